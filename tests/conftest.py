@@ -1,0 +1,17 @@
+"""What all tests share: one thread for torch, and no GPU test without a GPU."""
+
+import os
+
+import pytest
+
+# Read when torch is first imported, here and in the Ray workers that tests start. Results on CPU
+# repeat to the bit for an equal number of threads, and tests run beside each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch  # a run without GPU tests need not wait for it
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
