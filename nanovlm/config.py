@@ -1,0 +1,175 @@
+"""The configuration of a model and of its training; the template of every search space.
+
+`VLMConfig` describes the model, `TrainConfig` one training run of it. A field that can be searched
+carries its natural range in its metadata (`tunable`); that is what `NAME: default` in a space
+file means. Types and bounds are checked on construction, wherever the values come from.
+"""
+
+import dataclasses
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(
+    extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+)
+
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+NameList = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+Scalar = bool | int | float | str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tunable:
+    """The natural search range of a field: a kind of the space file and its argument."""
+
+    kind: Literal["uniform", "log_uniform", "int", "log_int", "choice"]
+    values: tuple[Scalar, ...]
+    """`(low, high)` of a range, or the choices."""
+
+
+def tunable(default: Any, kind: Any, *values: Scalar) -> Any:
+    """Return a dataclass field that can be searched over `kind` of `values`."""
+    return field(default=default, metadata={"tunable": Tunable(kind, values)})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
+class VLMConfig:
+    """The model: the 30 keys of a published nanoVLM `config.json`, with nanoVLM-222M's values."""
+
+    vit_hidden_dim: PositiveInt = 768
+    vit_inter_dim: PositiveInt | None = None
+    """Width of the vision MLP; None means 4 x vit_hidden_dim. Read it as `vit_mlp_dim`."""
+    vit_patch_size: PositiveInt = 16
+    vit_img_size: PositiveInt = 224
+    """Side of the square input image in pixels."""
+    vit_n_heads: PositiveInt = 12
+    vit_dropout: Ratio = tunable(0.0, "uniform", 0.0, 0.3)
+    vit_n_blocks: PositiveInt = 12
+    vit_ln_eps: PositiveFloat = 1e-6
+    vit_cls_flag: Literal[False] = False
+    """SigLIP has no class token, and the pixel shuffle needs the whole patch grid."""
+    vit_model_type: str = "google/siglip-base-patch16-224"
+
+    lm_hidden_dim: PositiveInt = 576
+    lm_inter_dim: PositiveInt = 1536
+    lm_rms_eps: PositiveFloat = 1e-5
+    lm_re_base: PositiveFloat = 100_000
+    """Base of the rotary embedding's frequencies (theta)."""
+    lm_max_position_embeddings: PositiveInt = 8192
+    lm_vocab_size: PositiveInt = 49_152
+    lm_n_heads: PositiveInt = 9
+    lm_n_kv_heads: PositiveInt = 3
+    lm_dropout: Ratio = tunable(0.0, "uniform", 0.0, 0.3)
+    lm_n_blocks: PositiveInt = 30
+    lm_attn_scaling: PositiveFloat = 1.0
+    """Factor on the rotary cosines and sines."""
+    lm_max_length: PositiveInt = 79
+    """Longest text of a sample in tokens: prompt, answer and EOS. The image comes on top."""
+    lm_use_tokens: Literal[False] = False
+    """The decoder reads embeddings, since image and text are joined before it."""
+    lm_tie_weights: bool = True
+    lm_model_type: str = "HuggingFaceTB/SmolLM2-135M"
+    lm_tokenizer: str = "HuggingFaceTB/cosmo2-tokenizer"
+    lm_eos_token_id: Annotated[int, Field(ge=0)] = 0
+
+    mp_pixel_shuffle_factor: PositiveInt = tunable(2, "choice", 1, 2)
+
+    vlm_load_backbone_weights: bool = True
+    """Start from the pretrained ViT and decoder; False starts from random weights."""
+    vlm_checkpoint_path: str = "checkpoints/nanoVLM-222M"
+
+    def __post_init__(self) -> None:
+        _divides("vit_patch_size", self.vit_patch_size, "vit_img_size", self.vit_img_size)
+        _divides("vit_n_heads", self.vit_n_heads, "vit_hidden_dim", self.vit_hidden_dim)
+        grid = self.vit_img_size // self.vit_patch_size
+        factor = self.mp_pixel_shuffle_factor
+        _divides("mp_pixel_shuffle_factor", factor, "the side of the patch grid", grid)
+        _divides("2 x lm_n_heads", 2 * self.lm_n_heads, "lm_hidden_dim", self.lm_hidden_dim)
+        _divides("lm_n_kv_heads", self.lm_n_kv_heads, "lm_n_heads", self.lm_n_heads)
+        if self.lm_eos_token_id >= self.lm_vocab_size:
+            raise ValueError(
+                "lm_eos_token_id must be below lm_vocab_size, "
+                f"got {self.lm_eos_token_id} and {self.lm_vocab_size}"
+            )
+        longest = self.num_image_tokens + self.lm_max_length
+        if longest > self.lm_max_position_embeddings:
+            raise ValueError(
+                f"{self.num_image_tokens} image tokens + lm_max_length={self.lm_max_length} "
+                f"exceed lm_max_position_embeddings={self.lm_max_position_embeddings}"
+            )
+
+    @property
+    def vit_mlp_dim(self) -> int:
+        return self.vit_inter_dim or 4 * self.vit_hidden_dim
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens that one image becomes in the decoder's sequence."""
+        side = self.vit_img_size // self.vit_patch_size // self.mp_pixel_shuffle_factor
+        return side * side
+
+
+def _divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
+    if value % divisor:
+        raise ValueError(f"{divisor_name} must divide {name}, got {divisor} and {value}")
+
+
+CAULDRON_NAMES = (
+    "ai2d", "aokvqa", "chart2text", "chartqa", "clevr", "cocoqa", "datikz", "diagram_image_to_text",
+    "docvqa", "dvqa", "figureqa", "finqa", "geomverse", "hateful_memes", "hitab", "iam", "iconqa",
+    "infographic_vqa", "intergps", "localized_narratives", "mapqa", "multihiertt", "ocrvqa",
+    "plotqa", "raven", "rendered_text", "robut_sqa", "robut_wikisql", "robut_wtq", "scienceqa",
+    "screen2words", "st_vqa", "tabmwp", "tallyqa", "tat_qa", "textcaps", "textvqa", "tqa",
+    "vistext", "visual7w", "visualmrc", "vqarad", "vqav2", "vsr", "websight",
+)  # fmt: skip
+"""The sub-sets of the_cauldron that nanoVLM v0.1 trains on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
+class TrainConfig:
+    """One training run. The names and defaults that nanoVLM has are nanoVLM v0.1's."""
+
+    lr_mp: NonNegativeFloat = tunable(2e-3, "log_uniform", 1e-5, 1e-1)
+    """Peak learning rate of the modality projector; 0 freezes it."""
+    lr_backbones: NonNegativeFloat = tunable(1e-4, "log_uniform", 1e-6, 1e-2)
+    """Peak learning rate of the vision encoder and the decoder; 0 freezes them."""
+    batch_size: PositiveInt = tunable(256, "choice", 64, 128, 256, 512)
+    """Samples of one optimizer step, however many workers or micro-batches share it."""
+    micro_batch_size: PositiveInt | None = None
+    """Samples of one forward pass on one worker; None takes the worker's whole share at once."""
+    epochs: PositiveInt = 5
+    weight_decay: NonNegativeFloat = tunable(0.01, "log_uniform", 1e-3, 0.3)
+    warmup_ratio: Ratio = tunable(0.03, "uniform", 0.0, 0.2)
+    """Share of the steps in which the learning rates rise linearly from 0 to their peak."""
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = tunable(0.1, "uniform", 0.0, 0.5)
+    """Where the cosine ends, as a share of the peak."""
+    max_grad_norm: PositiveFloat | None = tunable(1.0, "log_uniform", 0.1, 10.0)
+    """Gradients are scaled down to this global 2-norm; None does not clip."""
+
+    data_cutoff_idx: PositiveInt | None = None
+    """Use only so many rows of the shuffled training data."""
+    val_ratio: Ratio = 0.01
+    """Share of the training rows that is kept for the validation loss."""
+    train_dataset_path: str = "HuggingFaceM4/the_cauldron"
+    """Hub id, folder of parquet files, or `builtin:digits`."""
+    train_dataset_name: NameList = CAULDRON_NAMES
+    test_dataset_path: str = "Lin-Chen/MMStar"
+    mmstar_batch_size: PositiveInt = 32
+    eval_in_epochs: bool = True
+    """`run_single.py` also evaluates after each epoch, and every `eval_interval` steps."""
+    eval_interval: PositiveInt | None = None
+
+    seed: Annotated[int, Field(ge=0)] = tunable(0, "int", 0, 9)
+    """Decides the initial weights, the order of the data and dropout."""
+    compile: bool = True
+    cpu_threads: PositiveInt = 1
+    """Threads of one worker on CPU. Results on CPU repeat to the bit for an equal number."""
+    resume_from_vlm_checkpoint: bool = False
+    """Start from the weights in `vlm.vlm_checkpoint_path`."""
+    log_wandb: bool = False
+    wandb_entity: str | None = None
+
+    vlm: VLMConfig = field(default_factory=VLMConfig)

@@ -1,0 +1,187 @@
+"""From files and `key=value` arguments to a `TrainConfig`, and back.
+
+One precedence: defaults < preset < file < command line. Every value remembers the place it came
+from, so that an error can name it. Everything that is wrong is reported at once.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.errors import UserError, did_you_mean
+
+PRESETS_DIR = Path(__file__).resolve().parent.parent / "presets"
+
+TRAIN_KEYS = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name != "vlm")
+VLM_KEYS = tuple(f"vlm.{f.name}" for f in dataclasses.fields(VLMConfig))
+CONFIG_KEYS = TRAIN_KEYS + VLM_KEYS
+"""Every key of a configuration; those of `VLMConfig` carry the prefix `vlm.`."""
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML as people expect it: `1e-3` is a number, and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key stands twice: {', '.join(repeated)}", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, place: str) -> Any:
+    """Return the value that `text` stands for. Raises UserError naming `place` and the line."""
+    try:
+        return yaml.load(text, Loader=_YamlLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{place}: is not YAML: {' '.join(str(error).split())}") from None
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return the mapping that the YAML file `path` holds; an empty file is an empty mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text: {error}") from None
+    content = parse_yaml(text, str(path))
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must be a mapping (`key: value` lines), got {_kind(content)}")
+    return {str(key): value for key, value in content.items()}
+
+
+def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+    """Return the values of `key=value` arguments; a value is read as YAML (`1e-3`, `[a, b]`)."""
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            raise UserError(f"command line: {argument!r} is not of the form key=value")
+        values[key] = parse_yaml(text, f"command line: {key}")
+    return values
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Values of one place: a file, a preset or the command line."""
+
+    place: str
+    values: Mapping[str, Any]
+
+
+def preset_layer(preset: str) -> Layer:
+    """Return the values of a preset: a name in presets/ or the path of a YAML file."""
+    path = Path(preset)
+    if path.suffix not in (".yaml", ".yml"):
+        names = sorted(p.stem for p in PRESETS_DIR.glob("*.yaml"))
+        if preset not in names:
+            raise UserError(f"preset: there is no {preset!r}.{did_you_mean(preset, names)}")
+        path = PRESETS_DIR / f"{preset}.yaml"
+    return Layer(str(path), read_mapping(path))
+
+
+def build_config(*layers: Layer) -> TrainConfig:
+    """Return the configuration of the layers, later ones first in rank, over the defaults.
+
+    Raises:
+        UserError: with a message for every unknown key and every value that does not fit.
+    """
+    values: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    messages: list[str] = []
+    for layer in layers:
+        flat, bad = _flatten(layer)
+        messages += bad
+        for key, value in flat.items():
+            if key in CONFIG_KEYS:
+                values[key], places[key] = value, layer.place
+            else:
+                messages.append(f"{layer.place}: unknown key {key!r}.{nearest_key(key)}")
+    vlm_values = {k.removeprefix("vlm."): v for k, v in values.items() if k in VLM_KEYS}
+    train_values = {k: v for k, v in values.items() if k in TRAIN_KEYS}
+    vlm = VLMConfig()
+    try:
+        vlm = VLMConfig(**vlm_values)
+    except ValidationError as error:
+        messages += [_describe(details, "vlm.", places) for details in error.errors()]
+    try:
+        config = TrainConfig(**train_values, vlm=vlm)
+    except ValidationError as error:
+        messages += [_describe(details, "", places) for details in error.errors()]
+    if messages:
+        raise UserError(*messages)
+    return config
+
+
+def nearest_key(key: str) -> str:
+    """Return ` Did you mean ...?` for a key that does not exist; `vlm.` may have been forgotten."""
+    full_names = {name.removeprefix("vlm."): name for name in CONFIG_KEYS}
+    near = difflib.get_close_matches(key.removeprefix("vlm."), full_names, n=1)
+    return f" Did you mean {full_names[near[0]]!r}?" if near else " See docs/config.md."
+
+
+def load_config(file: Path | None, preset: str | None, overrides: Mapping[str, Any]) -> TrainConfig:
+    """Return the configuration of a single run. A file may name its own `preset`."""
+    values = read_mapping(file) if file else {}
+    file_preset = values.pop("preset", None)
+    overrides = dict(overrides)
+    preset = overrides.pop("preset", None) or preset or file_preset
+    layers = [preset_layer(str(preset))] if preset else []
+    layers += [Layer(str(file), values), Layer("command line", overrides)]
+    return build_config(*layers)
+
+
+def config_values(config: TrainConfig) -> dict[str, Any]:
+    """Return all keys and values as plain YAML types; `build_config` takes them back."""
+    values = dataclasses.asdict(config)
+    values["train_dataset_name"] = list(config.train_dataset_name)
+    return values
+
+
+def get_value(config: TrainConfig, key: str) -> Any:
+    """Return the value of a key such as `lr_mp` or `vlm.lm_dropout`."""
+    owner = config.vlm if key.startswith("vlm.") else config
+    return getattr(owner, key.removeprefix("vlm."))
+
+
+def _flatten(layer: Layer) -> tuple[dict[str, Any], list[str]]:
+    """Return `layer` with `vlm: {x: 1}` written as `vlm.x: 1`, and what is wrong with that."""
+    flat = {key: value for key, value in layer.values.items() if key != "vlm"}
+    vlm = layer.values.get("vlm") or {}
+    if not isinstance(vlm, Mapping):
+        return flat, [f"{layer.place}: vlm: must be a mapping, got {vlm!r}"]
+    return flat | {f"vlm.{key}": value for key, value in vlm.items()}, []
+
+
+def _describe(details: ErrorDetails, prefix: str, places: Mapping[str, str]) -> str:
+    rule = details["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    rule = rule[:1].lower() + rule[1:]
+    if not details["loc"]:  # a rule between several keys; its text names them
+        vlm_places = sorted({place for key, place in places.items() if key.startswith(prefix)})
+        return f"{' + '.join(vlm_places) or 'defaults'}: {rule}"
+    key = prefix + str(details["loc"][0])
+    return f"{places.get(key, 'defaults')}: {key}: {rule}, got {details['input']!r}"
+
+
+def _kind(value: Any) -> str:
+    return "a list" if isinstance(value, list) else repr(value)

@@ -1,0 +1,57 @@
+"""The one exception that stands for a mistake in the user's input."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class UserError(Exception):
+    """Input that cannot be used. The programs print it without a traceback and exit with code 2.
+
+    Each message gives the place, the rule, the value found and, where there are some, the choices.
+    Everything that is wrong is collected and raised at once.
+    """
+
+    def __init__(self, *messages: str) -> None:
+        super().__init__("\n".join(messages))
+        self.messages = messages
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, ...]]:
+        return type(self), self.messages  # survives the way between processes
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the nearest choice, or all choices when none is near."""
+    known: Sequence[str] = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f" Did you mean {near[0]!r}?"
+    return f" Choices: {', '.join(known)}."
+
+
+class Problems:
+    """Collects the UserErrors of several independent checks, to raise them as one.
+
+    with problems:
+        check_this()
+    with problems:
+        check_that()
+    problems.raise_if_any()
+    """
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> bool:
+        if isinstance(error, UserError):
+            self.messages += error.messages
+            return True
+        return False
+
+    def raise_if_any(self) -> None:
+        if self.messages:
+            raise UserError(*self.messages)

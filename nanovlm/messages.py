@@ -1,0 +1,86 @@
+"""The few frozen values that travel between the layers, and between processes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+from nanovlm.config import TrainConfig
+
+
+class Decision(Enum):
+    """What a trial does after a report."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One trial to run."""
+
+    trial_id: str
+    config: TrainConfig
+    number: int = 0
+    """Place of the trial in its search, from 0."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """The values of the searched keys; they are in `config` too."""
+    milestones: tuple[int, ...] = ()
+    """Samples seen at which to report besides the end, ascending. Each report is made at the first
+    optimizer step that reaches its milestone."""
+    checkpoint: str | None = None
+    """Folder of a model checkpoint (`save_pretrained`) to start from instead of initial weights."""
+    output_dir: str | None = None
+    """Folder that receives the model of the final report; None keeps no model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What a trial has reached; made exactly at each milestone and at the end."""
+
+    samples_seen: int
+    step: int
+    """Optimizer steps taken."""
+    metrics: dict[str, float]
+    """Always with the objective, e.g. `mmstar_accuracy`."""
+    checkpoint: str | None = None
+    """Folder of the saved model, if one was saved with this report."""
+    seconds: float
+    """Seconds since the trial started, evaluation included."""
+    first_step_seconds: float
+    """Seconds from the trial's start to the end of its first optimizer step."""
+    is_final: bool = False
+    """True for the report after the last step of the full budget."""
+
+
+TrialState = Literal["running", "completed", "stopped", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialRecord:
+    """All that is known of a trial; a line of `trials.jsonl` once it has ended.
+
+    Times are seconds since the epoch. `first_step_at` and `ended_at` are read from the clock of
+    the worker, so that their difference over consecutive trials of one group is exact.
+    """
+
+    trial_id: str
+    number: int
+    parameters: Mapping[str, Any]
+    config: Mapping[str, Any]
+    state: TrialState
+    reason: str | None = None
+    """Why the trial failed or was stopped."""
+    samples_seen: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Those of the last report."""
+    reports: tuple[Mapping[str, Any], ...] = ()
+    """`samples_seen, step, seconds, metrics` of each report."""
+    submitted_at: float
+    first_step_at: float | None = None
+    """End of the first optimizer step."""
+    ended_at: float | None = None
+    """When the last work was done: the last report handed in, or the failure."""
+    worker_group: str | None = None
+    checkpoint: str | None = None
+    """Folder of the trial's final model, if it was kept."""
