@@ -1,0 +1,272 @@
+"""The search space: what `run_search.py --space FILE` reads, checked as a whole.
+
+A space is a `TrainConfig` (the base) and, for some of its keys, a range to search. Everything
+that is wrong in the file is reported at once, before anything starts.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import ValidationError as PydanticError
+
+from nanovlm.config import TrainConfig
+from nanovlm.config_files import (
+    Layer,
+    build_config,
+    config_values,
+    get_value,
+    preset_layer,
+    read_mapping,
+)
+from nanovlm.errors import Problems, UserError, did_you_mean
+from nanovlm.search.parameter import Parameter, check_conditions, read_parameter
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Objective(_Section):
+    """What makes one trial better than another."""
+
+    metric: str = "mmstar_accuracy"
+    """A metric that every report carries."""
+    mode: Literal["max", "min"] = "max"
+
+
+class Sampler(_Section):
+    """Where the next trial's values come from."""
+
+    name: Literal["tpe", "random"] = "tpe"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Scheduler(_Section):
+    """When a trial is stopped before its full budget."""
+
+    name: Literal["asha", "none"] = "asha"
+    rungs: Annotated[int, Field(ge=1)] = 4
+    """Milestones at which trials are compared, the end of the full budget included."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """One of so many trials goes on past a milestone; each milestone is so many times the last."""
+
+
+class Budget(_Section):
+    """When the search ends: at whichever limit is reached first."""
+
+    trials: PositiveInt | None = None
+    hours: PositiveFloat | None = None
+    gpu_hours: PositiveFloat | None = None
+    target: float | None = None
+    """A value of the objective that is good enough."""
+
+
+class Resources(_Section):
+    """What one trial occupies."""
+
+    workers: PositiveInt = 1
+    cpus_per_worker: PositiveFloat = 1
+    gpus_per_worker: NonNegativeFloat = 0
+
+    @property
+    def gpus_per_trial(self) -> float:
+        return self.workers * self.gpus_per_worker
+
+
+class _SpaceFile(_Section):
+    preset: str = "nanovlm-222m"
+    base: dict[str, Any] = {}
+    search: Annotated[dict[str, Any], Field(min_length=1)]
+    objective: Objective = Objective()
+    sampler: Sampler = Sampler()
+    scheduler: Scheduler = Scheduler()
+    budget: Budget = Budget(trials=32)
+    resources: Resources = Resources()
+
+
+_SECTIONS = tuple(_SpaceFile.model_fields)
+_SETTINGS = ("objective", "sampler", "scheduler", "budget", "resources")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """A checked search space."""
+
+    name: str
+    """The file's name without its ending; the default name of the results folder."""
+    base: TrainConfig
+    """Every key's value; of a searched key: the value that trial 0 and inactive conditions use."""
+    parameters: tuple[Parameter, ...]
+    """In an order in which a condition's parameter comes before what depends on it."""
+    objective: Objective
+    sampler: Sampler
+    scheduler: Scheduler
+    budget: Budget
+    resources: Resources
+
+    def default_values(self) -> dict[str, Any]:
+        """Return the searched keys' values of trial 0, the base configuration."""
+        values: dict[str, Any] = {}
+        for parameter in self.parameters:
+            if parameter.is_active(values):
+                values[parameter.key] = get_value(self.base, parameter.key)
+        return values
+
+    def config_for(self, values: Mapping[str, Any]) -> TrainConfig:
+        """Return the configuration of a trial that the sampler gave these values."""
+        return _with_values(self.base, values)
+
+    def largest_batch_size(self) -> int:
+        """Return the largest batch that a trial may ask for, in samples."""
+        searched = [p.largest() for p in self.parameters if p.key == "batch_size"]
+        return max([self.base.batch_size, *searched])
+
+    def to_yaml(self) -> str:
+        """Return the resolved space as a space file that gives the same space again."""
+        content = {
+            "preset": "nanovlm-222m",
+            "base": config_values(self.base),
+            "search": {parameter.key: parameter.to_yaml() for parameter in self.parameters},
+            **{section: getattr(self, section).model_dump() for section in _SETTINGS},
+        }
+        return yaml.safe_dump(content, sort_keys=False)
+
+
+def load_space(path: Path, overrides: Mapping[str, Any] | None = None) -> SearchSpace:
+    """Return the space of a YAML file with the overrides of the command line.
+
+    An override is a key of the file (`budget.trials`, `preset`, `search.lr_mp`) or a key of the
+    base configuration (`epochs`, `vlm.lm_dropout`).
+
+    Raises:
+        UserError: with a message for everything that is wrong.
+    """
+    place = str(path)
+    sections, base_overrides = _apply(read_mapping(path), overrides or {})
+    problems = Problems()
+    settings, base = _SpaceFile(search={"-": 0}), TrainConfig()
+    with problems:
+        settings = _read_settings(place, sections)
+    with problems:
+        base = build_config(
+            preset_layer(str(sections.get("preset", settings.preset))),
+            Layer(f"{place}: base", _mapping_or_empty(sections.get("base"))),
+            Layer("command line", base_overrides),
+        )
+    with problems:
+        parameters = _read_parameters(place, _mapping_or_empty(sections.get("search")), base)
+    problems.raise_if_any()
+    space = SearchSpace(
+        name=path.stem,
+        base=base,
+        parameters=parameters,
+        **{section: getattr(settings, section) for section in _SETTINGS},
+    )
+    _check_together(place, space)
+    return space
+
+
+def _read_settings(place: str, sections: Mapping[str, Any]) -> _SpaceFile:
+    try:
+        return _SpaceFile(**sections)
+    except PydanticError as error:
+        raise UserError(*(_describe(place, dict(e)) for e in error.errors())) from None
+
+
+def _mapping_or_empty(content: Any) -> dict[str, Any]:
+    return content if isinstance(content, dict) else {}  # what it is instead is said elsewhere
+
+
+def _apply(
+    content: dict[str, Any], overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the file's sections with the overrides in place, and those meant for `base`."""
+    sections = dict(content)
+    base_overrides: dict[str, Any] = {}
+    for key, value in overrides.items():
+        section, _, rest = key.partition(".")
+        if section not in _SECTIONS:
+            base_overrides[key] = value
+        elif rest:
+            sections[section] = {**(sections.get(section) or {}), rest: value}
+        else:
+            sections[section] = value
+    return sections, base_overrides
+
+
+def _read_parameters(
+    place: str, search: Mapping[str, Any], base: TrainConfig
+) -> tuple[Parameter, ...]:
+    parameters: list[Parameter] = []
+    problems = Problems()
+    for key, content in search.items():
+        with problems:
+            parameter = read_parameter(f"{place}: search.{key}", key, content)
+            _check_values(f"{place}: search.{key}", parameter, base)
+            parameters.append(parameter)
+    problems.raise_if_any()
+    return check_conditions(place, parameters)
+
+
+def _check_values(place: str, parameter: Parameter, base: TrainConfig) -> None:
+    """Raise if a choice or an end of the range makes a configuration that cannot be."""
+    for value in parameter.values:
+        try:
+            _with_values(base, {parameter.key: value})
+        except PydanticError as error:
+            rules = "; ".join(_rule(e["msg"]) for e in error.errors())
+            raise UserError(f"{place}: {rules}, got {value!r}") from None
+
+
+def _check_together(place: str, space: SearchSpace) -> None:
+    defaults = space.default_values()
+    messages = [
+        f"{place}: search.{parameter.key}: trial 0 runs the base configuration, whose "
+        f"{parameter.key}={defaults[parameter.key]!r} is outside {parameter}; "
+        f"set base.{parameter.key} to a value inside, or widen it"
+        for parameter in space.parameters
+        if parameter.key in defaults and not parameter.contains(defaults[parameter.key])
+    ]
+    smallest = min(
+        [space.base.batch_size, *(p.smallest() for p in space.parameters if p.key == "batch_size")]
+    )
+    if smallest < space.resources.workers:
+        messages.append(
+            f"{place}: resources.workers: must not exceed the smallest batch_size={smallest}, "
+            f"got {space.resources.workers}"
+        )
+    budget = space.budget.model_dump()
+    if all(value is None for value in budget.values()):
+        messages.append(f"{place}: budget: one of {', '.join(budget)} must be given")
+    if messages:
+        raise UserError(*messages)
+
+
+def _with_values(base: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    vlm = {k.removeprefix("vlm."): v for k, v in values.items() if k.startswith("vlm.")}
+    train = {k: v for k, v in values.items() if not k.startswith("vlm.")}
+    return dataclasses.replace(base, **train, vlm=dataclasses.replace(base.vlm, **vlm))
+
+
+def _describe(place: str, error: Mapping[str, Any]) -> str:
+    path = [str(part) for part in error["loc"]]
+    key = ".".join(path)
+    if error["type"] == "missing":
+        return f"{place}: {key}: must be given"
+    if error["type"] == "extra_forbidden":
+        section = _SpaceFile.model_fields[path[0]].annotation if len(path) > 1 else _SpaceFile
+        known = section.model_fields if isinstance(section, type) else ()
+        return f"{place}: unknown key {key!r}.{did_you_mean(path[-1], known)}"
+    return f"{place}: {key}: {_rule(error['msg'])}, got {error['input']!r}"
+
+
+def _rule(message: str) -> str:
+    rule = message.removeprefix("Value error, ").replace("Input should", "must")
+    rule = rule.replace("Dictionary should", "must").replace(" after validation, not 0", "")
+    return rule[:1].lower() + rule[1:]
