@@ -1,0 +1,211 @@
+"""The whole model: image -> vision encoder -> projector -> decoder, with the text behind the image.
+
+Shapes: B samples, S image side in pixels, I image tokens, T text tokens, D = lm_hidden_dim,
+        V = lm_vocab_size, A = max_new_tokens.
+"""
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from nanovlm.config import VLMConfig
+from nanovlm.models.language_model import KVCache, LanguageModel
+from nanovlm.models.modality_projector import ModalityProjector
+from nanovlm.models.pretrained import read_config, read_weights, write_model
+from nanovlm.models.sampling import check_sampling, sample
+from nanovlm.models.vision_transformer import ViT
+
+IGNORED_TARGET = -100
+"""The target of a token that carries no label."""
+
+_WRITES_TO_RESIDUAL = ("attn.out_proj.weight", "mlp.fc2.weight", "mlp.down_proj.weight")
+
+
+class VisionLanguageModel(nn.Module):
+    """nanoVLM: one image, then text.
+
+    A new model has the initial weights of `seed`; under `torch.device("meta")` it has shapes only.
+    Weights stay float32; for speed use autocast, which leaves norms and rotary angles in float32.
+    """
+
+    def __init__(self, config: VLMConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        device = torch.get_default_device()
+        # On meta the layers do not draw initial weights of their own from the global generator.
+        with torch.device("meta"):
+            self.vision_encoder = ViT(config)
+            self.MP = ModalityProjector(config)
+            self.decoder = LanguageModel(config)
+        if device.type != "meta":
+            self.to_empty(device=device)
+            self.decoder.tie_weights()
+            self.initialize(seed)
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> None:
+        """Set the initial weights of `seed`, in place; no global random number is drawn.
+
+        Norms are 1 and biases 0. All else is normal with variance 1 / fan-in, so that every width
+        starts at the same scale; matrices that write to a residual stream are smaller by
+        sqrt(2 x its blocks). Equal to the bit on devices of one kind.
+        """
+        generator = Generator(self.MP.proj.weight.device).manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith(".bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(
+                    std=_initial_std(name, parameter, self.config), generator=generator
+                )
+        self.decoder.rotary_embd.reset()
+
+    def embed(self, input_ids: Tensor, image: Tensor) -> Tensor:
+        """Put the image's tokens in front of the text's.
+
+        int[B, T], float[B, 3, S, S] -> float[B, I + T, D]
+        """
+        image_tokens = self.MP(self.vision_encoder(image))
+        return torch.cat((image_tokens, self.decoder.token_embedding(input_ids)), dim=1)
+
+    def hidden_states(
+        self, input_ids: Tensor, image: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Return the decoder's output at the text's tokens, ready for `decoder.head`.
+
+        int[B, T], float[B, 3, S, S], bool or int [B, T] -> float[B, T, D]
+        """
+        mask = self._with_image(attention_mask)
+        return self.decoder(self.embed(input_ids, image), mask)[:, self.config.num_image_tokens :]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        image: Tensor,
+        attention_mask: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the logits float[B, T, V], and the loss if there are targets.
+
+        Args:
+            input_ids: int[B, T]
+            image: float[B, 3, S, S], values from 0 to 1
+            attention_mask: bool or int [B, T], true for real tokens; None if all are.
+            targets: int[B, T], the token that follows each input token; -100 for no label. The
+                loss is the mean over the labels, 0 without any.
+        """
+        logits = self.decoder.head(self.hidden_states(input_ids, image, attention_mask))
+        if targets is None:
+            return logits, None
+        loss = F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            targets.flatten(),
+            ignore_index=IGNORED_TARGET,
+            reduction="sum",
+        )
+        return logits, loss / (targets != IGNORED_TARGET).sum().clamp(min=1)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        image: Tensor,
+        attention_mask: Tensor | None = None,
+        max_new_tokens: int = 5,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        greedy: bool = True,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """Return the tokens that follow each prompt, int[B, <= A].
+
+        A sequence that has ended with EOS is filled up with EOS; when all have, generation ends.
+        Call it in evaluation mode, or dropout takes part.
+
+        Args:
+            temperature, top_k, top_p, generator: for sampling, that is without `greedy`.
+
+        Raises:
+            ValueError: a number is out of its range.
+        """
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        check_sampling(temperature, top_k, top_p)
+        eos = self.config.lm_eos_token_id
+        num_prompt = self.config.num_image_tokens + input_ids.shape[1]
+        cache = KVCache(num_prompt + max_new_tokens - 1)
+        mask = self._with_image(attention_mask)
+        hidden = self.decoder(self.embed(input_ids, image), mask, cache)
+        last = hidden[:, -1] if mask is None else _last_real(hidden, mask)
+        tokens = input_ids.new_empty(len(input_ids), 0)
+        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        while True:
+            # In bfloat16 the likeliest tokens would often tie, and the lower id would win.
+            with torch.autocast(last.device.type, enabled=False):
+                logits = self.decoder.head(last)
+            if greedy:
+                token = logits.argmax(dim=-1)
+            else:
+                token = sample(logits, temperature, top_k, top_p, generator)
+            token = token.masked_fill(ended, eos)[:, None]  # (B, 1)
+            tokens = torch.cat((tokens, token), dim=1)
+            ended = (tokens == eos).any(dim=1)
+            if tokens.shape[1] == max_new_tokens or ended.all():  # waits for the device
+                return tokens
+            if mask is not None:
+                mask = F.pad(mask, (0, 1), value=True)
+            last = self.decoder(self.decoder.token_embedding(token), mask, cache)[:, -1]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` into the folder, made if it is not there."""
+        write_model(Path(folder), self.config, self)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **overrides: Any) -> Self:
+        """Load what `save_pretrained` has written, or a published nanoVLM v0.1 model, on the CPU.
+
+        Args:
+            overrides: VLMConfig keys that go before the file's, such as `lm_dropout=0.1`.
+
+        Raises:
+            UserError: a file is missing or broken; an unknown key; missing, unknown or mis-shaped
+                tensors, all listed.
+        """
+        folder = Path(folder)
+        config = read_config(folder, overrides)
+        with torch.device("meta"):
+            model = cls(config)
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        weights = read_weights(folder, shapes, config.lm_tie_weights)
+        model.load_state_dict(weights, assign=True)
+        model.decoder.tie_weights()
+        return model
+
+    def _with_image(self, attention_mask: Tensor | None) -> Tensor | None:
+        """Prepend the image's tokens, all real: bool or int [B, T] -> bool[B, I + T]"""
+        if attention_mask is None:
+            return None
+        return F.pad(attention_mask.bool(), (self.config.num_image_tokens, 0), value=True)
+
+
+def _last_real(hidden: Tensor, is_real: Tensor) -> Tensor:
+    """Pick each sequence's last real token: float[B, S, D], bool[B, S] -> float[B, D]"""
+    columns = torch.arange(is_real.shape[1], device=is_real.device)
+    last = (columns * is_real).argmax(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def _initial_std(name: str, parameter: Tensor, config: VLMConfig) -> float:
+    if name.endswith("position_embedding"):
+        return config.vit_hidden_dim**-0.5
+    std = parameter[0].numel() ** -0.5
+    if name.endswith(_WRITES_TO_RESIDUAL):
+        in_decoder = name.startswith("decoder.")
+        std /= (2 * (config.lm_n_blocks if in_decoder else config.vit_n_blocks)) ** 0.5
+    return std
