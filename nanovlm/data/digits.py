@@ -1,0 +1,249 @@
+"""`builtin:digits`: questions about real scans of handwritten digits, in files that pip installed.
+
+scikit-learn bundles 1,797 scans of 8 x 8 grey pixels (`load_digits`, from the UCI repository). They
+are served in the columns of the_cauldron for training and in those of MMStar for the benchmark, so
+that everything that works on them works on the real data sets too. The split is fixed and no scan
+is in both parts. Nothing here depends on anything but the scans: the same rows on every machine.
+"""
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+from nanovlm.data.samples import mmstar_prompt, training_prompt
+
+BUILTIN_DIGITS = "builtin:digits"
+LETTERS = "ABCD"
+INSTRUCTION = "Answer only with the letter!"
+END_OF_TEXT, UNKNOWN = "<|endoftext|>", "<|unknown|>"
+
+IMAGE_SIDE = 32
+"""Side of the served images in pixels; each scanned pixel becomes a square of 4 x 4."""
+NUM_BENCHMARK_SCANS_PER_DIGIT = 36
+NUM_ORDERS = 3
+"""Turns of a shuffled kind in a training row: the same question under several orders."""
+
+TRAINING_FEATURES = datasets.Features(
+    {
+        "images": datasets.List(datasets.Image()),
+        "texts": datasets.List(
+            {key: datasets.Value("string") for key in ("user", "assistant", "source")}
+        ),
+    }
+)
+BENCHMARK_FEATURES = datasets.Features(
+    {
+        "index": datasets.Value("int64"),
+        "question": datasets.Value("string"),
+        "image": datasets.Image(),
+        "answer": datasets.Value("string"),
+        "category": datasets.Value("string"),
+        "l2_category": datasets.Value("string"),
+        "meta_info": {key: datasets.Value("string") for key in ("source", "split", "image_path")},
+    }
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of question: what is asked, what can be answered, and in which order."""
+
+    category: str
+    l2_category: str
+    question: str
+    answer: Callable[[int], str]
+    """The right option for a digit."""
+    options: tuple[str, ...]
+    """All answers there are; of more than four, three wrong ones are drawn for each question."""
+    shuffled: bool
+    """False lists the four options always in this order."""
+
+
+KINDS = (
+    Kind(
+        category="fine-grained perception",
+        l2_category="recognition",
+        question="Which digit is this?",
+        answer=str,
+        options=tuple("0123456789"),
+        shuffled=True,
+    ),
+    Kind(
+        category="instance reasoning",
+        l2_category="cross-instance relation reasoning",
+        question="Which range does the digit lie in?",
+        answer=lambda digit: ("0-2", "3-4", "5-6", "7-9")[(digit > 2) + (digit > 4) + (digit > 6)],
+        options=("0-2", "3-4", "5-6", "7-9"),
+        shuffled=False,
+    ),
+    Kind(
+        category="logical reasoning",
+        l2_category="common reasoning",
+        question="Which group does the digit belong to?",
+        answer=lambda digit: ("low", "high")[digit > 4] + ("-even", "-odd")[digit % 2],
+        options=("low-even", "low-odd", "high-even", "high-odd"),
+        shuffled=False,
+    ),
+    Kind(
+        category="math",
+        l2_category="numeric commonsense and calculation",
+        question="What remains when dividing the digit by four?",
+        answer=lambda digit: str(digit % 4),
+        options=tuple("0123"),
+        shuffled=False,
+    ),
+)
+# Short wordings and options of one word: a step on CPU costs in proportion to the longest prompt.
+
+
+def digits_training_rows() -> datasets.Dataset:
+    """Return one row a scan, in the_cauldron's columns: its image, and turns of every kind.
+
+    Besides, each row asks for the digit itself without options, and asks the shuffled kinds under
+    several orders of the options.
+    """
+    scans, _ = _split_scans()
+    columns = {
+        "images": [[_image(scan)] for scan in scans],
+        "texts": list(_training_texts(scans)),
+    }
+    return datasets.Dataset.from_dict(columns, features=TRAINING_FEATURES)
+
+
+def digits_benchmark_rows() -> datasets.Dataset:
+    """Return one row a question, in MMStar's columns; within a kind all letters are equally often
+    right, so that guessing gives 0.25.
+
+    A kind asks about as many of the scans as that allows: in a fixed order of the options the
+    digit decides the letter.
+    """
+    _, scans = _split_scans()
+    rng = np.random.default_rng(2)
+    rows = [row for kind in KINDS for row in _benchmark_rows(kind, scans, rng)]
+    indexed = [{"index": index, **row} for index, row in enumerate(rows)]
+    return datasets.Dataset.from_list(indexed, features=BENCHMARK_FEATURES)
+
+
+def digits_tokenizer() -> Tokenizer:
+    """Return a word-level tokenizer of the training text; id 0 ends a text, id 1 is unknown.
+
+    White space, commas and colons only separate words: `A: 3, B: 7` is `A`, `3`, `B`, `7`. So the
+    letter of an option is the same token as the letter of an answer, and prompts are short.
+    Decoding puts one space between words.
+    """
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s,:]+"), "removed")
+    trainer = trainers.WordLevelTrainer(special_tokens=[END_OF_TEXT, UNKNOWN], show_progress=False)
+    tokenizer.train_from_iterator(_vocabulary_text(), trainer)
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class _Scan:
+    number: int
+    """Its place in `load_digits`."""
+    pixels: np.ndarray
+    """uint8[8, 8], 0 is paper and 255 is ink."""
+    digit: int
+
+
+def _split_scans() -> tuple[list[_Scan], list[_Scan]]:
+    """Return the scans of training and benchmark; of each digit the benchmark has equally many."""
+    data = load_digits()
+    pixels = np.round(data.images * (255 / 16)).astype(np.uint8)
+    order = np.random.default_rng(0).permutation(len(pixels))
+    scans = [_Scan(int(i), pixels[i], int(data.target[i])) for i in order]
+    training: list[_Scan] = []
+    benchmark: list[_Scan] = []
+    num_in_benchmark = dict.fromkeys(range(10), 0)
+    for scan in scans:
+        if num_in_benchmark[scan.digit] < NUM_BENCHMARK_SCANS_PER_DIGIT:
+            num_in_benchmark[scan.digit] += 1
+            benchmark.append(scan)
+        else:
+            training.append(scan)
+    return training, benchmark
+
+
+def _image(scan: _Scan) -> dict[str, Any]:
+    """Return a scan as `datasets` stores an image: PNG bytes and a file name."""
+    scale = IMAGE_SIDE // len(scan.pixels)
+    pixels = scan.pixels.repeat(scale, axis=0).repeat(scale, axis=1)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="png")
+    return {"bytes": file.getvalue(), "path": _image_name(scan)}
+
+
+def _image_name(scan: _Scan) -> str:
+    return f"scan-{scan.number:04}.png"
+
+
+def _ask(kind: Kind, digit: int, letter: str, rng: np.random.Generator) -> tuple[str, str]:
+    """Return a question with inline options, and its letter.
+
+    In a shuffled kind `letter` is where the right option comes to stand.
+    """
+    right = kind.answer(digit)
+    options: Sequence[str] = kind.options
+    if kind.shuffled:
+        wrong = [option for option in kind.options if option != right]
+        drawn = [str(option) for option in rng.choice(wrong, len(LETTERS) - 1, replace=False)]
+        place = LETTERS.index(letter)
+        options = [*drawn[:place], right, *drawn[place:]]
+    inline = ", ".join(f"{name}: {option}" for name, option in zip(LETTERS, options, strict=True))
+    return f"{kind.question}\nOptions: {inline}", LETTERS[options.index(right)]
+
+
+def _training_texts(scans: Iterable[_Scan]) -> Iterator[list[dict[str, str]]]:
+    """Yield the turns of each scan."""
+    rng = np.random.default_rng(1)
+    for scan in scans:
+        turns = [_turn(KINDS[0].question, str(scan.digit), "open")]
+        for kind in KINDS:
+            for _ in range(NUM_ORDERS if kind.shuffled else 1):
+                question, letter = _ask(kind, scan.digit, str(rng.choice(list(LETTERS))), rng)
+                turns.append(_turn(f"{question}\n{INSTRUCTION}", letter, kind.l2_category))
+        yield turns
+
+
+def _turn(user: str, assistant: str, source: str) -> dict[str, str]:
+    return {"user": user, "assistant": assistant, "source": f"digits: {source}"}
+
+
+def _benchmark_rows(
+    kind: Kind, scans: Iterable[_Scan], rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    by_letter: dict[str, list[dict[str, Any]]] = {letter: [] for letter in LETTERS}
+    for i, scan in enumerate(scans):
+        question, letter = _ask(kind, scan.digit, LETTERS[i % len(LETTERS)], rng)
+        by_letter[letter].append(
+            {
+                "question": question,
+                "image": _image(scan),
+                "answer": letter,
+                "category": kind.category,
+                "l2_category": kind.l2_category,
+                "meta_info": {
+                    "source": "scikit-learn load_digits",
+                    "split": "benchmark",
+                    "image_path": _image_name(scan),
+                },
+            }
+        )
+    # The rarest letter decides how many questions there are of each.
+    return [row for four in zip(*by_letter.values(), strict=False) for row in four]
+
+
+def _vocabulary_text() -> Iterator[str]:
+    scans, _ = _split_scans()
+    yield mmstar_prompt("")
+    for turns in _training_texts(scans):
+        for turn in turns:
+            yield f"{training_prompt(turn['user'])} {turn['assistant']}"

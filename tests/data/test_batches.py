@@ -1,0 +1,98 @@
+"""The order of the training stream, and batches against a naive reference."""
+
+import numpy as np
+import pytest
+import torch
+
+from nanovlm.data.batches import collate, count_answer_tokens, samples_in_order
+from nanovlm.data.prepared import PreparedSamples
+
+PROMPTS = [[5, 6, 7], [5], [8, 8, 8, 8, 8, 8, 8, 8], [9, 0, 9]]
+ANSWERS = [[1, 0], [2, 3, 0], [4, 0], [0]]
+"""With EOS, which is 0 and also stands inside a prompt."""
+
+
+@pytest.fixture
+def samples() -> PreparedSamples:
+    texts = [prompt + answer for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
+    lengths = [len(text) for text in texts]
+    return PreparedSamples(
+        images=torch.arange(3 * 3 * 2 * 2, dtype=torch.uint8).reshape(3, 3, 2, 2),
+        image_index=torch.tensor([0, 2, 2, 1]),
+        tokens=torch.tensor([token for text in texts for token in text]),
+        offsets=torch.tensor([0, *np.cumsum(lengths)]),
+        prompt_lengths=torch.tensor([len(prompt) for prompt in PROMPTS]),
+        num_dropped=0,
+    )
+
+
+def naive_texts(indices: list[int], length: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Return input_ids and targets, token by token."""
+    inputs, targets = [], []
+    for i in indices:
+        text = PROMPTS[i] + ANSWERS[i]
+        inputs.append([text[t] if t < len(text) - 1 else 0 for t in range(length)])
+        labels = [-100] * (len(PROMPTS[i]) - 1) + ANSWERS[i]
+        targets.append([labels[t] if t < len(labels) else -100 for t in range(length)])
+    return inputs, targets
+
+
+@pytest.mark.parametrize(
+    ("indices", "pad_multiple", "length"),
+    [
+        ([0], 1, 4),
+        ([0], 8, 8),
+        ([3, 1], 1, 3),
+        ([2, 0, 1, 3], 8, 16),
+        ([2, 0, 1, 3], 1, 9),
+        ([1, 1], 2, 4),
+    ],
+)
+def test_collate_like_the_naive_reference(
+    samples: PreparedSamples, indices: list[int], pad_multiple: int, length: int
+) -> None:
+    batch = collate(samples, np.array(indices), pad_multiple)
+    inputs, targets = naive_texts(indices, length)
+    assert batch.input_ids.tolist() == inputs
+    assert batch.targets.tolist() == targets
+    assert batch.input_ids.dtype == batch.targets.dtype == torch.int64
+    images = [samples.images[samples.image_index[i]] for i in indices]
+    assert torch.equal(batch.images, torch.stack(images))
+    assert batch.images.dtype == torch.uint8
+
+
+def test_answer_tokens_are_counted_as_collate_labels_them(samples: PreparedSamples) -> None:
+    for indices in (np.array([0]), np.array([3, 2]), np.arange(4), np.arange(4)[1::2]):
+        labels = collate(samples, indices).targets != -100
+        assert count_answer_tokens(samples, indices) == labels.sum()
+        assert samples.num_answer_tokens[torch.from_numpy(indices)].sum() == labels.sum()
+
+
+def test_every_epoch_is_another_permutation() -> None:
+    stream = samples_in_order(50, seed=3, start=0, stop=200).reshape(4, 50)
+    assert stream.dtype == np.int64
+    assert all(sorted(epoch) == list(range(50)) for epoch in stream.tolist())
+    assert len({tuple(epoch) for epoch in stream.tolist()}) == 4
+    assert (stream[0] != np.arange(50)).any()
+
+
+def test_the_seed_decides_the_order() -> None:
+    first = samples_in_order(50, seed=3, start=0, stop=50)
+    assert (first == samples_in_order(50, seed=3, start=0, stop=50)).all()
+    assert (first != samples_in_order(50, seed=4, start=0, stop=50)).any()
+    # Neither seed + epoch nor the like: no epoch of one seed is an epoch of another.
+    later = samples_in_order(50, seed=2, start=50, stop=100)
+    assert (first != later).any()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 20, 45])
+def test_the_order_is_the_same_for_every_batch_size(batch_size: int) -> None:
+    stream = samples_in_order(20, seed=0, start=0, stop=90)
+    starts = range(0, 90 - batch_size + 1, batch_size)
+    batches = [samples_in_order(20, 0, start, start + batch_size) for start in starts]
+    assert (np.concatenate(batches) == stream[: len(starts) * batch_size]).all()
+
+
+def test_a_batch_does_not_change_the_stream() -> None:
+    samples_in_order(20, seed=0, start=0, stop=20)[:] = 0
+    assert sorted(samples_in_order(20, seed=0, start=0, stop=20)) == list(range(20))

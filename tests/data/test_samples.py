@@ -1,0 +1,41 @@
+"""Prompts and turns as token ids."""
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from nanovlm.data.samples import encode_turn, mmstar_prompt, training_prompt
+
+EOS = 9
+WORDS = ["Question:", "What?", "Answer:", "a", "cat"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    vocabulary = {word: i for i, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
+
+
+def test_prompts_are_worded_as_in_nanovlm() -> None:
+    assert training_prompt("What?") == "Question: What? Answer:"
+    assert mmstar_prompt("What?") == ("Question: What? \nAnswer only with the letter! \nAnswer:")
+
+
+def test_a_turn_is_prompt_answer_and_eos(tokenizer: Tokenizer) -> None:
+    turn = encode_turn(tokenizer, "What?", "a cat", EOS, max_length=79)
+    assert turn is not None
+    assert turn.tokens == [0, 1, 2, 3, 4, EOS]
+    assert turn.num_prompt_tokens == 3
+
+
+def test_the_answer_does_not_melt_into_the_prompt(tokenizer: Tokenizer) -> None:
+    # Joined without a space, `Answer:a` would be one unknown word.
+    turn = encode_turn(tokenizer, "What?", "a", EOS, max_length=79)
+    assert turn is not None
+    assert turn.tokens == [0, 1, 2, 3, EOS]
+
+
+@pytest.mark.parametrize(("max_length", "fits"), [(6, True), (5, False)])
+def test_an_over_long_turn_is_none(tokenizer: Tokenizer, max_length: int, fits: bool) -> None:
+    assert (encode_turn(tokenizer, "What?", "a cat", EOS, max_length) is not None) == fits
