@@ -1,0 +1,241 @@
+"""The training loop on random samples and a model of a few thousand weights."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.data.batches import collate
+from nanovlm.data.prepared import PreparedSamples
+from nanovlm.errors import UserError
+from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.training.forward import evaluating, image_input
+from nanovlm.training.loop import NonFiniteLossError, Progress, TrialInterrupted, num_steps, train
+
+CPU = torch.device("cpu")
+NUM_SAMPLES = 12
+TINY = VLMConfig(
+    vit_hidden_dim=16,
+    vit_patch_size=4,
+    vit_img_size=8,
+    vit_n_heads=2,
+    vit_n_blocks=1,
+    lm_hidden_dim=16,
+    lm_inter_dim=24,
+    lm_vocab_size=32,
+    lm_n_heads=4,
+    lm_n_kv_heads=2,
+    lm_n_blocks=1,
+    lm_max_length=16,
+    vlm_load_backbone_weights=False,
+)
+CONFIG = TrainConfig(batch_size=4, epochs=3, lr_mp=1e-2, lr_backbones=1e-2, compile=False, vlm=TINY)
+EVERY_STEP = tuple(range(4, 37, 4))
+
+
+def random_samples() -> PreparedSamples:
+    """Twelve samples of 4 to 15 tokens, two to an image, with answers of 1 to 3 tokens."""
+    generator = torch.Generator().manual_seed(5)
+    lengths = torch.arange(4, 4 + NUM_SAMPLES)
+    return PreparedSamples(
+        images=torch.randint(256, (6, 3, 8, 8), generator=generator, dtype=torch.uint8),
+        image_index=torch.arange(NUM_SAMPLES) // 2,
+        tokens=torch.randint(32, (int(lengths.sum()),), generator=generator),
+        offsets=F.pad(lengths.cumsum(0), (1, 0)),
+        prompt_lengths=lengths - 2 - torch.arange(NUM_SAMPLES) % 3,
+        num_dropped=0,
+    )
+
+
+def run(
+    config: TrainConfig = CONFIG, milestones: tuple[int, ...] = EVERY_STEP
+) -> tuple[list[Progress], VisionLanguageModel]:
+    torch.manual_seed(0)
+    model = VisionLanguageModel(config.vlm, seed=3).eval()  # as a loaded model may come
+    return list(train(model, random_samples(), config, milestones, device=CPU)), model
+
+
+def curve(reports: list[Progress]) -> list[float]:
+    return [report.train_loss for report in reports]
+
+
+def assert_same_weights(model: VisionLanguageModel, reference: VisionLanguageModel) -> None:
+    expected = dict(reference.named_parameters())
+    for name, parameter in model.named_parameters():
+        if not name.endswith("qkv_proj.bias"):  # the gradient of a key's bias is rounding alone
+            torch.testing.assert_close(parameter, expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_reports_come_at_the_first_step_that_reaches_each_milestone() -> None:
+    reports, _ = run(milestones=(1, 4, 5, 30, 31, 36))
+    assert [r.step for r in reports] == [1, 2, 8, 9]
+    assert [r.samples_seen for r in reports] == [4, 8, 32, 36]
+    assert [r.is_final for r in reports] == [False, False, False, True]
+    assert [r.step for r in run(milestones=())[0]] == [9]
+
+
+@pytest.mark.parametrize(
+    ("milestones", "message"),
+    [
+        ((8, 4), "must be positive and ascending"),
+        ((4, 4), "must be positive and ascending"),
+        ((0, 4), "must be positive and ascending"),
+        ((4, 37), r"within the full budget of 36 samples \(9 steps of batch_size 4\)"),
+    ],
+)
+def test_milestones_that_cannot_be(milestones: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(milestones=milestones)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batch_size", "num_samples", "expected"),
+    [(1, 4, 12, 3), (3, 4, 12, 9), (3, 5, 12, 7), (1, 12, 12, 1), (1, 13, 12, 1), (2, 8, 12, 3)],
+)
+def test_num_steps(epochs: int, batch_size: int, num_samples: int, expected: int) -> None:
+    assert num_steps(TrainConfig(epochs=epochs, batch_size=batch_size), num_samples) == expected
+
+
+def test_steps_equal_a_plain_loop_over_whole_batches() -> None:
+    """Three steps on all samples at once, so that their order does not matter."""
+    config = dataclasses.replace(
+        CONFIG, batch_size=12, max_grad_norm=0.5, warmup_ratio=0.0, weight_decay=0.1, lr_mp=3e-3
+    )
+    reports, model = run(config, milestones=(12, 24, 36))
+
+    reference = VisionLanguageModel(config.vlm, seed=3)
+    named = dict(reference.named_parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [named.pop("MP.proj.weight")], "lr": 3e-3},
+            {"params": named.values(), "lr": 1e-2},
+        ],
+        weight_decay=0.1,
+        foreach=False,
+    )
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    batch = collate(random_samples(), torch.arange(NUM_SAMPLES).numpy())
+    losses = []
+    for step in range(3):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * (0.1 + 0.9 * (1 + math.cos(math.pi * step / 3)) / 2)
+        logits, _ = reference(batch.input_ids, image_input(batch.images, CPU))
+        loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.5)
+        optimizer.step()
+
+    first, second, third = losses
+    d = 0.95  # of the smoothed loss
+    smoothed = [first, (d * first + second) / (d + 1), (d * d * first + d * second + third)]
+    smoothed[2] /= d * d + d + 1
+    assert curve(reports) == pytest.approx(smoothed, abs=1e-6)
+    assert_same_weights(model, reference)
+    rates = reports[-1].learning_rates
+    assert rates == {name: pytest.approx(peak * 0.325) for name, peak in
+                     (("mp", 3e-3), ("backbones", 1e-2))}  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_size", [4, 5])
+def test_micro_batches_change_nothing(batch_size: int) -> None:
+    config = dataclasses.replace(CONFIG, batch_size=batch_size)
+    milestones = tuple(range(batch_size, 36, batch_size))
+    whole, model = run(config, milestones)
+    for size in (1, 3, batch_size, 100):
+        split, split_model = run(dataclasses.replace(config, micro_batch_size=size), milestones)
+        assert curve(split) == pytest.approx(curve(whole), abs=1e-5)
+        assert_same_weights(split_model, model)
+
+
+def test_the_loss_falls() -> None:
+    reports, _ = run(dataclasses.replace(CONFIG, epochs=30), milestones=(4,))
+    assert reports[-1].train_loss < 0.3 * reports[0].train_loss
+
+
+def test_train_loss_does_not_depend_on_the_milestones() -> None:
+    dense, sparse = run()[0], run(milestones=(13, 29))[0]
+    assert [(r.step, r.train_loss) for r in sparse] == [
+        (r.step, r.train_loss) for r in dense if r.step in (4, 8, 9)
+    ]
+
+
+def test_the_caller_may_evaluate_between_reports() -> None:
+    """With dropout: neither the mode of the model nor the random numbers are disturbed."""
+    vlm = dataclasses.replace(TINY, lm_dropout=0.2, vit_dropout=0.2)
+    config = dataclasses.replace(CONFIG, vlm=vlm)
+    expected, _ = run(config)
+    torch.manual_seed(0)
+    model = VisionLanguageModel(vlm, seed=3)
+    losses = []
+    batch = collate(random_samples(), torch.arange(4).numpy())
+    for report in train(model, random_samples(), config, EVERY_STEP, device=CPU):
+        losses.append(report.train_loss)
+        with evaluating(model):
+            model.generate(batch.input_ids, image_input(batch.images, CPU))
+    assert losses == curve(expected)
+    without_dropout, _ = run()
+    assert losses != curve(without_dropout)
+
+
+def test_max_grad_norm() -> None:
+    def last_norm(max_grad_norm: float | None) -> float:
+        _, model = run(dataclasses.replace(CONFIG, max_grad_norm=max_grad_norm))
+        return torch.nn.utils.get_total_norm(
+            [p.grad for p in model.parameters() if p.grad is not None]
+        ).item()
+
+    assert last_norm(0.01) == pytest.approx(0.01, rel=1e-3)
+    assert last_norm(None) > 0.1
+    assert last_norm(1e6) == last_norm(None)
+
+
+def test_learning_rate_0_keeps_the_weights() -> None:
+    reports, model = run(dataclasses.replace(CONFIG, lr_backbones=0.0))
+    assert set(reports[-1].learning_rates) == {"mp"}
+    initial = VisionLanguageModel(TINY, seed=3).state_dict()
+    changed = {n for n, p in model.state_dict().items() if not torch.equal(p, initial[n])}
+    assert changed == {"MP.proj.weight"}
+
+
+def test_interruption_ends_at_the_next_step() -> None:
+    answers = iter([False, False, True])
+    model = VisionLanguageModel(TINY)
+    training = train(
+        model, random_samples(), CONFIG, EVERY_STEP, device=CPU, interrupted=lambda: next(answers)
+    )
+    assert [next(training).step, next(training).step] == [1, 2]
+    with pytest.raises(TrialInterrupted, match="step 3"):
+        next(training)
+    assert list(answers) == []  # asked exactly once a step
+
+
+@pytest.mark.parametrize("quantity", ["loss", "gradient norm"])
+def test_a_number_that_is_not_finite_ends_training_before_the_step(quantity: str) -> None:
+    model = VisionLanguageModel(TINY, seed=3)
+    weights = model.MP.proj.weight
+    training = train(model, random_samples(), CONFIG, EVERY_STEP, device=CPU)
+    next(training)
+    if quantity == "loss":
+        weights.data[0, 0] = math.nan
+    else:
+        weights.register_hook(lambda gradient: gradient * math.inf)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(NonFiniteLossError, match=f"{quantity} is (nan|inf) at step 2") as caught:
+        next(training)
+    assert (caught.value.step, caught.value.quantity) == (2, quantity)
+    assert not math.isfinite(caught.value.value)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_error_survives_the_way_between_processes() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(NonFiniteLossError(7, "loss", math.inf)))
+    assert (error.step, error.quantity, error.value) == (7, "loss", math.inf)
+    assert str(error) == "loss is inf at step 7"

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nanovlm.config import TrainConfig
+from nanovlm.errors import UserError
+from nanovlm.training.optim import build_optimizer, group_parameters, set_learning_rates
+
+
+class ThreeParts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision_encoder = nn.Linear(2, 3)
+        self.MP = nn.Linear(3, 4, bias=False)
+        self.decoder = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.decoder(self.MP(self.vision_encoder(x)))
+        return hidden
+
+
+def test_groups_carry_their_names_and_peaks() -> None:
+    model = ThreeParts()
+    config = TrainConfig(lr_mp=3e-3, lr_backbones=2e-4, weight_decay=0.07)
+    mp, backbones = build_optimizer(model, config).param_groups
+    assert (mp["name"], mp["peak_lr"], mp["weight_decay"]) == ("mp", 3e-3, 0.07)
+    assert mp["params"] == [model.MP.weight]
+    assert (backbones["name"], backbones["peak_lr"]) == ("backbones", 2e-4)
+    assert len(backbones["params"]) == 4
+
+
+def test_learning_rates_follow_the_factor() -> None:
+    optimizer = build_optimizer(ThreeParts(), TrainConfig(lr_mp=4e-3, lr_backbones=2e-4))
+    for factor in (0.1, 0.5):  # of the peak, not of the value before
+        set_learning_rates(optimizer, factor)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == [pytest.approx(4e-3 * factor), pytest.approx(2e-4 * factor)]
+
+
+def test_learning_rate_0_freezes_and_the_next_trial_thaws() -> None:
+    model = ThreeParts()
+    optimizer = build_optimizer(model, TrainConfig(lr_backbones=0.0))
+    assert [group["name"] for group in optimizer.param_groups] == ["mp"]
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {"MP.weight"}
+    optimizer = build_optimizer(model, TrainConfig(lr_mp=0.0))
+    assert [group["name"] for group in optimizer.param_groups] == ["backbones"]
+    assert {n for n, p in model.named_parameters() if not p.requires_grad} == {"MP.weight"}
+    with pytest.raises(UserError, match="lr_mp and lr_backbones are both 0"):
+        build_optimizer(model, TrainConfig(lr_mp=0.0, lr_backbones=0.0))
+
+
+def test_every_parameter_belongs_to_a_group() -> None:
+    model = ThreeParts()
+    model.register_module("adapter", nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"belong to no group.*adapter\.bias.*adapter\.weight"):
+        group_parameters(model)
+    del model.adapter, model.MP
+    with pytest.raises(ValueError, match=r"groups without a parameter: \['mp'\]"):
+        group_parameters(model)
+
+
+def test_steps_equal_plain_adamw() -> None:
+    """Fused or not, the optimizer is torch's AdamW with its betas and epsilon, on both groups."""
+    torch.manual_seed(0)
+    model, reference = ThreeParts(), ThreeParts()
+    reference.load_state_dict(model.state_dict())
+    config = TrainConfig(lr_mp=1e-2, lr_backbones=1e-3, weight_decay=0.1)
+    optimizer = build_optimizer(model, config)
+    plain = torch.optim.AdamW(
+        [
+            {"params": reference.MP.parameters(), "lr": 1e-2},
+            {"params": [p for n, p in reference.named_parameters() if "MP" not in n], "lr": 1e-3},
+        ],
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=0.1,
+        fused=False,
+        foreach=False,
+    )
+    for _ in range(5):
+        x = torch.randn(7, 2)
+        for one, its_optimizer in ((model, optimizer), (reference, plain)):
+            its_optimizer.zero_grad()
+            one(x).square().mean().backward()
+            its_optimizer.step()
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)

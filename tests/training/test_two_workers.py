@@ -1,0 +1,173 @@
+"""A trial shared by two worker processes (gloo) gives the numbers of one worker.
+
+The processes start once; everything that they can show is computed in that one go.
+"""
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.errors import UserError
+from nanovlm.messages import Job
+from nanovlm.parallel import all_reduce_sum_, broadcast_object, gather_objects, rank, world_size
+from nanovlm.resources import Resources
+from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted, train
+from nanovlm.trial import run_trial
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]  # two processes import all anew
+
+CPU = torch.device("cpu")
+CONFIG = TrainConfig(
+    lr_mp=3e-3,
+    lr_backbones=3e-3,
+    batch_size=7,  # one worker takes 4 samples of a step, the other 3
+    epochs=1,
+    data_cutoff_idx=20,
+    val_ratio=0.2,
+    train_dataset_path="builtin:digits",
+    train_dataset_name=("default",),
+    test_dataset_path="builtin:digits",
+    mmstar_batch_size=100,
+    compile=False,
+    vlm=VLMConfig(
+        vit_hidden_dim=32,
+        vit_patch_size=8,
+        vit_img_size=32,
+        vit_n_heads=2,
+        vit_n_blocks=1,
+        lm_hidden_dim=32,
+        lm_inter_dim=64,
+        lm_vocab_size=128,
+        lm_n_heads=4,
+        lm_n_kv_heads=2,
+        lm_n_blocks=1,
+        lm_tokenizer="builtin:digits",
+        vlm_load_backbone_weights=False,
+    ),
+)
+NUM_STEPS = 12
+EVERY_STEP = tuple(range(7, 7 * NUM_STEPS + 1, 7))
+
+
+def loss_curve(resources: Resources, **changes: Any) -> list[float]:
+    config = dataclasses.replace(CONFIG, **changes)
+    samples, _ = resources.training_data(config)
+    training = train(resources.model(config), samples, config, EVERY_STEP, device=CPU)
+    return [next(training).train_loss for _ in range(NUM_STEPS)]
+
+
+def trial_metrics(resources: Resources, output_dir: Path) -> list[dict[str, float]]:
+    job = Job(trial_id="t", config=CONFIG, milestones=(35,), output_dir=str(output_dir))
+    return [report.metrics for report in run_trial(job, resources)]
+
+
+def first_interrupted_step(resources: Resources) -> str:
+    """Only the last worker is told to stop, at its third question."""
+    asked: list[bool] = []
+
+    def interrupted() -> bool:
+        asked.append(rank() == world_size() - 1 and len(asked) >= 2)
+        return asked[-1]
+
+    job = Job(trial_id="t", config=CONFIG, milestones=(70,))
+    with pytest.raises(TrialInterrupted) as caught:
+        next(run_trial(job, resources, interrupted))
+    return str(caught.value)
+
+
+def non_finite_step(resources: Resources) -> str:
+    """The weights become NaN on the last worker alone, before the second step."""
+    samples, _ = resources.training_data(CONFIG)
+    model = resources.model(CONFIG)
+    training = train(model, samples, CONFIG, EVERY_STEP, device=CPU)
+    next(training)
+    if rank() == world_size() - 1:
+        model.MP.proj.weight.data.fill_(torch.nan)
+    with pytest.raises(NonFiniteLossError) as caught:
+        next(training)
+    return str(caught.value)
+
+
+def all_numbers(folder: Path) -> dict[str, Any]:
+    resources = Resources("cpu")
+    return {
+        "whole": loss_curve(resources),
+        "micro_batches": loss_curve(resources, micro_batch_size=2),
+        "trial": trial_metrics(resources, folder / f"saved_by_{rank()}_of_{world_size()}"),
+        "interrupted": first_interrupted_step(resources),
+        "not_finite": non_finite_step(resources),
+    }
+
+
+def worker(number: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=number, world_size=2)
+    numbers = all_numbers(folder)
+    with pytest.raises(UserError) as caught:
+        loss_curve(Resources("cpu"), batch_size=1)
+    numbers["one_sample"] = str(caught.value)
+    tensors = [torch.tensor(1.0 + number), torch.full((2, 2), 10.0 * number).T]
+    all_reduce_sum_(tensors)
+    numbers["sums"] = [tensor.tolist() for tensor in tensors]
+    numbers["gathered"] = gather_objects(("rank", number))
+    numbers["broadcast"] = broadcast_object({"from": number})
+    (folder / f"rank_{number}").write_bytes(pickle.dumps(numbers))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the two workers computed, and last what one worker alone computes."""
+    folder = tmp_path_factory.mktemp("two_workers")
+    mp.spawn(worker, (folder,), nprocs=2)
+    shared = [pickle.loads((folder / f"rank_{number}").read_bytes()) for number in range(2)]
+    assert [path.name for path in folder.glob("saved_by_*")] == ["saved_by_0_of_2"]
+    return [*shared, all_numbers(folder)]
+
+
+@pytest.mark.parametrize("name", ["whole", "micro_batches"])
+def test_two_workers_give_the_loss_curve_of_one(numbers: list[dict[str, Any]], name: str) -> None:
+    first, second, alone = (n[name] for n in numbers)
+    assert first == second
+    assert first == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_trial_of_two_workers_gives_the_numbers_of_one(numbers: list[dict[str, Any]]) -> None:
+    first, second, alone = (n["trial"] for n in numbers)
+    assert first == second
+    assert len(first) == len(alone) == 2
+    for shared_report, report in zip(first, alone, strict=True):
+        assert shared_report == pytest.approx(report, abs=1e-4)
+
+
+def test_all_workers_end_together(numbers: list[dict[str, Any]]) -> None:
+    assert [n["interrupted"] for n in numbers] == ["interrupted at step 3"] * 3
+    assert [n["not_finite"] for n in numbers] == ["loss is nan at step 2"] * 3
+
+
+def test_each_worker_needs_a_sample(numbers: list[dict[str, Any]]) -> None:
+    for shared in numbers[:2]:
+        assert "batch_size=1 cannot be shared by 2 workers" in shared["one_sample"]
+
+
+def test_messages_between_workers(numbers: list[dict[str, Any]]) -> None:
+    for shared in numbers[:2]:
+        assert shared["sums"] == [3.0, [[10.0, 10.0], [10.0, 10.0]]]
+        assert shared["gathered"] == [("rank", 0), ("rank", 1)]
+        assert shared["broadcast"] == {"from": 0}
+
+
+def test_one_worker_needs_no_process_group() -> None:
+    assert (rank(), world_size()) == (0, 1)
+    tensor = torch.tensor(2.0)
+    all_reduce_sum_([tensor])
+    assert tensor.item() == 2
+    assert gather_objects("x") == ["x"]
+    assert broadcast_object("x") == "x"
