@@ -1,0 +1,126 @@
+"""Asking a model: which question goes with which image and answer, and what must not matter."""
+
+import dataclasses
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nanovlm.config import VLMConfig
+from nanovlm.data.digits import digits_tokenizer
+from nanovlm.data.prepared import PreparedBenchmark
+from nanovlm.evaluation.mmstar import MMStarResult, evaluate_mmstar
+from nanovlm.models.vision_language_model import VisionLanguageModel
+
+CPU = torch.device("cpu")
+TOKENIZER = digits_tokenizer()
+A, B = (TOKENIZER.encode(letter).ids[0] for letter in "AB")
+EOS = 0
+VLM = VLMConfig(
+    vit_hidden_dim=16,
+    vit_patch_size=4,
+    vit_img_size=8,
+    vit_n_heads=2,
+    vit_n_blocks=1,
+    lm_hidden_dim=16,
+    lm_inter_dim=24,
+    lm_vocab_size=TOKENIZER.get_vocab_size(),
+    lm_n_heads=4,
+    lm_n_kv_heads=2,
+    lm_n_blocks=1,
+    vlm_load_backbone_weights=False,
+)
+
+
+def benchmark_of(prompts: list[list[int]], images: Tensor, answers: str) -> PreparedBenchmark:
+    return PreparedBenchmark(
+        images=images,
+        image_index=torch.arange(len(images)),
+        tokens=torch.cat([torch.tensor(prompt) for prompt in prompts]),
+        offsets=F.pad(torch.tensor([len(p) for p in prompts]).cumsum(0), (1, 0)),
+        answers=tuple(answers),
+        categories=tuple(f"category {i % 2}" for i in range(len(prompts))),
+        l2_categories=tuple(f"axis {i % 4}" for i in range(len(prompts))),
+        indices=tuple(range(len(prompts))),
+    )
+
+
+def random_benchmark(order: list[int]) -> PreparedBenchmark:
+    """Twelve questions of 3 to 6 tokens in the given order."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (12, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    prompts = [
+        torch.randint(2, VLM.lm_vocab_size, (3 + i % 4,), generator=generator).tolist()
+        for i in range(12)
+    ]
+    return benchmark_of([prompts[i] for i in order], images[order], "ABCD" * 3)
+
+
+def evaluate(model: Any, benchmark: PreparedBenchmark, batch_size: int = 5) -> MMStarResult:
+    return evaluate_mmstar(
+        cast(VisionLanguageModel, model), benchmark, TOKENIZER, batch_size, device=CPU
+    )
+
+
+class Echo(nn.Module):
+    """Answers with the tokens that the table gives for (first token of the prompt, image)."""
+
+    config = VLM
+
+    def __init__(self, table: dict[tuple[int, int], list[int]]) -> None:
+        super().__init__()
+        self.table = table
+
+    def generate(self, input_ids: Tensor, image: Tensor, **options: Any) -> Tensor:
+        assert not self.training and not torch.is_grad_enabled()
+        assert options == {"max_new_tokens": 5, "greedy": True}
+        pixels = (image[:, 0, 0, 0] * 255).round().int().tolist()
+        asked = zip(input_ids[:, 0].tolist(), pixels, strict=True)
+        return torch.tensor([self.table[question] for question in asked])
+
+
+def test_questions_images_and_answers_stay_together() -> None:
+    """Lengths 2, 1, 2, 1, so that the batches mix the order of the questions."""
+    prompts = [[10, 11], [12], [13, 11], [14]]
+    images = torch.tensor([1, 2, 3, 4], dtype=torch.uint8)[:, None, None, None].expand(4, 3, 8, 8)
+    model = Echo(
+        {
+            (10, 1): [A, EOS, EOS],
+            (12, 2): [B, A, EOS],
+            (13, 3): [A, EOS, B],  # what follows EOS is not part of the answer
+            (14, 4): [EOS, EOS, EOS],
+        }
+    )
+    for batch_size in (1, 2, 8):
+        result = evaluate(model, benchmark_of(prompts, images, "ABBA"), batch_size)
+        assert result.outputs == ("A", "B A", "A", "")
+        assert result.correct == (True, True, False, False)
+        assert result.categories == ("category 0", "category 1", "category 0", "category 1")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 12])
+def test_the_batch_size_does_not_matter(batch_size: int) -> None:
+    model, benchmark = VisionLanguageModel(VLM), random_benchmark([*range(12)])
+    expected = evaluate(model, benchmark)
+    assert len(set(expected.outputs)) > 4  # they do differ
+    assert evaluate(model, benchmark, batch_size) == expected
+
+
+def test_the_order_of_the_questions_does_not_matter() -> None:
+    model, order = VisionLanguageModel(VLM), [7, 2, 11, 0, 5, 9, 1, 10, 4, 8, 3, 6]
+    expected = evaluate(model, random_benchmark([*range(12)])).outputs
+    assert evaluate(model, random_benchmark(order)).outputs == tuple(expected[i] for i in order)
+
+
+def test_training_is_not_disturbed() -> None:
+    model = VisionLanguageModel(dataclasses.replace(VLM, lm_dropout=0.5)).train()
+    state = torch.random.get_rng_state()
+    first, second = (evaluate(model, random_benchmark([*range(12)])) for _ in range(2))
+    assert first == second  # no dropout takes part
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    evaluate(model.eval(), random_benchmark([*range(12)]))
+    assert not model.training
