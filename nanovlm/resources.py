@@ -1,0 +1,139 @@
+"""What a worker keeps from one trial to the next: the only thing that outlives a trial.
+
+Every entry is kept under exactly those configuration values that it depends on, so a trial never
+meets what another configuration left behind; and only a few entries are kept, so that the memory
+of a worker stays flat over a long search.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from functools import cache
+from typing import Generic, TypeVar
+
+import torch
+from tokenizers import Tokenizer
+
+from nanovlm.config import TrainConfig
+from nanovlm.data.prepared import (
+    PreparedBenchmark,
+    PreparedSamples,
+    check_batch_size,
+    prepare_benchmark,
+    prepare_training,
+)
+from nanovlm.data.processors import load_tokenizer
+from nanovlm.models.pretrained import load_backbone_weights
+from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.training.checkpoint import load_checkpoint
+
+V = TypeVar("V")
+
+NUM_KEPT = 2
+"""Entries of each sort that are kept."""
+
+
+class Resources:
+    """Tokenizers, prepared data and models of one worker, on one device."""
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        """Hold nothing yet. `device` None takes the first GPU, or the CPU where there is none."""
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._tokenizers = _Recent[Tokenizer]()
+        self._training_data = _Recent[tuple[PreparedSamples, PreparedSamples]]()
+        self._benchmarks = _Recent[PreparedBenchmark]()
+        self._models = _Recent[VisionLanguageModel]()
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        """Return the tokenizer `name`."""
+        return self._tokenizers.get(name, lambda: load_tokenizer(name))
+
+    def training_data(self, config: TrainConfig) -> tuple[PreparedSamples, PreparedSamples]:
+        """Return the samples to train on and those of the validation loss.
+
+        Raises UserError if the data cannot be had, or is smaller than one batch.
+        """
+        tokenizer = self.tokenizer(config.vlm.lm_tokenizer)
+        train, val = self._training_data.get(
+            training_data_key(config), lambda: prepare_training(config, tokenizer)
+        )
+        check_batch_size(config.batch_size, train)  # which is no part of the key
+        return train, val
+
+    def benchmark(self, config: TrainConfig) -> PreparedBenchmark:
+        """Return the questions of the benchmark."""
+        tokenizer = self.tokenizer(config.vlm.lm_tokenizer)
+        return self._benchmarks.get(
+            benchmark_key(config), lambda: prepare_benchmark(config, tokenizer)
+        )
+
+    def model(self, config: TrainConfig, checkpoint: str | None = None) -> VisionLanguageModel:
+        """Return the model on the device as a trial starts with it.
+
+        The module is the one that an earlier trial with this architecture used, and so is what was
+        compiled for it; its weights are set anew: those of the folder `checkpoint` or else the
+        initial ones of `config.seed`, with pretrained backbones if the configuration wants them.
+        """
+        model = self._models.get((config.vlm, config.compile), lambda: self._new_model(config))
+        if checkpoint is not None:
+            load_checkpoint(model, checkpoint)
+            return model
+        model.initialize(config.seed)
+        if config.vlm.vlm_load_backbone_weights:
+            load_backbone_weights(model)
+        return model
+
+    def _new_model(self, config: TrainConfig) -> VisionLanguageModel:
+        model_class = _compiled_model_class() if config.compile else VisionLanguageModel
+        with self.device:
+            return model_class(config.vlm)
+
+
+@cache
+def _compiled_model_class() -> type[VisionLanguageModel]:
+    # Compiled as a method of the class: a model that held its own compiled method would refer to
+    # itself and keep its memory for some time after it is dropped.
+    class CompiledModel(VisionLanguageModel):
+        hidden_states = torch.compile(VisionLanguageModel.hidden_states)
+
+    return CompiledModel
+
+
+def training_data_key(config: TrainConfig) -> Hashable:
+    """Return the values that the prepared training data depends on."""
+    return (
+        config.train_dataset_path,
+        config.train_dataset_name,
+        config.data_cutoff_idx,
+        config.val_ratio,
+        config.vlm.lm_tokenizer,
+        config.vlm.lm_vocab_size,
+        config.vlm.lm_max_length,
+        config.vlm.lm_eos_token_id,
+        config.vlm.vit_img_size,
+    )
+
+
+def benchmark_key(config: TrainConfig) -> Hashable:
+    """Return the values that the prepared benchmark depends on."""
+    return (
+        config.test_dataset_path,
+        config.vlm.lm_tokenizer,
+        config.vlm.lm_vocab_size,
+        config.vlm.vit_img_size,
+    )
+
+
+class _Recent(Generic[V]):
+    """The few values that were used last, by their key."""
+
+    def __init__(self) -> None:
+        self._values: OrderedDict[Hashable, V] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], V]) -> V:
+        """Return the value of `key`, made now if it is not here; the oldest makes room first."""
+        if key not in self._values:
+            if len(self._values) >= NUM_KEPT:
+                self._values.popitem(last=False)
+            self._values[key] = make()
+        self._values.move_to_end(key)
+        return self._values[key]

@@ -1,0 +1,107 @@
+"""One trial from start to end: the only path, for a search as for a single run.
+
+    for report in run_trial(job, Resources()):
+        print(report.samples_seen, report.metrics["mmstar_accuracy"])
+
+On CPU a trial gives the same numbers to the last bit wherever and after whatever it runs.
+"""
+
+import random
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+
+import numpy as np
+import torch
+
+from nanovlm.config import TrainConfig
+from nanovlm.data.prepared import PreparedBenchmark, PreparedSamples
+from nanovlm.errors import UserError
+from nanovlm.evaluation.mmstar import evaluate_mmstar
+from nanovlm.evaluation.validation import validation_loss
+from nanovlm.messages import Job, Report
+from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.parallel import rank
+from nanovlm.resources import Resources
+from nanovlm.training.loop import never, train
+
+
+def run_trial(
+    job: Job, resources: Resources, interrupted: Callable[[], bool] = never
+) -> Generator[Report, None, None]:
+    """Train and evaluate `job`; yield a report at each milestone and at the end.
+
+    All workers of a trial run this together and get the same reports. Closing the generator stops
+    the trial. The final report's model is saved to `job.output_dir`, if there is one.
+
+    Raises:
+        UserError: the configuration, the data or the checkpoint cannot be used.
+        TrialInterrupted: `interrupted()`, asked once an optimizer step, was true.
+        NonFiniteLossError: the loss or the gradient became NaN or infinite.
+    """
+    _set_up_worker(job.config, resources.device)
+    started = time.perf_counter()
+    config = job.config
+    if config.log_wandb:
+        raise UserError("log_wandb=True: this version does not log to W&B yet; set it to false")
+    train_samples, val_samples = resources.training_data(config)
+    benchmark = resources.benchmark(config)
+    model = resources.model(config, _checkpoint(job))
+    device = resources.device
+    try:
+        with closing(
+            train(
+                model, train_samples, config, job.milestones, device=device, interrupted=interrupted
+            )
+        ) as training:
+            for progress in training:
+                metrics = _evaluate(model, benchmark, val_samples, config, resources)
+                output_dir = job.output_dir if progress.is_final else None
+                if output_dir is not None and rank() == 0:
+                    model.save_pretrained(output_dir)
+                yield Report(
+                    samples_seen=progress.samples_seen,
+                    step=progress.step,
+                    metrics=metrics | {"train_loss": progress.train_loss},
+                    checkpoint=output_dir,
+                    seconds=time.perf_counter() - started,
+                    first_step_seconds=progress.first_step_at - started,
+                    is_final=progress.is_final,
+                )
+    finally:
+        model.zero_grad()
+
+
+def _set_up_worker(config: TrainConfig, device: torch.device) -> None:
+    """Seed every generator, and fix on CPU what else a result may depend on."""
+    seed = int(np.random.SeedSequence([config.seed, rank()]).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(config.cpu_threads)
+
+
+def _checkpoint(job: Job) -> str | None:
+    """Return the folder of the model that the trial starts from, None for initial weights."""
+    resumed = job.config.vlm.vlm_checkpoint_path if job.config.resume_from_vlm_checkpoint else None
+    return job.checkpoint or resumed
+
+
+def _evaluate(
+    model: VisionLanguageModel,
+    benchmark: PreparedBenchmark,
+    val_samples: PreparedSamples,
+    config: TrainConfig,
+    resources: Resources,
+) -> dict[str, float]:
+    """Return the metrics of the benchmark, and `val_loss` if there are samples for it."""
+    device = resources.device
+    tokenizer = resources.tokenizer(config.vlm.lm_tokenizer)
+    result = evaluate_mmstar(model, benchmark, tokenizer, config.mmstar_batch_size, device)
+    metrics = result.metrics()
+    if len(val_samples) > 0:
+        batch_size = config.micro_batch_size or config.batch_size
+        metrics["val_loss"] = validation_loss(model, val_samples, batch_size, device)
+    return metrics

@@ -1,0 +1,226 @@
+"""Whole trials on the digits: a thousandth of the demo, the same path."""
+
+import dataclasses
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.errors import UserError
+from nanovlm.messages import Job, Report
+from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.resources import Resources
+from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted
+from nanovlm.trial import run_trial
+
+VLM = VLMConfig(
+    vit_hidden_dim=32,
+    vit_patch_size=8,
+    vit_img_size=32,
+    vit_n_heads=2,
+    vit_n_blocks=1,
+    lm_hidden_dim=32,
+    lm_inter_dim=64,
+    lm_vocab_size=128,
+    lm_n_heads=4,
+    lm_n_kv_heads=2,
+    lm_n_blocks=1,
+    lm_tokenizer="builtin:digits",
+    vlm_load_backbone_weights=False,
+)
+CONFIG = TrainConfig(
+    lr_mp=1e-3,
+    lr_backbones=1e-3,
+    batch_size=16,
+    epochs=1,
+    data_cutoff_idx=20,
+    val_ratio=0.2,
+    train_dataset_path="builtin:digits",
+    train_dataset_name=("default",),
+    test_dataset_path="builtin:digits",
+    mmstar_batch_size=128,
+    seed=1,
+    compile=False,
+    vlm=VLM,
+)
+
+
+@pytest.fixture(scope="module")
+def resources() -> Resources:
+    """One warm worker for all tests of this file, in whatever order they come."""
+    return Resources("cpu")
+
+
+def run(resources: Resources, milestones: tuple[int, ...] = (), **changes: Any) -> list[Report]:
+    config = dataclasses.replace(CONFIG, **changes)
+    return list(run_trial(Job(trial_id="t", config=config, milestones=milestones), resources))
+
+
+def numbers(reports: list[Report]) -> list[tuple[int, int, bool, dict[str, float]]]:
+    """Every number but the seconds."""
+    return [(r.samples_seen, r.step, r.is_final, r.metrics) for r in reports]
+
+
+def test_reports(resources: Resources) -> None:
+    first, last = run(resources, milestones=(20,))
+    assert (first.samples_seen, first.step, first.is_final) == (32, 2, False)
+    assert last.samples_seen == 16 * last.step and last.is_final
+    assert 0 < first.first_step_seconds < first.seconds < last.seconds
+    assert last.first_step_seconds == first.first_step_seconds
+    assert {"mmstar_accuracy", "mmstar_standard_error", "mmstar_macro_accuracy",
+            "mmstar_accuracy/math", "val_loss", "train_loss"} <= set(last.metrics)  # fmt: skip
+    assert all(type(value) is float and math.isfinite(value) for value in last.metrics.values())
+    assert last.metrics["val_loss"] < first.metrics["val_loss"]
+
+
+def test_a_trial_is_the_same_alone_and_after_others(resources: Resources) -> None:
+    """To the bit, with dropout, whatever ran before in this worker and however it ended."""
+    vlm = dataclasses.replace(VLM, lm_dropout=0.1)
+    milestones = (32, 64)
+    alone = run(Resources("cpu"), milestones, vlm=vlm)
+
+    run(resources, vlm=vlm, seed=2, lr_backbones=0.0, batch_size=8, micro_batch_size=3)
+    with pytest.raises(NonFiniteLossError):
+        run(resources, vlm=vlm, lr_mp=1e30, lr_backbones=1e30, max_grad_norm=None)
+    stopped = run_trial(
+        Job(trial_id="s", config=dataclasses.replace(CONFIG, vlm=vlm), milestones=(16,)), resources
+    )
+    next(stopped)
+    stopped.close()
+    torch.rand(3)
+    assert numbers(run(resources, milestones, vlm=vlm)) == numbers(alone)
+
+
+def test_milestones_do_not_change_the_numbers(resources: Resources) -> None:
+    num_samples = len(resources.training_data(CONFIG)[0])
+    dense = run(resources, milestones=tuple(range(16, num_samples + 1, 16)))
+    sparse = run(resources, milestones=(48,))
+    steps = [report.step for report in sparse]
+    assert numbers(sparse) == numbers([report for report in dense if report.step in steps])
+
+
+def test_the_seed_decides(resources: Resources) -> None:
+    assert numbers(run(resources, seed=7)) != numbers(run(resources))
+
+
+def test_a_trial_leaves_no_gradients(resources: Resources) -> None:
+    run(resources)
+    assert all(p.grad is None for p in resources.model(CONFIG).parameters())
+    training = run_trial(Job(trial_id="t", config=CONFIG, milestones=(16,)), resources)
+    next(training)
+    training.close()
+    assert all(p.grad is None for p in resources.model(CONFIG).parameters())
+
+
+def test_interruption(resources: Resources) -> None:
+    asked: list[bool] = []
+
+    def after_two_steps() -> bool:
+        asked.append(len(asked) >= 2)
+        return asked[-1]
+
+    job = Job(trial_id="t", config=CONFIG, milestones=(16, 32, 48))
+    training = run_trial(job, resources, after_two_steps)
+    assert [next(training).step, next(training).step] == [1, 2]
+    with pytest.raises(TrialInterrupted):
+        next(training)
+
+
+def test_the_final_model_is_saved(resources: Resources, tmp_path: Path) -> None:
+    folder = str(tmp_path / "model")
+    job = Job(trial_id="t", config=CONFIG, milestones=(16,), output_dir=folder)
+    assert [report.checkpoint for report in run_trial(job, resources)] == [None, folder]
+    saved = VisionLanguageModel.from_pretrained(folder).state_dict()
+
+    frozen = dataclasses.replace(CONFIG, lr_mp=1e-30, lr_backbones=1e-30, weight_decay=0.0)
+    resumed = dataclasses.replace(
+        frozen,
+        resume_from_vlm_checkpoint=True,
+        vlm=dataclasses.replace(VLM, vlm_checkpoint_path=folder, vlm_load_backbone_weights=True),
+    )
+    for job in (
+        Job(trial_id="t", config=frozen, checkpoint=folder),
+        Job(trial_id="t", config=resumed),
+    ):
+        list(run_trial(job, resources))
+        model = resources._models.get((job.config.vlm, False), pytest.fail)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, saved[name]), name
+
+
+def test_a_checkpoint_of_another_architecture(resources: Resources, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    other = dataclasses.replace(VLM, lm_n_blocks=2, vit_inter_dim=50)
+    VisionLanguageModel(other).save_pretrained(folder)
+    job = Job(trial_id="t", config=CONFIG, checkpoint=folder)
+    with pytest.raises(UserError) as caught:
+        next(run_trial(job, resources))
+    assert caught.value.messages == (
+        f"vlm.vit_inter_dim=128 does not fit the model in {folder}, which was saved with 50",
+        f"vlm.lm_n_blocks=1 does not fit the model in {folder}, which was saved with 2",
+    )
+    VisionLanguageModel(
+        dataclasses.replace(VLM, vit_inter_dim=128, lm_dropout=0.5)
+    ).save_pretrained(folder)
+    next(run_trial(job, resources))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"log_wandb": True}, "log_wandb=True: this version does not log to W&B"),
+        ({"batch_size": 100_000}, "batch_size"),
+        ({"train_dataset_path": "/no/such/folder"}, "/no/such/folder"),
+        ({"test_dataset_path": "/no/such/folder"}, "/no/such/folder"),
+        ({"resume_from_vlm_checkpoint": True}, "checkpoints/nanoVLM-222M"),
+        ({"vlm": dataclasses.replace(VLM, vlm_load_backbone_weights=True)}, "cannot load pretrain"),
+        ({"lr_mp": 0.0, "lr_backbones": 0.0}, "lr_mp and lr_backbones are both 0"),
+    ],
+)
+def test_what_cannot_be_used_is_said_before_training(
+    resources: Resources, changes: dict[str, Any], message: str
+) -> None:
+    run(resources)  # a later trial meets warm resources: the checks must hold all the same
+    with pytest.raises(UserError, match=message):
+        run(resources, **changes)
+
+
+def test_milestones_beyond_the_data(resources: Resources) -> None:
+    with pytest.raises(UserError, match="within the full budget"):
+        run(resources, milestones=(10**6,))
+
+
+def test_no_validation_share_means_no_validation_loss(resources: Resources) -> None:
+    assert "val_loss" not in run(resources, val_ratio=0.0)[-1].metrics
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(()).item()])
+def test_every_generator_is_seeded(resources: Resources, draw: Callable[[], float]) -> None:
+    def drawn_in_trial() -> float:
+        training = run_trial(Job(trial_id="t", config=CONFIG, milestones=(16,)), resources)
+        next(training)
+        number = draw()
+        training.close()
+        return number
+
+    assert drawn_in_trial() == drawn_in_trial()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_compiled_model_is_compiled_once() -> None:
+    resources = Resources("cpu")
+    eager = run(resources)
+    compiled = run(resources, compile=True)
+    num_graphs = counters["stats"]["unique_graphs"]
+    assert num_graphs > 0
+    assert numbers(run(resources, compile=True)) == numbers(compiled)
+    assert counters["stats"]["unique_graphs"] == num_graphs
+    assert compiled[-1].metrics["val_loss"] == pytest.approx(eager[-1].metrics["val_loss"], 1e-4)
