@@ -1,0 +1,224 @@
+"""The mailbox between the search and the worker groups: jobs and decisions down, reports up.
+
+    trainable ──submit, next_report, decide──▶ Channel ◀──next_job, report, fail── rank 0 of a group
+                                                  │
+                                       next_records▼ (driver: results folder, terminal)
+
+One channel serves a whole search. Any free worker group takes the next job, so neither side knows
+the other, and a group may be restarted at any time: it gets its unfinished job again, and reports
+that were decided before the restart are answered from memory.
+"""
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from nanovlm.config_files import config_values
+from nanovlm.messages import Decision, Job, Report, TrialRecord, TrialState
+
+MAX_STARTS = 3
+"""A job whose workers died so many times is given up."""
+
+
+@dataclass
+class _Trial:
+    job: Job
+    record: TrialRecord
+    reports: list[Report] = field(default_factory=list)
+    decisions: dict[int, Decision] = field(default_factory=dict)  # by samples seen
+    num_starts: int = 0
+
+    @property
+    def is_running(self) -> bool:
+        return self.record.state == "running"
+
+
+class Channel:
+    """An asyncio actor; `ray.remote(Channel)`. Each wait is one pending call, nothing polls."""
+
+    def __init__(self) -> None:
+        self._trials: dict[str, _Trial] = {}
+        self._queue: deque[_Trial] = deque()
+        self._serving: dict[str, _Trial] = {}  # worker group -> the trial that it works on
+        self._calls: dict[str, object] = {}  # worker group -> its latest call of next_job
+        self._records: list[TrialRecord] = []
+        self._controllers: list[Any] = []
+        self._closed = False
+        self._finished = False
+        self._changed = asyncio.Condition()
+
+    # ------------------------------------------------------------------ the search's side
+
+    async def submit(self, job: Job) -> None:
+        """Queue a job for the next free worker group."""
+        record = TrialRecord(
+            trial_id=job.trial_id,
+            number=job.number,
+            parameters=job.parameters,
+            config=config_values(job.config),
+            state="running",
+            submitted_at=time.time(),
+        )
+        async with self._changed:
+            assert job.trial_id not in self._trials, f"trial {job.trial_id} was submitted twice"
+            trial = _Trial(job, record)
+            self._trials[job.trial_id] = trial
+            self._queue.append(trial)
+            self._changed.notify_all()
+
+    async def next_report(self, trial_id: str, index: int) -> Report | TrialRecord:
+        """Return the trial's report number `index`, or its record if it ended before that.
+
+        After `close` an unfinished trial returns its record with state `running`.
+        """
+        trial = self._trials[trial_id]
+        async with self._changed:
+            await self._changed.wait_for(
+                lambda: len(trial.reports) > index or not trial.is_running or self._closed
+            )
+        return trial.reports[index] if len(trial.reports) > index else trial.record
+
+    async def decide(self, trial_id: str, decision: Decision) -> None:
+        """Answer the trial's last report; STOP ends the trial."""
+        trial = self._trials[trial_id]
+        async with self._changed:
+            if trial.is_running and trial.reports:
+                trial.decisions[trial.reports[-1].samples_seen] = decision
+                if decision is Decision.STOP:
+                    self._end(trial, "stopped", None, at=trial.record.ended_at)
+            self._changed.notify_all()
+
+    async def next_records(self) -> list[TrialRecord]:
+        """Wait for trials to change and return their records; an empty list once finished."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._records or self._finished)
+            records, self._records = self._records, []
+        return records
+
+    async def close(self, reason: str | None = None) -> None:
+        """Hand out no more jobs and interrupt running trials at their next step.
+
+        With a reason, trials that are under way end as `stopped` for it; without one they stay
+        unfinished and leave no record.
+        """
+        async with self._changed:
+            self._closed = True
+            for trial in self._serving.values():
+                if trial.is_running and reason:
+                    self._end(trial, "stopped", reason, at=trial.record.ended_at)
+            self._changed.notify_all()
+
+    async def wait_until_home(self) -> None:
+        """Wait, after `close`, until no worker group is at work any more."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._serving)
+
+    async def add_controller(self, controller: Any) -> None:
+        """Keep the handle of a worker group's controller."""
+        self._controllers.append(controller)
+
+    async def get_controllers(self) -> list[Any]:
+        return self._controllers
+
+    async def finish(self) -> None:
+        """Let `next_records` end: the workers have gone home, nothing comes any more."""
+        async with self._changed:
+            self._finished = True
+            self._changed.notify_all()
+
+    # ------------------------------------------------------------------ the workers' side
+
+    async def next_job(self, group: str) -> Job | None:
+        """Return the group's unfinished job after a restart, else the next one; None: go home."""
+        call = self._calls[group] = object()
+        async with self._changed:
+            if not self._unfinished(group) or self._closed:
+                self._serving.pop(group, None)
+            self._changed.notify_all()  # also frees the call of a worker that has died since
+            await self._changed.wait_for(
+                lambda: (
+                    self._closed
+                    or self._calls[group] is not call
+                    or self._unfinished(group)
+                    or self._queue
+                )
+            )
+            if self._closed or self._calls[group] is not call:
+                return None
+            trial = self._unfinished(group) or self._queue.popleft()
+            trial.num_starts += 1
+            if trial.num_starts > MAX_STARTS:
+                self._end(trial, "failed", f"its workers died {MAX_STARTS} times", at=None)
+            else:
+                self._serving[group] = trial
+                trial.record = replace(trial.record, worker_group=group)
+                self._records.append(trial.record)
+            self._changed.notify_all()
+        return trial.job if trial.is_running else await self.next_job(group)
+
+    async def report(
+        self, trial_id: str, report: Report, first_step_at: float, at: float
+    ) -> Decision:
+        """Hand in a report and wait for the decision on it.
+
+        Args:
+            first_step_at: end of the trial's first optimizer step, by the worker's clock.
+            at: now, by the worker's clock.
+        """
+        trial = self._trials[trial_id]
+        async with self._changed:
+            if not trial.reports or report.samples_seen > trial.reports[-1].samples_seen:
+                trial.reports.append(report)
+                self._add_to_record(trial, report, first_step_at, at)
+                if report.is_final:
+                    trial.decisions[report.samples_seen] = Decision.STOP
+                    self._end(trial, "completed", None, at=at)
+                else:
+                    self._records.append(trial.record)
+                self._changed.notify_all()
+            await self._changed.wait_for(
+                lambda: report.samples_seen in trial.decisions or self._closed
+            )
+        return trial.decisions.get(report.samples_seen, Decision.STOP)
+
+    async def fail(self, trial_id: str, reason: str, at: float) -> None:
+        """End the trial as failed; the first rank that says so gives the reason."""
+        trial = self._trials[trial_id]
+        async with self._changed:
+            if trial.is_running:
+                self._end(trial, "failed", reason, at=at)
+            self._changed.notify_all()
+
+    async def wait_until_closed(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed)
+
+    # ------------------------------------------------------------------ inside
+
+    def _unfinished(self, group: str) -> _Trial | None:
+        trial = self._serving.get(group)
+        return trial if trial and trial.is_running else None
+
+    @staticmethod
+    def _add_to_record(trial: _Trial, report: Report, first_step_at: float, at: float) -> None:
+        entry = {
+            "samples_seen": report.samples_seen,
+            "step": report.step,
+            "seconds": report.seconds,
+            "metrics": report.metrics,
+        }
+        trial.record = replace(
+            trial.record,
+            samples_seen=report.samples_seen,
+            metrics=report.metrics,
+            reports=(*trial.record.reports, entry),
+            first_step_at=trial.record.first_step_at or first_step_at,
+            ended_at=at,
+            checkpoint=report.checkpoint,
+        )
+
+    def _end(self, trial: _Trial, state: TrialState, reason: str | None, at: float | None) -> None:
+        trial.record = replace(trial.record, state=state, reason=reason, ended_at=at)
+        self._records.append(trial.record)

@@ -1,0 +1,89 @@
+"""The Ray cluster: join one or start one, and what fits on it."""
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ray
+
+from nanovlm.errors import UserError
+from nanovlm.search.space import Resources
+
+_ENVIRONMENT = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a config mean the user's folder
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the results folder has its own records
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches the workers through the channel
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for each worker group
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune prints nothing of its own then
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_maximum_startup_concurrency": "8",  # a small machine starts more, and waits less
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connected cluster."""
+
+    dashboard_url: str | None
+    is_own: bool
+    """Started by this program, and ended with it."""
+
+
+@contextlib.contextmanager
+def connect(address: str | None) -> Iterator[Cluster]:
+    """Join the cluster at `address` (`auto`: the one on this machine), or start one if None.
+
+    A cluster that was started here ends with the context; one that was joined stays as it was.
+
+    Raises:
+        UserError: if there is no cluster at `address`.
+    """
+    os.environ |= {key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()}
+    try:
+        context = ray.init(
+            address=address or "local",
+            include_dashboard=None if address else True,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if address is None:
+            raise
+        raise UserError(
+            f"--address: no Ray cluster answers at {address!r}: {error}. For a cluster that asks "
+            "for a token, set RAY_AUTH_MODE=token and have the token in ~/.ray/auth_token"
+        ) from None
+    url = context.dashboard_url
+    try:
+        yield Cluster(dashboard_url=f"http://{url}" if url else None, is_own=address is None)
+    finally:
+        ray.shutdown()
+
+
+def num_concurrent_trials(resources: Resources, wanted: int | None) -> int:
+    """Return how many trials fit on the cluster at once, at most `wanted`.
+
+    Raises:
+        UserError: if not one trial fits, or fewer than `wanted`; gives need and stock.
+    """
+    need = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    num_workers = sum(
+        min(math.floor(node.get(kind, 0) / amount) for kind, amount in need.items() if amount)
+        for node in nodes
+    )
+    fits = num_workers // resources.workers
+    have = {kind: sum(node.get(kind, 0) for node in nodes) for kind in need}
+    if fits < (wanted or 1):
+        what = f"{wanted} trials at once need" if fits else "one trial needs"
+        factor = resources.workers * (wanted or 1 if fits else 1)
+        raise UserError(
+            f"resources: {what} {need['CPU'] * factor:g} CPUs and {need['GPU'] * factor:g} GPUs "
+            f"({resources.workers} workers of {need['CPU']:g} CPUs and {need['GPU']:g} GPUs a "
+            f"trial), but the cluster has {have['CPU']:g} CPUs and {have['GPU']:g} GPUs"
+        )
+    return wanted or fits

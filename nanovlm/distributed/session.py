@@ -1,0 +1,197 @@
+"""A running set of worker groups on a Ray cluster, and the orderly ways to end it.
+
+Ctrl-C, SIGTERM, a time limit and a reached goal all take one way: the switch is thrown, the
+channel closes, trials under way end at their next optimizer step, the worker groups go home.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from nanovlm.distributed.cluster import connect, num_concurrent_trials
+from nanovlm.distributed.worker import RunTrial
+from nanovlm.distributed.worker_group import WorkerGroup, open_channel, worker_groups
+from nanovlm.messages import TrialRecord
+from nanovlm.search.space import Resources
+from nanovlm.trial import run_trial
+
+INTERRUPTED = "interrupted"
+DESERTED = "all worker groups have ended"
+
+OnStart = Callable[[str | None, bool, int], None]
+"""Called before any trial with the dashboard's URL, whether the cluster was started here, and the
+number of trials at once."""
+
+OnRecord = Callable[[TrialRecord], None]
+"""Called in another thread with a trial's record whenever it changes."""
+
+
+class StopSwitch:
+    """Ends a session from any thread or signal; the first reason counts."""
+
+    def __init__(self, limit_seconds: float | None = None) -> None:
+        self.reason: str | None = None
+        self._thrown = threading.Event()
+        self._deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
+
+    def __reduce__(self) -> tuple[type["StopSwitch"], tuple[()]]:
+        return StopSwitch, ()  # Tune pickles what it is given into a state that nobody reads
+
+    def stop(self, reason: str) -> None:
+        if not self._thrown.is_set():
+            self.reason = reason
+            self._thrown.set()
+
+    def release(self) -> None:
+        """Let `wait` return without a reason: the session is over."""
+        self._thrown.set()
+
+    def is_thrown(self) -> bool:
+        return self._thrown.is_set()
+
+    def wait(self) -> None:
+        """Return when the switch is thrown, which it is when the time is over."""
+        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        if not self._thrown.wait(left):
+            self.stop("the time limit is reached")
+
+
+@dataclass(frozen=True)
+class Session:
+    """Worker groups at work."""
+
+    channel: Any  # handle of the Channel actor
+    num_slots: int
+    """Trials at once."""
+
+
+@contextlib.contextmanager
+def session(
+    address: str | None,
+    resources: Resources,
+    num_slots: int | None,
+    max_slots: int | None,
+    folder: Path,
+    switch: StopSwitch,
+    on_start: OnStart,
+    on_record: OnRecord,
+    run_trial: RunTrial = run_trial,
+) -> Iterator[Session]:
+    """Join or start Ray and run worker groups for as long as the context lasts.
+
+    Args:
+        address: of a Ray cluster to join; None starts one, which ends with the context.
+        resources: what one trial occupies.
+        num_slots: trials at once; None takes what fits on the cluster, at most `max_slots`.
+        folder: the results folder, made by `on_start`; logs go there.
+
+    Raises:
+        UserError: if the cluster cannot run that many trials, or none.
+        RuntimeError: if all worker groups have ended although there was work.
+    """
+    with connect(address) as cluster:
+        fitting = num_concurrent_trials(resources, num_slots)
+        num_slots = min(fitting, max_slots or fitting)
+        on_start(cluster.dashboard_url, cluster.is_own, num_slots)
+        channel = open_channel()
+        with (
+            _stopped_by_signals(switch),
+            _records_passed_on(channel, on_record, switch),
+            worker_groups(
+                num_slots, channel, resources, folder / "logs", run_trial, cluster.is_own
+            ) as groups,
+            _channel_closed_on_stop(channel, switch),
+            _stopped_when_deserted(groups, switch),
+        ):
+            yield Session(channel, num_slots)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(switch: StopSwitch) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the session in order; a second one ends the program at once."""
+
+    def handle(number: int, frame: object) -> None:
+        if switch.is_thrown():
+            raise KeyboardInterrupt
+        switch.stop(INTERRUPTED)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _records_passed_on(channel: Any, on_record: OnRecord, switch: StopSwitch) -> Iterator[None]:
+    """Pass every changed record on, in a thread, until the last worker has gone home."""
+    errors: list[Exception] = []
+
+    def follow() -> None:
+        try:
+            while records := ray.get(channel.next_records.remote()):
+                for record in records:
+                    on_record(record)
+        except Exception as error:
+            errors.append(error)
+            switch.stop(f"a trial could not be recorded: {error}")
+
+    thread = threading.Thread(target=follow, name="records", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ray.get(channel.finish.remote())
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+@contextlib.contextmanager
+def _channel_closed_on_stop(channel: Any, switch: StopSwitch) -> Iterator[None]:
+    """Close the channel as soon as the switch is thrown, in a thread."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        switch.wait()
+        if not finished.is_set():
+            # An interrupted search is to go on later; one that is over has stopped its trials.
+            reason = None if switch.reason == INTERRUPTED else switch.reason
+            ray.get(channel.close.remote(reason))
+
+    thread = threading.Thread(target=watch, name="stop-switch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        switch.release()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _stopped_when_deserted(groups: tuple[WorkerGroup, ...], switch: StopSwitch) -> Iterator[None]:
+    """Throw the switch if all worker groups have ended though there was work, and raise why."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        for group in groups:
+            group.join()
+        if not finished.is_set():
+            switch.stop(DESERTED)
+
+    threading.Thread(target=watch, name="deserted", daemon=True).start()
+    try:
+        yield
+    finally:
+        finished.set()
+    if switch.reason == DESERTED:
+        raise RuntimeError(DESERTED) from groups[-1].error

@@ -1,0 +1,80 @@
+"""Runs one job through the same worker group that serves the trials of a search."""
+
+from pathlib import Path
+
+import ray
+import torch
+
+from nanovlm.config import TrainConfig
+from nanovlm.distributed.session import INTERRUPTED, OnRecord, OnStart, StopSwitch, session
+from nanovlm.errors import UserError
+from nanovlm.messages import Decision, Job, Report
+from nanovlm.resources import Resources
+from nanovlm.search.space import Resources as TrialResources
+from nanovlm.training.loop import num_steps
+
+__all__ = ["INTERRUPTED", "plan_milestones", "run_single", "trial_resources"]
+
+
+def trial_resources(config: TrainConfig, workers: int) -> TrialResources:
+    """Return what a single run occupies: a GPU for each worker where this machine has any.
+
+    Raises:
+        UserError: if there are more workers than samples in a batch.
+    """
+    if workers > config.batch_size:
+        raise UserError(f"--workers: must not exceed batch_size={config.batch_size}, got {workers}")
+    return TrialResources(
+        workers=workers,
+        cpus_per_worker=config.cpu_threads,
+        gpus_per_worker=1 if torch.cuda.is_available() else 0,
+    )
+
+
+def plan_milestones(config: TrainConfig) -> tuple[int, ...]:
+    """Return the samples seen at which a single run reports before the end.
+
+    They are the ends of the epochs and every `eval_interval` steps, unless `eval_in_epochs` is
+    off. Reads the data, since the epochs' ends follow from its size.
+
+    Raises:
+        UserError: if the data cannot be had or is smaller than a batch.
+    """
+    data = Resources("cpu")
+    train_samples, _ = data.training_data(config)
+    data.benchmark(config)
+    last = num_steps(config, len(train_samples))
+    if not config.eval_in_epochs:
+        return ()
+    ends = {epoch * len(train_samples) for epoch in range(1, config.epochs)}
+    if config.eval_interval:
+        steps = range(config.eval_interval, last, config.eval_interval)
+        ends |= {step * config.batch_size for step in steps}
+    return tuple(sorted(end for end in ends if end <= last * config.batch_size))
+
+
+def run_single(
+    job: Job,
+    resources: TrialResources,
+    folder: Path,
+    *,
+    address: str | None,
+    on_start: OnStart,
+    on_record: OnRecord,
+) -> str | None:
+    """Run `job` to its end; return `INTERRUPTED` if a signal ended it before.
+
+    Raises:
+        UserError: if the cluster has not the resources.
+    """
+    switch = StopSwitch()
+    with session(
+        address, resources, 1, 1, folder.resolve(), switch, on_start, on_record
+    ) as running:
+        channel = running.channel
+        ray.get(channel.submit.remote(job))
+        index = 0
+        while isinstance(ray.get(channel.next_report.remote(job.trial_id, index)), Report):
+            ray.get(channel.decide.remote(job.trial_id, Decision.CONTINUE))
+            index += 1
+    return switch.reason

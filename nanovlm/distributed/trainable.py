@@ -1,0 +1,106 @@
+"""The face that a worker group shows to Ray Tune: one step is one report.
+
+The trainable does no training. It hands the trial to the channel, waits for the next report and
+passes Tune's decision back. Tune reuses the actor for the next trial, and since nothing of the
+training lives here, losing it loses nothing.
+"""
+
+import time
+from typing import Any
+
+import ray
+from ray import tune
+
+from nanovlm.messages import Decision, Job, Report, TrialRecord
+from nanovlm.search.space import SearchSpace
+
+NUMBER = "number"
+VALUES = "values"
+IS_FINAL = "is_final"
+FAILURE = "failure"
+SAMPLES_SEEN = "samples_seen"
+
+
+class TrialRelay(tune.Trainable):
+    """Passes trials of one concurrent slot from Tune to the channel."""
+
+    def setup(  # type: ignore[override]  # tune.with_parameters gives what follows `config`
+        self,
+        config: dict[str, Any],
+        *,
+        channel: Any,
+        space: SearchSpace,
+        milestones: tuple[int, ...],
+        output_dir: str,
+    ) -> None:
+        self._channel = channel
+        self._space = space
+        self._milestones = milestones
+        self._output_dir = output_dir
+        self._awaits_decision = False
+        self._submit(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._decide(Decision.STOP)
+        self._submit(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        self._decide(Decision.CONTINUE)
+        answer = ray.get(self._channel.next_report.remote(self._job.trial_id, self._num_reports))
+        if isinstance(answer, TrialRecord):  # the trial has ended without another report
+            return self._ending(answer)
+        self._num_reports += 1
+        self._awaits_decision = not answer.is_final
+        return self._result(answer)
+
+    def cleanup(self) -> None:
+        self._decide(Decision.STOP)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing of a trial is kept here; its models are in the results folder."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """See `save_checkpoint`."""
+
+    def _submit(self, config: dict[str, Any]) -> None:
+        number, values = config[NUMBER], config[VALUES]
+        trial_id = f"trial-{number:04d}"
+        self._job = Job(
+            trial_id=trial_id,
+            number=number,
+            parameters=values,
+            config=self._space.config_for(values),
+            milestones=self._milestones,
+            output_dir=f"{self._output_dir}/{trial_id}",
+        )
+        self._num_reports = 0
+        ray.get(self._channel.submit.remote(self._job))
+
+    def _decide(self, decision: Decision) -> None:
+        if self._awaits_decision:
+            self._awaits_decision = False
+            ray.get(self._channel.decide.remote(self._job.trial_id, decision))
+
+    def _result(self, report: Report) -> dict[str, Any]:
+        metric = self._space.objective.metric
+        if metric not in report.metrics:
+            known = ", ".join(sorted(report.metrics))
+            reason = f"objective.metric: no report has {metric!r}. Choices: {known}."
+            ray.get(self._channel.fail.remote(self._job.trial_id, reason, time.time()))
+            return {"done": True, metric: float("nan"), SAMPLES_SEEN: 0, FAILURE: reason}
+        return {
+            "done": report.is_final,
+            metric: report.metrics[metric],
+            SAMPLES_SEEN: report.samples_seen,
+            IS_FINAL: report.is_final,
+        }
+
+    def _ending(self, record: TrialRecord) -> dict[str, Any]:
+        metric = self._space.objective.metric
+        return {
+            "done": True,
+            metric: float("nan"),
+            SAMPLES_SEEN: 0,
+            FAILURE: record.reason or "interrupted",
+        }

@@ -1,0 +1,119 @@
+"""What runs in each process of a worker group: one trial after another, from the channel.
+
+The process lives as long as the search, and so does its `Resources`: libraries, data, models and
+compiled code are there when the next trial comes. Rank 0 talks to the channel and tells the other
+ranks; all ranks go through the same reports, so they start and end each trial together.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train.torch
+import torch
+
+from nanovlm import parallel
+from nanovlm.errors import UserError
+from nanovlm.messages import Decision, Job, Report
+from nanovlm.resources import Resources
+from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted
+from nanovlm.trial import run_trial
+
+logger = logging.getLogger(__name__)
+
+_SEEN_BY_ALL_RANKS = (UserError, NonFiniteLossError)
+"""Failures that every rank meets at the same step; after any other one ranks may be out of step."""
+
+
+RunTrial = Callable[[Job, Resources, Callable[[], bool]], Generator[Report, None, None]]
+"""`nanovlm.trial.run_trial`, or what takes its place in a measurement."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker group is told when it starts."""
+
+    group: str
+    channel: Any  # handle of the Channel actor
+    log_dir: str
+    run_trial: RunTrial = run_trial
+
+
+def serve_trials(settings: WorkerSettings) -> None:
+    """Run the channel's jobs until there are no more. The training function of a TorchTrainer."""
+    _log_to_file(settings)
+    channel = settings.channel
+    closed = threading.Event()
+    if parallel.rank() == 0:
+        threading.Thread(target=_wait_until_closed, args=(channel, closed), daemon=True).start()
+    resources = Resources(ray.train.torch.get_device())
+    while True:
+        job = _from_rank_0(lambda: ray.get(channel.next_job.remote(settings.group)))
+        if job is None:
+            return
+        logger.info("trial %s starts: %s", job.trial_id, dict(job.parameters))
+        _serve(settings, job, resources, closed.is_set)
+
+
+def _serve(
+    settings: WorkerSettings, job: Job, resources: Resources, interrupted: Callable[[], bool]
+) -> None:
+    """Run one trial. Whatever goes wrong in it is reported and ends this trial alone."""
+    channel = settings.channel
+    started_at = time.time()
+
+    def hand_in(report: Report) -> Decision:
+        first_step_at = started_at + report.first_step_seconds
+        return ray.get(channel.report.remote(job.trial_id, report, first_step_at, time.time()))
+
+    try:
+        with contextlib.closing(settings.run_trial(job, resources, interrupted)) as reports:
+            for report in reports:
+                if _from_rank_0(lambda: hand_in(report)) is Decision.STOP:  # noqa: B023
+                    break
+        logger.info("trial %s ended at %d samples", job.trial_id, report.samples_seen)
+    except TrialInterrupted:
+        logger.info("trial %s was interrupted", job.trial_id)
+    except Exception as error:
+        logger.exception("trial %s failed", job.trial_id)
+        ray.get(channel.fail.remote(job.trial_id, _reason(error), time.time()))
+        if parallel.world_size() > 1 and not isinstance(error, _SEEN_BY_ALL_RANKS):
+            raise  # the other ranks may wait for this one: the group has to start again
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of GPU memory: a smaller micro_batch_size needs less"
+    if isinstance(error, _SEEN_BY_ALL_RANKS):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _from_rank_0(ask: Callable[[], Any]) -> Any:
+    """Return on every rank what `ask` returns on rank 0."""
+    return parallel.broadcast_object(ask() if parallel.rank() == 0 else None)
+
+
+def _wait_until_closed(channel: Any, closed: threading.Event) -> None:
+    try:
+        ray.get(channel.wait_until_closed.remote())
+    except ray.exceptions.RayActorError:
+        logger.warning("the channel is gone: the search's program has ended")
+    closed.set()
+
+
+def _log_to_file(settings: WorkerSettings) -> None:
+    name = f"{settings.group}-rank-{parallel.rank()}.log"
+    handler = logging.FileHandler(Path(settings.log_dir) / name)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger("nanovlm")
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)

@@ -1,0 +1,124 @@
+"""Worker groups: each a `TorchTrainer` that lives as long as the search and serves its trials.
+
+Starting a TorchTrainer takes 10 to 40 s (controller, workers, imports, process group); here it is
+paid once per concurrent trial instead of once per trial.
+"""
+
+import contextlib
+import functools
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback
+
+from nanovlm.distributed.channel import Channel
+from nanovlm.distributed.worker import RunTrial, WorkerSettings, serve_trials
+from nanovlm.search.space import Resources
+
+logger = logging.getLogger(__name__)
+
+_GOODBYE_SECONDS = 30
+"""How long a group may take to leave: a training step, an evaluation, or Ray's own clean-up."""
+
+_MAX_RESTARTS = 100
+"""Of one group; a job that kills its workers is given up long before that."""
+
+_MAX_WAITING_CALLS = 10_000
+"""Of the channel: a few for each trial that runs."""
+
+
+class WorkerGroup:
+    """One TorchTrainer in a thread of this process; its workers are actors of the cluster."""
+
+    def __init__(self, settings: WorkerSettings, resources: Resources) -> None:
+        self.name = settings.group
+        self.error: Exception | None = None
+        self.is_leaving = False
+        scaling = ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=_per_worker(resources),
+        )
+        self._trainer = TorchTrainer(
+            functools.partial(serve_trials, settings),
+            scaling_config=scaling,
+            run_config=RunConfig(
+                name=self.name,
+                storage_path=f"{settings.log_dir}/ray",
+                failure_config=FailureConfig(max_failures=_MAX_RESTARTS),
+                callbacks=[_ControllerKnown(settings.channel)],  # type: ignore[list-item]
+            ),
+        )
+        self._thread = threading.Thread(target=self._fit, name=self.name, daemon=True)
+        self._thread.start()
+
+    def _fit(self) -> None:
+        try:
+            self._trainer.fit()
+        except Exception as error:
+            if not self.is_leaving:
+                logger.exception("worker group %s has ended", self.name)
+                self.error = error
+
+    def join(self, seconds: float | None = None) -> None:
+        """Wait until the group has ended."""
+        self._thread.join(seconds)
+
+
+class _ControllerKnown(ControllerCallback):
+    """Makes the controller of a TorchTrainer known to the channel, so that it can be ended."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        self._channel.add_controller.remote(ray.get_runtime_context().current_actor)
+
+
+def open_channel() -> Any:
+    """Return the handle of a new Channel actor."""
+    return ray.remote(Channel).options(num_cpus=0, max_concurrency=_MAX_WAITING_CALLS).remote()
+
+
+@contextlib.contextmanager
+def worker_groups(
+    num_groups: int,
+    channel: Any,
+    resources: Resources,
+    log_dir: Path,
+    run_trial: RunTrial,
+    is_own_cluster: bool,
+) -> Iterator[tuple[WorkerGroup, ...]]:
+    """Start worker groups on the connected cluster; close the channel and end them at last.
+
+    A TorchTrainer takes some 12 s to end by itself, since Ray 2.60 waits for the time-out of its
+    PlacementGroupCleaner. The own cluster is about to end with everything on it, so there the
+    controllers are ended at once when the work is done.
+    """
+    groups = tuple(
+        WorkerGroup(WorkerSettings(f"group-{i}", channel, str(log_dir), run_trial), resources)
+        for i in range(num_groups)
+    )
+    try:
+        yield groups
+    finally:
+        ray.get(channel.close.remote())
+        ray.wait([channel.wait_until_home.remote()], timeout=_GOODBYE_SECONDS)
+        for group in groups:
+            group.is_leaving = True
+        if is_own_cluster:
+            for controller in ray.get(channel.get_controllers.remote()):
+                ray.kill(controller)
+        for group in groups:
+            group.join(_GOODBYE_SECONDS)
+
+
+def _per_worker(resources: Resources) -> dict[str, float]:
+    need = {"CPU": resources.cpus_per_worker}
+    return need | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
