@@ -127,6 +127,11 @@ class SearchSpace:
         searched = [p.largest() for p in self.parameters if p.key == "batch_size"]
         return max([self.base.batch_size, *searched])
 
+    def differences(self, other: "SearchSpace") -> list[str]:
+        """Return the parts in which two spaces differ, the budget and the names left aside."""
+        parts = ("base", "parameters", "objective", "sampler", "scheduler", "resources")
+        return [part for part in parts if getattr(self, part) != getattr(other, part)]
+
     def to_yaml(self) -> str:
         """Return the resolved space as a space file that gives the same space again."""
         content = {

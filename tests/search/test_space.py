@@ -61,7 +61,7 @@ search:
 
 
 def test_overrides_reach_the_sections_and_the_base(tmp_path: Path) -> None:
-    overrides = {"budget.trials": 3, "epochs": 2, "scheduler.rungs": 2}
+    overrides: dict[str, Any] = {"budget.trials": 3, "epochs": 2, "scheduler.rungs": 2}
     overrides |= {"search.lr_mp": {"log_uniform": [1e-3, 1e-2]}, "vlm.lm_dropout": 0.1}
     space = read(tmp_path, SPACE, **overrides)
     assert (space.budget.trials, space.base.epochs, space.scheduler.rungs) == (3, 2, 2)

@@ -1,0 +1,208 @@
+"""Runs a search: Optuna suggests, Tune and ASHA decide, the worker groups train."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from nanovlm.distributed.session import INTERRUPTED, OnRecord, OnStart, Session, StopSwitch, session
+from nanovlm.distributed.trainable import TrialRelay
+from nanovlm.distributed.worker import RunTrial
+from nanovlm.messages import TrialRecord
+from nanovlm.resources import Resources
+from nanovlm.search.scheduler import (
+    AshaWithReasons,
+    Scheduler,
+    build_scheduler,
+    plan_milestones,
+)
+from nanovlm.search.searcher import StudySearch, build_searcher
+from nanovlm.search.space import SearchSpace
+from nanovlm.trial import run_trial
+
+__all__ = ["INTERRUPTED", "SearchPlan", "plan_search", "run_search"]
+
+_MAX_FAILURES_IN_A_ROW = 5
+
+_UNLIMITED_TRIALS = -1
+"""Tune's word for a search that something else ends."""
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """What a search was made up to be, before it starts."""
+
+    space: SearchSpace
+    milestones: tuple[int, ...]
+    """Samples seen at which trials report and are compared, before the end."""
+    trial_samples: int
+    """Samples that a trial of full length sees, at most."""
+
+    def describe(self) -> str:
+        """Return the plan in one line."""
+        at = ", ".join(str(milestone) for milestone in self.milestones)
+        compared = f", compared at {at}" if at else ""
+        return f"{self.space.name}: trials of {self.trial_samples} samples{compared}"
+
+
+def plan_search(space: SearchSpace) -> SearchPlan:
+    """Return the plan of a search; reads the data, since the milestones follow from its size.
+
+    Raises:
+        UserError: if the data cannot be had, is smaller than a batch, or too small for the rungs.
+    """
+    resources = Resources("cpu")
+    config = replace(space.base, batch_size=space.largest_batch_size())
+    train_samples, _ = resources.training_data(config)
+    resources.benchmark(config)
+    budget = config.epochs * len(train_samples)
+    return SearchPlan(space, plan_milestones(space, budget), budget)
+
+
+def run_search(
+    plan: SearchPlan,
+    folder: Path,
+    *,
+    address: str | None = None,
+    concurrency: int | None = None,
+    earlier: Sequence[TrialRecord] = (),
+    earlier_seconds: float = 0.0,
+    on_start: OnStart,
+    on_record: OnRecord,
+    run_trial: RunTrial = run_trial,
+) -> str:
+    """Run the search of `plan`; return why it ended (`INTERRUPTED`: by a signal).
+
+    Args:
+        folder: the results folder; `on_start` makes it.
+        address: of a Ray cluster to join; None starts one here and ends it afterwards.
+        concurrency: trials at once; None takes what fits on the cluster.
+        earlier: trials that ended before the search was interrupted; they count for the budget and
+            for what later trials are compared with.
+        earlier_seconds: how long the search ran before that.
+        run_trial: what the workers run for each trial.
+
+    Raises:
+        UserError: if the cluster cannot run the trials.
+    """
+    space = plan.space
+    folder = folder.resolve()
+    hours = space.budget.hours
+    switch = StopSwitch(hours * 3600 - earlier_seconds if hours else None)
+    scheduler = build_scheduler(space, plan.milestones, plan.trial_samples)
+    if isinstance(scheduler, AshaWithReasons):
+        scheduler.replay(earlier)
+    limits = _Limits(space, switch)
+    for record in earlier:
+        limits.check(record)
+    num_trials = space.budget.trials and space.budget.trials - len(earlier)
+    if num_trials is not None and num_trials <= 0:
+        return f"{len(earlier)} trials done"
+
+    def handle(record: TrialRecord) -> None:
+        on_record(_with_reason(record, scheduler))
+        limits.check(record)
+
+    with session(
+        address,
+        space.resources,
+        num_slots=concurrency,
+        max_slots=num_trials,
+        folder=folder,
+        switch=switch,
+        on_start=on_start,
+        on_record=handle,
+        run_trial=run_trial,
+    ) as running:
+        searcher = build_searcher(space, folder, running.num_slots, switch, earlier)
+        _tune(plan, folder, running, searcher, scheduler, switch, num_trials)
+    return switch.reason or f"{space.budget.trials} trials done"
+
+
+def _tune(
+    plan: SearchPlan,
+    folder: Path,
+    running: Session,
+    searcher: StudySearch,
+    scheduler: Scheduler,
+    switch: StopSwitch,
+    num_trials: int | None,
+) -> None:
+    """Let Ray Tune run `num_trials` trials; returns after them or when the switch is thrown."""
+    trainable = tune.with_parameters(
+        TrialRelay,
+        channel=running.channel,
+        space=plan.space,
+        milestones=plan.milestones,
+        output_dir=str(folder / "checkpoints"),
+    )
+    tuner = tune.Tuner(
+        # Tune wants every trial to ask for something; this takes nothing from the workers.
+        tune.with_resources(trainable, {"node:__internal_head__": 0.001}),
+        tune_config=tune.TuneConfig(
+            num_samples=num_trials or _UNLIMITED_TRIALS,
+            search_alg=searcher,
+            scheduler=scheduler,
+            max_concurrent_trials=running.num_slots,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder / "logs" / "ray"),
+            stop=_StopperOf(switch),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+class _StopperOf(tune.Stopper):
+    """Ends the experiment when the switch is thrown."""
+
+    def __init__(self, switch: StopSwitch) -> None:
+        self._switch = switch
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._switch.is_thrown()
+
+
+class _Limits:
+    """The limits that an ended trial may reach; trials are counted by Tune, hours by the switch."""
+
+    def __init__(self, space: SearchSpace, switch: StopSwitch) -> None:
+        self._budget = space.budget
+        self._objective = space.objective
+        self._switch = switch
+        self._gpus = space.resources.gpus_per_trial
+        self._gpu_seconds = 0.0
+        self._failures_in_a_row = 0
+
+    def check(self, record: TrialRecord) -> None:
+        """Throw the switch if this trial's end reaches a limit."""
+        if record.state == "running":
+            return
+        self._failures_in_a_row = self._failures_in_a_row + 1 if record.state == "failed" else 0
+        if self._failures_in_a_row == _MAX_FAILURES_IN_A_ROW:
+            self._switch.stop(f"{_MAX_FAILURES_IN_A_ROW} trials in a row failed: {record.reason}")
+        if not record.reports:
+            return
+        self._gpu_seconds += self._gpus * record.reports[-1]["seconds"]
+        if self._budget.gpu_hours and self._gpu_seconds >= self._budget.gpu_hours * 3600:
+            self._switch.stop(f"the budget of {self._budget.gpu_hours:g} GPU-hours is spent")
+        target, value = self._budget.target, record.metrics.get(self._objective.metric)
+        if target is not None and value is not None and record.state == "completed":
+            reached = value >= target if self._objective.mode == "max" else value <= target
+            if reached:
+                self._switch.stop(f"the target of {target:g} is reached")
+
+
+def _with_reason(record: TrialRecord, scheduler: Scheduler) -> TrialRecord:
+    """Return the record of a stopped trial with the scheduler's reason."""
+    if record.state != "stopped" or record.reason or not isinstance(scheduler, AshaWithReasons):
+        return record
+    return replace(record, reason=scheduler.reasons.get(record.number))
