@@ -1,0 +1,155 @@
+"""Writes the results folder of a search or a single run, so that nothing finished is ever lost.
+
+`trials.jsonl` grows by one line the moment a trial ends. Everything else is written beside its
+place and then moved there, so a reader never sees half a file.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nanovlm.errors import UserError
+from nanovlm.messages import TrialRecord
+from nanovlm.results.summary import Objective, best_record, describe_accuracy, summarize
+
+SPACE_FILE = "space.yaml"
+TRIALS_FILE = "trials.jsonl"
+SUMMARY_FILE = "summary.json"
+BEST_CONFIG_FILE = "best.yaml"
+BEST_MODEL_DIR = "best"
+CHECKPOINTS_DIR = "checkpoints"
+
+
+def choose_folder(results: Path, name: str | None, default_name: str) -> Path:
+    """Return the results folder to make: `name`, or the default name with a number if it is taken.
+
+    Raises:
+        UserError: if the user named a folder that exists.
+    """
+    if name is None:
+        return next(folder for folder in _numbered(results / default_name) if not folder.exists())
+    folder = results / name
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise UserError(f"--name: must be the plain name of a folder, got {name!r}")
+    if folder.exists():
+        raise UserError(f"--name: {folder} holds results already; choose another name or remove it")
+    return folder
+
+
+class ResultsStore:
+    """The results folder that the running program writes."""
+
+    def __init__(self, folder: Path, objective: Objective, gpus_per_trial: float) -> None:
+        self.folder = folder
+        self.objective = objective
+        self._gpus_per_trial = gpus_per_trial
+        self.records: list[TrialRecord] = []
+        """Of the ended trials, in the order of their end."""
+
+    def create(self) -> None:
+        """Make the folder, which must not exist; until then nothing touches the disk."""
+        self.folder.mkdir(parents=True)
+        (self.folder / "logs").mkdir()
+
+    def reopen(self) -> None:
+        """Go on with the folder of an interrupted search."""
+        self.records = read_records(self.folder)
+
+    def earlier_seconds(self) -> float:
+        """Return how long the search ran before it was interrupted, by its summary."""
+        path = self.folder / SUMMARY_FILE
+        return json.loads(path.read_text())["wall_seconds"] if path.exists() else 0.0
+
+    def close(self, wall_seconds: float) -> None:
+        """Write the last summary and remove the models of trials that did not end."""
+        self.write_summary(wall_seconds)
+        shutil.rmtree(self.folder / CHECKPOINTS_DIR, ignore_errors=True)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write the file `name` of the folder as a whole."""
+        part = self.folder / f".{name}.part"
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, self.folder / name)
+
+    def add(self, record: TrialRecord) -> TrialRecord:
+        """Append an ended trial, and keep its model if it is the best so far.
+
+        Returns the record with the place where its model is now.
+        """
+        assert record.state != "running", f"{record.trial_id} has not ended"
+        self.records.append(record)
+        is_best = best_record(self.records, self.objective) is record
+        if record.checkpoint:
+            record = dataclasses.replace(record, checkpoint=self._settle(record, is_best))
+            self.records[-1] = record
+        with (self.folder / TRIALS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record_line(record)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if is_best:
+            self.write_text(BEST_CONFIG_FILE, self._best_config(record))
+        return record
+
+    def write_summary(self, wall_seconds: float) -> None:
+        """Write `summary.json` as it is after `wall_seconds` of the program."""
+        summary = summarize(
+            self.folder.name,
+            self.records,
+            self.objective,
+            wall_seconds=wall_seconds,
+            gpus_per_trial=self._gpus_per_trial,
+        )
+        self.write_text(SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+
+    def _settle(self, record: TrialRecord, is_best: bool) -> str | None:
+        """Move the trial's model to best/, or remove it; return where it is now."""
+        assert record.checkpoint is not None
+        model, best = Path(record.checkpoint), self.folder / BEST_MODEL_DIR
+        if not is_best:
+            shutil.rmtree(model)
+            return None
+        previous = self.folder / f".{BEST_MODEL_DIR}.previous"
+        if best.exists():
+            best.rename(previous)
+        model.rename(best)
+        if previous.exists():
+            shutil.rmtree(previous)
+        return str(best)
+
+    def _best_config(self, record: TrialRecord) -> str:
+        score = describe_accuracy(record.metrics, self.objective.metric)
+        head = (
+            f"# python run_single.py --config {self.folder / BEST_CONFIG_FILE}\n"
+            f"# trial {record.number}: {self.objective.metric} {score} "
+            f"after {record.samples_seen} samples\n"
+        )
+        return head + yaml.safe_dump(dict(record.config), sort_keys=False)
+
+
+def record_line(record: TrialRecord) -> dict[str, Any]:
+    """Return the record as the object of its line in `trials.jsonl`."""
+    return dataclasses.asdict(record)
+
+
+def read_records(folder: Path) -> list[TrialRecord]:
+    """Return the ended trials of a results folder, in the order of their end."""
+    path = folder / TRIALS_FILE
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    return [TrialRecord(**{**record, "reports": tuple(record["reports"])}) for record in records]
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    yield folder
+    number = 2
+    while True:
+        yield folder.with_name(f"{folder.name}-{number}")
+        number += 1

@@ -1,0 +1,116 @@
+"""What a search comes to, as pure functions of its trials' records."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nanovlm.messages import TrialRecord
+
+NUM_ITEMS = "mmstar_num_items"
+"""The metric that tells on how many questions the accuracies stand."""
+
+_PROPORTIONS = ("mmstar_accuracy",)
+_Z_95 = statistics.NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The metric that decides which trial is best."""
+
+    metric: str
+    mode: Literal["max", "min"]
+
+
+def best_record(records: Sequence[TrialRecord], objective: Objective) -> TrialRecord | None:
+    """Return the best trial that ran its full budget; of equal ones the first."""
+    completed = [r for r in records if r.state == "completed" and objective.metric in r.metrics]
+    sign = 1 if objective.mode == "max" else -1
+    return max(completed, key=lambda r: sign * r.metrics[objective.metric], default=None)
+
+
+def summarize(
+    name: str,
+    records: Sequence[TrialRecord],
+    objective: Objective,
+    *,
+    wall_seconds: float,
+    gpus_per_trial: float,
+) -> dict[str, Any]:
+    """Return the content of `summary.json`."""
+    best = best_record(records, objective)
+    training_seconds = sum(r.reports[-1]["seconds"] for r in records if r.reports)
+    states = [record.state for record in records]
+    return {
+        "name": name,
+        "objective": {"metric": objective.metric, "mode": objective.mode},
+        "trials": {
+            "total": len(records),
+            **{state: states.count(state) for state in ("completed", "stopped", "failed")},
+        },
+        "best": best and _best(best, objective.metric),
+        "turnaround_seconds": _median_p95_max(turnarounds(records)),
+        "wall_seconds": wall_seconds,
+        "training_seconds": training_seconds,
+        "gpu_hours": training_seconds * gpus_per_trial / 3600,
+    }
+
+
+def turnarounds(records: Sequence[TrialRecord]) -> list[float]:
+    """Return, for each trial that followed another in its worker group, the seconds from the last
+    work of that one to the end of the first optimizer step of this one."""
+    seconds = []
+    by_group: dict[str | None, TrialRecord] = {}
+    started = [record for record in records if record.first_step_at is not None]
+    for record in sorted(started, key=lambda r: r.first_step_at or 0.0):
+        before = by_group.get(record.worker_group)
+        if before and before.ended_at and record.first_step_at:
+            seconds.append(record.first_step_at - before.ended_at)
+        by_group[record.worker_group] = record
+    return seconds
+
+
+def wilson_interval(proportion: float, num_items: int) -> tuple[float, float]:
+    """Return the 95 % interval of a proportion (Wilson 1927, without continuity correction)."""
+    z2 = _Z_95**2
+    center = (proportion + z2 / (2 * num_items)) / (1 + z2 / num_items)
+    spread = proportion * (1 - proportion) / num_items + z2 / (4 * num_items**2)
+    half = _Z_95 * math.sqrt(spread) / (1 + z2 / num_items)
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def interval_95(metrics: Mapping[str, float], metric: str) -> tuple[float, float] | None:
+    """Return the 95 % interval of a metric over the benchmark's items, if it is a proportion."""
+    if metric not in _PROPORTIONS or NUM_ITEMS not in metrics:
+        return None
+    return wilson_interval(metrics[metric], int(metrics[NUM_ITEMS]))
+
+
+def describe_accuracy(metrics: Mapping[str, float], metric: str) -> str:
+    """Return the metric's value with its interval, such as `0.931 [0.915, 0.944]`."""
+    interval = interval_95(metrics, metric)
+    value = f"{metrics[metric]:.4g}"
+    if interval is None:
+        return value
+    return f"{metrics[metric]:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _best(record: TrialRecord, metric: str) -> dict[str, Any]:
+    return {
+        "trial_id": record.trial_id,
+        "number": record.number,
+        "config": dict(record.config),
+        "parameters": dict(record.parameters),
+        "metrics": dict(record.metrics),
+        "interval_95": interval_95(record.metrics, metric),
+        "samples_seen": record.samples_seen,
+    }
+
+
+def _median_p95_max(seconds: Sequence[float]) -> dict[str, float | None]:
+    if not seconds:
+        return {"median": None, "p95": None, "max": None}
+    ordered = sorted(seconds)
+    p95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
+    return {"median": statistics.median(ordered), "p95": p95, "max": ordered[-1]}

@@ -1,0 +1,131 @@
+"""What a person sees while a search runs, and at its end.
+
+A terminal gets a line for each ended trial and one live line below them; anything else (a file, a
+pipe) gets the lines alone.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from nanovlm.messages import TrialRecord
+from nanovlm.results.summary import Objective, best_record, describe_accuracy
+
+MAX_ROWS = 20
+"""Trials in the final table."""
+
+_COLORS = {"completed": "green", "stopped": "yellow", "failed": "red", "running": "blue"}
+
+
+class SearchDisplay:
+    """Shows the progress of a search; a context, so that the live line never stays behind."""
+
+    def __init__(
+        self,
+        console: Console,
+        objective: Objective,
+        num_trials: int | None,
+        earlier: Sequence[TrialRecord] = (),
+    ) -> None:
+        self._console = console
+        self._objective = objective
+        self._ended = list(earlier)
+        self._running: dict[str, TrialRecord] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("trials"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(
+            "starting workers", total=num_trials, completed=len(self._ended)
+        )
+
+    def __enter__(self) -> "SearchDisplay":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, record: TrialRecord) -> None:
+        """Take in a change of a trial."""
+        if record.state == "running":
+            self._running[record.trial_id] = record
+        else:
+            self._running.pop(record.trial_id, None)
+            self._ended.append(record)
+            self._console.print(self._line(record), highlight=False, soft_wrap=True)
+        self._progress.update(
+            self._task, completed=len(self._ended), description=self._description()
+        )
+
+    def _line(self, record: TrialRecord) -> str:
+        metric, color = self._objective.metric, _COLORS[record.state]
+        score = describe_accuracy(record.metrics, metric) if metric in record.metrics else "-"
+        seconds = f"{record.reports[-1]['seconds']:.0f} s" if record.reports else ""
+        parts = [
+            f"trial {record.number:<3} [{color}]{record.state:<9}[/{color}]",
+            escape(f"{score:<22}"),
+            escape(format_parameters(record.parameters)),
+            seconds,
+            escape(f"({record.reason})") if record.reason else "",
+        ]
+        return "  ".join(part for part in parts if part)
+
+    def _description(self) -> str:
+        metric = self._objective.metric
+        best = best_record(self._ended, self._objective)
+        found = f"best {describe_accuracy(best.metrics, metric)}" if best else "no full trial yet"
+        numbers = ", ".join(str(record.number) for record in self._running.values())
+        return escape(f"{found}; running: {numbers or '-'}")
+
+
+def results_table(records: Sequence[TrialRecord], objective: Objective) -> Table:
+    """Return the trials as a table, the best first; a shorter trial never before a full one."""
+    sign = -1 if objective.mode == "max" else 1
+    order = {"completed": 0, "stopped": 1, "failed": 2}
+
+    def rank(record: TrialRecord) -> tuple[int, int, float]:
+        value = record.metrics.get(objective.metric, math.inf)
+        return order[record.state], -record.samples_seen, sign * value
+
+    shown = sorted(records, key=rank)[:MAX_ROWS]
+    keys = sorted({key for record in records for key in record.parameters})
+    table = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for name in ("trial", "state", "samples", objective.metric, *keys):
+        table.add_column(name, justify="left" if name == "state" else "right", overflow="fold")
+    for record in shown:
+        has_score = objective.metric in record.metrics
+        table.add_row(
+            str(record.number),
+            f"[{_COLORS[record.state]}]{record.state}[/]",
+            str(record.samples_seen),
+            escape(describe_accuracy(record.metrics, objective.metric) if has_score else "-"),
+            *(escape(format_value(record.parameters.get(key, "-"))) for key in keys),
+        )
+    return table
+
+
+def format_parameters(parameters: Mapping[str, Any]) -> str:
+    """Return `lr_mp=0.0021 batch_size=64`."""
+    return " ".join(f"{key}={format_value(value)}" for key, value in parameters.items())
+
+
+def format_value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

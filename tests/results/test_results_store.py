@@ -1,0 +1,139 @@
+"""The results folder and the summary, from made-up records."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanovlm.config import TrainConfig
+from nanovlm.config_files import Layer, build_config, config_values, read_mapping
+from nanovlm.errors import UserError
+from nanovlm.messages import TrialRecord, TrialState
+from nanovlm.results.store import ResultsStore, choose_folder, read_records
+from nanovlm.results.summary import (
+    Objective,
+    best_record,
+    interval_95,
+    summarize,
+    turnarounds,
+    wilson_interval,
+)
+
+OBJECTIVE = Objective("mmstar_accuracy", "max")
+
+
+def record(
+    number: int, accuracy: float, state: TrialState = "completed", **more: Any
+) -> TrialRecord:
+    metrics = {"mmstar_accuracy": accuracy, "mmstar_num_items": 400.0}
+    config = TrainConfig(lr_mp=0.01 * (number + 1))
+    entry = {"samples_seen": 100, "step": 10, "seconds": 2.0, "metrics": metrics}
+    values: dict[str, Any] = {
+        "trial_id": f"trial-{number:04d}",
+        "number": number,
+        "parameters": {"lr_mp": config.lr_mp},
+        "config": config_values(config),
+        "state": state,
+        "samples_seen": 100,
+        "metrics": metrics,
+        "reports": (entry,),
+        "submitted_at": 10.0 * number,
+        "first_step_at": 10.0 * number + 1,
+        "ended_at": 10.0 * number + 9,
+        "worker_group": "group-0",
+    }
+    return TrialRecord(**(values | more))
+
+
+def with_model(folder: Path, trial: TrialRecord) -> str:
+    model = folder / "checkpoints" / trial.trial_id
+    model.mkdir(parents=True)
+    (model / "model.safetensors").write_text(trial.trial_id)
+    return str(model)
+
+
+def test_a_search_in_the_folder(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=2)
+    store.create()
+    for number, accuracy in enumerate([0.5, 0.8, 0.7]):
+        trial = record(number, accuracy)
+        checkpoint = with_model(store.folder, trial)
+        store.add(record(number, accuracy, checkpoint=checkpoint))
+    store.add(record(3, 0.9, "stopped", reason="below the cutoff"))
+    store.write_summary(wall_seconds=50.0)
+
+    lines = (store.folder / "trials.jsonl").read_text().splitlines()
+    assert [json.loads(line)["number"] for line in lines] == [0, 1, 2, 3]
+    assert read_records(store.folder) == store.records
+    assert (store.folder / "best" / "model.safetensors").read_text() == "trial-0001"
+    assert not list((store.folder / "checkpoints").iterdir())
+    best = read_mapping(store.folder / "best.yaml")
+    assert build_config(Layer("best.yaml", best)) == TrainConfig(lr_mp=0.02)
+    summary = json.loads((store.folder / "summary.json").read_text())
+    assert summary["best"]["number"] == 1
+    assert summary["trials"] == {"total": 4, "completed": 3, "stopped": 1, "failed": 0}
+    assert summary["turnaround_seconds"] == {"median": 2.0, "p95": 2.0, "max": 2.0}
+    assert summary["training_seconds"] == 8.0
+    assert summary["gpu_hours"] == pytest.approx(16 / 3600)
+    assert {path.name for path in store.folder.iterdir()} == {
+        "best", "best.yaml", "checkpoints", "logs", "summary.json", "trials.jsonl",
+    }  # fmt: skip
+
+
+def test_only_trials_of_full_length_can_be_best() -> None:
+    records = [record(0, 0.5), record(1, 0.9, "stopped"), record(2, 0.5)]
+    best = best_record(records, OBJECTIVE)
+    assert best is records[0]
+    worst = best_record([record(0, 0.5), record(1, 0.2)], Objective("mmstar_accuracy", "min"))
+    assert worst is not None and worst.number == 1
+    assert best_record([record(1, 0.9, "failed")], OBJECTIVE) is None
+
+
+def test_the_summary_of_nothing() -> None:
+    summary = summarize("empty", [], OBJECTIVE, wall_seconds=1.0, gpus_per_trial=1.0)
+    assert summary["best"] is None
+    assert summary["turnaround_seconds"] == {"median": None, "p95": None, "max": None}
+
+
+def test_turnaround_is_counted_within_a_group() -> None:
+    records = [
+        record(0, 0.5, worker_group="a", first_step_at=1.0, ended_at=5.0),
+        record(1, 0.5, worker_group="b", first_step_at=2.0, ended_at=4.0),
+        record(2, 0.5, worker_group="a", first_step_at=5.5, ended_at=9.0),
+        record(3, 0.5, worker_group="b", first_step_at=4.25, ended_at=9.0),
+        record(4, 0.5, "failed", worker_group="a", first_step_at=None, ended_at=9.5),
+    ]
+    assert turnarounds(records) == [0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("right", "items", "low", "high"),
+    # Table I of Newcombe (1998), Statistics in Medicine 17:857, method 3 (Wilson).
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_interval(right: int, items: int, low: float, high: float) -> None:
+    assert wilson_interval(right / items, items) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_only_a_proportion_has_an_interval() -> None:
+    assert interval_95({"val_loss": 1.0, "mmstar_num_items": 100}, "val_loss") is None
+    assert interval_95({"mmstar_accuracy": 0.5}, "mmstar_accuracy") is None
+
+
+def test_the_folder_of_a_search(tmp_path: Path) -> None:
+    assert choose_folder(tmp_path, None, "digits") == tmp_path / "digits"
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits-2").mkdir()
+    assert choose_folder(tmp_path, None, "digits") == tmp_path / "digits-3"
+    assert choose_folder(tmp_path, "mine", "digits") == tmp_path / "mine"
+    with pytest.raises(UserError, match="holds results already"):
+        choose_folder(tmp_path, "digits", "digits")
+    for name in ("..", "a/b", ""):
+        with pytest.raises(UserError, match="plain name"):
+            choose_folder(tmp_path, name, "digits")
