@@ -1,0 +1,73 @@
+"""What the two programs have in common: exit codes, shared arguments, how a mistake is told."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nanovlm.errors import UserError
+
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+"""How the programs print to a rich console what others read: as it is, without line breaks."""
+
+DONE = 0
+WRONG_INPUT = 2
+INTERRUPTED = 130
+
+
+def run_program(main: Callable[[], int]) -> None:
+    """Run `main` and exit with its code; a mistake of the user is told without a traceback."""
+    try:
+        code = main()
+    except UserError as error:
+        sys.stdout.flush()
+        sys.stderr.writelines(f"error: {message}\n" for message in error.messages)
+        code = WRONG_INPUT
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted before the first trial began; nothing was saved\n")
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that both programs take."""
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="overrides of the configuration, read as YAML: lr_mp=1e-3 vlm.lm_dropout=0.1",
+    )
+    parser.add_argument("--name", help="name of the results folder; must not exist yet")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="where results folders are made"
+    )
+    parser.add_argument(
+        "--address", help="Ray cluster to join (auto: the one on this machine); default: own one"
+    )
+
+
+def at_least_one(text: str) -> int:
+    """Return a count given on the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    """Return a positive number given on the command line."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
+
+
+def describe_cluster(dashboard_url: str | None, is_own: bool) -> str:
+    """Return the line on the Ray cluster and its dashboard."""
+    kind = "own Ray cluster" if is_own else "joined Ray cluster"
+    if dashboard_url is None:
+        return f"{kind}, without a dashboard"
+    return f"{kind}, dashboard: {dashboard_url} (its token: `ray get-auth-token`)"

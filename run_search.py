@@ -1,0 +1,150 @@
+"""Search hyperparameters: run the trials of a space file and keep the best configuration."""
+
+import argparse
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nanovlm import cli
+from nanovlm.config_files import parse_overrides
+from nanovlm.errors import UserError
+from nanovlm.messages import TrialRecord
+from nanovlm.results.store import BEST_CONFIG_FILE, SPACE_FILE, ResultsStore, choose_folder
+from nanovlm.results.summary import Objective, best_record, describe_accuracy
+from nanovlm.results.terminal import SearchDisplay, results_table
+from nanovlm.search.space import SearchSpace, load_space
+
+EXAMPLES = """examples:
+  python run_search.py --space search_spaces/digits.yaml
+  python run_search.py --space search_spaces/digits.yaml --trials 40 --name long epochs=2
+  python run_search.py --space search_spaces/digits.yaml --address auto resources.workers=2
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--space", type=Path, required=True, help="the space file (YAML)")
+    cli.add_common_arguments(parser)
+    parser.add_argument("--trials", type=cli.at_least_one, help="number of trials to run")
+    parser.add_argument("--hours", type=cli.above_zero, help="end the search after so many hours")
+    parser.add_argument(
+        "--concurrency", type=cli.at_least_one, help="trials at once; default: what fits"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the interrupted search in the folder"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check and print the space, no more")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    space = load_space(arguments.space, space_overrides(arguments))
+    folder = results_folder(arguments, space)
+    # Imported late: a mistake in the space file is told at once, and not after torch and Ray.
+    from nanovlm.search.runner import INTERRUPTED, plan_search, run_search
+
+    console = Console()
+    plan = plan_search(space)
+    if arguments.dry_run:
+        console.print(f"{plan.describe()}\n\n{space.to_yaml()}", highlight=False, markup=False)
+        return cli.DONE
+    objective = Objective(**space.objective.model_dump())
+    store = ResultsStore(folder, objective, space.resources.gpus_per_trial)
+    if arguments.resume:
+        store.reopen()
+    earlier_seconds = store.earlier_seconds()
+    started = time.monotonic() - earlier_seconds
+
+    def on_start(dashboard_url: str | None, is_own: bool, num_slots: int) -> None:
+        if not arguments.resume:
+            store.create()
+        store.write_text(SPACE_FILE, space.to_yaml())
+        cluster = cli.describe_cluster(dashboard_url, is_own)
+        about = f"{plan.describe()}; {num_slots} at once; results: {folder}"
+        console.print(f"{cluster}\n{about}", **cli.PLAIN)
+
+    def on_record(record: TrialRecord) -> None:
+        if record.state != "running":
+            record = store.add(record)
+            store.write_summary(time.monotonic() - started)
+        display.update(record)
+
+    with SearchDisplay(console, objective, space.budget.trials, store.records) as display:
+        ended_by = run_search(
+            plan,
+            folder,
+            address=arguments.address,
+            concurrency=arguments.concurrency,
+            earlier=tuple(store.records),
+            earlier_seconds=earlier_seconds,
+            on_start=on_start,
+            on_record=on_record,
+        )
+    store.close(time.monotonic() - started)
+    show_results(console, store, ended_by)
+    if ended_by != INTERRUPTED:
+        return cli.DONE
+    console.print(f"\nto go on:\n{resume_command(folder)}", **cli.PLAIN)
+    return cli.INTERRUPTED
+
+
+def results_folder(arguments: argparse.Namespace, space: SearchSpace) -> Path:
+    """Return the folder to make, or with --resume the one to go on with."""
+    if not arguments.resume:
+        return choose_folder(arguments.results, arguments.name, space.name)
+    folder = arguments.results / (arguments.name or space.name)
+    if not (folder / SPACE_FILE).exists():
+        raise UserError(f"--resume: {folder} holds no search to go on with (no {SPACE_FILE})")
+    differing = space.differences(load_space(folder / SPACE_FILE))
+    if differing:
+        raise UserError(
+            f"--resume: the search in {folder} is of another space; it differs in "
+            f"{', '.join(differing)}; only the budget may change"
+        )
+    return folder
+
+
+def resume_command(folder: Path) -> str:
+    """Return this program's command line with --resume and the name of the folder."""
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    if not any(word == "--name" or word.startswith("--name=") for word in words):
+        words += ["--name", folder.name]
+    return shlex.join(["python", "run_search.py", *words, "--resume"])
+
+
+def space_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    overrides = parse_overrides(arguments.overrides)
+    if arguments.trials is not None:
+        overrides["budget.trials"] = arguments.trials
+    if arguments.hours is not None:
+        overrides["budget.hours"] = arguments.hours
+    return overrides
+
+
+def show_results(console: Console, store: ResultsStore, ended_by: str) -> None:
+    console.print(f"\nended: {ended_by}\n", highlight=False)
+    if store.records:
+        console.print(results_table(store.records, store.objective))
+    best = best_record(store.records, store.objective)
+    if best is None:
+        console.print("\nno trial ran its full budget, so there is no best.yaml")
+        return
+    score = describe_accuracy(best.metrics, store.objective.metric)
+    command = f"python run_single.py --config {shlex.quote(str(store.folder / BEST_CONFIG_FILE))}"
+    console.print(
+        f"\nbest: trial {best.number}, {store.objective.metric} {score}; run it again:\n{command}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    cli.run_program(main)

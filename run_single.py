@@ -1,0 +1,99 @@
+"""Train one configuration and evaluate it: the same trial that a search would run."""
+
+import argparse
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from nanovlm import cli
+from nanovlm.config_files import load_config, parse_overrides
+from nanovlm.messages import Job, TrialRecord
+from nanovlm.results.store import ResultsStore, choose_folder
+from nanovlm.results.summary import Objective, describe_accuracy
+
+EXAMPLES = """examples:
+  python run_single.py --preset digits
+  python run_single.py --config results/digits/best.yaml
+  python run_single.py --preset digits --workers 2 lr_mp=1e-3 epochs=2
+"""
+
+OBJECTIVE = Objective("mmstar_accuracy", "max")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, help="a configuration (YAML), such as best.yaml")
+    parser.add_argument("--preset", help="a name in presets/ or a file; --config goes over it")
+    cli.add_common_arguments(parser)
+    parser.add_argument(
+        "--workers", type=cli.at_least_one, default=1, help="processes (GPUs) that share the batch"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    overrides = parse_overrides(arguments.overrides)
+    config = load_config(arguments.config, arguments.preset, overrides)
+    folder = choose_folder(arguments.results, arguments.name, "single")
+    # Imported late: a mistake in the configuration is told at once, and not after torch and Ray.
+    from nanovlm.distributed.single import (
+        INTERRUPTED,
+        plan_milestones,
+        run_single,
+        trial_resources,
+    )
+
+    console = Console()
+    resources = trial_resources(config, arguments.workers)
+    job = Job(
+        trial_id="trial-0000",
+        config=config,
+        milestones=plan_milestones(config),
+        output_dir=str(folder.resolve() / "checkpoints" / "trial-0000"),
+    )
+    store = ResultsStore(folder, OBJECTIVE, resources.gpus_per_trial)
+    started = time.monotonic()
+
+    def on_start(dashboard_url: str | None, is_own: bool, num_slots: int) -> None:
+        store.create()
+        console.print(cli.describe_cluster(dashboard_url, is_own), highlight=False, soft_wrap=True)
+        console.print(f"results: {folder}", highlight=False)
+
+    def on_record(record: TrialRecord) -> None:
+        show_progress(console, record)
+        if record.state != "running":
+            store.add(record)
+            store.write_summary(time.monotonic() - started)
+
+    ended_by = run_single(
+        job,
+        resources,
+        folder,
+        address=arguments.address,
+        on_start=on_start,
+        on_record=on_record,
+    )
+    return cli.INTERRUPTED if ended_by == INTERRUPTED else cli.DONE
+
+
+def show_progress(console: Console, record: TrialRecord) -> None:
+    if record.reports:
+        report = record.reports[-1]
+        console.print(
+            f"{report['samples_seen']} samples, step {report['step']}: "
+            f"train_loss {report['metrics']['train_loss']:.4f}, mmstar_accuracy "
+            f"{describe_accuracy(report['metrics'], 'mmstar_accuracy')}  "
+            f"({report['seconds']:.1f} s)",
+            highlight=False,
+            markup=False,
+        )
+    if record.state == "failed":
+        console.print(f"failed: {record.reason}", style="red", highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    cli.run_program(main)

@@ -1,0 +1,117 @@
+"""Mistakes of the user: one clear message, exit code 2, and nothing left behind."""
+
+from pathlib import Path
+
+import pytest
+
+import run_search
+import run_single
+from nanovlm import cli
+from tests.programs.conftest import SPACE, run_program
+
+
+def code_and_message(
+    program: str,
+    arguments: list[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> tuple[int, str]:
+    """Run a program's main in `folder`; return its exit code and what it said on stderr."""
+    main = {"run_search.py": run_search.main, "run_single.py": run_single.main}[program]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", [program, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.run_program(main)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--space", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
+        (["--space", "list.yaml"], "list.yaml: must be a mapping"),
+        (["--space", "broken.yaml"], "broken.yaml: is not YAML"),
+        ([], "the following arguments are required: --space"),
+        (["--space", "space.yaml", "--trails", "3"], "unrecognized arguments: --trails"),
+        (["--space", "space.yaml", "--trials", "0"], "must be a whole number of at least 1"),
+        (["--space", "space.yaml", "--hours", "-1"], "must be a number above 0"),
+        (["--space", "space.yaml", "lr_pm=1"], "unknown key 'lr_pm'. Did you mean 'lr_mp'?"),
+        (["--space", "space.yaml", "epochs=two"], "epochs: must be a valid integer, got 'two'"),
+        (["--space", "space.yaml", "preset=nano"], "preset: there is no 'nano'."),
+        (["--space", "space.yaml", "--name", "taken"], "results/taken holds results already"),
+        (["--space", "space.yaml", "--name", "a/b"], "--name: must be the plain name of a folder"),
+        (["--space", "space.yaml", "--resume", "--name", "taken"], "holds no search to go on with"),
+        (["--space", "space.yaml", "search.batch_size={choice: [16, 9000]}"], "batch_size"),
+        (["--space", "space.yaml", "scheduler.rungs=9"], "scheduler.rungs: the first milestone"),
+        (["--space", "space.yaml", "train_dataset_path=./nowhere"], "there is no folder ./nowhere"),
+        (["--space", "space.yaml", "test_dataset_path=builtin:letters"], "builtin:letters"),
+        (["--space", "space.yaml", "resources.workers=17"], "resources.workers: must not exceed"),
+    ],
+)
+def test_mistakes_in_a_search(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "space.yaml").write_text(SPACE)
+    (tmp_path / "list.yaml").write_text("- lr_mp")
+    (tmp_path / "broken.yaml").write_text("search: [")
+    (tmp_path / "results" / "taken").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    code, said = code_and_message("run_search.py", arguments, tmp_path, monkeypatch, capsys)
+    assert code == 2
+    assert message in said
+    assert "Traceback" not in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
+        (["--preset", "digit"], "preset: there is no 'digit'. Did you mean 'digits'?"),
+        (["--preset", "digits", "vlm.lm_n_heads=5"], "must divide lm_hidden_dim"),
+        (["--preset", "digits", "--workers", "0"], "must be a whole number of at least 1"),
+        (["--preset", "digits", "batch_size=100000"], "batch_size"),
+        (["--preset", "digits", "batch_size=2", "--workers", "3"], "--workers: must not exceed"),
+    ],
+)
+def test_mistakes_in_a_single_run(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, said = code_and_message("run_single.py", arguments, tmp_path, monkeypatch, capsys)
+    assert code == 2
+    assert message in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_more_gpus_than_there_are(tmp_path: Path, no_ray_left: None) -> None:
+    (tmp_path / "space.yaml").write_text(SPACE)
+    arguments = ("--space", "space.yaml", "resources.gpus_per_worker=64")
+    finished = run_program("run_search.py", *arguments, cwd=tmp_path)
+    assert finished.code == 2, finished.output
+    assert "one trial needs 1 CPUs and 64 GPUs" in finished.output
+    assert "the cluster has" in finished.output
+    assert "Traceback" not in finished.output
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_an_address_without_a_cluster(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(SPACE)
+    arguments = ("--space", "space.yaml", "--address", "auto")
+    finished = run_program("run_search.py", *arguments, cwd=tmp_path)
+    assert finished.code == 2, finished.output
+    assert "--address: no Ray cluster answers at 'auto'" in finished.output
+    assert not (tmp_path / "results").exists()

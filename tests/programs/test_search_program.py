@@ -1,0 +1,160 @@
+"""A whole search through `run_search.py`, and what is in its results folder."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from nanovlm.config_files import Layer, build_config, read_mapping
+from nanovlm.search.space import load_space
+from tests.programs.conftest import (
+    Finished,
+    finish,
+    run_program,
+    start_program,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def test_the_program_says_what_it_does(search: Finished) -> None:
+    assert search.code == 0, search.output
+    assert "Traceback" not in search.output
+    lines = search.output.splitlines()
+    assert lines[0].startswith("own Ray cluster, dashboard: http://127.0.0.1:")
+    assert "ray get-auth-token" in lines[0]
+    assert "compared at" in lines[1]
+    assert sum(line.startswith("trial ") for line in lines) == 6 + 1  # and the table's head
+    assert "ended: 6 trials done" in lines
+    assert lines[-1] == "python run_single.py --config results/demo/best.yaml"
+
+
+def test_trials_are_recorded_in_full(search: Finished) -> None:
+    records = search.records
+    assert sorted(record.number for record in records) == list(range(6))
+    assert {record.state for record in records} == {"completed", "stopped"}
+    for record in records:
+        assert record.first_step_at and record.ended_at
+        assert record.submitted_at < record.first_step_at < record.ended_at
+        assert record.worker_group == "group-0"
+        seen = [report["samples_seen"] for report in record.reports]
+        assert seen == sorted(seen)
+        assert seen[-1] == record.samples_seen
+        for report in record.reports:
+            assert {"mmstar_accuracy", "val_loss", "train_loss"} <= set(report["metrics"])
+        if record.state == "stopped":
+            assert "the cutoff of" in str(record.reason)
+
+
+def test_reports_are_made_at_the_milestones(search: Finished, workplace: Path) -> None:
+    space = load_space(workplace / "space.yaml")
+    full = max(record.samples_seen for record in search.records)
+    first = search.records[0].reports[0]["samples_seen"]
+    assert full // 9 <= first <= full // 9 + space.largest_batch_size()
+
+
+def test_the_default_configuration_is_trial_0(search: Finished, workplace: Path) -> None:
+    space = load_space(workplace / "space.yaml")
+    (default,) = (record for record in search.records if record.number == 0)
+    assert dict(default.parameters) == space.default_values()
+    assert build_config(Layer("trials.jsonl", dict(default.config))) == space.base
+
+
+def test_the_resolved_space_is_kept(search: Finished, workplace: Path) -> None:
+    assert (
+        load_space(search.folder / "space.yaml").differences(load_space(workplace / "space.yaml"))
+        == []
+    )
+
+
+def test_the_summary(search: Finished) -> None:
+    summary = json.loads((search.folder / "summary.json").read_text())
+    best = max(
+        (record for record in search.records if record.state == "completed"),
+        key=lambda record: record.metrics["mmstar_accuracy"],
+    )
+    assert summary["name"] == "demo"
+    assert summary["trials"]["total"] == 6
+    assert summary["best"]["number"] == best.number
+    low, high = summary["best"]["interval_95"]
+    assert low < best.metrics["mmstar_accuracy"] < high
+    assert summary["turnaround_seconds"]["median"] < 5  # promised: 0.5
+    assert summary["training_seconds"] < summary["wall_seconds"]
+    assert yaml.safe_load((search.folder / "best.yaml").read_text()) == dict(best.config)
+
+
+def test_nothing_else_is_left(search: Finished) -> None:
+    names = {path.name for path in search.folder.iterdir()}
+    assert names == {
+        "best",
+        "best.yaml",
+        "logs",
+        "space.yaml",
+        "study.journal",
+        "summary.json",
+        "trials.jsonl",
+    }
+
+
+def test_the_best_configuration_run_alone_gives_the_same_bits(
+    search: Finished, workplace: Path
+) -> None:
+    single = run_program(
+        "run_single.py", "--config", "results/demo/best.yaml", cwd=workplace, name="again"
+    )
+    assert single.code == 0, single.output
+    (record,) = single.records
+    config = read_mapping(search.folder / "best.yaml")
+    (trial,) = (r for r in search.records if r.config == config and r.state == "completed")
+    assert record.metrics == trial.metrics
+    weights = load_file(single.folder / "best" / "model.safetensors")
+    searched = load_file(search.folder / "best" / "model.safetensors")
+    assert weights.keys() == searched.keys()
+    assert all(weights[name].equal(searched[name]) for name in weights)
+
+
+def test_two_workers_give_the_loss_of_one(search: Finished, workplace: Path) -> None:
+    arguments = ("--config", "results/demo/best.yaml", "--workers", "2")
+    double = run_program("run_single.py", *arguments, cwd=workplace, name="double")
+    assert double.code == 0, double.output
+    (record,) = double.records
+    best = json.loads((search.folder / "summary.json").read_text())["best"]
+    for loss in ("train_loss", "val_loss"):
+        assert record.metrics[loss] == pytest.approx(best["metrics"][loss], abs=1e-5)
+
+
+def test_ctrl_c_and_resume_give_the_search_that_was_not_disturbed(
+    search: Finished, workplace: Path, no_ray_left: None
+) -> None:
+    arguments = ["--space", "space.yaml", "--concurrency", "1", "--name", "disturbed"]
+    folder = workplace / "results" / "disturbed"
+    process = start_program("run_search.py", *arguments, cwd=workplace)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("trial 1"):
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to all of the program
+            break
+    interrupted = finish(process, folder)
+    assert interrupted.code == 130, interrupted.output
+    assert "Traceback" not in interrupted.output
+    command = interrupted.output.splitlines()[-1]
+    assert command == f"python run_search.py {' '.join(arguments)} --resume"
+    finished_before = interrupted.records
+    assert {0, 1} <= {record.number for record in finished_before} < set(range(6))
+
+    resumed = finish(start_program(*command.split()[1:], cwd=workplace), folder)
+    assert resumed.code == 0, resumed.output
+    assert resumed.records[: len(finished_before)] == finished_before
+    assert outcomes(resumed) == outcomes(search)
+
+
+def outcomes(finished: Finished) -> dict[int, tuple[object, ...]]:
+    """Return what each trial was and came to, without times."""
+    return {
+        record.number: (record.parameters, record.state, record.reason, record.metrics)
+        for record in finished.records
+    }
