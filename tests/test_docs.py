@@ -1,0 +1,82 @@
+"""The documents name what the code has, with the same values."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.messages import TrialRecord
+from nanovlm.search.parameter import TUNABLE
+from nanovlm.search.space import (
+    Budget,
+    Objective,
+    Resources,
+    Sampler,
+    Scheduler,
+    load_space,
+)
+
+REPOSITORY = Path(__file__).parents[1]
+CONFIG_DOC = (REPOSITORY / "docs/config.md").read_text(encoding="utf-8")
+ROW = re.compile(r"^\| `(.+?)` \| `(.*?)` \| (.*?) \|", re.MULTILINE)
+ROWS = {key: cells for key, *cells in ROW.findall(CONFIG_DOC)}
+"""Of each table row that starts with a key: the default and the cell after it."""
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"{len(value)} names"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def natural_range(key: str) -> str:
+    if key not in TUNABLE:
+        return ""
+    return f"`{TUNABLE[key].kind} [{', '.join(map(shown, TUNABLE[key].values))}]`"
+
+
+def test_every_config_key_stands_with_its_default_and_range() -> None:
+    expected = {
+        prefix + field.name: [shown(field.default), natural_range(prefix + field.name)]
+        for prefix, owner in (("", TrainConfig), ("vlm.", VLMConfig))
+        for field in dataclasses.fields(owner)
+        if field.name != "vlm"
+    }
+    assert {key: cells for key, cells in ROWS.items() if key in expected} == expected
+
+
+def test_every_setting_of_a_space_file_stands_with_its_default() -> None:
+    expected = {
+        f"{section.__name__.lower()}.{name}": shown(field.default)
+        for section in (Objective, Sampler, Scheduler, Budget, Resources)
+        for name, field in section.model_fields.items()
+    }
+    assert {key: cells[0] for key, cells in ROWS.items() if key in expected} == expected
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/config.md"])
+def test_the_space_files_shown_can_be_used(document: str, tmp_path: Path) -> None:
+    text = (REPOSITORY / document).read_text(encoding="utf-8")
+    blocks = [b for b in re.findall(r"```yaml\n(.*?)```", text, re.S) if "search:" in b]
+    assert blocks
+    for block in blocks:
+        (tmp_path / "space.yaml").write_text(block)
+        load_space(tmp_path / "space.yaml")
+
+
+def test_every_field_of_a_trial_record_stands_in_order() -> None:
+    text = (REPOSITORY / "docs/results.md").read_text(encoding="utf-8")
+    section = re.split(r"^## ", text, flags=re.MULTILINE)[1]
+    assert section.startswith("`trials.jsonl`")
+    fields = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert fields == [field.name for field in dataclasses.fields(TrialRecord)]
+
+
+def test_the_readme_names_every_module() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    modules = [p for p in (REPOSITORY / "nanovlm").rglob("*.py") if p.name != "__init__.py"]
+    assert [str(p) for p in modules if p.name not in readme] == []
