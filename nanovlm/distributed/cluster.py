@@ -4,10 +4,13 @@ import contextlib
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ray
+from ray._private import services
+from ray._private.state import available_resources_per_node
 
 from nanovlm.errors import UserError
 from nanovlm.search.space import Resources
@@ -22,6 +25,9 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_maximum_startup_concurrency": "8",  # a small machine starts more, and waits less
 }
+
+
+_CONNECT_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ def connect(address: str | None) -> Iterator[Cluster]:
     Raises:
         UserError: if there is no cluster at `address`.
     """
+    if address:
+        _check_reachable(address)
     os.environ |= {key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()}
     try:
         context = ray.init(
@@ -64,26 +72,40 @@ def connect(address: str | None) -> Iterator[Cluster]:
         ray.shutdown()
 
 
+def _check_reachable(address: str) -> None:
+    """Raise UserError if nothing listens at `address`; Ray itself would try for minutes."""
+    try:
+        target = services.canonicalize_bootstrap_address_or_die(address)
+        host, _, port = target.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--address: no Ray cluster answers at {address!r}: {error}") from None
+
+
 def num_concurrent_trials(resources: Resources, wanted: int | None) -> int:
-    """Return how many trials fit on the cluster at once, at most `wanted`.
+    """Return how many trials fit at once on what is free on the cluster, at most `wanted`.
 
     Raises:
         UserError: if not one trial fits, or fewer than `wanted`; gives need and stock.
     """
     need = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    free = available_resources_per_node().values()
     num_workers = sum(
         min(math.floor(node.get(kind, 0) / amount) for kind, amount in need.items() if amount)
-        for node in nodes
+        for node in free
     )
     fits = num_workers // resources.workers
-    have = {kind: sum(node.get(kind, 0) for node in nodes) for kind in need}
-    if fits < (wanted or 1):
-        what = f"{wanted} trials at once need" if fits else "one trial needs"
-        factor = resources.workers * (wanted or 1 if fits else 1)
-        raise UserError(
-            f"resources: {what} {need['CPU'] * factor:g} CPUs and {need['GPU'] * factor:g} GPUs "
-            f"({resources.workers} workers of {need['CPU']:g} CPUs and {need['GPU']:g} GPUs a "
-            f"trial), but the cluster has {have['CPU']:g} CPUs and {have['GPU']:g} GPUs"
-        )
-    return wanted or fits
+    if fits >= (wanted or 1):
+        return wanted or fits
+    what = f"{wanted} trials at once need" if wanted and fits else "one trial needs"
+    factor = resources.workers * (wanted if wanted and fits else 1)
+    have = ray.cluster_resources()
+    stock = " and ".join(
+        f"{have.get(kind, 0):g} {kind}s ({sum(node.get(kind, 0) for node in free):g} free)"
+        for kind in need
+    )
+    raise UserError(
+        f"resources: {what} {need['CPU'] * factor:g} CPUs and {need['GPU'] * factor:g} GPUs "
+        f"({resources.workers} workers of {need['CPU']:g} CPUs and {need['GPU']:g} GPUs a trial), "
+        f"but the cluster has {stock}"
+    )

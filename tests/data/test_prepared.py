@@ -110,12 +110,15 @@ def test_over_long_turns_are_dropped_and_counted(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = " ".join(["digit"] * 30)
-    rows = rows_of(("red", [(long, "A"), ("this?", "B")]), ("blue", [(long, "C")]))
-    use_rows(monkeypatch, rows)
+    left_out = ("blue", [(long, "C")])
+    red, lime = ("red", [(long, "A"), ("this?", "B")]), ("lime", [("this?", "D")])
+    use_rows(monkeypatch, rows_of(left_out, red, left_out, lime, left_out))
     samples, _ = prepare_training(change(CONFIG, {"lm_max_length": 8}, val_ratio=0.0), tokenizer)
-    assert samples.num_dropped == 2
-    assert texts(samples, tokenizer) == [("Question this? Answer", [*tokenizer.encode("B").ids, 0])]
-    assert samples.images[:, :, 0, 0].tolist() == [[255, 0, 0]]
+    assert samples.num_dropped == 4
+    assert len(samples.images) == 2
+    answers = [tokenizer.decode(answer) for _, answer in texts(samples, tokenizer)]
+    colours = samples.images[samples.image_index, :, 0, 0].tolist()
+    assert dict(zip(answers, colours, strict=True)) == {"B": [255, 0, 0], "D": [0, 255, 0]}
 
 
 def test_the_last_rows_are_for_validation(

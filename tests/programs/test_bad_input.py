@@ -110,8 +110,8 @@ def test_more_gpus_than_there_are(tmp_path: Path, no_ray_left: None) -> None:
 @pytest.mark.timeout(120)
 def test_an_address_without_a_cluster(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
-    arguments = ("--space", "space.yaml", "--address", "auto")
+    arguments = ("--space", "space.yaml", "--address", "127.0.0.1:9")
     finished = run_program("run_search.py", *arguments, cwd=tmp_path)
     assert finished.code == 2, finished.output
-    assert "--address: no Ray cluster answers at 'auto'" in finished.output
+    assert "--address: no Ray cluster answers at '127.0.0.1:9'" in finished.output
     assert not (tmp_path / "results").exists()

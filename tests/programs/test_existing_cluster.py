@@ -24,6 +24,7 @@ def cluster(no_ray_left: None) -> Iterator[str]:
     yield "auto"
     for process in ray_processes() - before:
         process.kill()
+    Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)  # `auto` would look for it there
 
 
 def free_cpus(address: str) -> float:
