@@ -15,7 +15,7 @@ from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
 from nanovlm.results.store import BEST_CONFIG_FILE, SPACE_FILE, ResultsStore, choose_folder
 from nanovlm.results.summary import Objective, best_record, describe_accuracy
-from nanovlm.results.terminal import SearchDisplay, results_table
+from nanovlm.results.terminal import SearchDisplay, make_console, results_table
 from nanovlm.search.space import SearchSpace, load_space
 
 EXAMPLES = """examples:
@@ -50,7 +50,7 @@ def main() -> int:
     # Imported late: a mistake in the space file is told at once, and not after torch and Ray.
     from nanovlm.search.runner import INTERRUPTED, plan_search, run_search
 
-    console = Console()
+    console = make_console()
     plan = plan_search(space)
     if arguments.dry_run:
         console.print(f"{plan.describe()}\n\n{space.to_yaml()}", highlight=False, markup=False)

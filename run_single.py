@@ -11,6 +11,7 @@ from nanovlm.config_files import load_config, parse_overrides
 from nanovlm.messages import Job, TrialRecord
 from nanovlm.results.store import ResultsStore, choose_folder
 from nanovlm.results.summary import Objective, describe_accuracy
+from nanovlm.results.terminal import make_console
 
 EXAMPLES = """examples:
   python run_single.py --preset digits
@@ -47,7 +48,7 @@ def main() -> int:
         trial_resources,
     )
 
-    console = Console()
+    console = make_console()
     resources = trial_resources(config, arguments.workers)
     job = Job(
         trial_id="trial-0000",

@@ -100,7 +100,7 @@ def prepare_training(
         raise UserError(
             f"train_dataset_path={config.train_dataset_path!r}: no training sample is left; of "
             f"{len(order)} rows {num_val} are for validation (val_ratio={config.val_ratio}), and "
-            f"{train.num_dropped} turns exceed vlm.lm_max_length={config.vlm.lm_max_length} tokens."
+            f"{train.num_dropped} turns exceed vlm.lm_max_length={config.vlm.lm_max_length} tokens"
         )
     check_batch_size(config.batch_size, train)
     return train, val
@@ -133,7 +133,7 @@ def check_batch_size(batch_size: int, samples: PreparedSamples) -> None:
     if batch_size > len(samples):
         raise UserError(
             f"batch_size must be at most the number of training samples, "
-            f"got {batch_size} and {len(samples)}."
+            f"got {batch_size} and {len(samples)}"
         )
 
 
@@ -143,7 +143,7 @@ def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> None:
         raise UserError(
             f"vlm.lm_vocab_size must be at least the number of tokens of "
             f"vlm.lm_tokenizer={config.vlm.lm_tokenizer!r}, "
-            f"got {config.vlm.lm_vocab_size} and {size}."
+            f"got {config.vlm.lm_vocab_size} and {size}"
         )
 
 

@@ -26,7 +26,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     place = f"vlm.lm_tokenizer={name!r}"
     file = Path(name, TOKENIZER_FILE)
     if Path(name).is_dir() and not file.is_file():
-        raise UserError(f"{place}: this folder has no {TOKENIZER_FILE}.")
+        raise UserError(f"{place}: this folder has no {TOKENIZER_FILE}")
     try:
         path = str(file) if file.is_file() else hf_hub_download(name, TOKENIZER_FILE)
     except (OSError, ValueError) as error:

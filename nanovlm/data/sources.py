@@ -23,7 +23,7 @@ from nanovlm.errors import UserError, did_you_mean
 
 DEFAULT_NAME = "default"
 """The name of the only sub-set, where a data set has no sub-sets."""
-WORKS_OFFLINE = "search_spaces/digits.yaml runs without hub and download."
+WORKS_OFFLINE = "search_spaces/digits.yaml runs without hub and download"
 
 # What comes from the hub or a file fails with these: nothing there, not reachable, no such
 # sub-set, not a parquet file.
@@ -42,7 +42,7 @@ def load_training_rows(path: str, names: tuple[str, ...]) -> datasets.Dataset:
         if names != (DEFAULT_NAME,):
             raise UserError(
                 f"train_dataset_name={list(names)}: {BUILTIN_DIGITS} has no sub-sets, "
-                f"so this must be [{DEFAULT_NAME}]."
+                f"so this must be [{DEFAULT_NAME}]"
             )
         return digits_training_rows()
     parts = [_load_subset(path, name) for name in names]
@@ -82,13 +82,13 @@ def _read_folder(place: str, folder: Path, features: datasets.Features) -> datas
     """Return the parquet files of a folder, by name; other columns than `features` stay unread."""
     files = sorted(str(file) for file in folder.glob("*.parquet"))
     if not files:
-        raise UserError(f"{place}: there is no *.parquet file in {folder}.")
+        raise UserError(f"{place}: there is no *.parquet file in {folder}")
     try:
         return datasets.Dataset.from_parquet(files, columns=list(features), features=features)
     except READ_ERRORS as error:
         raise UserError(
             f"{place}: the files of {folder} are not parquet with the columns "
-            f"{', '.join(features)} ({reason(error)})."
+            f"{', '.join(features)} ({reason(error)})"
         ) from error
 
 
@@ -110,7 +110,7 @@ def _select_columns(place: str, rows: datasets.Dataset, columns: Sequence[str]) 
     if missing:
         raise UserError(
             f"{place}: columns {', '.join(columns)} are needed, {', '.join(missing)} are missing; "
-            f"there are {', '.join(rows.column_names)}."
+            f"there are {', '.join(rows.column_names)}"
         )
     return rows.select_columns(list(columns))
 

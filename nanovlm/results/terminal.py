@@ -5,6 +5,7 @@ pipe) gets the lines alone.
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -19,6 +20,8 @@ from nanovlm.results.summary import Objective, best_record, describe_accuracy
 
 MAX_ROWS = 20
 """Trials in the final table."""
+
+_FILE_WIDTH = 200
 
 _COLORS = {"completed": "green", "stopped": "yellow", "failed": "red", "running": "blue"}
 
@@ -96,6 +99,11 @@ class SearchDisplay:
         return escape(f"{found}; running: {numbers or '-'}")
 
 
+def make_console() -> Console:
+    """Return the console of the programs; a file or a pipe gets lines that are not cut."""
+    return Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
+
+
 def results_table(records: Sequence[TrialRecord], objective: Objective) -> Table:
     """Return the trials as a table, the best first; a shorter trial never before a full one."""
     sign = -1 if objective.mode == "max" else 1
@@ -109,7 +117,7 @@ def results_table(records: Sequence[TrialRecord], objective: Objective) -> Table
     keys = sorted({key for record in records for key in record.parameters})
     table = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
     for name in ("trial", "state", "samples", objective.metric, *keys):
-        table.add_column(name, justify="left" if name == "state" else "right", overflow="fold")
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
     for record in shown:
         has_score = objective.metric in record.metrics
         table.add_row(
