@@ -90,7 +90,7 @@ def main() -> int:
     store.close(time.monotonic() - started)
     show_results(console, store, ended_by)
     if ended_by != INTERRUPTED:
-        return cli.DONE
+        return cli.FAILED if all(r.state == "failed" for r in store.records) else cli.DONE
     console.print(f"\nto go on:\n{resume_command(folder)}", **cli.PLAIN)
     return cli.INTERRUPTED
 

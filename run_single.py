@@ -1,6 +1,8 @@
 """Train one configuration and evaluate it: the same trial that a search would run."""
 
 import argparse
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -78,7 +80,13 @@ def main() -> int:
         on_start=on_start,
         on_record=on_record,
     )
-    return cli.INTERRUPTED if ended_by == INTERRUPTED else cli.DONE
+    store.close(time.monotonic() - started)
+    if ended_by == INTERRUPTED and not store.records:
+        console.print(
+            "\ninterrupted; to begin again:", shlex.join(["python", *sys.argv]), **cli.PLAIN
+        )
+        return cli.INTERRUPTED
+    return cli.DONE if store.records[-1].state == "completed" else cli.FAILED
 
 
 def show_progress(console: Console, record: TrialRecord) -> None:

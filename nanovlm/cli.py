@@ -12,6 +12,7 @@ PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 """How the programs print to a rich console what others read: as it is, without line breaks."""
 
 DONE = 0
+FAILED = 1
 WRONG_INPUT = 2
 INTERRUPTED = 130
 
@@ -25,7 +26,7 @@ def run_program(main: Callable[[], int]) -> None:
         sys.stderr.writelines(f"error: {message}\n" for message in error.messages)
         code = WRONG_INPUT
     except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted before the first trial began; nothing was saved\n")
+        sys.stderr.write("\ninterrupted\n")
         code = INTERRUPTED
     sys.exit(code)
 

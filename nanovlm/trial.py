@@ -17,7 +17,7 @@ import torch
 from nanovlm.config import TrainConfig
 from nanovlm.data.prepared import PreparedBenchmark, PreparedSamples
 from nanovlm.errors import UserError
-from nanovlm.evaluation.mmstar import evaluate_mmstar
+from nanovlm.evaluation.mmstar import MMStarResult, evaluate_mmstar
 from nanovlm.evaluation.validation import validation_loss
 from nanovlm.messages import Job, Report
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -70,6 +70,20 @@ def run_trial(
                 )
     finally:
         model.zero_grad()
+
+
+def metric_names(config: TrainConfig, resources: Resources) -> tuple[str, ...]:
+    """Return the names of the metrics that every report of a trial will carry."""
+    benchmark = resources.benchmark(config)
+    num_items = len(benchmark.answers)
+    unanswered = MMStarResult(
+        outputs=("",) * num_items,
+        correct=(False,) * num_items,
+        categories=benchmark.categories,
+        l2_categories=benchmark.l2_categories,
+    )
+    _, val_samples = resources.training_data(config)
+    return (*unanswered.metrics(), *(["val_loss"] if len(val_samples) else []), "train_loss")
 
 
 def _set_up_worker(config: TrainConfig, device: torch.device) -> None:

@@ -14,9 +14,9 @@ from nanovlm.search.parameter import TUNABLE
 from nanovlm.search.space import (
     Budget,
     Objective,
-    Resources,
     Sampler,
     Scheduler,
+    TrialResources,
     load_space,
 )
 
@@ -51,8 +51,8 @@ def test_every_config_key_stands_with_its_default_and_range() -> None:
 
 def test_every_setting_of_a_space_file_stands_with_its_default() -> None:
     expected = {
-        f"{section.__name__.lower()}.{name}": shown(field.default)
-        for section in (Objective, Sampler, Scheduler, Budget, Resources)
+        f"{section.__name__.removeprefix('Trial').lower()}.{name}": shown(field.default)
+        for section in (Objective, Sampler, Scheduler, Budget, TrialResources)
         for name, field in section.model_fields.items()
     }
     assert {key: cells[0] for key, cells in ROWS.items() if key in expected} == expected

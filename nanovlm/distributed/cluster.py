@@ -13,7 +13,7 @@ from ray._private import services
 from ray._private.state import available_resources_per_node
 
 from nanovlm.errors import UserError
-from nanovlm.search.space import Resources
+from nanovlm.search.space import TrialResources
 
 _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a config mean the user's folder
@@ -82,7 +82,7 @@ def _check_reachable(address: str) -> None:
         raise UserError(f"--address: no Ray cluster answers at {address!r}: {error}") from None
 
 
-def num_concurrent_trials(resources: Resources, wanted: int | None) -> int:
+def num_concurrent_trials(resources: TrialResources, wanted: int | None) -> int:
     """Return how many trials fit at once on what is free on the cluster, at most `wanted`.
 
     Raises:

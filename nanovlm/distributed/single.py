@@ -10,7 +10,7 @@ from nanovlm.distributed.session import INTERRUPTED, OnRecord, OnStart, StopSwit
 from nanovlm.errors import UserError
 from nanovlm.messages import Decision, Job, Report
 from nanovlm.resources import Resources
-from nanovlm.search.space import Resources as TrialResources
+from nanovlm.search.space import TrialResources
 from nanovlm.training.loop import num_steps
 
 __all__ = ["INTERRUPTED", "plan_milestones", "run_single", "trial_resources"]

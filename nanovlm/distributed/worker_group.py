@@ -19,7 +19,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from nanovlm.distributed.channel import Channel
 from nanovlm.distributed.worker import RunTrial, WorkerSettings, serve_trials
-from nanovlm.search.space import Resources
+from nanovlm.search.space import TrialResources
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _MAX_WAITING_CALLS = 10_000
 class WorkerGroup:
     """One TorchTrainer in a thread of this process; its workers are actors of the cluster."""
 
-    def __init__(self, settings: WorkerSettings, resources: Resources) -> None:
+    def __init__(self, settings: WorkerSettings, resources: TrialResources) -> None:
         self.name = settings.group
         self.error: Exception | None = None
         self.is_leaving = False
@@ -90,7 +90,7 @@ def open_channel() -> Any:
 def worker_groups(
     num_groups: int,
     channel: Any,
-    resources: Resources,
+    resources: TrialResources,
     log_dir: Path,
     run_trial: RunTrial,
     is_own_cluster: bool,
@@ -119,6 +119,6 @@ def worker_groups(
             group.join(_GOODBYE_SECONDS)
 
 
-def _per_worker(resources: Resources) -> dict[str, float]:
+def _per_worker(resources: TrialResources) -> dict[str, float]:
     need = {"CPU": resources.cpus_per_worker}
     return need | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})

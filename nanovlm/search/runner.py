@@ -10,6 +10,7 @@ from ray import tune
 from nanovlm.distributed.session import INTERRUPTED, OnRecord, OnStart, Session, StopSwitch, session
 from nanovlm.distributed.trainable import TrialRelay
 from nanovlm.distributed.worker import RunTrial
+from nanovlm.errors import UserError, did_you_mean
 from nanovlm.messages import TrialRecord
 from nanovlm.resources import Resources
 from nanovlm.search.scheduler import (
@@ -20,11 +21,12 @@ from nanovlm.search.scheduler import (
 )
 from nanovlm.search.searcher import StudySearch, build_searcher
 from nanovlm.search.space import SearchSpace
-from nanovlm.trial import run_trial
+from nanovlm.trial import metric_names, run_trial
 
 __all__ = ["INTERRUPTED", "SearchPlan", "plan_search", "run_search"]
 
 _MAX_FAILURES_IN_A_ROW = 5
+
 
 _UNLIMITED_TRIALS = -1
 """Tune's word for a search that something else ends."""
@@ -51,12 +53,18 @@ def plan_search(space: SearchSpace) -> SearchPlan:
     """Return the plan of a search; reads the data, since the milestones follow from its size.
 
     Raises:
-        UserError: if the data cannot be had, is smaller than a batch, or too small for the rungs.
+        UserError: if the data cannot be had, is smaller than a batch or too small for the rungs, or
+            if no report will carry the objective.
     """
     resources = Resources("cpu")
     config = replace(space.base, batch_size=space.largest_batch_size())
     train_samples, _ = resources.training_data(config)
-    resources.benchmark(config)
+    metrics = metric_names(config, resources)
+    if space.objective.metric not in metrics:
+        raise UserError(
+            f"objective.metric: no report has {space.objective.metric!r}."
+            f"{did_you_mean(space.objective.metric, metrics)}"
+        )
     budget = config.epochs * len(train_samples)
     return SearchPlan(space, plan_milestones(space, budget), budget)
 
@@ -92,11 +100,8 @@ def run_search(
     hours = space.budget.hours
     switch = StopSwitch(hours * 3600 - earlier_seconds if hours else None)
     scheduler = build_scheduler(space, plan.milestones, plan.trial_samples)
-    if isinstance(scheduler, AshaWithReasons):
-        scheduler.replay(earlier)
-    limits = _Limits(space, switch)
-    for record in earlier:
-        limits.check(record)
+    limits = Limits(space, switch)
+    _replay(earlier, scheduler, limits)
     num_trials = space.budget.trials and space.budget.trials - len(earlier)
     if num_trials is not None and num_trials <= 0:
         return f"{len(earlier)} trials done"
@@ -118,6 +123,8 @@ def run_search(
     ) as running:
         searcher = build_searcher(space, folder, running.num_slots, switch, earlier)
         _tune(plan, folder, running, searcher, scheduler, switch, num_trials)
+        if switch.reason != INTERRUPTED:
+            searcher.tell_unfinished()
     return switch.reason or f"{space.budget.trials} trials done"
 
 
@@ -171,7 +178,7 @@ class _StopperOf(tune.Stopper):
         return self._switch.is_thrown()
 
 
-class _Limits:
+class Limits:
     """The limits that an ended trial may reach; trials are counted by Tune, hours by the switch."""
 
     def __init__(self, space: SearchSpace, switch: StopSwitch) -> None:
@@ -188,7 +195,9 @@ class _Limits:
             return
         self._failures_in_a_row = self._failures_in_a_row + 1 if record.state == "failed" else 0
         if self._failures_in_a_row == _MAX_FAILURES_IN_A_ROW:
-            self._switch.stop(f"{_MAX_FAILURES_IN_A_ROW} trials in a row failed: {record.reason}")
+            self._switch.stop(
+                f"{_MAX_FAILURES_IN_A_ROW} trials in a row failed: {record.reason} (see logs/)"
+            )
         if not record.reports:
             return
         self._gpu_seconds += self._gpus * record.reports[-1]["seconds"]
@@ -199,6 +208,15 @@ class _Limits:
             reached = value >= target if self._objective.mode == "max" else value <= target
             if reached:
                 self._switch.stop(f"the target of {target:g} is reached")
+
+
+def _replay(earlier: Sequence[TrialRecord], scheduler: Scheduler, limits: Limits) -> None:
+    """Let trials of an earlier run count, for what others are compared with and for the budget."""
+    if isinstance(scheduler, AshaWithReasons):
+        scheduler.replay(earlier)
+    for record in earlier:
+        if record.state != "failed":  # whoever resumes has put right what failed in a row
+            limits.check(record)
 
 
 def _with_reason(record: TrialRecord, scheduler: Scheduler) -> TrialRecord:

@@ -118,6 +118,12 @@ class StudySearch(OptunaSearch):
         else:
             self.study.tell(trial, state=TrialState.PRUNED)
 
+    def tell_unfinished(self) -> None:
+        """Tell Optuna of the trials that the end of the budget has cut short."""
+        for trial in self.study.get_trials(states=[TrialState.RUNNING]):
+            state = TrialState.PRUNED if trial.intermediate_values else TrialState.FAIL
+            self.study.tell(trial.number, state=state)
+
 
 def _sampler(space: SearchSpace, concurrency: int, number: int) -> BaseSampler:
     seed = hash((space.sampler.seed, number)) % 2**32  # of integers: the same in every process

@@ -67,7 +67,7 @@ class Budget(_Section):
     """A value of the objective that is good enough."""
 
 
-class Resources(_Section):
+class TrialResources(_Section):
     """What one trial occupies."""
 
     workers: PositiveInt = 1
@@ -87,7 +87,7 @@ class _SpaceFile(_Section):
     sampler: Sampler = Sampler()
     scheduler: Scheduler = Scheduler()
     budget: Budget = Budget(trials=32)
-    resources: Resources = Resources()
+    resources: TrialResources = TrialResources()
 
 
 _SECTIONS = tuple(_SpaceFile.model_fields)
@@ -108,7 +108,7 @@ class SearchSpace:
     sampler: Sampler
     scheduler: Scheduler
     budget: Budget
-    resources: Resources
+    resources: TrialResources
 
     def default_values(self) -> dict[str, Any]:
         """Return the searched keys' values of trial 0, the base configuration."""

@@ -45,6 +45,7 @@ def code_and_message(
         (["--space", "space.yaml", "--resume", "--name", "taken"], "holds no search to go on with"),
         (["--space", "space.yaml", "search.batch_size={choice: [16, 9000]}"], "batch_size"),
         (["--space", "space.yaml", "scheduler.rungs=9"], "scheduler.rungs: the first milestone"),
+        (["--space", "space.yaml", "objective.metric=mmstar"], "no report has 'mmstar'. Choices: "),
         (["--space", "space.yaml", "train_dataset_path=./nowhere"], "there is no folder ./nowhere"),
         (["--space", "space.yaml", "test_dataset_path=builtin:letters"], "builtin:letters"),
         (["--space", "space.yaml", "resources.workers=17"], "resources.workers: must not exceed"),

@@ -158,3 +158,30 @@ def outcomes(finished: Finished) -> dict[int, tuple[object, ...]]:
         record.number: (record.parameters, record.state, record.reason, record.metrics)
         for record in finished.records
     }
+
+
+def test_a_trial_that_fails_costs_the_others_nothing(workplace: Path) -> None:
+    (workplace / "failing.yaml").write_text(FAILING_SPACE)
+    finished = run_program(
+        "run_search.py", "--space", "failing.yaml", cwd=workplace, name="failing"
+    )
+    assert finished.code == 0, finished.output
+    by_rate: dict[float, set[str]] = {1e-3: set(), 1e30: set()}
+    for record in finished.records:
+        by_rate[record.parameters["lr_backbones"]].add(record.state)
+        if record.state == "failed":
+            assert "at step" in str(record.reason)
+            assert record.reports == ()
+    assert by_rate == {1e-3: {"completed"}, 1e30: {"failed"}}
+    assert sorted(record.number for record in finished.records) == [0, 1, 2, 3, 4]
+
+
+FAILING_SPACE = """
+preset: digits
+base: {data_cutoff_idx: 100, epochs: 1, lr_backbones: 1.0e-3}
+search:
+  lr_backbones: {choice: [1.0e-3, 1.0e+30]}
+sampler: {name: random, seed: 1}
+scheduler: {name: none}
+budget: {trials: 5}
+"""
