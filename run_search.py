@@ -72,7 +72,7 @@ def main() -> int:
 
     def on_record(record: TrialRecord) -> None:
         if record.state != "running":
-            record = store.add(record)
+            store.add(record)
             store.write_summary(time.monotonic() - started)
         display.update(record)
 

@@ -83,4 +83,4 @@ class TrialRecord:
     """When the last work was done: the last report handed in, or the failure."""
     worker_group: str | None = None
     checkpoint: str | None = None
-    """Folder of the trial's final model, if it was kept."""
+    """Folder that the trial wrote its final model to; not in `trials.jsonl`."""

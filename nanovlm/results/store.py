@@ -77,24 +77,19 @@ class ResultsStore:
         part.write_text(text, encoding="utf-8")
         os.replace(part, self.folder / name)
 
-    def add(self, record: TrialRecord) -> TrialRecord:
-        """Append an ended trial, and keep its model if it is the best so far.
-
-        Returns the record with the place where its model is now.
-        """
+    def add(self, record: TrialRecord) -> None:
+        """Append an ended trial, and keep its model if it is the best so far."""
         assert record.state != "running", f"{record.trial_id} has not ended"
         self.records.append(record)
         is_best = best_record(self.records, self.objective) is record
         if record.checkpoint:
-            record = dataclasses.replace(record, checkpoint=self._settle(record, is_best))
-            self.records[-1] = record
+            self._settle(Path(record.checkpoint), is_best)
         with (self.folder / TRIALS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record_line(record)) + "\n")
             file.flush()
             os.fsync(file.fileno())
         if is_best:
             self.write_text(BEST_CONFIG_FILE, self._best_config(record))
-        return record
 
     def write_summary(self, wall_seconds: float) -> None:
         """Write `summary.json` as it is after `wall_seconds` of the program."""
@@ -107,20 +102,18 @@ class ResultsStore:
         )
         self.write_text(SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
 
-    def _settle(self, record: TrialRecord, is_best: bool) -> str | None:
-        """Move the trial's model to best/, or remove it; return where it is now."""
-        assert record.checkpoint is not None
-        model, best = Path(record.checkpoint), self.folder / BEST_MODEL_DIR
+    def _settle(self, model: Path, is_best: bool) -> None:
+        """Move a trial's model to best/, or remove it."""
         if not is_best:
             shutil.rmtree(model)
-            return None
+            return
+        best = self.folder / BEST_MODEL_DIR
         previous = self.folder / f".{BEST_MODEL_DIR}.previous"
         if best.exists():
             best.rename(previous)
         model.rename(best)
         if previous.exists():
             shutil.rmtree(previous)
-        return str(best)
 
     def _best_config(self, record: TrialRecord) -> str:
         score = describe_accuracy(record.metrics, self.objective.metric)
@@ -134,7 +127,9 @@ class ResultsStore:
 
 def record_line(record: TrialRecord) -> dict[str, Any]:
     """Return the record as the object of its line in `trials.jsonl`."""
-    return dataclasses.asdict(record)
+    line = dataclasses.asdict(record)
+    del line["checkpoint"]  # the model has moved to best/, or is gone
+    return line
 
 
 def read_records(folder: Path) -> list[TrialRecord]:
