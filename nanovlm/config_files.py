@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from nanovlm.config import TrainConfig, VLMConfig
-from nanovlm.errors import UserError, did_you_mean
+from nanovlm.errors import UserError, did_you_mean, plain_rule
 
 PRESETS_DIR = Path(__file__).resolve().parent.parent / "presets"
 
@@ -174,8 +174,7 @@ def _flatten(layer: Layer) -> tuple[dict[str, Any], list[str]]:
 
 
 def _describe(details: ErrorDetails, prefix: str, places: Mapping[str, str]) -> str:
-    rule = details["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    rule = rule[:1].lower() + rule[1:]
+    rule = plain_rule(details["msg"])
     if not details["loc"]:  # a rule between several keys; its text names them
         vlm_places = sorted({place for key, place in places.items() if key.startswith(prefix)})
         return f"{' + '.join(vlm_places) or 'defaults'}: {rule}"

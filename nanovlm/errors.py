@@ -28,6 +28,13 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     return f" Choices: {', '.join(known)}."
 
 
+def plain_rule(message: str) -> str:
+    """Return the rule that a message of pydantic states, in the words of this program."""
+    rule = message.removeprefix("Value error, ").replace("Input should", "must")
+    rule = rule.replace("Dictionary should", "must").replace(" after validation, not 0", "")
+    return rule[:1].lower() + rule[1:]
+
+
 class Problems:
     """Collects the UserErrors of several independent checks, to raise them as one.
 

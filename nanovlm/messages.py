@@ -15,6 +15,13 @@ class Decision(Enum):
     STOP = "stop"
 
 
+class Order(Enum):
+    """What a worker group is told when there is no job for it."""
+
+    ASK_AGAIN = "ask again"
+    GO_HOME = "go home"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """One trial to run."""

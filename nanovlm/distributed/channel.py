@@ -16,10 +16,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nanovlm.config_files import config_values
-from nanovlm.messages import Decision, Job, Report, TrialRecord, TrialState
+from nanovlm.messages import Decision, Job, Order, Report, TrialRecord, TrialState
 
 MAX_STARTS = 3
 """A job whose workers died so many times is given up."""
+
+PATIENCE_SECONDS = 60.0
 
 
 @dataclass
@@ -130,33 +132,36 @@ class Channel:
 
     # ------------------------------------------------------------------ the workers' side
 
-    async def next_job(self, group: str) -> Job | None:
-        """Return the group's unfinished job after a restart, else the next one; None: go home."""
+    async def next_job(self, group: str, patience_seconds: float = PATIENCE_SECONDS) -> Job | Order:
+        """Return the group's unfinished job after a restart, else the next one.
+
+        After `patience_seconds` without a job the group is told to ask again: its other ranks wait
+        in a collective, which would take a long silence for the death of rank 0.
+        """
         call = self._calls[group] = object()
         async with self._changed:
             if not self._unfinished(group) or self._closed:
                 self._serving.pop(group, None)
             self._changed.notify_all()  # also frees the call of a worker that has died since
-            await self._changed.wait_for(
-                lambda: (
-                    self._closed
-                    or self._calls[group] is not call
-                    or self._unfinished(group)
-                    or self._queue
+            try:
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: self._has_answer(group, call)), patience_seconds
                 )
-            )
+            except TimeoutError:
+                return Order.ASK_AGAIN
             if self._closed or self._calls[group] is not call:
-                return None
+                return Order.GO_HOME
             trial = self._unfinished(group) or self._queue.popleft()
             trial.num_starts += 1
             if trial.num_starts > MAX_STARTS:
                 self._end(trial, "failed", f"its workers died {MAX_STARTS} times", at=None)
-            else:
-                self._serving[group] = trial
-                trial.record = replace(trial.record, worker_group=group)
-                self._records.append(trial.record)
+                self._changed.notify_all()
+                return Order.ASK_AGAIN
+            self._serving[group] = trial
+            trial.record = replace(trial.record, worker_group=group)
+            self._records.append(trial.record)
             self._changed.notify_all()
-        return trial.job if trial.is_running else await self.next_job(group)
+        return trial.job
 
     async def report(
         self, trial_id: str, report: Report, first_step_at: float, at: float
@@ -196,6 +201,11 @@ class Channel:
             await self._changed.wait_for(lambda: self._closed)
 
     # ------------------------------------------------------------------ inside
+
+    def _has_answer(self, group: str, call: object) -> bool:
+        """Return whether a call of `next_job` is over, for a job or because nobody listens."""
+        is_stale = self._calls[group] is not call
+        return self._closed or is_stale or bool(self._unfinished(group) or self._queue)
 
     def _unfinished(self, group: str) -> _Trial | None:
         trial = self._serving.get(group)

@@ -20,7 +20,7 @@ import torch
 
 from nanovlm import parallel
 from nanovlm.errors import UserError
-from nanovlm.messages import Decision, Job, Report
+from nanovlm.messages import Decision, Job, Order, Report
 from nanovlm.resources import Resources
 from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted
 from nanovlm.trial import run_trial
@@ -55,8 +55,10 @@ def serve_trials(settings: WorkerSettings) -> None:
     resources = Resources(ray.train.torch.get_device())
     while True:
         job = _from_rank_0(lambda: ray.get(channel.next_job.remote(settings.group)))
-        if job is None:
+        if job is Order.GO_HOME:
             return
+        if job is Order.ASK_AGAIN:
+            continue
         logger.info("trial %s starts: %s", job.trial_id, dict(job.parameters))
         _serve(settings, job, resources, closed.is_set)
 

@@ -43,12 +43,6 @@ class Parameter:
         """Return whether the condition holds for the values of the parameters before this one."""
         return all(key in values and values[key] in allowed for key, allowed in self.when.items())
 
-    def smallest(self) -> Any:
-        return min(self.values)  # type: ignore[type-var]
-
-    def largest(self) -> Any:
-        return max(self.values)  # type: ignore[type-var]
-
     def to_yaml(self) -> dict[str, Any]:
         """Return what the space file says of this key."""
         content: dict[str, Any] = {self.kind: list(self.values)}

@@ -57,7 +57,7 @@ def plan_search(space: SearchSpace) -> SearchPlan:
             if no report will carry the objective.
     """
     resources = Resources("cpu")
-    config = replace(space.base, batch_size=space.largest_batch_size())
+    config = replace(space.base, batch_size=space.batch_sizes()[1])
     train_samples, _ = resources.training_data(config)
     metrics = metric_names(config, resources)
     if space.objective.metric not in metrics:

@@ -33,7 +33,7 @@ def plan_milestones(space: SearchSpace, budget: int) -> tuple[int, ...]:
         return ()
     rungs, factor = space.scheduler.rungs, space.scheduler.reduction_factor
     first = budget // factor ** (rungs - 1)
-    largest = space.largest_batch_size()
+    largest = space.batch_sizes()[1]
     if rungs > 1 and first < largest:
         most = 1 + max(0, math.floor(math.log(budget / largest, factor)))
         raise UserError(

@@ -22,7 +22,7 @@ from nanovlm.config_files import (
     preset_layer,
     read_mapping,
 )
-from nanovlm.errors import Problems, UserError, did_you_mean
+from nanovlm.errors import Problems, UserError, did_you_mean, plain_rule
 from nanovlm.search.parameter import Parameter, check_conditions, read_parameter
 
 
@@ -122,10 +122,11 @@ class SearchSpace:
         """Return the configuration of a trial that the sampler gave these values."""
         return _with_values(self.base, values)
 
-    def largest_batch_size(self) -> int:
-        """Return the largest batch that a trial may ask for, in samples."""
-        searched = [p.largest() for p in self.parameters if p.key == "batch_size"]
-        return max([self.base.batch_size, *searched])
+    def batch_sizes(self) -> tuple[int, int]:
+        """Return the smallest and the largest batch that a trial may ask for, in samples."""
+        searched = [value for p in self.parameters if p.key == "batch_size" for value in p.values]
+        values: list[Any] = [self.base.batch_size, *searched]
+        return min(values), max(values)
 
     def differences(self, other: "SearchSpace") -> list[str]:
         """Return the parts in which two spaces differ, the budget and the names left aside."""
@@ -225,7 +226,7 @@ def _check_values(place: str, parameter: Parameter, base: TrainConfig) -> None:
         try:
             _with_values(base, {parameter.key: value})
         except PydanticError as error:
-            rules = "; ".join(_rule(e["msg"]) for e in error.errors())
+            rules = "; ".join(plain_rule(e["msg"]) for e in error.errors())
             raise UserError(f"{place}: {rules}, got {value!r}") from None
 
 
@@ -238,9 +239,7 @@ def _check_together(place: str, space: SearchSpace) -> None:
         for parameter in space.parameters
         if parameter.key in defaults and not parameter.contains(defaults[parameter.key])
     ]
-    smallest = min(
-        [space.base.batch_size, *(p.smallest() for p in space.parameters if p.key == "batch_size")]
-    )
+    smallest, _ = space.batch_sizes()
     if smallest < space.resources.workers:
         messages.append(
             f"{place}: resources.workers: must not exceed the smallest batch_size={smallest}, "
@@ -268,10 +267,4 @@ def _describe(place: str, error: Mapping[str, Any]) -> str:
         section = _SpaceFile.model_fields[path[0]].annotation if len(path) > 1 else _SpaceFile
         known = section.model_fields if isinstance(section, type) else ()
         return f"{place}: unknown key {key!r}.{did_you_mean(path[-1], known)}"
-    return f"{place}: {key}: {_rule(error['msg'])}, got {error['input']!r}"
-
-
-def _rule(message: str) -> str:
-    rule = message.removeprefix("Value error, ").replace("Input should", "must")
-    rule = rule.replace("Dictionary should", "must").replace(" after validation, not 0", "")
-    return rule[:1].lower() + rule[1:]
+    return f"{place}: {key}: {plain_rule(error['msg'])}, got {error['input']!r}"

@@ -8,7 +8,7 @@ import pytest
 
 from nanovlm.config import TrainConfig
 from nanovlm.distributed.channel import MAX_STARTS, Channel
-from nanovlm.messages import Decision, Job, Report, TrialRecord
+from nanovlm.messages import Decision, Job, Order, Report, TrialRecord
 
 
 def job(number: int) -> Job:
@@ -122,6 +122,7 @@ def test_a_job_that_kills_its_workers_is_given_up() -> None:
         await channel.submit(job(1))
         for _ in range(MAX_STARTS):
             assert await channel.next_job("group-0") == job(0)
+        assert await channel.next_job("group-0") is Order.ASK_AGAIN
         assert await channel.next_job("group-0") == job(1)
         (record,) = await ended(channel)
         assert (record.trial_id, record.state) == ("trial-0", "failed")
@@ -136,7 +137,7 @@ def test_a_job_never_goes_to_a_call_of_a_dead_worker() -> None:
         dead = asyncio.create_task(channel.next_job("group-0"))
         await asyncio.sleep(0)
         alive = asyncio.create_task(channel.next_job("group-0"))
-        assert await dead is None
+        assert await dead is Order.GO_HOME
         await channel.submit(job(0))
         assert await alive == job(0)
 
@@ -150,7 +151,10 @@ def test_two_groups_share_the_queue() -> None:
         await asyncio.sleep(0)
         for number in range(2):
             await channel.submit(job(number))
-        assert {given.number for given in await asyncio.gather(*waiting) if given} == {0, 1}
+        assert {getattr(given, "number", None) for given in await asyncio.gather(*waiting)} == {
+            0,
+            1,
+        }
 
     run(scenario())
 
@@ -169,7 +173,7 @@ def test_closing_frees_everyone(reason: str | None) -> None:
         await channel.next_records()
         await channel.close(reason)
         await closed
-        assert await idle is None
+        assert await idle is Order.GO_HOME
         assert await asking is Decision.STOP
         answer = await reading
         assert isinstance(answer, TrialRecord)
@@ -206,10 +210,22 @@ def test_home_is_when_no_group_is_at_work() -> None:
         waiting = asyncio.create_task(channel.next_job("group-1"))
         await channel.close()
         home = asyncio.create_task(channel.wait_until_home())
-        assert await waiting is None
+        assert await waiting is Order.GO_HOME
         await asyncio.sleep(0.01)
         assert not home.done()
-        assert await channel.next_job("group-0") is None
+        assert await channel.next_job("group-0") is Order.GO_HOME
         await home
+
+    run(scenario())
+
+
+def test_a_group_without_a_job_asks_again_and_loses_nothing() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        assert await channel.next_job("group-0", patience_seconds=0.01) is Order.ASK_AGAIN
+        asking = asyncio.create_task(channel.next_job("group-0"))
+        await asyncio.sleep(0)
+        await channel.submit(job(0))
+        assert await asking == job(0)
 
     run(scenario())

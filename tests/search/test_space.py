@@ -35,7 +35,7 @@ def test_a_space_file(tmp_path: Path) -> None:
     )
     assert space.parameters[2].values == TUNABLE["weight_decay"].values
     assert space.default_values() == {"lr_mp": 1e-3, "batch_size": 256, "weight_decay": 0.01}
-    assert space.largest_batch_size() == 256
+    assert space.batch_sizes() == (64, 256)
     config = space.config_for({"lr_mp": 0.05, "batch_size": 64, "vlm.lm_dropout": 0.1})
     assert (config.lr_mp, config.batch_size, config.vlm.lm_dropout) == (0.05, 64, 0.1)
     assert (config.epochs, config.weight_decay) == (1, 0.01)
