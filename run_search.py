@@ -77,16 +77,21 @@ def main() -> int:
         display.update(record)
 
     with SearchDisplay(console, objective, space.budget.trials, store.records) as display:
-        ended_by = run_search(
-            plan,
-            folder,
-            address=arguments.address,
-            concurrency=arguments.concurrency,
-            earlier=tuple(store.records),
-            earlier_seconds=earlier_seconds,
-            on_start=on_start,
-            on_record=on_record,
-        )
+        try:
+            ended_by = run_search(
+                plan,
+                folder,
+                address=arguments.address,
+                concurrency=arguments.concurrency,
+                earlier=tuple(store.records),
+                earlier_seconds=earlier_seconds,
+                on_start=on_start,
+                on_record=on_record,
+            )
+        except KeyboardInterrupt:  # while Ray starts, or for the second time
+            if not folder.exists():
+                raise
+            ended_by = INTERRUPTED
     store.close(time.monotonic() - started)
     show_results(console, store, ended_by)
     if ended_by != INTERRUPTED:
