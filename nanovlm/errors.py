@@ -3,6 +3,13 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
+WITHOUT_HUB = (
+    "What was downloaded elsewhere is found in the folder HF_HOME, with HF_HUB_OFFLINE=1 without "
+    "asking the hub, and a folder can stand in place of the id; search_spaces/digits.yaml runs "
+    "now, without hub and download"
+)
+"""The end of a message about something that the hub does not give."""
+
 
 class UserError(Exception):
     """Input that cannot be used. The programs print it without a traceback and exit with code 2.

@@ -180,7 +180,14 @@ def test_a_checkpoint_of_another_architecture(resources: Resources, tmp_path: Pa
         ({"train_dataset_path": "/no/such/folder"}, "/no/such/folder"),
         ({"test_dataset_path": "/no/such/folder"}, "/no/such/folder"),
         ({"resume_from_vlm_checkpoint": True}, "checkpoints/nanoVLM-222M"),
-        ({"vlm": dataclasses.replace(VLM, vlm_load_backbone_weights=True)}, "cannot load pretrain"),
+        (
+            {
+                "vlm": dataclasses.replace(
+                    VLM, vlm_load_backbone_weights=True, vit_model_type="/no/such/folder"
+                )
+            },
+            "vlm.vit_model_type='/no/such/folder'",
+        ),
         ({"lr_mp": 0.0, "lr_backbones": 0.0}, "lr_mp and lr_backbones are both 0"),
     ],
 )

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError
 from PIL import Image
 from tokenizers import Tokenizer
 
 from nanovlm.data.digits import BUILTIN_DIGITS, digits_tokenizer
-from nanovlm.data.sources import WORKS_OFFLINE, reason
-from nanovlm.errors import UserError
+from nanovlm.data.sources import reason
+from nanovlm.errors import WITHOUT_HUB, UserError
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -24,17 +25,22 @@ def load_tokenizer(name: str) -> Tokenizer:
     if name == BUILTIN_DIGITS:
         return digits_tokenizer()
     place = f"vlm.lm_tokenizer={name!r}"
-    file = Path(name, TOKENIZER_FILE)
-    if Path(name).is_dir() and not file.is_file():
-        raise UserError(f"{place}: this folder has no {TOKENIZER_FILE}")
     try:
-        path = str(file) if file.is_file() else hf_hub_download(name, TOKENIZER_FILE)
-    except (OSError, ValueError) as error:
+        # Not hf_hub_download, which repeats its requests for 23 s where there is no network.
+        folder = (
+            name
+            if Path(name).is_dir()
+            else snapshot_download(name, allow_patterns=[TOKENIZER_FILE])
+        )
+    except (OSError, HTTPError, ValueError) as error:
         raise UserError(
             f"{place}: there is no folder {name}, and reading {TOKENIZER_FILE} from the hub "
-            f"failed: {reason(error)}. {WORKS_OFFLINE}"
+            f"failed: {reason(error)}. {WITHOUT_HUB}"
         ) from error
-    return Tokenizer.from_file(path)
+    file = Path(folder, TOKENIZER_FILE)
+    if not file.is_file():
+        raise UserError(f"{place}: {folder} has no {TOKENIZER_FILE}")
+    return Tokenizer.from_file(str(file))
 
 
 def image_to_uint8(image: Image.Image, size: int) -> torch.Tensor:

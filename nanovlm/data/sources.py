@@ -8,9 +8,12 @@ is laid out as the hub's own downloads of the_cauldron and MMStar are:
 """
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import datasets
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError
 
 from nanovlm.data.digits import (
     BENCHMARK_FEATURES,
@@ -19,15 +22,15 @@ from nanovlm.data.digits import (
     digits_benchmark_rows,
     digits_training_rows,
 )
-from nanovlm.errors import UserError, did_you_mean
+from nanovlm.errors import WITHOUT_HUB, UserError, did_you_mean
 
 DEFAULT_NAME = "default"
 """The name of the only sub-set, where a data set has no sub-sets."""
-WORKS_OFFLINE = "search_spaces/digits.yaml runs without hub and download"
+CARD_FILE = "README.md"
 
 # What comes from the hub or a file fails with these: nothing there, not reachable, no such
 # sub-set, not a parquet file.
-READ_ERRORS = (OSError, ValueError, datasets.exceptions.DatasetsError)
+READ_ERRORS = (OSError, HTTPError, ValueError, datasets.exceptions.DatasetsError)
 
 
 def load_training_rows(path: str, names: tuple[str, ...]) -> datasets.Dataset:
@@ -96,13 +99,21 @@ def _read_hub(
     place: str, path: str, name: str | None, split: str, features: datasets.Features
 ) -> datasets.Dataset:
     try:
+        _fetch_card(path)
         rows = datasets.load_dataset(path, name, split=split)
     except READ_ERRORS as error:
         raise UserError(
             f"{place}: there is no folder {path}, and reading it from the hub (split {split}) "
-            f"failed: {reason(error)}. {WORKS_OFFLINE}"
+            f"failed: {reason(error)}. {WITHOUT_HUB}"
         ) from error
     return _select_columns(place, rows, list(features))
+
+
+@cache
+def _fetch_card(path: str) -> None:
+    # Fails at once where there is neither network nor cache, where load_dataset would repeat its
+    # requests for 23 s. It starts with this file too, so what is in the cache comes with it.
+    snapshot_download(path, repo_type="dataset", allow_patterns=[CARD_FILE])
 
 
 def _select_columns(place: str, rows: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:

@@ -1,123 +1,143 @@
-"""Models on disk: `config.json` and `model.safetensors`, with the names of nanoVLM v0.1.
+"""Published SigLIP encoders and Llama decoders as the start of our backbones.
 
-The only file of models/ that reads or writes files.
+Their files are laid out as transformers writes them: SigLIP and SigLIP 2 of a fixed resolution,
+both towers or the vision tower alone; decoders of the Llama family, tied or not.
+
+Every tensor of a file has its place in the model: a view of one of the parameters. So q, k and v
+go to the three parts of `qkv_proj`, and nothing is held twice.
 """
 
-import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_model
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
-from nanovlm.config import VLMConfig
-from nanovlm.config_files import Layer, build_config
-from nanovlm.errors import UserError
+from nanovlm.errors import Problems, UserError
+from nanovlm.models.language_model import LanguageModel
+from nanovlm.models.model_files import (
+    CONFIG_FILE,
+    WEIGHTS_PATTERNS,
+    check_tensors,
+    find_folder,
+    read_tensors,
+    tensor_shapes,
+    weight_files,
+)
+from nanovlm.models.pretrained_config import check_decoder_config, check_vision_config
+from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.models.vision_transformer import ViT
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-
-_HEAD = "decoder.head.weight"
-_EMBEDDING = "decoder.token_embedding.weight"
-_MAX_LISTED = 10
-
-
-def write_model(folder: Path, config: VLMConfig, model: nn.Module) -> None:
-    """Write both files; a reader finds the old ones or the new ones, never a part of one.
-
-    A tied head is stored once, as `decoder.head.weight`.
-    """
-    values = dataclasses.asdict(config) | {"vit_inter_dim": config.vit_mlp_dim}
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary_config = folder / f".{CONFIG_FILE}.tmp"
-    temporary_weights = folder / f".{WEIGHTS_FILE}.tmp"
-    temporary_config.write_text(json.dumps(values, indent=4) + "\n")
-    save_model(model, str(temporary_weights), metadata={"format": "pt"})
-    temporary_config.replace(folder / CONFIG_FILE)
-    temporary_weights.replace(folder / WEIGHTS_FILE)
+_TOWER = "vision_model."
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
-def read_config(folder: Path, overrides: Mapping[str, Any]) -> VLMConfig:
-    """Read the configuration; `overrides` go before the file.
+@torch.no_grad()
+def load_backbone_weights(model: VisionLanguageModel) -> None:
+    """Copy the weights of `vlm.vit_model_type` and `vlm.lm_model_type` into `model`, in place.
+
+    Each is a folder with `config.json` and `model.safetensors`, or an index and its shards, or a
+    hub id. The projector stays as it is. Left out are SigLIP's pooling head, text tower and logit
+    scale and bias, and Llama's stored rotary frequencies, which follow from the configuration.
+
+    A larger `lm_vocab_size` than the file's is filled up: each further row of the embedding, and
+    of an untied head, is the mean of the file's rows.
 
     Raises:
-        UserError: files are missing, the JSON is no object, or a key or value is not VLMConfig's.
+        UserError: a file cannot be had or read; numbers of config.json differ from the model's;
+            tensors are missing, unknown or mis-shaped. All of them are listed, and nothing has
+            been copied.
     """
-    _require_files(folder)
-    path = folder / CONFIG_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold one JSON object, got {type(values).__name__}")
-    layers = Layer(str(path), {"vlm": values}), Layer("arguments", {"vlm": overrides})
-    return build_config(*layers).vlm
-
-
-def read_weights(folder: Path, shapes: Mapping[str, Size], tied: bool) -> dict[str, Tensor]:
-    """Read float32 tensors of exactly these names and shapes.
-
-    Args:
-        shapes: what the model holds, by name.
-        tied: the two names of a tied head stand for one tensor; the file may hold either or both.
-
-    Raises:
-        UserError: the file cannot be read, or tensors are missing, unknown or of other shapes.
-    """
-    _require_files(folder)
-    path = folder / WEIGHTS_FILE
-    try:
-        stored = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: is not a safetensors file: {error}") from error
-    if tied:
-        shared = stored.get(_HEAD, stored.get(_EMBEDDING))
-        if shared is not None:
-            stored |= {_HEAD: shared, _EMBEDDING: shared}
-    missing = [name for name in shapes if name not in stored]
-    unknown = [name for name in stored if name not in shapes]
-    misshaped = [
-        f"{name} {list(stored[name].shape)} instead of {list(shape)}"
-        for name, shape in shapes.items()
-        if name in stored and stored[name].shape != shape
-    ]
-    problems = {"missing": missing, "unknown": unknown, "of another shape": misshaped}
-    messages = [
-        f"{path}: does not fit {CONFIG_FILE}; tensors {problem}: {_listed(names)}"
-        for problem, names in problems.items()
-        if names
-    ]
-    if messages:
-        raise UserError(*messages)
-    # Copied out of the mapped file: memory aligned as any other gives results equal to the bit.
-    return {name: tensor.to(torch.float32, copy=True) for name, tensor in stored.items()}
-
-
-def load_backbone_weights(model: nn.Module) -> None:
-    """Put the pretrained weights of the ViT and the decoder into `model`.
-
-    Raises:
-        UserError: always; this version does not read the hub.
-    """
-    raise UserError(
-        "vlm.vlm_load_backbone_weights=true: this version cannot load pretrained weights from the "
-        "hub; vlm.vlm_load_backbone_weights=false trains from random weights"
+    config = model.config
+    towers = {
+        "vlm.vit_model_type": config.vit_model_type,
+        "vlm.lm_model_type": config.lm_model_type,
+    }
+    vision_path, decoder_path = (
+        find_folder(place, name, (CONFIG_FILE,)) / CONFIG_FILE for place, name in towers.items()
     )
+    problems = Problems()
+    with problems:
+        check_vision_config(vision_path, config)
+    with problems:
+        vocab_size = check_decoder_config(decoder_path, config)
+    problems.raise_if_any()
+    vision_files, decoder_files = (
+        weight_files(find_folder(place, name, WEIGHTS_PATTERNS)) for place, name in towers.items()
+    )
+    with problems:
+        vision_places = _vision_places(model.vision_encoder, vision_files)
+    with problems:
+        decoder_places = _decoder_places(model.decoder, decoder_files, vocab_size)
+    problems.raise_if_any()
+    _copy(vision_files, vision_places)
+    _copy(decoder_files, decoder_places)
+    for weight in (model.decoder.token_embedding.weight, model.decoder.head.weight):
+        weight[vocab_size:] = weight[:vocab_size].mean(dim=0)
 
 
-def _require_files(folder: Path) -> None:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder to load a model from")
-    absent = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
-    if absent:
-        raise UserError(*(f"{folder}: holds no {name}, which a saved model has" for name in absent))
+def _vision_places(vit: ViT, files: list[Path]) -> dict[str, Tensor]:
+    """Return where in `vit` each tensor of the files belongs, which fit."""
+    embedding = vit.patch_embedding
+    places = _parameters(embedding.conv, "embeddings.patch_embedding")
+    places["embeddings.position_embedding.weight"] = embedding.position_embedding[0]
+    places |= _parameters(vit.layer_norm, "post_layernorm")
+    for i, block in enumerate(vit.blocks):
+        layer = f"encoder.layers.{i}"
+        for ours, theirs in (
+            ("ln1", "layer_norm1"),
+            ("ln2", "layer_norm2"),
+            ("attn.out_proj", "self_attn.out_proj"),
+            ("mlp", "mlp"),
+        ):
+            places |= _parameters(block.get_submodule(ours), f"{layer}.{theirs}")
+        for name, parameter in block.get_submodule("attn.qkv_proj").named_parameters():
+            for letter, part in zip("qkv", parameter.chunk(3), strict=True):
+                places[f"{layer}.self_attn.{letter}_proj.{name}"] = part
+    shapes = tensor_shapes(files)
+    prefix = _TOWER if any(name.startswith(_TOWER) for name in shapes) else ""
+    left_out = (f"{prefix}head.", "text_model.", "logit_scale", "logit_bias")
+    used = {name: shape for name, shape in shapes.items() if not name.startswith(left_out)}
+    places = {prefix + name: place for name, place in places.items()}
+    check_tensors(str(files[0].parent), {n: place.shape for n, place in places.items()}, used)
+    return places
 
 
-def _listed(names: list[str]) -> str:
-    more = len(names) - _MAX_LISTED
-    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+def _decoder_places(
+    decoder: LanguageModel, files: list[Path], vocab_size: int
+) -> dict[str, Tensor]:
+    """Return where in `decoder` each tensor of the files belongs, which fit."""
+    places = {_EMBEDDING: decoder.token_embedding.weight[:vocab_size]}
+    places |= _parameters(decoder.norm, "model.norm")
+    for i, block in enumerate(decoder.blocks):
+        for ours, theirs in (
+            ("norm1", "input_layernorm"),
+            ("norm2", "post_attention_layernorm"),
+            ("attn.q_proj", "self_attn.q_proj"),
+            ("attn.k_proj", "self_attn.k_proj"),
+            ("attn.v_proj", "self_attn.v_proj"),
+            ("attn.out_proj", "self_attn.o_proj"),
+            ("mlp", "mlp"),
+        ):
+            places |= _parameters(block.get_submodule(ours), f"model.layers.{i}.{theirs}")
+    shapes = tensor_shapes(files)
+    used = {n: shape for n, shape in shapes.items() if not n.endswith("rotary_emb.inv_freq")}
+    if not decoder.tied or _HEAD in used:  # a tied head may be stored, as a second copy
+        places[_HEAD] = decoder.head.weight[:vocab_size]
+    check_tensors(str(files[0].parent), {n: place.shape for n, place in places.items()}, used)
+    if decoder.tied and _HEAD in used:
+        stored = dict(read_tensors(files, {_HEAD, _EMBEDDING}))
+        if not torch.equal(stored[_HEAD], stored[_EMBEDDING]):
+            raise UserError(
+                f"{files[0].parent}: tie_word_embeddings=true, but {_HEAD} is not {_EMBEDDING}"
+            )
+    return places
+
+
+def _parameters(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": parameter for name, parameter in module.named_parameters()}
+
+
+def _copy(files: list[Path], places: Mapping[str, Tensor]) -> None:
+    for name, tensor in read_tensors(files, places):
+        places[name].copy_(tensor)

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from nanovlm.config import VLMConfig
+from nanovlm.models.checkpoint import read_config, read_weights, write_model
 from nanovlm.models.language_model import KVCache, LanguageModel
 from nanovlm.models.modality_projector import ModalityProjector
-from nanovlm.models.pretrained import read_config, read_weights, write_model
 from nanovlm.models.sampling import check_sampling, sample
 from nanovlm.models.vision_transformer import ViT
 

@@ -23,10 +23,10 @@ def test_a_folder_without_tokenizer_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_unreachable_hub_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: str) -> str:
+    def unreachable(*_: str, **__: list[str]) -> str:
         raise ConnectionError("no route to hub")
 
-    monkeypatch.setattr(processors, "hf_hub_download", unreachable)
+    monkeypatch.setattr(processors, "snapshot_download", unreachable)
     with pytest.raises(UserError, match=r"'some/model'.*no route to hub.*digits.yaml"):
         load_tokenizer("some/model")
 

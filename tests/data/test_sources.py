@@ -1,11 +1,15 @@
 """Rows from a folder of parquet files, and what is said when there are none."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import datasets
+import huggingface_hub
 import pytest
 from PIL import Image
 
+from nanovlm.data import sources
 from nanovlm.data.digits import (
     digits_benchmark_rows,
     digits_training_rows,
@@ -101,14 +105,26 @@ def test_digits_have_no_sub_sets() -> None:
 
 
 def test_neither_folder_nor_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(path: str, name: str | None, *, split: str) -> datasets.Dataset:
+    def unreachable(path: str, **_: Any) -> str:
         raise ConnectionError(f"Couldn't reach '{path}' on the Hub")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(sources, "snapshot_download", unreachable)
     with pytest.raises(UserError, match=r"'not/here'.*'ai2d'.*no folder not/here.*digits.yaml"):
         load_training_rows("not/here", ("ai2d",))
     with pytest.raises(UserError, match=r"'not/here'.*Couldn't reach.*digits.yaml"):
         load_benchmark_rows("not/here")
+
+
+def test_no_hub_and_no_cache_is_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"'not/here'.*HF_HOME.*HF_HUB_OFFLINE=1.*digits.yaml"):
+        load_benchmark_rows("not/here")
+    assert time.monotonic() - start < 5
+    assert "Retrying" not in capfd.readouterr().err
 
 
 def test_the_hub_is_asked_for_the_split_and_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +136,7 @@ def test_the_hub_is_asked_for_the_split_and_the_columns(monkeypatch: pytest.Monk
         return served[split]
 
     monkeypatch.setattr(datasets, "load_dataset", hub)
+    monkeypatch.setattr(sources, "snapshot_download", lambda path, **_: "")
     assert len(load_training_rows("a/b", ("x", "y"))) == 2 * len(served["train"])
     assert len(load_benchmark_rows("c/d")) == len(served["val"])
     assert asked == [("a/b", "x", "train"), ("a/b", "y", "train"), ("c/d", None, "val")]

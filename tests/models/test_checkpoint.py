@@ -14,8 +14,7 @@ from torch import Tensor
 
 from nanovlm.config import VLMConfig
 from nanovlm.errors import UserError
-from nanovlm.models import pretrained
-from nanovlm.models.pretrained import load_backbone_weights
+from nanovlm.models import checkpoint
 from nanovlm.models.vision_language_model import VisionLanguageModel
 
 HEAD, EMBEDDING = "decoder.head.weight", "decoder.token_embedding.weight"
@@ -106,7 +105,7 @@ def test_a_save_that_breaks_off_leaves_the_old_model(
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(pretrained, "save_model", half_written)
+    monkeypatch.setattr(checkpoint, "save_model", half_written)
     with pytest.raises(OSError, match="disk full"):
         VisionLanguageModel(dataclasses.replace(tiny, lm_n_blocks=1)).save_pretrained(folder)
     assert_same_weights(VisionLanguageModel.from_pretrained(folder), model)
@@ -161,8 +160,3 @@ def test_a_weights_file_that_is_none(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"not a model")
     [message] = errors_of(folder)
     assert "model.safetensors: is not a safetensors file" in message
-
-
-def test_backbone_weights_are_not_loaded_yet(model: VisionLanguageModel) -> None:
-    with pytest.raises(UserError, match="vlm_load_backbone_weights=false"):
-        load_backbone_weights(model)

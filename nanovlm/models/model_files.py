@@ -1,0 +1,139 @@
+"""Folders with `config.json` and safetensors, on disk or fetched from the hub.
+
+What a model file needs to be read, whoever wrote it: finding it, its JSON, the shapes of its
+tensors, and what is wrong with them.
+"""
+
+import json
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from nanovlm.errors import WITHOUT_HUB, UserError
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS_PATTERNS = (WEIGHTS_FILE, INDEX_FILE, "model-*-of-*.safetensors")
+
+_MAX_LISTED = 10
+
+Shape = Sequence[int]
+
+
+def find_folder(place: str, name: str, patterns: tuple[str, ...]) -> Path:
+    """Return the folder `name`, or the one where the hub's repository `name` lies after download.
+
+    Args:
+        place: the setting that holds `name`, for the message.
+        patterns: the files to download; nothing else is.
+
+    Raises:
+        UserError: there is no such folder, and the hub does not give it.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return _downloaded(name, patterns)
+    except (OSError, HTTPError, ValueError) as error:  # no such repository; no network; no id
+        reason = str(error.__cause__ or error).strip().partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"{place}={name!r}: there is no folder {name}, and {', '.join(patterns)} of the "
+            f"repository {name} came neither from the hub nor from its cache: {reason}. "
+            f"{WITHOUT_HUB}"
+        ) from error
+
+
+@cache  # the hub is asked once: later trials of a worker start from the same bytes, and at once
+def _downloaded(name: str, patterns: tuple[str, ...]) -> Path:
+    # Not file by file: hf_hub_download repeats its requests for 23 s where there is no network.
+    folder = Path(snapshot_download(name, allow_patterns=list(patterns)))
+    if not any(path for pattern in patterns for path in folder.glob(pattern)):
+        # Without network a part of the repository in the cache counts as the repository.
+        raise FileNotFoundError(f"{folder} holds none of these files")
+    return folder
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object. Raises UserError if it does not."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent}: holds no {path.name}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold one JSON object, got {type(values).__name__}")
+    return values
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the folder's `model.safetensors`, or else the shards that its index names.
+
+    Raises:
+        UserError: neither is there, the index is broken, or shards are missing.
+    """
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        raise UserError(f"{folder}: holds neither {WEIGHTS_FILE} nor {INDEX_FILE}")
+    shards = read_json_object(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise UserError(f"{index}: weight_map must map tensors to files, got {shards!r}")
+    files = [folder / str(shard) for shard in sorted({str(shard) for shard in shards.values()})]
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+        raise UserError(f"{folder}: holds no {', '.join(absent)}, which {INDEX_FILE} names")
+    return files
+
+
+def tensor_shapes(files: Iterable[Path]) -> dict[str, list[int]]:
+    """Return the shape of every tensor, by name. Raises UserError if a file is no safetensors."""
+    shapes: dict[str, list[int]] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError(f"{path}: is not a safetensors file: {error}") from error
+    return shapes
+
+
+def read_tensors(files: Iterable[Path], names: Container[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of these names, on the CPU; one at a time is read."""
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                if name in names:
+                    yield name, file.get_tensor(name)
+
+
+def check_tensors(place: str, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+    """Raise UserError with all names that only one side has, and all shapes that differ."""
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
+    misshaped = [
+        f"{name} {list(found[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and list(found[name]) != list(shape)
+    ]
+    problems = {"missing": missing, "unknown": unknown, "of another shape": misshaped}
+    messages = [
+        f"{place}: does not fit {CONFIG_FILE}; tensors {problem}: {_listed(names)}"
+        for problem, names in problems.items()
+        if names
+    ]
+    if messages:
+        raise UserError(*messages)
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _MAX_LISTED
+    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")

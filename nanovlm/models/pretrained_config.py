@@ -1,0 +1,100 @@
+"""The numbers in the config.json of a published encoder or decoder, held against a VLMConfig."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nanovlm.config import VLMConfig
+from nanovlm.errors import UserError
+from nanovlm.models.model_files import read_json_object
+
+# Theirs, ours, and the value that a config.json without the key means (published ones of SigLIP
+# leave out what is transformers' default).
+_VISION_NUMBERS = (
+    ("hidden_size", "vit_hidden_dim", 768),
+    ("intermediate_size", "vit_inter_dim", 3072),
+    ("num_hidden_layers", "vit_n_blocks", 12),
+    ("num_attention_heads", "vit_n_heads", 12),
+    ("layer_norm_eps", "vit_ln_eps", 1e-6),
+    ("patch_size", "vit_patch_size", 16),
+    ("image_size", "vit_img_size", 224),
+)
+_DECODER_NUMBERS = (
+    ("hidden_size", "lm_hidden_dim", 4096),
+    ("intermediate_size", "lm_inter_dim", 11008),
+    ("num_hidden_layers", "lm_n_blocks", 32),
+    ("num_attention_heads", "lm_n_heads", 32),
+    ("rms_norm_eps", "lm_rms_eps", 1e-6),
+    ("tie_word_embeddings", "lm_tie_weights", False),
+)
+_DEFAULT_ROPE_THETA = 10_000.0
+_DEFAULT_VOCAB_SIZE = 32_000
+
+
+def check_vision_config(path: Path, config: VLMConfig) -> None:
+    """Raise UserError with all that is not as in `config`, or is no SigLIP."""
+    values = read_json_object(path)
+    if "vision_config" in values:  # both towers
+        values = values["vision_config"] or {}
+    problems = [
+        *_unsupported(path, values, "model_type", "siglip_vision_model"),
+        *_unsupported(path, values, "hidden_act", "gelu_pytorch_tanh"),
+        *_unsupported(path, values, "num_channels", 3),
+    ]
+    for key, field, default in _VISION_NUMBERS:
+        ours = config.vit_mlp_dim if field == "vit_inter_dim" else getattr(config, field)
+        problems += _differing(path, key, _get(values, key, default), field, ours)
+    if problems:
+        raise UserError(*problems)
+
+
+def check_decoder_config(path: Path, config: VLMConfig) -> int:
+    """Return the size of the file's vocabulary, which may be smaller than that of `config`.
+
+    Raises UserError with all that is not as in `config`, or is no Llama.
+    """
+    values = read_json_object(path)
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}  # new, old layout
+    theta = _get(rope, "rope_theta", _get(values, "rope_theta", _DEFAULT_ROPE_THETA))
+    kv_heads = _get(values, "num_key_value_heads", _get(values, "num_attention_heads", 32))
+    problems = [
+        *_unsupported(path, values, "model_type", "llama"),
+        *_unsupported(path, values, "hidden_act", "silu"),
+        *_unsupported(path, rope, "rope_type", "default"),
+        *_unsupported(path, rope, "type", "default"),  # its older name
+        *_differing(path, "num_key_value_heads", kv_heads, "lm_n_kv_heads", config.lm_n_kv_heads),
+        *_differing(path, "rope_theta", theta, "lm_re_base", config.lm_re_base),
+    ]
+    for key, field, default in _DECODER_NUMBERS:
+        problems += _differing(path, key, _get(values, key, default), field, getattr(config, field))
+    vocab_size = _get(values, "vocab_size", _DEFAULT_VOCAB_SIZE)
+    if not isinstance(vocab_size, int) or vocab_size > config.lm_vocab_size:
+        problems.append(
+            f"vlm.lm_vocab_size={config.lm_vocab_size} is smaller than vocab_size={vocab_size!r} "
+            f"in {path}: set vlm.lm_vocab_size to {vocab_size!r} or more"
+        )
+    if not problems:  # only then is ours what it must be
+        head_dim = config.lm_hidden_dim // config.lm_n_heads
+        problems += _unsupported(path, values, "head_dim", head_dim)
+    if problems:
+        raise UserError(*problems)
+    assert isinstance(vocab_size, int), "else there is a problem"
+    return vocab_size
+
+
+def _get(values: Mapping[str, Any], key: str, default: Any) -> Any:
+    value = values.get(key)
+    return default if value is None else value
+
+
+def _unsupported(path: Path, values: Mapping[str, Any], key: str, expected: Any) -> list[str]:
+    value = _get(values, key, expected)
+    if value == expected:
+        return []
+    return [f"{path}: {key}={value!r} cannot be loaded, only {expected!r}"]
+
+
+def _differing(path: Path, key: str, theirs: Any, field: str, ours: Any) -> list[str]:
+    if theirs == ours:
+        return []
+    return [f"vlm.{field}={ours!r}, but {path} has {key}={theirs!r}: set vlm.{field}={theirs!r}"]
