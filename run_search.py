@@ -40,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
         "--resume", action="store_true", help="go on with the interrupted search in the folder"
     )
     parser.add_argument("--dry-run", action="store_true", help="check and print the space, no more")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> int:
@@ -53,51 +53,50 @@ def main() -> int:
     console = make_console()
     plan = plan_search(space)
     if arguments.dry_run:
-        console.print(f"{plan.describe()}\n\n{space.to_yaml()}", highlight=False, markup=False)
+        console.print(f"{plan.describe()}\n\n{space.to_yaml()}", **cli.PLAIN)
         return cli.DONE
     objective = Objective(**space.objective.model_dump())
     store = ResultsStore(folder, objective, space.resources.gpus_per_trial)
-    if arguments.resume:
-        store.reopen()
-    earlier_seconds = store.earlier_seconds()
-    started = time.monotonic() - earlier_seconds
+    with store.opened(resume=arguments.resume):
+        earlier_seconds = store.earlier_seconds()
+        started = time.monotonic() - earlier_seconds
 
-    def on_start(dashboard_url: str | None, is_own: bool, num_slots: int) -> None:
-        if not arguments.resume:
-            store.create()
-        store.write_text(SPACE_FILE, space.to_yaml())
-        cluster = cli.describe_cluster(dashboard_url, is_own)
-        about = f"{plan.describe()}; {num_slots} at once; results: {folder}"
-        console.print(f"{cluster}\n{about}", **cli.PLAIN)
+        def on_start(dashboard_url: str | None, is_own: bool, num_slots: int) -> None:
+            store.begin()
+            store.write_text(SPACE_FILE, space.to_yaml())
+            cluster = cli.describe_cluster(dashboard_url, is_own)
+            about = f"{plan.describe()}; {num_slots} at once; results: {folder}"
+            console.print(f"{cluster}\n{about}", **cli.PLAIN)
 
-    def on_record(record: TrialRecord) -> None:
-        if record.state != "running":
-            store.add(record)
-            store.write_summary(time.monotonic() - started)
-        display.update(record)
+        def on_record(record: TrialRecord) -> None:
+            if record.state != "running":
+                store.add(record)
+                store.write_summary(time.monotonic() - started)
+            display.update(record)
 
-    with SearchDisplay(console, objective, space.budget.trials, store.records) as display:
-        try:
-            ended_by = run_search(
-                plan,
-                folder,
-                address=arguments.address,
-                concurrency=arguments.concurrency,
-                earlier=tuple(store.records),
-                earlier_seconds=earlier_seconds,
-                on_start=on_start,
-                on_record=on_record,
-            )
-        except KeyboardInterrupt:  # while Ray starts, or for the second time
-            if not folder.exists():
-                raise
-            ended_by = INTERRUPTED
-    store.close(time.monotonic() - started)
+        with SearchDisplay(console, objective, space.budget.trials, store.records) as display:
+            try:
+                ended_by = run_search(
+                    plan,
+                    folder,
+                    address=arguments.address,
+                    concurrency=arguments.concurrency,
+                    earlier=tuple(store.records),
+                    earlier_seconds=earlier_seconds,
+                    on_start=on_start,
+                    on_record=on_record,
+                )
+            except KeyboardInterrupt:  # while Ray starts, or for the second time
+                if not store.has_begun:
+                    raise
+                ended_by = INTERRUPTED
+        store.close(time.monotonic() - started)
     show_results(console, store, ended_by)
-    if ended_by != INTERRUPTED:
-        return cli.FAILED if all(r.state == "failed" for r in store.records) else cli.DONE
-    console.print(f"\nto go on:\n{resume_command(folder)}", **cli.PLAIN)
-    return cli.INTERRUPTED
+    if ended_by == INTERRUPTED:
+        console.print(f"\nto go on:\n{resume_command(folder)}", **cli.PLAIN)
+        return cli.INTERRUPTED
+    failed = [record.state == "failed" for record in store.records]
+    return cli.FAILED if failed and all(failed) else cli.DONE
 
 
 def results_folder(arguments: argparse.Namespace, space: SearchSpace) -> Path:
@@ -134,7 +133,7 @@ def space_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def show_results(console: Console, store: ResultsStore, ended_by: str) -> None:
-    console.print(f"\nended: {ended_by}\n", highlight=False)
+    console.print(f"\nended: {ended_by}\n", **cli.PLAIN)
     if store.records:
         console.print(results_table(store.records, store.objective))
     best = best_record(store.records, store.objective)

@@ -34,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=cli.at_least_one, default=1, help="processes (GPUs) that share the batch"
     )
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> int:
@@ -43,12 +43,7 @@ def main() -> int:
     config = load_config(arguments.config, arguments.preset, overrides)
     folder = choose_folder(arguments.results, arguments.name, "single")
     # Imported late: a mistake in the configuration is told at once, and not after torch and Ray.
-    from nanovlm.distributed.single import (
-        INTERRUPTED,
-        plan_milestones,
-        run_single,
-        trial_resources,
-    )
+    from nanovlm.distributed.single import plan_milestones, run_single, trial_resources
 
     console = make_console()
     resources = trial_resources(config, arguments.workers)
@@ -62,30 +57,29 @@ def main() -> int:
     started = time.monotonic()
 
     def on_start(dashboard_url: str | None, is_own: bool, num_slots: int) -> None:
-        store.create()
-        console.print(cli.describe_cluster(dashboard_url, is_own), highlight=False, soft_wrap=True)
-        console.print(f"results: {folder}", highlight=False)
+        cluster = cli.describe_cluster(dashboard_url, is_own)
+        console.print(f"{cluster}\nresults: {folder}", **cli.PLAIN)
 
     def on_record(record: TrialRecord) -> None:
         show_progress(console, record)
         if record.state != "running":
+            store.begin()
             store.add(record)
-            store.write_summary(time.monotonic() - started)
 
-    ended_by = run_single(
-        job,
-        resources,
-        folder,
-        address=arguments.address,
-        on_start=on_start,
-        on_record=on_record,
-    )
-    store.close(time.monotonic() - started)
-    if ended_by == INTERRUPTED and not store.records:
-        console.print(
-            "\ninterrupted; to begin again:", shlex.join(["python", *sys.argv]), **cli.PLAIN
+    with store.opened(resume=False):
+        run_single(
+            job,
+            resources,
+            folder,
+            address=arguments.address,
+            on_start=on_start,
+            on_record=on_record,
         )
-        return cli.INTERRUPTED
+        if not store.records:
+            command = shlex.join(["python", *sys.argv])
+            console.print(f"\ninterrupted; to begin again:\n{command}", **cli.PLAIN)
+            return cli.INTERRUPTED
+        store.close(time.monotonic() - started)
     return cli.DONE if store.records[-1].state == "completed" else cli.FAILED
 
 

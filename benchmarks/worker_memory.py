@@ -42,7 +42,7 @@ def job_of(number: int) -> Job:
     config = TrainConfig(
         lr_mp=1e-3 * (1 + number % 4),
         lr_backbones=1e-3,
-        batch_size=(32, 64, 128)[number % 3],
+        batch_size=(32, 48, 64)[number % 3],
         data_cutoff_idx=200,
         epochs=1,
         train_dataset_path="builtin:digits",

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,8 +43,7 @@ def run_trial(
     _set_up_worker(job.config, resources.device)
     started = time.perf_counter()
     config = job.config
-    if config.log_wandb:
-        raise UserError("log_wandb=True: this version does not log to W&B yet; set it to false")
+    check_start(config)
     train_samples, val_samples = resources.training_data(config)
     benchmark = resources.benchmark(config)
     model = resources.model(config, _checkpoint(job))
@@ -70,6 +70,15 @@ def run_trial(
                 )
     finally:
         model.zero_grad()
+
+
+def check_start(config: TrainConfig) -> None:
+    """Raise UserError if what a trial of `config` begins with is not there."""
+    if config.log_wandb:
+        raise UserError("log_wandb=True: this version does not log to W&B yet; set it to false")
+    folder = Path(config.vlm.vlm_checkpoint_path)
+    if config.resume_from_vlm_checkpoint and not (folder / "config.json").is_file():
+        raise UserError(f"vlm.vlm_checkpoint_path: there is no model in the folder {folder}")
 
 
 def metric_names(config: TrainConfig, resources: Resources) -> tuple[str, ...]:

@@ -48,7 +48,9 @@ class Channel:
         self._records: list[TrialRecord] = []
         self._controllers: list[Any] = []
         self._closed = False
+        self._close_reason: str | None = None
         self._finished = False
+        self._worker_pids: list[int] = []
         self._changed = asyncio.Condition()
 
     # ------------------------------------------------------------------ the search's side
@@ -86,7 +88,7 @@ class Channel:
         """Answer the trial's last report; STOP ends the trial."""
         trial = self._trials[trial_id]
         async with self._changed:
-            if trial.is_running and trial.reports:
+            if trial.is_running and trial.reports and not self._closed:
                 trial.decisions[trial.reports[-1].samples_seen] = decision
                 if decision is Decision.STOP:
                     self._end(trial, "stopped", None, at=trial.record.ended_at)
@@ -102,14 +104,13 @@ class Channel:
     async def close(self, reason: str | None = None) -> None:
         """Hand out no more jobs and interrupt running trials at their next step.
 
-        With a reason, trials that are under way end as `stopped` for it; without one they stay
-        unfinished and leave no record.
+        A trial that makes its final report nevertheless is completed. With a reason, one that has
+        reported ends as `stopped` for it when its worker comes back; any other stays unfinished and
+        leaves no record, so that it can be run another day.
         """
         async with self._changed:
             self._closed = True
-            for trial in self._serving.values():
-                if trial.is_running and reason:
-                    self._end(trial, "stopped", reason, at=trial.record.ended_at)
+            self._close_reason = self._close_reason or reason
             self._changed.notify_all()
 
     async def wait_until_home(self) -> None:
@@ -120,6 +121,13 @@ class Channel:
     async def add_controller(self, controller: Any) -> None:
         """Keep the handle of a worker group's controller."""
         self._controllers.append(controller)
+
+    async def add_worker(self, pid: int) -> None:
+        """Keep the process id of a worker."""
+        self._worker_pids.append(pid)
+
+    async def get_worker_pids(self) -> list[int]:
+        return self._worker_pids
 
     async def get_controllers(self) -> list[Any]:
         return self._controllers
@@ -141,7 +149,7 @@ class Channel:
         call = self._calls[group] = object()
         async with self._changed:
             if not self._unfinished(group) or self._closed:
-                self._serving.pop(group, None)
+                self._take_leave(self._serving.pop(group, None))
             self._changed.notify_all()  # also frees the call of a worker that has died since
             try:
                 await asyncio.wait_for(
@@ -206,6 +214,11 @@ class Channel:
         """Return whether a call of `next_job` is over, for a job or because nobody listens."""
         is_stale = self._calls[group] is not call
         return self._closed or is_stale or bool(self._unfinished(group) or self._queue)
+
+    def _take_leave(self, trial: _Trial | None) -> None:
+        """End the trial of a group that comes back after the close."""
+        if trial and trial.is_running and trial.reports and self._close_reason:
+            self._end(trial, "stopped", self._close_reason, at=trial.record.ended_at)
 
     def _unfinished(self, group: str) -> _Trial | None:
         trial = self._serving.get(group)

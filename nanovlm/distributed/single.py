@@ -6,14 +6,13 @@ import ray
 import torch
 
 from nanovlm.config import TrainConfig
-from nanovlm.distributed.session import INTERRUPTED, OnRecord, OnStart, StopSwitch, session
+from nanovlm.distributed.session import OnRecord, OnStart, StopSwitch, session
 from nanovlm.errors import UserError
 from nanovlm.messages import Decision, Job, Report
 from nanovlm.resources import Resources
 from nanovlm.search.space import TrialResources
 from nanovlm.training.loop import num_steps
-
-__all__ = ["INTERRUPTED", "plan_milestones", "run_single", "trial_resources"]
+from nanovlm.trial import check_start
 
 
 def trial_resources(config: TrainConfig, workers: int) -> TrialResources:
@@ -40,6 +39,7 @@ def plan_milestones(config: TrainConfig) -> tuple[int, ...]:
     Raises:
         UserError: if the data cannot be had or is smaller than a batch.
     """
+    check_start(config)
     data = Resources("cpu")
     train_samples, _ = data.training_data(config)
     data.benchmark(config)
@@ -61,8 +61,8 @@ def run_single(
     address: str | None,
     on_start: OnStart,
     on_record: OnRecord,
-) -> str | None:
-    """Run `job` to its end; return `INTERRUPTED` if a signal ended it before.
+) -> None:
+    """Run `job` to its end, or until a signal ends it before.
 
     Raises:
         UserError: if the cluster has not the resources.
@@ -77,4 +77,3 @@ def run_single(
         while isinstance(ray.get(channel.next_report.remote(job.trial_id, index)), Report):
             ray.get(channel.decide.remote(job.trial_id, Decision.CONTINUE))
             index += 1
-    return switch.reason

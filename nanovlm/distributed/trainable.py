@@ -17,6 +17,7 @@ NUMBER = "number"
 VALUES = "values"
 IS_FINAL = "is_final"
 FAILURE = "failure"
+UNFINISHED = "unfinished"
 SAMPLES_SEEN = "samples_seen"
 
 
@@ -91,9 +92,10 @@ class TrialRelay(tune.Trainable):
         }
 
     def _ending(self, record: TrialRecord) -> dict[str, Any]:
+        how = FAILURE if record.state == "failed" else UNFINISHED
         return {
             "done": True,
             self._space.objective.metric: float("nan"),
             SAMPLES_SEEN: 0,
-            FAILURE: record.reason,
+            how: record.reason,
         }

@@ -7,6 +7,7 @@ ranks; all ranks go through the same reports, so they start and end each trial t
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -49,6 +50,7 @@ def serve_trials(settings: WorkerSettings) -> None:
     """Run the channel's jobs until there are no more. The training function of a TorchTrainer."""
     _log_to_file(settings)
     channel = settings.channel
+    ray.get(channel.add_worker.remote(os.getpid()))
     closed = threading.Event()
     if parallel.rank() == 0:
         threading.Thread(target=_wait_until_closed, args=(channel, closed), daemon=True).start()

@@ -7,6 +7,8 @@ paid once per concurrent trial instead of once per trial.
 import contextlib
 import functools
 import logging
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +25,7 @@ from nanovlm.search.space import TrialResources
 
 logger = logging.getLogger(__name__)
 
-_GOODBYE_SECONDS = 30
+_GOODBYE_SECONDS = 20
 """How long a group may take to leave: a training step, an evaluation, or Ray's own clean-up."""
 
 _MAX_RESTARTS = 100
@@ -115,6 +117,9 @@ def worker_groups(
         if is_own_cluster:
             for controller in ray.get(channel.get_controllers.remote()):
                 ray.kill(controller)
+            for pid in ray.get(channel.get_worker_pids.remote()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)  # it may sit in a compiler or an evaluation
         for group in groups:
             group.join(_GOODBYE_SECONDS)
 

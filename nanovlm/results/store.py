@@ -4,7 +4,9 @@
 place and then moved there, so a reader never sees half a file.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -24,6 +26,8 @@ SUMMARY_FILE = "summary.json"
 BEST_CONFIG_FILE = "best.yaml"
 BEST_MODEL_DIR = "best"
 CHECKPOINTS_DIR = "checkpoints"
+LOGS_DIR = "logs"
+LOCK_FILE = ".lock"
 
 
 def choose_folder(results: Path, name: str | None, default_name: str) -> Path:
@@ -42,6 +46,14 @@ def choose_folder(results: Path, name: str | None, default_name: str) -> Path:
     return folder
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+        (folder / LOGS_DIR).mkdir()
+    except OSError as error:
+        raise UserError(f"--results: {folder} cannot be made: {error.strerror}") from None
+
+
 class ResultsStore:
     """The results folder that the running program writes."""
 
@@ -49,17 +61,37 @@ class ResultsStore:
         self.folder = folder
         self.objective = objective
         self._gpus_per_trial = gpus_per_trial
+        self.has_begun = False
         self.records: list[TrialRecord] = []
         """Of the ended trials, in the order of their end."""
 
-    def create(self) -> None:
-        """Make the folder, which must not exist; until then nothing touches the disk."""
-        self.folder.mkdir(parents=True)
-        (self.folder / "logs").mkdir()
+    @contextlib.contextmanager
+    def opened(self, resume: bool) -> Iterator[None]:
+        """Make the folder, or go on with it, for as long as the context lasts; nobody else may.
 
-    def reopen(self) -> None:
-        """Go on with the folder of an interrupted search."""
-        self.records = read_records(self.folder)
+        A folder that was made for nothing, because the program ended before `begin`, is removed.
+
+        Raises:
+            UserError: if it cannot be made, or another program works in it.
+        """
+        if not resume:
+            _make(self.folder)
+        with (self.folder / LOGS_DIR / LOCK_FILE).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.folder}: another program works in this folder") from None
+            if resume:
+                self.records = _mend(self.folder)
+            try:
+                yield
+            finally:
+                if not resume and not self.has_begun:
+                    shutil.rmtree(self.folder)
+
+    def begin(self) -> None:
+        """Keep the folder from now on."""
+        self.has_begun = True
 
     def earlier_seconds(self) -> float:
         """Return how long the search ran before it was interrupted, by its summary."""
@@ -80,6 +112,7 @@ class ResultsStore:
     def add(self, record: TrialRecord) -> None:
         """Append an ended trial, and keep its model if it is the best so far."""
         assert record.state != "running", f"{record.trial_id} has not ended"
+        assert record.number not in {r.number for r in self.records}, f"{record.number} twice"
         self.records.append(record)
         is_best = best_record(self.records, self.objective) is record
         if record.checkpoint:
@@ -133,13 +166,40 @@ def record_line(record: TrialRecord) -> dict[str, Any]:
 
 
 def read_records(folder: Path) -> list[TrialRecord]:
-    """Return the ended trials of a results folder, in the order of their end."""
+    """Return the ended trials of a results folder, in the order of their end.
+
+    A last line that was cut, by a full disk or a power loss, is left out.
+
+    Raises:
+        UserError: for any other line that is not a trial.
+    """
+    return [_record(folder, number, line) for number, line in enumerate(_whole_lines(folder), 1)]
+
+
+def _whole_lines(folder: Path) -> list[str]:
     path = folder / TRIALS_FILE
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    return [TrialRecord(**{**record, "reports": tuple(record["reports"])}) for record in records]
+    *lines, _cut = path.read_text(encoding="utf-8").split("\n")
+    return lines
+
+
+def _record(folder: Path, number: int, line: str) -> TrialRecord:
+    try:
+        content = json.loads(line)
+        return TrialRecord(**{**content, "reports": tuple(content["reports"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder / TRIALS_FILE}: line {number}: is not a trial: {error}") from None
+
+
+def _mend(folder: Path) -> list[TrialRecord]:
+    """Return the ended trials, and take away a last line that was cut."""
+    records = read_records(folder)
+    path = folder / TRIALS_FILE
+    if path.exists():
+        whole = "".join(f"{line}\n" for line in _whole_lines(folder))
+        os.truncate(path, len(whole.encode("utf-8")))
+    return records
 
 
 def _numbered(folder: Path) -> Iterator[Path]:

@@ -20,8 +20,8 @@ from nanovlm.search.scheduler import (
     plan_milestones,
 )
 from nanovlm.search.searcher import StudySearch, build_searcher
-from nanovlm.search.space import SearchSpace
-from nanovlm.trial import metric_names, run_trial
+from nanovlm.search.space import Objective, SearchSpace
+from nanovlm.trial import check_start, metric_names, run_trial
 
 __all__ = ["INTERRUPTED", "SearchPlan", "plan_search", "run_search"]
 
@@ -59,14 +59,23 @@ def plan_search(space: SearchSpace) -> SearchPlan:
     resources = Resources("cpu")
     config = replace(space.base, batch_size=space.batch_sizes()[1])
     train_samples, _ = resources.training_data(config)
-    metrics = metric_names(config, resources)
-    if space.objective.metric not in metrics:
-        raise UserError(
-            f"objective.metric: no report has {space.objective.metric!r}."
-            f"{did_you_mean(space.objective.metric, metrics)}"
-        )
+    check_start(config)
+    _check_objective(space.objective, metric_names(config, resources))
     budget = config.epochs * len(train_samples)
     return SearchPlan(space, plan_milestones(space, budget), budget)
+
+
+def _check_objective(objective: Objective, metrics: Sequence[str]) -> None:
+    """Raise if no report will carry the objective, or if its mode looks for the worst trial."""
+    metric = objective.metric
+    usable = [name for name in metrics if name.endswith(("_loss", "_accuracy")) or "/" in name]
+    if metric not in usable:
+        raise UserError(
+            f"objective.metric: no report has {metric!r} as a score.{did_you_mean(metric, usable)}"
+        )
+    better = "min" if metric.endswith("_loss") else "max"
+    if objective.mode != better:
+        raise UserError(f"objective.mode: must be {better!r} for {metric}, got {objective.mode!r}")
 
 
 def run_search(
@@ -107,7 +116,10 @@ def run_search(
         return f"{len(earlier)} trials done"
 
     def handle(record: TrialRecord) -> None:
-        on_record(_with_reason(record, scheduler))
+        record = _with_reason(record, scheduler)
+        if record.state == "stopped" and record.reason is None:
+            return  # nobody decided that: Tune broke down and took its trials along
+        on_record(record)
         limits.check(record)
 
     with session(

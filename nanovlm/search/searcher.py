@@ -17,8 +17,15 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
 
-from nanovlm.distributed.session import INTERRUPTED, StopSwitch
-from nanovlm.distributed.trainable import FAILURE, IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
+from nanovlm.distributed.session import StopSwitch
+from nanovlm.distributed.trainable import (
+    FAILURE,
+    IS_FINAL,
+    NUMBER,
+    SAMPLES_SEEN,
+    UNFINISHED,
+    VALUES,
+)
 from nanovlm.messages import TrialRecord
 from nanovlm.search.parameter import Parameter
 from nanovlm.search.space import SearchSpace
@@ -81,8 +88,8 @@ class StudySearch(OptunaSearch):
     makes a search that was interrupted suggest what the undisturbed one would have."""
 
     switch: StopSwitch
-    """Tells whether a trial ends because the search is interrupted; it stays RUNNING then, so that
-    the search knows what to begin with when it goes on."""
+    """Tells whether a trial ends because the search does; it stays RUNNING then, so that the search
+    knows what to begin with when it goes on."""
 
     @property
     def study(self) -> optuna.Study:
@@ -106,7 +113,7 @@ class StudySearch(OptunaSearch):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         trial = self._ot_trials.pop(trial_id)
-        if self.switch.reason == INTERRUPTED:
+        if self.switch.is_thrown() or (result and UNFINISHED in result):
             return
         if error or not result or FAILURE in result:
             self.study.tell(trial, state=TrialState.FAIL)
@@ -119,10 +126,10 @@ class StudySearch(OptunaSearch):
             self.study.tell(trial, state=TrialState.PRUNED)
 
     def tell_unfinished(self) -> None:
-        """Tell Optuna of the trials that the end of the budget has cut short."""
+        """Tell Optuna of the trials that the end of the budget has cut short after a report."""
         for trial in self.study.get_trials(states=[TrialState.RUNNING]):
-            state = TrialState.PRUNED if trial.intermediate_values else TrialState.FAIL
-            self.study.tell(trial.number, state=state)
+            if trial.intermediate_values:
+                self.study.tell(trial.number, state=TrialState.PRUNED)
 
 
 def _sampler(space: SearchSpace, concurrency: int, number: int) -> BaseSampler:

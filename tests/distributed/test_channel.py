@@ -163,27 +163,32 @@ def test_two_groups_share_the_queue() -> None:
 def test_closing_frees_everyone(reason: str | None) -> None:
     async def scenario() -> None:
         channel = Channel()
-        await channel.submit(job(0))
-        await channel.next_job("group-0")
-        idle = asyncio.create_task(channel.next_job("group-1"))
+        for number in range(2):
+            await channel.submit(job(number))
+            await channel.next_job(f"group-{number}")
+        idle = asyncio.create_task(channel.next_job("group-2"))
         asking = asyncio.create_task(channel.report("trial-0", report(10), 1.0, 2.0))
         closed = asyncio.create_task(channel.wait_until_closed())
         assert await channel.next_report("trial-0", 0) == report(10)
         reading = asyncio.create_task(channel.next_report("trial-0", 1))
+        await asyncio.sleep(0)
         await channel.next_records()
         await channel.close(reason)
+        await channel.decide("trial-0", Decision.STOP)  # Tune takes its trials down
         await closed
         assert await idle is Order.GO_HOME
         assert await asking is Decision.STOP
         answer = await reading
         assert isinstance(answer, TrialRecord)
+        assert answer.state == "running"
+        for number in range(2):
+            assert await channel.next_job(f"group-{number}") is Order.GO_HOME
         await channel.finish()
         records = await channel.next_records()
         if reason is None:  # interrupted: unfinished, to go on another day
-            assert answer.state == "running"
             assert records == []
-        else:
-            assert [(r.state, r.reason) for r in records] == [("stopped", reason)]
+        else:  # the trial without a report stays unfinished
+            assert [(r.number, r.state, r.reason) for r in records] == [(0, "stopped", reason)]
 
     run(scenario())
 
@@ -194,8 +199,9 @@ def test_a_trial_that_completes_after_the_close_is_not_lost() -> None:
         await channel.submit(job(0))
         await channel.next_job("group-0")
         await channel.next_records()
-        await channel.close()
+        await channel.close("the target is reached")
         await channel.report("trial-0", report(10, is_final=True), 1.0, 2.0)
+        assert await channel.next_job("group-0") is Order.GO_HOME
         (record,) = await ended(channel)
         assert record.state == "completed"
 

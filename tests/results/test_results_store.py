@@ -54,15 +54,21 @@ def with_model(folder: Path, trial: TrialRecord) -> str:
     return str(model)
 
 
-def test_a_search_in_the_folder(tmp_path: Path) -> None:
-    store = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=2)
-    store.create()
+def fill(store: ResultsStore) -> None:
+    """Let four trials end as in a search."""
+    store.begin()
     for number, accuracy in enumerate([0.5, 0.8, 0.7]):
         trial = record(number, accuracy)
         checkpoint = with_model(store.folder, trial)
         store.add(record(number, accuracy, checkpoint=checkpoint))
     store.add(record(3, 0.9, "stopped", reason="below the cutoff"))
     store.write_summary(wall_seconds=50.0)
+
+
+def test_a_search_in_the_folder(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=2)
+    with store.opened(resume=False):
+        fill(store)
 
     lines = (store.folder / "trials.jsonl").read_text().splitlines()
     assert [json.loads(line)["number"] for line in lines] == [0, 1, 2, 3]
@@ -139,3 +145,45 @@ def test_the_folder_of_a_search(tmp_path: Path) -> None:
     for name in ("..", "a/b", ""):
         with pytest.raises(UserError, match="plain name"):
             choose_folder(tmp_path, name, "digits")
+
+
+def test_a_folder_for_nothing_is_removed(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "results" / "demo", OBJECTIVE, gpus_per_trial=0)
+    with pytest.raises(KeyboardInterrupt), store.opened(resume=False):
+        raise KeyboardInterrupt
+    assert not store.folder.exists()
+
+
+def test_a_folder_is_used_by_one_program_at_a_time(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=0)
+    other = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=0)
+    with store.opened(resume=False):
+        fill(store)
+        with pytest.raises(UserError, match="another program works in"), other.opened(resume=True):
+            pass
+    with other.opened(resume=True):
+        assert len(other.records) == 4
+
+
+def test_a_place_where_no_folder_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = ResultsStore(tmp_path / "file" / "demo", OBJECTIVE, gpus_per_trial=0)
+    with pytest.raises(UserError, match="cannot be made: Not a directory"), store.opened(False):
+        pass
+
+
+def test_a_line_that_was_cut_is_dropped_and_another_bad_line_is_told(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=0)
+    with store.opened(resume=False):
+        fill(store)
+    path = store.folder / "trials.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + whole[:100])
+    assert len(read_records(store.folder)) == 4
+    again = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=0)
+    with again.opened(resume=True):
+        again.add(record(4, 0.6))
+    assert [r.number for r in read_records(store.folder)] == [0, 1, 2, 3, 4]
+    path.write_text("half a line\n" + whole)
+    with pytest.raises(UserError, match=r"trials\.jsonl: line 1: is not a trial"):
+        read_records(store.folder)
