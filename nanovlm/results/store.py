@@ -46,12 +46,24 @@ def choose_folder(results: Path, name: str | None, default_name: str) -> Path:
     return folder
 
 
-def _make(folder: Path) -> None:
+def _make(folder: Path) -> list[Path]:
+    """Make the folder and its `logs/`; return the folders above it that were made for it."""
+    parents = [parent for parent in folder.parents if not parent.exists()]
     try:
         folder.mkdir(parents=True)
         (folder / LOGS_DIR).mkdir()
     except OSError as error:
         raise UserError(f"--results: {folder} cannot be made: {error.strerror}") from None
+    return parents
+
+
+def _discard(folder: Path, parents: list[Path]) -> None:
+    """Remove the folder, and those above it that hold nothing else."""
+    shutil.rmtree(folder)
+    for parent in parents:
+        if any(parent.iterdir()):
+            return
+        parent.rmdir()
 
 
 class ResultsStore:
@@ -74,8 +86,7 @@ class ResultsStore:
         Raises:
             UserError: if it cannot be made, or another program works in it.
         """
-        if not resume:
-            _make(self.folder)
+        parents = [] if resume else _make(self.folder)
         with (self.folder / LOGS_DIR / LOCK_FILE).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,7 +98,7 @@ class ResultsStore:
                 yield
             finally:
                 if not resume and not self.has_begun:
-                    shutil.rmtree(self.folder)
+                    _discard(self.folder, parents)
 
     def begin(self) -> None:
         """Keep the folder from now on."""
