@@ -104,12 +104,10 @@ def run_search(
     Raises:
         UserError: if the cluster cannot run the trials.
     """
-    space = plan.space
-    folder = folder.resolve()
-    hours = space.budget.hours
-    switch = StopSwitch(hours * 3600 - earlier_seconds if hours else None)
+    space, folder = plan.space, folder.resolve()
+    switch = StopSwitch(space.budget.seconds_left(earlier_seconds))
     scheduler = build_scheduler(space, plan.milestones, plan.trial_samples)
-    limits = Limits(space, switch)
+    limits, ended = Limits(space, switch), list[TrialRecord]()
     _replay(earlier, scheduler, limits)
     num_trials = space.budget.trials and space.budget.trials - len(earlier)
     if num_trials is not None and num_trials <= 0:
@@ -119,6 +117,8 @@ def run_search(
         record = _with_reason(record, scheduler)
         if record.state == "stopped" and record.reason is None:
             return  # nobody decided that: Tune broke down and took its trials along
+        if record.state != "running":
+            ended.append(record)
         on_record(record)
         limits.check(record)
 
@@ -135,8 +135,7 @@ def run_search(
     ) as running:
         searcher = build_searcher(space, folder, running.num_slots, switch, earlier)
         _tune(plan, folder, running, searcher, scheduler, switch, num_trials)
-        if switch.reason != INTERRUPTED:
-            searcher.tell_unfinished()
+    searcher.tell_ended(ended)
     return switch.reason or f"{space.budget.trials} trials done"
 
 

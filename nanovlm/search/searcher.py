@@ -6,7 +6,7 @@ FAIL, and none stays RUNNING.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from nanovlm.distributed.session import StopSwitch
@@ -32,6 +32,12 @@ from nanovlm.search.space import SearchSpace
 
 STUDY_FILE = "study.journal"
 STUDY_NAME = "search"
+
+_OPTUNA_STATES = {
+    "completed": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
 
 
 def build_searcher(
@@ -58,22 +64,11 @@ def build_searcher(
     study = searcher.study
     if not study.trials:
         study.enqueue_trial(space.default_values(), user_attrs={NUMBER: 0})
-    ended = {record.number: record for record in earlier}
+    searcher.tell_ended(earlier)
     for trial in study.get_trials(states=[TrialState.RUNNING]):
-        number = trial.user_attrs.get(NUMBER)
-        if number in ended:  # the program was killed before it told Optuna
-            _tell(study, trial, ended[number], space.objective.metric)
-        else:
-            study.tell(trial.number, state=TrialState.FAIL)
-            study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
     return searcher
-
-
-def _tell(study: optuna.Study, trial: FrozenTrial, record: TrialRecord, metric: str) -> None:
-    """Tell Optuna how a trial of an earlier run ended."""
-    state = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED}.get(record.state)
-    value = record.metrics.get(metric) if state is TrialState.COMPLETE else None
-    study.tell(trial.number, value, state=state or TrialState.FAIL)
 
 
 class StudySearch(OptunaSearch):
@@ -125,11 +120,16 @@ class StudySearch(OptunaSearch):
         else:
             self.study.tell(trial, state=TrialState.PRUNED)
 
-    def tell_unfinished(self) -> None:
-        """Tell Optuna of the trials that the end of the budget has cut short after a report."""
+    def tell_ended(self, records: Iterable[TrialRecord]) -> None:
+        """Tell Optuna of trials that have ended, but not through Tune: at the end of the budget, or
+        because the program was killed in between. Others that run stay open."""
+        ended = {record.number: record for record in records}
         for trial in self.study.get_trials(states=[TrialState.RUNNING]):
-            if trial.intermediate_values:
-                self.study.tell(trial.number, state=TrialState.PRUNED)
+            record = ended.get(trial.user_attrs.get(NUMBER, -1))
+            if record is not None:
+                state = _OPTUNA_STATES[record.state]
+                value = record.metrics[self.metric] if state is TrialState.COMPLETE else None
+                self.study.tell(trial.number, value, state=state)
 
 
 def _sampler(space: SearchSpace, concurrency: int, number: int) -> BaseSampler:

@@ -66,6 +66,10 @@ class Budget(_Section):
     target: float | None = None
     """A value of the objective that is good enough."""
 
+    def seconds_left(self, spent_seconds: float) -> float | None:
+        """Return what is left of the hours, None if they are not limited."""
+        return None if self.hours is None else self.hours * 3600 - spent_seconds
+
 
 class TrialResources(_Section):
     """What one trial occupies."""

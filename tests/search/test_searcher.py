@@ -156,3 +156,33 @@ def test_an_end_that_optuna_was_not_told_is_told_on_resuming(tmp_path: Path) -> 
     assert [trial.state.name for trial in trials] == told
     assert [trial.value for trial in trials[:2]] == [0.5, 0.3]
     assert again.suggest("tune-4")[VALUES] == suggested[3]
+
+
+def test_ends_that_tune_did_not_see_are_told_and_open_trials_stay_open(tmp_path: Path) -> None:
+    searcher = searcher_of(space(tmp_path), tmp_path)
+    for number in range(3):
+        searcher.suggest(f"tune-{number}")
+        searcher.on_trial_result(f"tune-{number}", result(0.3, 100))
+    searcher.switch.stop("the target of 0.5 is reached")
+    for number in range(3):
+        searcher.on_trial_complete(f"tune-{number}", result(0.3, 100))
+    ends: tuple[TrialState, ...] = ("completed", "stopped")
+    records = [
+        TrialRecord(
+            trial_id=f"trial-{number}",
+            number=number,
+            parameters={},
+            config={},
+            state=state,
+            metrics={"mmstar_accuracy": 0.6},
+            submitted_at=0.0,
+        )
+        for number, state in enumerate(ends)
+    ]
+    searcher.tell_ended(records)
+    assert [trial.state.name for trial in searcher.study.trials] == [
+        "COMPLETE",
+        "PRUNED",
+        "RUNNING",
+    ]
+    assert [trial.value for trial in searcher.study.trials[:2]] == [0.6, 0.3]
