@@ -11,9 +11,9 @@ from rich.console import Console
 from nanovlm import cli
 from nanovlm.config_files import load_config, parse_overrides
 from nanovlm.messages import Job, TrialRecord
-from nanovlm.results.store import ResultsStore, choose_folder
+from nanovlm.results.store import DATA_FILE, ResultsStore, choose_folder
 from nanovlm.results.summary import Objective, describe_accuracy
-from nanovlm.results.terminal import make_console
+from nanovlm.results.terminal import PreparationDisplay, make_console
 
 EXAMPLES = """examples:
   python run_single.py --preset digits
@@ -43,14 +43,16 @@ def main() -> int:
     config = load_config(arguments.config, arguments.preset, overrides)
     folder = choose_folder(arguments.results, arguments.name, "single")
     # Imported late: a mistake in the configuration is told at once, and not after torch and Ray.
-    from nanovlm.distributed.single import plan_milestones, run_single, trial_resources
+    from nanovlm.distributed.single import plan_single, run_single, trial_resources
 
     console = make_console()
     resources = trial_resources(config, arguments.workers)
+    with PreparationDisplay(console) as preparation:
+        plan = plan_single(config, preparation.update)
     job = Job(
         trial_id="trial-0000",
         config=config,
-        milestones=plan_milestones(config),
+        milestones=plan.milestones,
         output_dir=str(folder.resolve() / "checkpoints" / "trial-0000"),
     )
     store = ResultsStore(folder, OBJECTIVE, resources.gpus_per_trial)
@@ -64,6 +66,7 @@ def main() -> int:
         show_progress(console, record)
         if record.state != "running":
             store.begin()
+            store.write_json(DATA_FILE, plan.data)
             store.add(record)
 
     with store.opened(resume=False):

@@ -53,6 +53,8 @@ class VLMConfig:
     """SigLIP has no class token, and the pixel shuffle needs the whole patch grid."""
     vit_model_type: str = "google/siglip-base-patch16-224"
 
+    image_resampling: Literal["bilinear", "bicubic"] = "bilinear"
+
     lm_hidden_dim: PositiveInt = 576
     lm_inter_dim: PositiveInt = 1536
     lm_rms_eps: PositiveFloat = 1e-5
@@ -156,6 +158,10 @@ class TrainConfig:
     train_dataset_path: str = "HuggingFaceM4/the_cauldron"
     """Hub id, folder of parquet files, or `builtin:digits`."""
     train_dataset_name: NameList = CAULDRON_NAMES
+    turns: Literal["first", "all"] = "all"
+    """Which question-answer turns of a row are samples; one image serves them all."""
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Images that cannot be read are left out and listed; a larger share of them is an error."""
     test_dataset_path: str = "Lin-Chen/MMStar"
     mmstar_batch_size: PositiveInt = 32
     eval_in_epochs: bool = True

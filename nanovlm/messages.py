@@ -60,6 +60,19 @@ class Report:
     """True for the report after the last step of the full budget."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildProgress:
+    """How far the preparation of a data set is."""
+
+    what: str
+    """What the data is called: `training data` or `benchmark`."""
+    stage: Literal["text", "images", "waiting"]
+    """Waiting: another process prepares the same."""
+    done: int
+    total: int
+    """Rows whose text is encoded, or images."""
+
+
 TrialState = Literal["running", "completed", "stopped", "failed"]
 
 

@@ -8,16 +8,18 @@ of a worker stays flat over a long search.
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import cache
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from tokenizers import Tokenizer
 
 from nanovlm.config import TrainConfig
+from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.prepared import (
     PreparedBenchmark,
     PreparedSamples,
     check_batch_size,
+    describe_data,
     prepare_benchmark,
     prepare_training,
 )
@@ -35,9 +37,17 @@ NUM_KEPT = 2
 class Resources:
     """Tokenizers, prepared data and models of one worker, on one device."""
 
-    def __init__(self, device: torch.device | str | None = None) -> None:
-        """Hold nothing yet. `device` None takes the first GPU, or the CPU where there is none."""
+    def __init__(
+        self, device: torch.device | str | None = None, on_progress: OnProgress = log_progress
+    ) -> None:
+        """Hold nothing yet.
+
+        Args:
+            device: None takes the first GPU, or the CPU where there is none.
+            on_progress: told how far it is when data has to be prepared.
+        """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._on_progress = on_progress
         self._tokenizers = _Recent[Tokenizer]()
         self._training_data = _Recent[tuple[PreparedSamples, PreparedSamples]]()
         self._benchmarks = _Recent[PreparedBenchmark]()
@@ -54,7 +64,8 @@ class Resources:
         """
         tokenizer = self.tokenizer(config.vlm.lm_tokenizer)
         train, val = self._training_data.get(
-            training_data_key(config), lambda: prepare_training(config, tokenizer)
+            training_data_key(config),
+            lambda: prepare_training(config, tokenizer, self._on_progress),
         )
         check_batch_size(config.batch_size, train)  # which is no part of the key
         return train, val
@@ -63,8 +74,12 @@ class Resources:
         """Return the questions of the benchmark."""
         tokenizer = self.tokenizer(config.vlm.lm_tokenizer)
         return self._benchmarks.get(
-            benchmark_key(config), lambda: prepare_benchmark(config, tokenizer)
+            benchmark_key(config), lambda: prepare_benchmark(config, tokenizer, self._on_progress)
         )
+
+    def describe_data(self, config: TrainConfig) -> dict[str, Any]:
+        """Return what the data was made from and what was left out of it, once it is prepared."""
+        return describe_data(config, self.tokenizer(config.vlm.lm_tokenizer))
 
     def model(self, config: TrainConfig, checkpoint: str | None = None) -> VisionLanguageModel:
         """Return the model on the device as a trial starts with it.
@@ -105,11 +120,14 @@ def training_data_key(config: TrainConfig) -> Hashable:
         config.train_dataset_name,
         config.data_cutoff_idx,
         config.val_ratio,
+        config.turns,
+        config.max_bad_fraction,
         config.vlm.lm_tokenizer,
         config.vlm.lm_vocab_size,
         config.vlm.lm_max_length,
         config.vlm.lm_eos_token_id,
         config.vlm.vit_img_size,
+        config.vlm.image_resampling,
     )
 
 
@@ -120,6 +138,7 @@ def benchmark_key(config: TrainConfig) -> Hashable:
         config.vlm.lm_tokenizer,
         config.vlm.lm_vocab_size,
         config.vlm.vit_img_size,
+        config.vlm.image_resampling,
     )
 
 

@@ -21,6 +21,7 @@ from nanovlm.messages import TrialRecord
 from nanovlm.results.summary import Objective, best_record, describe_accuracy, summarize
 
 SPACE_FILE = "space.yaml"
+DATA_FILE = "data.json"
 TRIALS_FILE = "trials.jsonl"
 SUMMARY_FILE = "summary.json"
 BEST_CONFIG_FILE = "best.yaml"
@@ -120,6 +121,10 @@ class ResultsStore:
         part.write_text(text, encoding="utf-8")
         os.replace(part, self.folder / name)
 
+    def write_json(self, name: str, content: Any) -> None:
+        """Write the file `name` of the folder as a whole."""
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
+
     def add(self, record: TrialRecord) -> None:
         """Append an ended trial, and keep its model if it is the best so far."""
         assert record.state != "running", f"{record.trial_id} has not ended"
@@ -144,7 +149,7 @@ class ResultsStore:
             wall_seconds=wall_seconds,
             gpus_per_trial=self._gpus_per_trial,
         )
-        self.write_text(SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+        self.write_json(SUMMARY_FILE, summary)
 
     def _settle(self, model: Path, is_best: bool) -> None:
         """Move a trial's model to best/, or remove it."""

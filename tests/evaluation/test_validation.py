@@ -37,7 +37,6 @@ def random_samples() -> PreparedSamples:
         tokens=torch.randint(32, (int(lengths.sum()),), generator=generator),
         offsets=F.pad(lengths.cumsum(0), (1, 0)),
         prompt_lengths=lengths - 1 - torch.arange(9) % 3,
-        num_dropped=0,
     )
 
 

@@ -46,7 +46,6 @@ def random_samples() -> PreparedSamples:
         tokens=torch.randint(32, (int(lengths.sum()),), generator=generator),
         offsets=F.pad(lengths.cumsum(0), (1, 0)),
         prompt_lengths=lengths - 2 - torch.arange(NUM_SAMPLES) % 3,
-        num_dropped=0,
     )
 
 
