@@ -13,8 +13,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.config_files import Layer, build_config, config_values, parse_overrides
 from nanovlm.errors import UserError
 from nanovlm.messages import Job, Report
+from nanovlm.models.checkpoint import PUBLISHED_IMAGES
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.resources import Resources
 from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted
@@ -155,6 +157,23 @@ def test_the_final_model_is_saved(resources: Resources, tmp_path: Path) -> None:
             assert torch.equal(tensor, saved[name]), name
 
 
+def test_a_published_checkpoint_wants_its_own_images(resources: Resources, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    VisionLanguageModel(dataclasses.replace(VLM, **PUBLISHED_IMAGES)).save_pretrained(folder)
+    with pytest.raises(UserError) as caught:
+        next(run_trial(Job(trial_id="t", config=CONFIG, checkpoint=folder), resources))
+    place = f"does not fit the model in {folder}: set"
+    assert caught.value.messages == (
+        f"vlm.image_mean=(0.5, 0.5, 0.5) {place} vlm.image_mean=[0.0,0.0,0.0]",
+        f"vlm.image_std=(0.5, 0.5, 0.5) {place} vlm.image_std=[1.0,1.0,1.0]",
+        f'vlm.image_resampling=bicubic {place} vlm.image_resampling="bilinear"',
+    )
+    settings = [message.rpartition(" set ")[2] for message in caught.value.messages]
+    overrides = parse_overrides(settings)
+    fitting = build_config(Layer("base", config_values(CONFIG)), Layer("command line", overrides))
+    next(run_trial(Job(trial_id="t", config=fitting, checkpoint=folder), resources))
+
+
 def test_a_checkpoint_of_another_architecture(resources: Resources, tmp_path: Path) -> None:
     folder = str(tmp_path)
     other = dataclasses.replace(VLM, lm_n_blocks=2, vit_inter_dim=50)
@@ -163,8 +182,8 @@ def test_a_checkpoint_of_another_architecture(resources: Resources, tmp_path: Pa
     with pytest.raises(UserError) as caught:
         next(run_trial(job, resources))
     assert caught.value.messages == (
-        f"vlm.vit_inter_dim=128 does not fit the model in {folder}, which was saved with 50",
-        f"vlm.lm_n_blocks=1 does not fit the model in {folder}, which was saved with 2",
+        f"vlm.vit_inter_dim=128 does not fit the model in {folder}: set vlm.vit_inter_dim=50",
+        f"vlm.lm_n_blocks=1 does not fit the model in {folder}: set vlm.lm_n_blocks=2",
     )
     VisionLanguageModel(
         dataclasses.replace(VLM, vit_inter_dim=128, lm_dropout=0.5)

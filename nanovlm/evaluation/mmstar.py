@@ -134,7 +134,8 @@ def _answer(
 ) -> list[str]:
     """Return the answers to `items`, whose prompts have one length."""
     prompts = torch.stack([benchmark.prompt(item) for item in items]).to(device)
-    images = image_input(benchmark.images[benchmark.image_index[items]], device)
+    pixels = benchmark.images[benchmark.image_index[items]]
+    images = image_input(pixels, model.config, device)
     with mixed_precision(device):
         outputs = model.generate(prompts, images, max_new_tokens=MAX_NEW_TOKENS, greedy=True)
     eos = model.config.lm_eos_token_id

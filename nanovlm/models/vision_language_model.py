@@ -27,6 +27,7 @@ _WRITES_TO_RESIDUAL = ("attn.out_proj.weight", "mlp.fc2.weight", "mlp.down_proj.
 class VisionLanguageModel(nn.Module):
     """nanoVLM: one image, then text.
 
+    An image has values from 0 to 1, less `config.image_mean`, divided by `config.image_std`.
     A new model has the initial weights of `seed`; under `torch.device("meta")` it has shapes only.
     Weights stay float32; for speed use autocast, which leaves norms and rotary angles in float32.
     """
@@ -94,7 +95,7 @@ class VisionLanguageModel(nn.Module):
 
         Args:
             input_ids: int[B, T]
-            image: float[B, 3, S, S], values from 0 to 1
+            image: float[B, 3, S, S], normalised by image_mean and image_std
             attention_mask: bool or int [B, T], true for real tokens; None if all are.
             targets: int[B, T], the token that follows each input token; -100 for no label. The
                 loss is the mean over the labels, 0 without any.

@@ -12,6 +12,7 @@ from nanovlm.config import VLMConfig
 from nanovlm.data.digits import digits_tokenizer
 from nanovlm.data.prepared import PreparedBenchmark
 from nanovlm.evaluation.mmstar import MMStarResult, evaluate_mmstar
+from nanovlm.models.checkpoint import PUBLISHED_IMAGES
 from nanovlm.models.vision_language_model import VisionLanguageModel
 
 CPU = torch.device("cpu")
@@ -31,6 +32,7 @@ VLM = VLMConfig(
     lm_n_kv_heads=2,
     lm_n_blocks=1,
     vlm_load_backbone_weights=False,
+    **PUBLISHED_IMAGES,
 )
 
 
