@@ -1,6 +1,7 @@
 """Whole trials on the digits: a thousandth of the demo, the same path."""
 
 import dataclasses
+import json
 import math
 import random
 from collections.abc import Callable
@@ -119,6 +120,41 @@ def test_a_trial_leaves_no_gradients(resources: Resources) -> None:
     next(training)
     training.close()
     assert all(p.grad is None for p in resources.model(CONFIG).parameters())
+
+
+def test_the_answers_of_each_report_are_kept(resources: Resources, tmp_path: Path) -> None:
+    file = tmp_path / "answers" / "t.jsonl"
+    job = Job(trial_id="t", config=CONFIG, milestones=(16, 48), answers_file=str(file))
+    indices = resources.benchmark(CONFIG).indices
+    texts = []
+    for report in run_trial(job, resources):
+        texts.append(file.read_text())
+        items = [json.loads(line) for line in texts[-1].splitlines()]
+        assert tuple(item["index"] for item in items) == indices
+        assert [*items[0]] == ["index", "answer", "output", "correct", "letter", "letter_nll"]
+        right = [item["correct"] for item in items]
+        letters = [item["letter"] == item["answer"] for item in items]
+        assert report.metrics["mmstar_accuracy"] == sum(right) / len(items)
+        assert report.metrics["mmstar_letter_accuracy"] == sum(letters) / len(items)
+        nll = sum(item["letter_nll"] for item in items) / len(items)
+        assert report.metrics["mmstar_letter_nll"] == pytest.approx(nll)
+    assert len(set(texts)) == 3
+    assert [path.name for path in file.parent.iterdir()] == ["t.jsonl"]
+    again = dataclasses.replace(job, milestones=(), answers_file=str(tmp_path / "again.jsonl"))
+    list(run_trial(again, Resources("cpu")))
+    assert (tmp_path / "again.jsonl").read_bytes() == file.read_bytes()
+
+
+def test_a_metric_that_is_not_finite_fails_the_trial(resources: Resources) -> None:
+    """The last step spoils the weights, and no later loss would tell."""
+    settings: dict[str, Any] = {
+        "batch_size": 60,
+        "lr_mp": 1e30,
+        "lr_backbones": 1e30,
+        "max_grad_norm": None,
+    }
+    with pytest.raises(NonFiniteLossError, match="mmstar_letter_nll is nan at step 1"):
+        run(resources, **settings)
 
 
 def test_interruption(resources: Resources) -> None:
