@@ -11,7 +11,13 @@ from rich.console import Console
 from nanovlm import cli
 from nanovlm.config_files import load_config, parse_overrides
 from nanovlm.messages import Job, TrialRecord
-from nanovlm.results.store import DATA_FILE, ResultsStore, choose_folder
+from nanovlm.results.store import (
+    DATA_FILE,
+    ResultsStore,
+    answers_file,
+    choose_folder,
+    model_dir,
+)
 from nanovlm.results.summary import Objective, describe_accuracy
 from nanovlm.results.terminal import PreparationDisplay, make_console
 
@@ -21,6 +27,7 @@ EXAMPLES = """examples:
   python run_single.py --preset digits --workers 2 lr_mp=1e-3 epochs=2
 """
 
+TRIAL_ID = "trial-0000"
 OBJECTIVE = Objective("mmstar_accuracy", "max")
 
 
@@ -50,10 +57,11 @@ def main() -> int:
     with PreparationDisplay(console) as preparation:
         plan = plan_single(config, preparation.update)
     job = Job(
-        trial_id="trial-0000",
+        trial_id=TRIAL_ID,
         config=config,
         milestones=plan.milestones,
-        output_dir=str(folder.resolve() / "checkpoints" / "trial-0000"),
+        output_dir=str(model_dir(folder.resolve(), TRIAL_ID)),
+        answers_file=str(answers_file(folder.resolve(), TRIAL_ID)),
     )
     store = ResultsStore(folder, OBJECTIVE, resources.gpus_per_trial)
     started = time.monotonic()

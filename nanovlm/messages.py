@@ -39,6 +39,8 @@ class Job:
     """Folder of a model checkpoint (`save_pretrained`) to start from instead of initial weights."""
     output_dir: str | None = None
     """Folder that receives the model of the final report; None keeps no model."""
+    answers_file: str | None = None
+    """File that receives the answers to the benchmark, replaced at each report; None keeps none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,6 +24,7 @@ from nanovlm.data.prepared import (
     prepare_training,
 )
 from nanovlm.data.processors import load_tokenizer
+from nanovlm.evaluation.letters import letter_tokens
 from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.checkpoint import load_checkpoint
@@ -71,11 +72,18 @@ class Resources:
         return train, val
 
     def benchmark(self, config: TrainConfig) -> PreparedBenchmark:
-        """Return the questions of the benchmark."""
+        """Return the questions of the benchmark.
+
+        Raises UserError if it cannot be had, or its answers are not letters that can be told apart.
+        """
         tokenizer = self.tokenizer(config.vlm.lm_tokenizer)
-        return self._benchmarks.get(
-            benchmark_key(config), lambda: prepare_benchmark(config, tokenizer, self._on_progress)
-        )
+
+        def prepare() -> PreparedBenchmark:
+            benchmark = prepare_benchmark(config, tokenizer, self._on_progress)
+            letter_tokens(benchmark, tokenizer)  # said before the training, not after
+            return benchmark
+
+        return self._benchmarks.get(benchmark_key(config), prepare)
 
     def describe_data(self, config: TrainConfig) -> dict[str, Any]:
         """Return what the data was made from and what was left out of it, once it is prepared."""

@@ -29,6 +29,10 @@ __all__ = ["INTERRUPTED", "SearchPlan", "plan_search", "run_search"]
 _MAX_FAILURES_IN_A_ROW = 5
 
 
+_LESS_IS_BETTER = ("_loss", "_nll")
+_MORE_IS_BETTER = ("_accuracy",)
+"""How the metrics' names end that can be objectives; the parts of an accuracy have a `/`."""
+
 _UNLIMITED_TRIALS = -1
 """Tune's word for a search that something else ends."""
 
@@ -76,12 +80,13 @@ def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> S
 def _check_objective(objective: Objective, metrics: Sequence[str]) -> None:
     """Raise if no report will carry the objective, or if its mode looks for the worst trial."""
     metric = objective.metric
-    usable = [name for name in metrics if name.endswith(("_loss", "_accuracy")) or "/" in name]
+    scores = (*_LESS_IS_BETTER, *_MORE_IS_BETTER)
+    usable = [name for name in metrics if name.endswith(scores) or "/" in name]
     if metric not in usable:
         raise UserError(
             f"objective.metric: no report has {metric!r} as a score.{did_you_mean(metric, usable)}"
         )
-    better = "min" if metric.endswith("_loss") else "max"
+    better = "min" if metric.endswith(_LESS_IS_BETTER) else "max"
     if objective.mode != better:
         raise UserError(f"objective.mode: must be {better!r} for {metric}, got {objective.mode!r}")
 
@@ -162,7 +167,7 @@ def _tune(
         channel=running.channel,
         space=plan.space,
         milestones=plan.milestones,
-        output_dir=str(folder / "checkpoints"),
+        folder=folder,
     )
     tuner = tune.Tuner(
         # Tune wants every trial to ask for something; this takes nothing from the workers.

@@ -1,6 +1,7 @@
 """A saved model as the start of a training run."""
 
 import dataclasses
+import json
 from typing import Any
 
 from nanovlm.config import VLMConfig
@@ -18,7 +19,7 @@ _FREE_TO_DIFFER = {
     "vlm_load_backbone_weights",
     "vlm_checkpoint_path",
 }
-"""Fields of VLMConfig that do not change what the weights compute."""
+"""Fields of VLMConfig that do not change what the weights compute, or what they are shown."""
 
 
 def load_checkpoint(model: VisionLanguageModel, folder: str) -> None:
@@ -33,8 +34,8 @@ def load_checkpoint(model: VisionLanguageModel, folder: str) -> None:
     if differing:
         raise UserError(
             *(
-                f"vlm.{name}={ours[name]} does not fit the model in {folder}, "
-                f"which was saved with {theirs[name]}"
+                f"vlm.{name}={ours[name]} does not fit the model in {folder}: "
+                f"set vlm.{name}={json.dumps(theirs[name], separators=(',', ':'))}"
                 for name in differing
             )
         )

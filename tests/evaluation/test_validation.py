@@ -47,7 +47,7 @@ def test_it_is_the_mean_over_all_answer_tokens(batch_size: int) -> None:
     losses = []
     for i in range(9):
         tokens = samples.tokens[samples.offsets[i] : samples.offsets[i + 1]][None]
-        image = image_input(samples.images[samples.image_index[i]][None], CPU)
+        image = image_input(samples.images[samples.image_index[i]][None], VLM, CPU)
         logits, _ = model(tokens[:, :-1], image)
         answer = tokens[0, samples.prompt_lengths[i] :]
         losses.append(F.cross_entropy(logits[0, -len(answer) :], answer, reduction="none"))
