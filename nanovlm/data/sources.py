@@ -138,18 +138,17 @@ def _hub(place: str, path: str, names: tuple[str, ...], split: str, columns: Col
 
 def _subsets(place: str, files: Mapping[str, list[Path]], columns: Columns) -> tuple[Subset, ...]:
     problems = Problems()
-    subsets = []
-    for name, listed in files.items():
+    for listed in files.values():
         with problems:
             _check_all_shards(place, listed)
-            for file in listed:
-                with problems:
-                    _check_columns(place, file, columns)
-            problems.raise_if_any()
-            groups = [group for file in listed for group in parquet_groups(file)]
-            subsets.append(Subset(name, tuple(groups)))
+        for file in listed:
+            with problems:
+                _check_columns(place, file, columns)
     problems.raise_if_any()
-    return tuple(subsets)
+    return tuple(
+        Subset(name, tuple(group for file in listed for group in parquet_groups(file)))
+        for name, listed in files.items()
+    )
 
 
 def _check_all_shards(place: str, files: Sequence[Path]) -> None:
@@ -187,7 +186,7 @@ def _fits(kind: pa.DataType, wanted: Any) -> bool:
             return False
         fields = {field.name: field.type for field in kind}
         return all(name in fields and _fits(fields[name], t) for name, t in wanted.items())
-    return _family(kind) == _family(wanted)
+    return _family(kind) in (_family(wanted), "null")  # null: a column of nothing but None
 
 
 def _family(kind: pa.DataType) -> str:

@@ -96,6 +96,13 @@ def test_rows_without_the_types_of_datasets_and_with_other_columns(tmp_path: Pat
     assert load(source, "images")[0][0]["bytes"].startswith(b"\x89PNG")
 
 
+def test_images_that_have_no_path_at_all(tmp_path: Path) -> None:
+    rows = {"images": [[{"bytes": b"1", "path": None}]], "texts": [[{"user": "", "assistant": ""}]]}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")  # pyarrow types the paths as null
+    source = training_source(str(tmp_path), ("default",))
+    assert load(source, "images") == rows["images"]
+
+
 def test_the_benchmark_from_a_folder(tmp_path: Path) -> None:
     wanted = digits_benchmark_rows().select(range(3))
     write_dataset(wanted, tmp_path / "mmstar.parquet")
@@ -149,6 +156,7 @@ def test_files_with_other_columns(tmp_path: Path) -> None:
     write_dataset(digits_benchmark_rows().select(range(2)), tmp_path / "rows.parquet")
     with pytest.raises(UserError) as error:
         training_source(str(tmp_path), ("default",)).load()
+    assert len(error.value.messages) == 1
     assert "has the columns index, question, image" in str(error.value)
     assert "images must be a list of {bytes, path}, is missing" in str(error.value)
     assert "texts must be a list of {user, assistant}, is missing" in str(error.value)
