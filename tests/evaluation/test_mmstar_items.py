@@ -108,7 +108,7 @@ def outspoken_model() -> VisionLanguageModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "attn" in name or "MP" in name or "mlp" in name:
-                parameter *= 3  # image and words both count
+                parameter.mul_(3)  # image and words both count
         favoured = [0, *(TOKENIZER.encode(letter).ids[0] for letter in "ABCD")]
         model.decoder.head.weight[favoured] *= 2
     return model
