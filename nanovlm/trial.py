@@ -98,12 +98,13 @@ def metric_names(config: TrainConfig, resources: Resources) -> tuple[str, ...]:
 
 
 def _set_up_worker(config: TrainConfig, device: torch.device) -> None:
-    """Seed every generator, and fix on CPU what else a result may depend on."""
+    """Seed every generator, and fix what else a result may depend on."""
     seed = int(np.random.SeedSequence([config.seed, rank()]).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(device.type == "cpu")
+    torch.backends.cudnn.allow_tf32 = False  # float32, in evaluation, is float32 on GPUs too
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads)
 

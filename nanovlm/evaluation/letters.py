@@ -7,6 +7,7 @@ from tokenizers import Tokenizer
 from nanovlm.data.prepared import PreparedBenchmark
 from nanovlm.errors import UserError
 
+_LETTERS = (*ascii_uppercase,)
 _MAX_LISTED = 5
 
 
@@ -14,18 +15,20 @@ def option_letters(benchmark: PreparedBenchmark) -> str:
     """Return the letters of the options: from A to the highest one that is an answer.
 
     Raises:
-        UserError: an answer is no letter; lists the first ones.
+        UserError: there is no question, or an answer is no letter; lists the first ones.
     """
     wrong = [
         f"test_dataset_path: answer must be one capital letter from A, got {answer!r} "
         f"at index {index}"
         for index, answer in zip(benchmark.indices, benchmark.answers, strict=True)
-        if len(answer) != 1 or answer not in ascii_uppercase
+        if answer not in _LETTERS
     ]
     if wrong:
         more = len(wrong) - _MAX_LISTED
         tail = [f"test_dataset_path: and {more} more answers that are no letter"]
         raise UserError(*wrong[:_MAX_LISTED], *(tail if more > 0 else []))
+    if not benchmark.answers:
+        raise UserError("test_dataset_path: must hold at least one question, got none")
     return ascii_uppercase[: ascii_uppercase.index(max(benchmark.answers)) + 1]
 
 

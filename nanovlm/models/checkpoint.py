@@ -47,19 +47,15 @@ def write_model(folder: Path, config: VLMConfig, model: nn.Module) -> None:
 
 
 def read_config(folder: Path, overrides: Mapping[str, Any]) -> VLMConfig:
-    """Read the configuration; `overrides` go before the file, and PUBLISHED_IMAGES behind it.
+    """Read the configuration; `overrides` go before the file.
 
     Raises:
         UserError: files are missing, the JSON is no object, or a key or value is not VLMConfig's.
     """
     _require_files(folder)
     path = folder / CONFIG_FILE
-    values = read_json_object(path)
-    layers = (
-        Layer("nanoVLM v0.1", {"vlm": PUBLISHED_IMAGES}),
-        Layer(str(path), {"vlm": values}),
-        Layer("arguments", {"vlm": overrides}),
-    )
+    values = PUBLISHED_IMAGES | read_json_object(path)
+    layers = Layer(str(path), {"vlm": values}), Layer("arguments", {"vlm": overrides})
     return build_config(*layers).vlm
 
 

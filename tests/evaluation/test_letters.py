@@ -52,6 +52,16 @@ def test_every_answer_that_is_no_letter_is_named() -> None:
     )
 
 
+def test_an_answer_that_is_missing_is_no_letter() -> None:
+    with pytest.raises(UserError, match="got None at index 101"):
+        option_letters(benchmark_of(["A", None]))  # type: ignore[list-item]  # a null in the file
+
+
+def test_a_benchmark_without_questions() -> None:
+    with pytest.raises(UserError, match="must hold at least one question"):
+        option_letters(benchmark_of([]))
+
+
 def test_a_letter_is_the_first_token_of_its_answer() -> None:
     tokenizer = digits_tokenizer()
     tokens = letter_tokens(benchmark_of(["A", "D"]), tokenizer)

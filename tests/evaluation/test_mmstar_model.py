@@ -156,6 +156,17 @@ def test_the_order_of_the_questions_does_not_matter() -> None:
     assert evaluate(model, random_benchmark(order)).outputs == tuple(expected[i] for i in order)
 
 
+@pytest.mark.gpu
+def test_a_gpu_gives_the_answers_of_a_cpu() -> None:
+    model, benchmark = VisionLanguageModel(VLM), random_benchmark([*range(12)])
+    expected = evaluate(model, benchmark)
+    cuda = torch.device("cuda")
+    for batch_size in (1, 12):
+        result = evaluate_mmstar(model.to(cuda), benchmark, TOKENIZER, batch_size, cuda)
+        assert result.letter_nlls == pytest.approx(expected.letter_nlls, abs=1e-3)
+        assert dataclasses.replace(result, letter_nlls=expected.letter_nlls) == expected
+
+
 def test_training_is_not_disturbed() -> None:
     model = VisionLanguageModel(dataclasses.replace(VLM, lm_dropout=0.5)).train()
     state = torch.random.get_rng_state()
