@@ -44,10 +44,25 @@ def _epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_samples)
 
 
-def collate(samples: PreparedSamples, indices: np.ndarray, pad_multiple: int = 8) -> Batch:
+def image_buffer(samples: PreparedSamples, num_samples: int) -> Tensor:
+    """Return the memory for the images of a batch, uint8[num_samples, 3, S, S]; see `collate`."""
+    return samples.images.new_empty((num_samples, *samples.images.shape[1:]))
+
+
+def collate(
+    samples: PreparedSamples,
+    indices: np.ndarray,
+    pad_multiple: int = 8,
+    buffer: Tensor | None = None,
+) -> Batch:
     """Return the samples `indices` (int64[B]) as a batch.
 
     T is the longest text without its EOS, which nothing follows, rounded up to `pad_multiple`.
+
+    Args:
+        buffer: of `image_buffer`, for at least B samples. The batch's images lie in it, so they
+            last until the next batch that is given it. Fresh memory for each batch costs several
+            times what reading the images does.
     """
     index = torch.from_numpy(indices)
     starts = samples.offsets[index, None]  # (B, 1)
@@ -60,7 +75,12 @@ def collate(samples: PreparedSamples, indices: np.ndarray, pad_multiple: int = 8
     places = torch.where(is_input, starts + columns, 0)
     return Batch(
         input_ids=torch.where(is_input, samples.tokens[places].long(), 0),
-        images=samples.images[samples.image_index[index]],
+        images=torch.index_select(
+            samples.images,
+            0,
+            samples.image_index[index],
+            out=None if buffer is None else buffer[: len(index)],
+        ),
         targets=torch.where(is_learnt, samples.tokens[places + 1].long(), IGNORED),
     )
 

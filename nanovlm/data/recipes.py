@@ -1,7 +1,9 @@
 """How training data and benchmark are prepared: which rows, which text, and what identifies it."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -16,10 +18,14 @@ from nanovlm.data.cache import PreparedFolder
 from nanovlm.data.rows import Subset
 from nanovlm.data.samples import encode_prompts, encode_turns, mmstar_prompt
 from nanovlm.data.sources import benchmark_source, training_source
+from nanovlm.errors import UserError
 
 VERSION = 1
 """Of the bytes that are prepared. A test holds them against a digest: raise this when they change,
 so that data which an earlier version has prepared is not taken for this one's."""
+
+BENCHMARK_ITEM_COLUMNS = ("index", "answer", "category", "l2_category")
+"""What is known of a question besides its prompt and its image."""
 
 ROW_ORDER_SEED = 0
 """Rows are shuffled the same way in every run: the cut-off and the validation rows depend on it."""
@@ -62,6 +68,7 @@ def benchmark_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
 
     Raises UserError if it is not there.
     """
+    place = f"test_dataset_path={config.test_dataset_path!r}"
     source = benchmark_source(config.test_dataset_path)
     about = _about("benchmark", config.test_dataset_path, source.identity, config, tokenizer)
     return Recipe(
@@ -75,7 +82,7 @@ def benchmark_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
         image_size=config.vlm.vit_img_size,
         resampling=config.vlm.image_resampling,
         max_bad_fraction=0.0,
-        items=_benchmark_items,
+        items=partial(_benchmark_items, place),
     )
 
 
@@ -131,18 +138,24 @@ def _complete_turns(row: Sequence[Mapping[str, str | None]]) -> Iterator[tuple[s
             yield user, assistant
 
 
-def _encode_questions(questions: Sequence[str], tokenizer: Tokenizer) -> list[RowText]:
-    prompts = encode_prompts(tokenizer, [mmstar_prompt(question) for question in questions])
+def _encode_questions(questions: Sequence[str | None], tokenizer: Tokenizer) -> list[RowText]:
+    prompts = encode_prompts(tokenizer, [mmstar_prompt(question or "") for question in questions])
     return [RowText([prompt], [len(prompt)], 1) for prompt in prompts]
 
 
-def _benchmark_items(subsets: Sequence[Subset]) -> dict[str, list[Any]]:
-    return {
-        column: [
-            value
-            for subset in subsets
-            for group in subset.groups
-            for value in group.read(column, np.arange(group.num_rows))
-        ]
-        for column in ("index", "answer", "category", "l2_category")
-    }
+def _benchmark_items(place: str, subsets: Sequence[Subset]) -> dict[str, list[Any]]:
+    def read(column: str) -> list[Any]:
+        groups = (group for subset in subsets for group in subset.groups)
+        return [v for group in groups for v in group.read(column, np.arange(group.num_rows))]
+
+    items = {column: read(column) for column in BENCHMARK_ITEM_COLUMNS}
+    empty = [row for row, question in enumerate(read("question")) if not question]
+    if empty:
+        raise UserError(f"{place}: the column question is empty in row {empty[0]}")
+    twice = [index for index, times in Counter(items["index"]).items() if times > 1]
+    if twice:
+        raise UserError(
+            f"{place}: the column index must tell all questions apart; "
+            f"{', '.join(map(str, twice[:5]))} stand more than once"
+        )
+    return items

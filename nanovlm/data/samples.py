@@ -5,15 +5,28 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
+_PROMPT_END = "Answer:"
+
 
 def training_prompt(user: str) -> str:
     """Return what precedes the answer in training (nanoVLM v0.1's wording)."""
-    return f"Question: {user} Answer:"
+    return f"Question: {user} {_PROMPT_END}"
 
 
 def mmstar_prompt(question: str) -> str:
     """Return what precedes the answer in the benchmark (nanoVLM v0.1's wording and spacing)."""
-    return f"Question: {question} \nAnswer only with the letter! \nAnswer:"
+    return f"Question: {question} \nAnswer only with the letter! \n{_PROMPT_END}"
+
+
+def training_answer(assistant: str) -> str:
+    """Return what is learnt behind the prompt.
+
+    The multiple-choice sets of the_cauldron answer `Answer: D`. The prompt ends with that word
+    already; a model that learnt to repeat it would score near zero by MMStar's rules, which read
+    the letter first.
+    """
+    answer = assistant.removeprefix(_PROMPT_END)
+    return assistant if answer == assistant else answer.lstrip()
 
 
 class EncodedTurn(NamedTuple):
@@ -33,7 +46,7 @@ def encode_turns(
     not see a token that joins the prompt's end with the answer's beginning.
     """
     prompts = _encode_batch(tokenizer, [training_prompt(user) for user, _ in turns])
-    answers = _encode_batch(tokenizer, [assistant for _, assistant in turns])
+    answers = _encode_batch(tokenizer, [training_answer(answer) for _, answer in turns])
     encoded = (
         EncodedTurn([*prompt, *answer, eos_token_id], len(prompt))
         for prompt, answer in zip(prompts, answers, strict=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from nanovlm.config import TrainConfig
-from nanovlm.data.batches import collate, count_answer_tokens, samples_in_order
+from nanovlm.data.batches import collate, count_answer_tokens, image_buffer, samples_in_order
 from nanovlm.data.prepared import PreparedSamples
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -95,6 +95,8 @@ def train(
     optimizer = build_optimizer(model, config)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     train_loss = _SmoothedLoss()
+    share = -(-config.batch_size // world_size())
+    images = image_buffer(samples, min(share, config.micro_batch_size or share))
     model.train()
     for step in range(1, total_steps + 1):
         factor = learning_rate_factor(
@@ -102,7 +104,7 @@ def train(
         )
         set_learning_rates(optimizer, factor)
         optimizer.zero_grad()
-        loss = _backward(model, samples, config, step, device)
+        loss = _backward(model, samples, config, step, device, images)
         stop = torch.full((), float(interrupted()), device=device)
         gradients = [p.grad for p in parameters]
         all_reduce_sum_([*gradients, loss, stop])
@@ -134,6 +136,7 @@ def _backward(
     config: TrainConfig,
     step: int,
     device: torch.device,
+    images: Tensor,
 ) -> Tensor:
     """Add this worker's part of the gradients of `step`; return its part of the loss, float32[]."""
     stop = step * config.batch_size
@@ -141,7 +144,8 @@ def _backward(
     num_answer_tokens = count_answer_tokens(samples, indices)
     total = torch.zeros((), device=device)
     for micro_batch in _micro_batches(indices[rank() :: world_size()], config.micro_batch_size):
-        loss = answer_loss_sum(model, collate(samples, micro_batch), device) / num_answer_tokens
+        batch = collate(samples, micro_batch, buffer=images)
+        loss = answer_loss_sum(model, batch, device) / num_answer_tokens
         loss.backward()
         total += loss.detach()
     return total

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from nanovlm.data.batches import collate, count_answer_tokens, samples_in_order
+from nanovlm.data.batches import (
+    collate,
+    count_answer_tokens,
+    image_buffer,
+    samples_in_order,
+)
 from nanovlm.data.prepared import PreparedSamples
 
 PROMPTS = [[5, 6, 7], [5], [8, 8, 8, 8, 8, 8, 8, 8], [9, 0, 9]]
@@ -95,3 +100,11 @@ def test_the_order_is_the_same_for_every_batch_size(batch_size: int) -> None:
 def test_a_batch_does_not_change_the_stream() -> None:
     samples_in_order(20, seed=0, start=0, stop=20)[:] = 0
     assert sorted(samples_in_order(20, seed=0, start=0, stop=20)) == list(range(20))
+
+
+def test_images_are_put_into_the_buffer_and_are_the_same(samples: PreparedSamples) -> None:
+    buffer = image_buffer(samples, 3)
+    for indices in (np.array([2, 0]), np.array([1, 1, 2])):
+        batch = collate(samples, indices, buffer=buffer)
+        assert batch.images.data_ptr() == buffer.data_ptr()
+        assert torch.equal(batch.images, collate(samples, indices).images)

@@ -198,6 +198,23 @@ def test_a_benchmark_with_an_unreadable_image_is_refused(
         prepare_benchmark(config, tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("question", ["a", None, "c"], "the column question is empty in row 1"),
+        ("index", [4, 7, 4], "the column index must tell all questions apart; 4 stand more than"),
+    ],
+)
+def test_a_benchmark_with_a_bad_column_is_refused(
+    tokenizer: Tokenizer, tmp_path: Path, column: str, values: list[Any], message: str
+) -> None:
+    rows = digits_benchmark_rows().select(range(3))
+    rows = rows.remove_columns(column).add_column(column, values)
+    write_dataset(rows, tmp_path / "b" / "b.parquet")
+    with pytest.raises(UserError, match=message):
+        prepare_benchmark(change(CONFIG, test_dataset_path=str(tmp_path / "b")), tokenizer)
+
+
 def test_the_bytes_are_those_of_this_version(tokenizer: Tokenizer) -> None:
     vlm = {"vit_img_size": 64, "image_resampling": "bicubic"}
     config = change(CONFIG, vlm, data_cutoff_idx=40, val_ratio=0.1)

@@ -7,6 +7,7 @@ from nanovlm.data.samples import (
     encode_prompts,
     encode_turns,
     mmstar_prompt,
+    training_answer,
     training_prompt,
 )
 
@@ -39,6 +40,28 @@ def test_the_answer_does_not_melt_into_the_prompt(tokenizer: Tokenizer) -> None:
     (turn,) = encode_turns(tokenizer, [("What?", "a")], EOS, max_length=79)
     assert turn is not None
     assert turn.tokens == [0, 1, 2, 3, EOS]
+
+
+@pytest.mark.parametrize(
+    ("assistant", "answer"),
+    [
+        ("Answer: D", "D"),
+        ("Answer:D", "D"),
+        ("Answer: The answer: 4", "The answer: 4"),
+        ("D", "D"),
+        ("Answering: yes", "Answering: yes"),
+        (" no", " no"),
+        ("It is 4. Answer: 4", "It is 4. Answer: 4"),
+    ],
+)
+def test_an_answer_does_not_repeat_the_end_of_the_prompt(assistant: str, answer: str) -> None:
+    assert training_answer(assistant) == answer
+
+
+def test_the_end_of_the_prompt_is_not_encoded_twice(tokenizer: Tokenizer) -> None:
+    (turn,) = encode_turns(tokenizer, [("What?", "Answer: cat")], EOS, max_length=79)
+    assert turn is not None
+    assert turn.tokens == [0, 1, 2, 4, EOS]
 
 
 def test_an_over_long_turn_is_none_among_others(tokenizer: Tokenizer) -> None:

@@ -1,0 +1,215 @@
+"""Builds that are killed, that meet each other, and that use several processes."""
+
+import hashlib
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from tokenizers import Tokenizer
+
+from nanovlm.config import TrainConfig
+from nanovlm.data import build_images
+from nanovlm.data.build import log_progress
+from nanovlm.data.cache import prepared_folders
+from nanovlm.data.prepared import prepare_training
+from nanovlm.errors import UserError
+from nanovlm.messages import BuildProgress
+from tests.data.conftest import CONFIG, change, write_rows
+
+NUM_ROWS = 1200
+
+# What another process runs: several small parts, and other processes even for few images.
+PROGRAM = """
+import sys
+from nanovlm.config_files import Layer, build_config
+from nanovlm.data import build_images, build_text
+from nanovlm.data.prepared import prepare_training
+from nanovlm.data.processors import load_tokenizer
+
+build_images._FEW_IMAGES, build_images.IMAGES_PER_PART, build_text.ROWS_PER_PART = 0, 32, 128
+values = {values!r}
+if __name__ == "__main__":
+    config = build_config(Layer("test", values))
+    prepare_training(config, load_tokenizer("builtin:digits"))
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with rows whose images take a moment to decode; some are broken."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    photos = []
+    for _ in range(20):
+        content = io.BytesIO()
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8))
+        coarse.resize((512, 384)).save(content, "JPEG")
+        photos.append(content.getvalue())
+    photos[7] = photos[7][:1000]
+    rows = [(photos[row % 20], [("this?", str(row % 10))] * (row % 3)) for row in range(NUM_ROWS)]
+    write_rows(folder / "rows.parquet", rows, rows_per_group=10)
+    return folder
+
+
+def start(data: Path, assets: Path) -> "subprocess.Popen[bytes]":
+    script = assets.with_suffix(".py")
+    values = {
+        "train_dataset_path": str(data),
+        "train_dataset_name": ["default"],
+        "max_bad_fraction": 0.1,
+        "batch_size": 1,
+        "vlm": {"vit_img_size": 224, "lm_tokenizer": "builtin:digits"},
+    }
+    script.write_text(PROGRAM.format(values=values))
+    environment = {
+        **os.environ,
+        "HF_ASSETS_CACHE": str(assets),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    return subprocess.Popen([sys.executable, str(script)], env=environment)
+
+
+def content(assets: Path) -> dict[str, str]:
+    """Return a digest of every file that is prepared."""
+    files = [path for path in assets.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {
+        str(path.relative_to(assets)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+@pytest.fixture
+def no_process_left() -> Iterator[None]:
+    """Check that nothing that a test started runs on."""
+    yield
+    deadline = time.monotonic() + 10
+    while left := [p for p in psutil.process_iter(["cmdline"]) if _is_builder(p)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def _is_builder(process: psutil.Process) -> bool:
+    command = " ".join(process.info["cmdline"] or [])
+    is_spawned = "multiprocessing.spawn" in command or "assets" in command
+    return is_spawned and process.status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("no_process_left")
+def test_builds_killed_at_ten_moments_give_the_bytes_of_one_that_was_not(
+    data: Path, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole-assets"
+    started = time.monotonic()
+    assert start(data, whole).wait() == 0
+    seconds = time.monotonic() - started
+    killed = tmp_path / "killed-assets"
+    moments, parts = random.Random(0), set()
+    for _ in range(10):
+        process = start(data, killed)
+        time.sleep(moments.uniform(0.5, 1) * seconds * 0.7)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        parts.add(len(list(killed.rglob("parts/*"))))
+    assert len(parts) > 1, "the work does not go on"
+    assert start(data, killed).wait() == 0
+    assert content(killed) == content(whole)
+    assert not list(killed.rglob("parts"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("no_process_left")
+def test_several_programs_at_once_prepare_it_once(data: Path, tmp_path: Path) -> None:
+    assets = tmp_path / "assets"
+    programs = [start(data, assets) for _ in range(3)]
+    assert [program.wait() for program in programs] == [0, 0, 0]
+    assert len(list(assets.rglob("manifest.json"))) == 1
+
+
+@pytest.mark.slow
+def test_several_processes_and_one_write_the_same(
+    data: Path,
+    tokenizer: Tokenizer,
+    own_prepared_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = of(data)
+    prepare_training(config, tokenizer)
+    here = content(own_prepared_data)
+    (folder,) = prepared_folders()
+    (folder.path / "manifest.json").unlink()
+    monkeypatch.setattr(build_images, "_FEW_IMAGES", 0)
+    prepare_training(config, tokenizer)
+    assert content(own_prepared_data) == here
+
+
+def of(data: Path) -> TrainConfig:
+    return change(
+        CONFIG,
+        train_dataset_path=str(data),
+        train_dataset_name=("default",),
+        max_bad_fraction=0.1,
+    )
+
+
+def test_progress_is_told_for_text_and_images(data: Path, tokenizer: Tokenizer) -> None:
+    told: list[BuildProgress] = []
+    prepare_training(of(data), tokenizer, told.append)
+    text = [progress for progress in told if progress.stage == "text"]
+    images = [progress for progress in told if progress.stage == "images"]
+    assert [*text, *images] == told
+    assert (text[-1].done, text[-1].total) == (NUM_ROWS, NUM_ROWS)
+    num_images = NUM_ROWS * 2 // 3
+    assert [progress.done for progress in images] == sorted(progress.done for progress in images)
+    assert (images[-1].done, images[-1].total) == (num_images, num_images)
+    assert len(images) > 2
+    told.clear()
+    prepare_training(of(data), tokenizer, told.append)
+    assert told == []
+
+
+def test_too_many_bad_images_end_the_work_early_and_keep_what_is_done(
+    data: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, written = change(of(data), max_bad_fraction=0.01), list[str]()
+
+    def counted(progress: BuildProgress) -> None:
+        log_progress(progress)
+        written.append(progress.stage)
+
+    with pytest.raises(
+        UserError, match=r"training data: at least \d+ of 800 .*max_bad_fraction=0\.01"
+    ):
+        prepare_training(config, tokenizer, counted)
+    assert written.count("images") < 4
+    (folder,) = prepared_folders()
+    assert not folder.is_complete
+    monkeypatch.setattr("nanovlm.data.build_text.encode_part", None)  # the text is there already
+    train, _ = prepare_training(of(data), tokenizer)
+    assert folder.is_complete
+    assert len(train) == NUM_ROWS - 60
+
+
+def test_a_process_that_dies_is_told(
+    data: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_images, "_FEW_IMAGES", 0)
+    monkeypatch.setattr(build_images, "write_part", _die)
+    with pytest.raises(UserError, match="a process ended unexpectedly"):
+        prepare_training(of(data), tokenizer)
+
+
+def _die(part: object, task: object) -> None:
+    os._exit(1)
