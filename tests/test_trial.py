@@ -12,43 +12,17 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from nanovlm.config import TrainConfig, VLMConfig
 from nanovlm.errors import UserError
 from nanovlm.messages import Job, Report
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.resources import Resources
 from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted
 from nanovlm.trial import run_trial
+from tests.tiny import digits_config, vlm_config
 
-VLM = VLMConfig(
-    vit_hidden_dim=32,
-    vit_patch_size=8,
-    vit_img_size=32,
-    vit_n_heads=2,
-    vit_n_blocks=1,
-    lm_hidden_dim=32,
-    lm_inter_dim=64,
-    lm_vocab_size=128,
-    lm_n_heads=4,
-    lm_n_kv_heads=2,
-    lm_n_blocks=1,
-    lm_tokenizer="builtin:digits",
-    vlm_load_backbone_weights=False,
-)
-CONFIG = TrainConfig(
-    lr_mp=1e-3,
-    lr_backbones=1e-3,
-    batch_size=16,
-    epochs=1,
-    data_cutoff_idx=20,
-    val_ratio=0.2,
-    train_dataset_path="builtin:digits",
-    train_dataset_name=("default",),
-    test_dataset_path="builtin:digits",
-    mmstar_batch_size=128,
-    seed=1,
-    compile=False,
-    vlm=VLM,
+VLM = vlm_config(vit_hidden_dim=32, lm_hidden_dim=32, lm_inter_dim=64)
+CONFIG = digits_config(
+    VLM, lr_mp=1e-3, lr_backbones=1e-3, batch_size=16, mmstar_batch_size=128, seed=1
 )
 
 

@@ -7,31 +7,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.config import TrainConfig
 from nanovlm.data.batches import collate
 from nanovlm.data.prepared import PreparedSamples
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.forward import evaluating, image_input
 from nanovlm.training.loop import NonFiniteLossError, Progress, TrialInterrupted, num_steps, train
+from tests.tiny import vlm_config
 
 CPU = torch.device("cpu")
 NUM_SAMPLES = 12
-TINY = VLMConfig(
-    vit_hidden_dim=16,
-    vit_patch_size=4,
-    vit_img_size=8,
-    vit_n_heads=2,
-    vit_n_blocks=1,
-    lm_hidden_dim=16,
-    lm_inter_dim=24,
-    lm_vocab_size=32,
-    lm_n_heads=4,
-    lm_n_kv_heads=2,
-    lm_n_blocks=1,
-    lm_max_length=16,
-    vlm_load_backbone_weights=False,
-)
+TINY = vlm_config(vit_patch_size=4, vit_img_size=8, lm_vocab_size=32, lm_max_length=16)
 CONFIG = TrainConfig(batch_size=4, epochs=3, lr_mp=1e-2, lr_backbones=1e-2, compile=False, vlm=TINY)
 EVERY_STEP = tuple(range(4, 37, 4))
 
