@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from nanovlm.config import Freeze
 from nanovlm.errors import UserError
 from nanovlm.messages import Job, Report
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -70,6 +71,15 @@ def test_a_trial_is_the_same_alone_and_after_others(resources: Resources) -> Non
     stopped.close()
     torch.rand(3)
     assert numbers(run(resources, milestones, vlm=vlm)) == numbers(alone)
+
+
+@pytest.mark.parametrize("freeze", ["vision_encoder", "backbones"])
+def test_a_frozen_trial_leaves_nothing_frozen(resources: Resources, freeze: Freeze) -> None:
+    alone = run(Resources("cpu"))
+    frozen = run(resources, freeze=freeze)
+    assert numbers(frozen) != numbers(alone)
+    assert numbers(run(resources)) == numbers(alone)
+    assert numbers(run(resources, freeze=freeze)) == numbers(frozen)
 
 
 def test_milestones_do_not_change_the_numbers(resources: Resources) -> None:
@@ -162,7 +172,7 @@ def test_a_checkpoint_of_another_architecture(resources: Resources, tmp_path: Pa
             },
             "vlm.vit_model_type='/no/such/folder'",
         ),
-        ({"lr_mp": 0.0, "lr_backbones": 0.0}, "lr_mp and lr_backbones are both 0"),
+        ({"lr_mp": 0.0, "lr_backbones": 0.0}, "together freeze the whole model"),
     ],
 )
 def test_what_cannot_be_used_is_said_before_training(
