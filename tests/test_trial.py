@@ -206,6 +206,18 @@ def test_every_generator_is_seeded(resources: Resources, draw: Callable[[], floa
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_more_variants_than_torch_compiles_on_its_own() -> None:
+    """Past its limit torch would run a trial uncompiled, which shows as fewer graphs."""
+    resources = Resources("cpu")
+    before = counters["stats"]["unique_graphs"]
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for freeze in ("none", "vision_encoder"):
+            run(resources, compile=True, data_cutoff_idx=8, freeze=freeze)
+    assert counters["stats"]["unique_graphs"] >= before + 4  # each with and without gradients
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_compiled_model_is_compiled_once() -> None:
     resources = Resources("cpu")
     eager = run(resources)
