@@ -12,7 +12,7 @@ from nanovlm.messages import Decision, Job, Report
 from nanovlm.resources import Resources
 from nanovlm.search.space import TrialResources
 from nanovlm.training.loop import num_steps
-from nanovlm.trial import check_start
+from nanovlm.trial import check_backbones, check_start
 
 
 def trial_resources(config: TrainConfig, workers: int) -> TrialResources:
@@ -40,6 +40,7 @@ def plan_milestones(config: TrainConfig) -> tuple[int, ...]:
         UserError: if the data cannot be had or is smaller than a batch.
     """
     check_start(config)
+    check_backbones(config)
     data = Resources("cpu")
     train_samples, _ = data.training_data(config)
     data.benchmark(config)

@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 from nanovlm.config import VLMConfig
 from nanovlm.errors import UserError
 from nanovlm.models import model_files
-from nanovlm.models.pretrained import load_backbone_weights
+from nanovlm.models.pretrained import check_backbone_weights, load_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from tests.hub_files import Randomize, make_llama, make_siglip, make_two_towers
 
@@ -68,6 +68,9 @@ def errors_of(config: VLMConfig) -> tuple[str, ...]:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(UserError) as caught:
         load_backbone_weights(model)
+    with pytest.raises(UserError) as checked:
+        check_backbone_weights(config)
+    assert checked.value.messages == caught.value.messages
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     return caught.value.messages
 
@@ -124,6 +127,10 @@ def test_outputs_equal_those_of_transformers(
     model = loaded(config)
     assert_same_vision(model, vision)
     assert_same_logits(model, llama)
+
+
+def test_what_fits_passes_the_check(folders: VLMConfig) -> None:
+    check_backbone_weights(folders)
 
 
 def test_loading_is_in_place_and_leaves_the_projector(folders: VLMConfig) -> None:
