@@ -91,17 +91,22 @@ def test_the_best_model_loads(lr_search: Finished) -> None:
     assert model.config.num_image_tokens == 4
 
 
-def test_the_full_space_with_frozen_backbones(folder: Path) -> None:
+def test_the_full_space_with_frozen_backbones_and_unshuffled_pixels(folder: Path) -> None:
     finished = search_space(
         "full",
         folder,
         "budget.trials=2",
         "freeze=backbones",
-        "search.freeze={choice: [none, backbones]}",
+        "batch_size=4",
+        "vlm.mp_pixel_shuffle_factor=1",
+        "search.vlm.mp_pixel_shuffle_factor={choice: [1, 2], when: {batch_size: [4]}}",
     )
     assert finished.code == 0, finished.output
     assert "Traceback" not in finished.output
     first, second = sorted(finished.records, key=lambda record: record.number)
-    assert first.parameters["freeze"] == "backbones" and first.state == "completed"
+    assert first.state == "completed"
+    assert first.parameters["freeze"] == "backbones"
     assert "lr_backbones" not in first.parameters
-    assert second.state in ("completed", "stopped")
+    assert first.parameters["vlm.mp_pixel_shuffle_factor"] == 1
+    assert second.state in ("completed", "stopped"), second.reason
+    assert second.parameters.keys() >= {"freeze", "lr_mp", "lr_schedule", "weight_decay"}
