@@ -116,7 +116,7 @@ def _options(answer: str, known: tuple[str, ...], draw: random.Random) -> tuple[
 
 
 def _choice_turn(picture: Picture, draw: random.Random) -> tuple[str, str]:
-    """As ai2d and tqa ask."""
+    """As ai2d and tqa ask; their answers are `Answer: B` and not the letter alone."""
     asked, answer, known = draw.choice(
         (("colour", picture.colour, tuple(COLOURS)), ("shape", picture.shape, SHAPES))
     )
