@@ -22,6 +22,8 @@ Scalar = bool | int | float | str | None
 _THREE = Field(strict=False, min_length=3, max_length=3)
 Channels = Annotated[tuple[float, ...], _THREE]
 PositiveChannels = Annotated[tuple[PositiveFloat, ...], _THREE]
+LearningRateSchedule = Literal["cosine", "linear", "constant"]
+Freeze = Literal["none", "vision_encoder", "backbones"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -150,6 +152,9 @@ class TrainConfig:
     """Peak learning rate of the modality projector; 0 freezes it."""
     lr_backbones: NonNegativeFloat = tunable(1e-4, "log_uniform", 1e-6, 1e-2)
     """Peak learning rate of the vision encoder and the decoder; 0 freezes them."""
+    freeze: Freeze = tunable("none", "choice", "none", "vision_encoder", "backbones")
+    """What keeps its initial weights whatever the learning rates are: gradients neither reach it
+    nor, in the vision encoder, are computed at all. `backbones` trains the projector alone."""
     batch_size: PositiveInt = tunable(256, "choice", 64, 128, 256, 512)
     """Samples of one optimizer step, however many workers or micro-batches share it."""
     micro_batch_size: PositiveInt | None = None
@@ -158,8 +163,10 @@ class TrainConfig:
     weight_decay: NonNegativeFloat = tunable(0.01, "log_uniform", 1e-3, 0.3)
     warmup_ratio: Ratio = tunable(0.03, "uniform", 0.0, 0.2)
     """Share of the steps in which the learning rates rise linearly from 0 to their peak."""
+    lr_schedule: LearningRateSchedule = tunable("cosine", "choice", "cosine", "linear", "constant")
+    """How the learning rates go on after the warm-up: down to `min_lr_ratio`, or not at all."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = tunable(0.1, "uniform", 0.0, 0.5)
-    """Where the cosine ends, as a share of the peak."""
+    """Where `cosine` and `linear` end, as a share of the peak; `constant` does not use it."""
     max_grad_norm: PositiveFloat | None = tunable(1.0, "log_uniform", 0.1, 10.0)
     """Gradients are scaled down to this global 2-norm; None does not clip."""
 

@@ -34,6 +34,11 @@ V = TypeVar("V")
 NUM_KEPT = 2
 """Entries of each sort that are kept."""
 
+MAX_COMPILED = 256
+"""Versions of the model's code that a worker may compile: one for each architecture, with and
+without gradients, and for each part that is frozen. At torch's own limit of 8 later trials would
+go on uncompiled, with other rounding and less speed."""
+
 
 class Resources:
     """Tokenizers, prepared data and models of one worker, on one device."""
@@ -116,7 +121,9 @@ def _compiled_model_class() -> type[VisionLanguageModel]:
     # Compiled as a method of the class: a model that held its own compiled method would refer to
     # itself and keep its memory for some time after it is dropped.
     class CompiledModel(VisionLanguageModel):
-        hidden_states = torch.compile(VisionLanguageModel.hidden_states)
+        hidden_states = torch.compile(  # type: ignore[call-overload]  # recompile_limit is left out
+            VisionLanguageModel.hidden_states, recompile_limit=MAX_COMPILED
+        )
 
     return CompiledModel
 

@@ -23,6 +23,7 @@ from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult
 from nanovlm.evaluation.validation import validation_loss
 from nanovlm.messages import Job, Report
+from nanovlm.models.pretrained import check_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import rank
 from nanovlm.resources import Resources
@@ -87,6 +88,15 @@ def check_start(config: TrainConfig) -> None:
     folder = Path(config.vlm.vlm_checkpoint_path)
     if config.resume_from_vlm_checkpoint and not (folder / "config.json").is_file():
         raise UserError(f"vlm.vlm_checkpoint_path: there is no model in the folder {folder}")
+
+
+def check_backbones(config: TrainConfig) -> None:
+    """Raise UserError if the pretrained weights that `config` wants cannot be had or do not fit.
+
+    Apart from `check_start`, since it takes too long for every trial of a search.
+    """
+    if config.vlm.vlm_load_backbone_weights and not config.resume_from_vlm_checkpoint:
+        check_backbone_weights(config.vlm)
 
 
 def metric_names(config: TrainConfig, resources: Resources) -> tuple[str, ...]:

@@ -13,31 +13,9 @@ from nanovlm.data.prepared import prepare_benchmark, prepare_training
 from nanovlm.data.processors import load_tokenizer
 from nanovlm.errors import UserError
 from nanovlm.resources import NUM_KEPT, Resources, benchmark_key, training_data_key
+from tests.tiny import digits_config
 
-CONFIG = TrainConfig(
-    batch_size=4,
-    data_cutoff_idx=20,
-    val_ratio=0.2,
-    train_dataset_path="builtin:digits",
-    train_dataset_name=("default",),
-    test_dataset_path="builtin:digits",
-    compile=False,
-    vlm=VLMConfig(
-        vit_hidden_dim=16,
-        vit_patch_size=8,
-        vit_img_size=32,
-        vit_n_heads=2,
-        vit_n_blocks=1,
-        lm_hidden_dim=16,
-        lm_inter_dim=24,
-        lm_vocab_size=128,
-        lm_n_heads=4,
-        lm_n_kv_heads=2,
-        lm_n_blocks=1,
-        lm_tokenizer="builtin:digits",
-        vlm_load_backbone_weights=False,
-    ),
-)
+CONFIG = digits_config(batch_size=4)
 
 
 def with_vlm(**changes: Any) -> TrainConfig:

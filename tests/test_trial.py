@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.config import Freeze
 from nanovlm.config_files import Layer, build_config, config_values, parse_overrides
 from nanovlm.errors import UserError
 from nanovlm.messages import Job, Report
@@ -22,36 +22,11 @@ from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.resources import Resources
 from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted
 from nanovlm.trial import run_trial
+from tests.tiny import digits_config, vlm_config
 
-VLM = VLMConfig(
-    vit_hidden_dim=32,
-    vit_patch_size=8,
-    vit_img_size=32,
-    vit_n_heads=2,
-    vit_n_blocks=1,
-    lm_hidden_dim=32,
-    lm_inter_dim=64,
-    lm_vocab_size=128,
-    lm_n_heads=4,
-    lm_n_kv_heads=2,
-    lm_n_blocks=1,
-    lm_tokenizer="builtin:digits",
-    vlm_load_backbone_weights=False,
-)
-CONFIG = TrainConfig(
-    lr_mp=1e-3,
-    lr_backbones=1e-3,
-    batch_size=16,
-    epochs=1,
-    data_cutoff_idx=20,
-    val_ratio=0.2,
-    train_dataset_path="builtin:digits",
-    train_dataset_name=("default",),
-    test_dataset_path="builtin:digits",
-    mmstar_batch_size=128,
-    seed=1,
-    compile=False,
-    vlm=VLM,
+VLM = vlm_config(vit_hidden_dim=32, lm_hidden_dim=32, lm_inter_dim=64)
+CONFIG = digits_config(
+    VLM, lr_mp=1e-3, lr_backbones=1e-3, batch_size=16, mmstar_batch_size=128, seed=1
 )
 
 
@@ -99,6 +74,15 @@ def test_a_trial_is_the_same_alone_and_after_others(resources: Resources) -> Non
     stopped.close()
     torch.rand(3)
     assert numbers(run(resources, milestones, vlm=vlm)) == numbers(alone)
+
+
+@pytest.mark.parametrize("freeze", ["vision_encoder", "backbones"])
+def test_a_frozen_trial_leaves_nothing_frozen(resources: Resources, freeze: Freeze) -> None:
+    alone = run(Resources("cpu"))
+    frozen = run(resources, freeze=freeze)
+    assert numbers(frozen) != numbers(alone)
+    assert numbers(run(resources)) == numbers(alone)
+    assert numbers(run(resources, freeze=freeze)) == numbers(frozen)
 
 
 def test_milestones_do_not_change_the_numbers(resources: Resources) -> None:
@@ -243,7 +227,7 @@ def test_a_checkpoint_of_another_architecture(resources: Resources, tmp_path: Pa
             },
             "vlm.vit_model_type='/no/such/folder'",
         ),
-        ({"lr_mp": 0.0, "lr_backbones": 0.0}, "lr_mp and lr_backbones are both 0"),
+        ({"lr_mp": 0.0, "lr_backbones": 0.0}, "together freeze the whole model"),
     ],
 )
 def test_what_cannot_be_used_is_said_before_training(
@@ -273,6 +257,18 @@ def test_every_generator_is_seeded(resources: Resources, draw: Callable[[], floa
         return number
 
     assert drawn_in_trial() == drawn_in_trial()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_more_variants_than_torch_compiles_on_its_own() -> None:
+    """Past its limit torch would run a trial uncompiled, which shows as fewer graphs."""
+    resources = Resources("cpu")
+    before = counters["stats"]["unique_graphs"]
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for freeze in ("none", "vision_encoder"):
+            run(resources, compile=True, data_cutoff_idx=8, freeze=freeze)
+    assert counters["stats"]["unique_graphs"] >= before + 4  # each with and without gradients
 
 
 @pytest.mark.slow

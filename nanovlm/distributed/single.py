@@ -15,7 +15,7 @@ from nanovlm.messages import Decision, Job, Report
 from nanovlm.resources import Resources
 from nanovlm.search.space import TrialResources
 from nanovlm.training.loop import num_steps
-from nanovlm.trial import check_start
+from nanovlm.trial import check_backbones, check_start
 
 
 def trial_resources(config: TrainConfig, workers: int) -> TrialResources:
@@ -55,6 +55,7 @@ def plan_single(config: TrainConfig, on_progress: OnProgress = log_progress) -> 
         UserError: if the data cannot be had or is smaller than a batch.
     """
     check_start(config)
+    check_backbones(config)
     resources = Resources("cpu", on_progress)
     train_samples, _ = resources.training_data(config)
     resources.benchmark(config)

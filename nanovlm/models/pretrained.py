@@ -8,11 +8,13 @@ go to the three parts of `qkv_proj`, and nothing is held twice.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from nanovlm.config import VLMConfig
 from nanovlm.errors import Problems, UserError
 from nanovlm.models.language_model import LanguageModel
 from nanovlm.models.model_files import (
@@ -32,6 +34,28 @@ _TOWER = "vision_model."
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
+@dataclass(frozen=True)
+class _Backbones:
+    """Files that fit a model, and where in it each of their tensors belongs."""
+
+    vision_files: list[Path]
+    vision_places: Mapping[str, Tensor]
+    decoder_files: list[Path]
+    decoder_places: Mapping[str, Tensor]
+    vocab_size: int
+
+
+def check_backbone_weights(config: VLMConfig) -> None:
+    """Raise what `load_backbone_weights` would for a model of `config`; fetch the files.
+
+    To be asked before the start, so that what is missing is said then, and what is downloaded is
+    there when several workers want it.
+    """
+    with torch.device("meta"):
+        model = VisionLanguageModel(config)
+    _find_backbones(model)
+
+
 @torch.no_grad()
 def load_backbone_weights(model: VisionLanguageModel) -> None:
     """Copy the weights of `vlm.vit_model_type` and `vlm.lm_model_type` into `model`, in place.
@@ -48,6 +72,14 @@ def load_backbone_weights(model: VisionLanguageModel) -> None:
             tensors are missing, unknown or mis-shaped. All of them are listed, and nothing has
             been copied.
     """
+    found = _find_backbones(model)
+    _copy(found.vision_files, found.vision_places)
+    _copy(found.decoder_files, found.decoder_places)
+    for weight in (model.decoder.token_embedding.weight, model.decoder.head.weight):
+        weight[found.vocab_size :] = weight[: found.vocab_size].mean(dim=0)
+
+
+def _find_backbones(model: VisionLanguageModel) -> _Backbones:
     config = model.config
     towers = {
         "vlm.vit_model_type": config.vit_model_type,
@@ -70,10 +102,7 @@ def load_backbone_weights(model: VisionLanguageModel) -> None:
     with problems:
         decoder_places = _decoder_places(model.decoder, decoder_files, vocab_size)
     problems.raise_if_any()
-    _copy(vision_files, vision_places)
-    _copy(decoder_files, decoder_places)
-    for weight in (model.decoder.token_embedding.weight, model.decoder.head.weight):
-        weight[vocab_size:] = weight[:vocab_size].mean(dim=0)
+    return _Backbones(vision_files, vision_places, decoder_files, decoder_places, vocab_size)
 
 
 def _vision_places(vit: ViT, files: list[Path]) -> dict[str, Tensor]:

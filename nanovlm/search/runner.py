@@ -22,7 +22,7 @@ from nanovlm.search.scheduler import (
 )
 from nanovlm.search.searcher import StudySearch, build_searcher
 from nanovlm.search.space import Objective, SearchSpace
-from nanovlm.trial import check_start, metric_names, run_trial
+from nanovlm.trial import check_backbones, check_start, metric_names, run_trial
 
 __all__ = ["INTERRUPTED", "SearchPlan", "plan_search", "run_search"]
 
@@ -68,8 +68,9 @@ def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> S
     """
     resources = Resources("cpu", on_progress)
     config = replace(space.base, batch_size=space.batch_sizes()[1])
-    train_samples, _ = resources.training_data(config)
     check_start(config)
+    check_backbones(config)
+    train_samples, _ = resources.training_data(config)
     _check_objective(space.objective, metric_names(config, resources))
     budget = config.epochs * len(train_samples)
     return SearchPlan(

@@ -100,7 +100,7 @@ def train(
     model.train()
     for step in range(1, total_steps + 1):
         factor = learning_rate_factor(
-            step - 1, total_steps, config.warmup_ratio, config.min_lr_ratio
+            step - 1, total_steps, config.warmup_ratio, config.min_lr_ratio, config.lr_schedule
         )
         set_learning_rates(optimizer, factor)
         optimizer.zero_grad()

@@ -3,35 +3,50 @@
 from torch import nn
 from torch.optim import AdamW
 
-from nanovlm.config import TrainConfig
+from nanovlm.config import Freeze, TrainConfig
 from nanovlm.errors import UserError
 
 GROUP_PREFIXES = {"mp": ("MP.",), "backbones": ("vision_encoder.", "decoder.")}
 """Beginnings of the names of the parameters that belong to each group."""
 
 
+FROZEN_PREFIXES: dict[Freeze, tuple[str, ...]] = {
+    "none": (),
+    "vision_encoder": ("vision_encoder.",),
+    "backbones": GROUP_PREFIXES["backbones"],
+}
+"""Beginnings of the names of the parameters that each value of `freeze` leaves as they are."""
+
+
 def build_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
     """Return AdamW over the groups `mp` and `backbones`, each with its `name` and `peak_lr`.
 
-    A group with learning rate 0 is frozen: its parameters want no gradient and are left out.
-    `requires_grad` of every parameter is set, so a model that served another trial is as good as
-    new. Raises UserError if nothing is left to train.
+    What `freeze` names, and a group with learning rate 0, is frozen: its parameters want no
+    gradient and are left out, and so is a group of which nothing remains. `requires_grad` of
+    every parameter is set, so a model that served another trial is as good as new.
+
+    Raises UserError if nothing is left to train.
     """
     peak_lrs = {"mp": config.lr_mp, "backbones": config.lr_backbones}
-    if not any(peak_lrs.values()):
-        raise UserError("lr_mp and lr_backbones are both 0, which freezes the whole model")
+    frozen_prefixes = FROZEN_PREFIXES[config.freeze]
     groups = []
-    for name, parameters in group_parameters(model).items():
-        for parameter in parameters:
-            parameter.requires_grad_(peak_lrs[name] > 0)
-        if peak_lrs[name] > 0:
-            lr = peak_lrs[name]
-            groups.append({"params": parameters, "name": name, "lr": lr, "peak_lr": lr})
+    for group, named in group_parameters(model).items():
+        lr = peak_lrs[group]
+        for name, parameter in named.items():
+            parameter.requires_grad_(lr > 0 and not name.startswith(frozen_prefixes))
+        trained = [parameter for parameter in named.values() if parameter.requires_grad]
+        if trained:
+            groups.append({"params": trained, "name": group, "lr": lr, "peak_lr": lr})
+    if not groups:
+        raise UserError(
+            f"lr_mp={config.lr_mp}, lr_backbones={config.lr_backbones} and "
+            f"freeze={config.freeze!r} together freeze the whole model"
+        )
     return AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
 
-def group_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Return each group's parameters by the prefix of their names.
+def group_parameters(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    """Return each group's parameters with their names, by the prefix of these.
 
     Raises ValueError that lists the parameters of no group, or the groups without parameters.
     """
@@ -46,7 +61,7 @@ def group_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     empty = [group for group, names in groups.items() if not names]
     if empty:
         raise ValueError(f"groups without a parameter: {empty}; names are {sorted(named)}")
-    return {group: [named[name] for name in names] for group, names in groups.items()}
+    return {group: {name: named[name] for name in names} for group, names in groups.items()}
 
 
 def set_learning_rates(optimizer: AdamW, factor: float) -> None:

@@ -1,12 +1,9 @@
 """A small configuration with every part of the model in it, and weights that leave nothing at 0."""
 
-from collections.abc import Callable
-
 import pytest
-import torch
-from torch import nn
 
 from nanovlm.config import VLMConfig
+from tests.hub_files import Randomize, randomize
 
 
 @pytest.fixture
@@ -30,16 +27,7 @@ def tiny() -> VLMConfig:
     )
 
 
-@pytest.fixture
-def randomize() -> Callable[[nn.Module], None]:
+@pytest.fixture(name="randomize")
+def randomize_fixture() -> Randomize:
     """Give norms and biases random values too, so that no two parameters can be confused."""
-
-    @torch.no_grad()
-    def fill(module: nn.Module) -> None:
-        generator = torch.Generator().manual_seed(0)
-        for name, parameter in sorted(module.named_parameters()):
-            parameter.normal_(std=0.2, generator=generator)
-            if parameter.ndim == 1 and name.endswith("weight"):
-                parameter.add_(1.0)
-
-    return fill
+    return randomize

@@ -13,20 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    SiglipConfig,
-    SiglipModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import LlamaForCausalLM
 
 from nanovlm.config import VLMConfig
 from nanovlm.errors import UserError
 from nanovlm.models import model_files
-from nanovlm.models.pretrained import load_backbone_weights
+from nanovlm.models.pretrained import check_backbone_weights, load_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from tests.hub_files import Randomize, make_llama, make_siglip, make_two_towers
 
 VISION_SHAPES: tuple[dict[str, Any], ...] = (
     {},
@@ -48,63 +42,12 @@ DECODER_SHAPES: tuple[dict[str, Any], ...] = (
 )
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-Randomize = Callable[[nn.Module], None]
-
 
 @pytest.fixture
 def config(tiny: VLMConfig, tmp_path: Path) -> VLMConfig:
     """The tiny model, with its backbones in two folders that are still to be made."""
     siglip, llama = str(tmp_path / "siglip"), str(tmp_path / "llama")
     return dataclasses.replace(tiny, vit_model_type=siglip, lm_model_type=llama)
-
-
-def vision_numbers(config: VLMConfig) -> SiglipVisionConfig:
-    return SiglipVisionConfig(
-        hidden_size=config.vit_hidden_dim,
-        intermediate_size=config.vit_mlp_dim,
-        num_hidden_layers=config.vit_n_blocks,
-        num_attention_heads=config.vit_n_heads,
-        layer_norm_eps=config.vit_ln_eps,
-        patch_size=config.vit_patch_size,
-        image_size=config.vit_img_size,
-    )
-
-
-def make_siglip(config: VLMConfig, randomize: Randomize, **options: Any) -> SiglipVisionModel:
-    """Save a vision tower alone."""
-    vision = SiglipVisionModel(vision_numbers(config)).eval()
-    randomize(vision)
-    vision.save_pretrained(config.vit_model_type, **options)
-    return vision
-
-
-def make_two_towers(config: VLMConfig, randomize: Randomize, **options: Any) -> nn.Module:
-    """Save both towers, return the vision tower."""
-    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    text |= {"num_attention_heads": 2, "vocab_size": 20, "bos_token_id": 1, "eos_token_id": 2}
-    numbers = SiglipConfig(text_config=text, vision_config=vision_numbers(config).to_dict())
-    both = SiglipModel(numbers).eval()
-    randomize(both)
-    both.save_pretrained(config.vit_model_type, **options)
-    return both.vision_model
-
-
-def make_llama(config: VLMConfig, randomize: Randomize, **options: Any) -> LlamaForCausalLM:
-    numbers = LlamaConfig(
-        hidden_size=config.lm_hidden_dim,
-        intermediate_size=config.lm_inter_dim,
-        num_hidden_layers=config.lm_n_blocks,
-        num_attention_heads=config.lm_n_heads,
-        num_key_value_heads=config.lm_n_kv_heads,
-        rms_norm_eps=config.lm_rms_eps,
-        vocab_size=config.lm_vocab_size,
-        tie_word_embeddings=config.lm_tie_weights,
-        rope_parameters={"rope_type": "default", "rope_theta": config.lm_re_base},
-    )
-    decoder = LlamaForCausalLM(numbers).eval()
-    randomize(decoder)
-    decoder.save_pretrained(config.lm_model_type, **options)
-    return decoder
 
 
 @pytest.fixture
@@ -125,6 +68,9 @@ def errors_of(config: VLMConfig) -> tuple[str, ...]:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(UserError) as caught:
         load_backbone_weights(model)
+    with pytest.raises(UserError) as checked:
+        check_backbone_weights(config)
+    assert checked.value.messages == caught.value.messages
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     return caught.value.messages
 
@@ -181,6 +127,10 @@ def test_outputs_equal_those_of_transformers(
     model = loaded(config)
     assert_same_vision(model, vision)
     assert_same_logits(model, llama)
+
+
+def test_what_fits_passes_the_check(folders: VLMConfig) -> None:
+    check_backbone_weights(folders)
 
 
 def test_loading_is_in_place_and_leaves_the_projector(folders: VLMConfig) -> None:

@@ -47,12 +47,14 @@ class Finished:
         return read_records(self.folder)
 
 
-def start_program(script: str, *arguments: str, cwd: Path) -> "subprocess.Popen[str]":
+def start_program(
+    script: str, *arguments: str, cwd: Path, **environment: str
+) -> "subprocess.Popen[str]":
     """Start a program in a session of its own, as from a terminal."""
     return subprocess.Popen(
         [sys.executable, str(REPOSITORY / script), *arguments],
         cwd=cwd,
-        env={**os.environ, "COLUMNS": "200"},
+        env={**os.environ, "COLUMNS": "200", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -7,31 +7,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.config import Freeze, LearningRateSchedule, TrainConfig
 from nanovlm.data.batches import collate
 from nanovlm.data.prepared import PreparedSamples
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.forward import evaluating, image_input
 from nanovlm.training.loop import NonFiniteLossError, Progress, TrialInterrupted, num_steps, train
+from tests.tiny import vlm_config
 
 CPU = torch.device("cpu")
 NUM_SAMPLES = 12
-TINY = VLMConfig(
-    vit_hidden_dim=16,
-    vit_patch_size=4,
-    vit_img_size=8,
-    vit_n_heads=2,
-    vit_n_blocks=1,
-    lm_hidden_dim=16,
-    lm_inter_dim=24,
-    lm_vocab_size=32,
-    lm_n_heads=4,
-    lm_n_kv_heads=2,
-    lm_n_blocks=1,
-    lm_max_length=16,
-    vlm_load_backbone_weights=False,
-)
+TINY = vlm_config(vit_patch_size=4, vit_img_size=8, lm_vocab_size=32, lm_max_length=16)
 CONFIG = TrainConfig(batch_size=4, epochs=3, lr_mp=1e-2, lr_backbones=1e-2, compile=False, vlm=TINY)
 EVERY_STEP = tuple(range(4, 37, 4))
 
@@ -199,6 +186,45 @@ def test_learning_rate_0_keeps_the_weights() -> None:
     initial = VisionLanguageModel(TINY, seed=3).state_dict()
     changed = {n for n, p in model.state_dict().items() if not torch.equal(p, initial[n])}
     assert changed == {"MP.proj.weight"}
+
+
+@pytest.mark.parametrize(
+    ("freeze", "frozen_parts"),
+    [("vision_encoder", {"vision_encoder"}), ("backbones", {"vision_encoder", "decoder"})],
+)
+def test_what_is_frozen_keeps_its_weights_and_gets_no_gradients(
+    freeze: Freeze, frozen_parts: set[str]
+) -> None:
+    _, model = run(dataclasses.replace(CONFIG, freeze=freeze, weight_decay=0.1))
+    initial = VisionLanguageModel(TINY, seed=3).state_dict()
+    parts: dict[bool, set[str]] = {True: set(), False: set()}
+    for name, parameter in model.named_parameters():
+        parts[torch.equal(parameter, initial[name])].add(name.partition(".")[0])
+        assert (parameter.grad is None) == name.startswith(tuple(frozen_parts)), name
+    assert parts[True] == frozen_parts
+    assert parts[False] == {"vision_encoder", "MP", "decoder"} - frozen_parts
+
+
+def test_backward_does_not_run_through_a_frozen_vision_encoder() -> None:
+    config = dataclasses.replace(CONFIG, freeze="vision_encoder")
+    model = VisionLanguageModel(TINY, seed=3)
+    has_graph = list[bool]()
+    model.vision_encoder.register_forward_hook(
+        lambda module, arguments, output: has_graph.append(output.requires_grad)
+    )
+    for changed in (config, CONFIG):
+        next(train(model, random_samples(), changed, EVERY_STEP, device=CPU))
+    assert has_graph == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "last"), [("cosine", 0.127142), ("linear", 0.2), ("constant", 1.0)]
+)
+def test_the_schedule_of_the_configuration_is_used(
+    schedule: LearningRateSchedule, last: float
+) -> None:
+    reports, _ = run(dataclasses.replace(CONFIG, lr_schedule=schedule))
+    assert reports[-1].learning_rates["mp"] == pytest.approx(1e-2 * last, rel=1e-4)
 
 
 def test_interruption_ends_at_the_next_step() -> None:

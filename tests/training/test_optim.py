@@ -1,8 +1,10 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nanovlm.config import TrainConfig
+from nanovlm.config import Freeze, TrainConfig
 from nanovlm.errors import UserError
 from nanovlm.training.optim import build_optimizer, group_parameters, set_learning_rates
 
@@ -45,8 +47,54 @@ def test_learning_rate_0_freezes_and_the_next_trial_thaws() -> None:
     optimizer = build_optimizer(model, TrainConfig(lr_mp=0.0))
     assert [group["name"] for group in optimizer.param_groups] == ["backbones"]
     assert {n for n, p in model.named_parameters() if not p.requires_grad} == {"MP.weight"}
-    with pytest.raises(UserError, match="lr_mp and lr_backbones are both 0"):
+    with pytest.raises(UserError, match="together freeze the whole model"):
         build_optimizer(model, TrainConfig(lr_mp=0.0, lr_backbones=0.0))
+
+
+PARTS = {"vision_encoder", "MP", "decoder"}
+
+
+@pytest.mark.parametrize(
+    ("freeze", "lr_mp", "lr_backbones", "trained"),
+    [
+        ("none", 1e-3, 1e-4, {"mp": {"MP"}, "backbones": {"vision_encoder", "decoder"}}),
+        ("none", 0.0, 1e-4, {"backbones": {"vision_encoder", "decoder"}}),
+        ("none", 1e-3, 0.0, {"mp": {"MP"}}),
+        ("vision_encoder", 1e-3, 1e-4, {"mp": {"MP"}, "backbones": {"decoder"}}),
+        ("vision_encoder", 0.0, 1e-4, {"backbones": {"decoder"}}),
+        ("vision_encoder", 1e-3, 0.0, {"mp": {"MP"}}),
+        ("backbones", 1e-3, 1e-4, {"mp": {"MP"}}),
+        ("backbones", 1e-3, 0.0, {"mp": {"MP"}}),
+    ],
+)
+def test_every_parameter_is_in_one_group_or_frozen(
+    freeze: Freeze, lr_mp: float, lr_backbones: float, trained: dict[str, set[str]]
+) -> None:
+    model = ThreeParts()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)  # as another trial may have left it
+    config = TrainConfig(lr_mp=lr_mp, lr_backbones=lr_backbones, freeze=freeze)
+    optimizer = build_optimizer(model, config)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = {g["name"]: [names[id(p)] for p in g["params"]] for g in optimizer.param_groups}
+    assert {g: {n.partition(".")[0] for n in members} for g, members in groups.items()} == trained
+    in_a_group = [name for members in groups.values() for name in members]
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert sorted(in_a_group + frozen) == sorted(names.values())
+    assert {n.partition(".")[0] for n in frozen} == PARTS.difference(*trained.values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"freeze": "backbones"},
+        {"lr_backbones": 0.0},
+        {"freeze": "vision_encoder", "lr_backbones": 0.0},
+    ],
+)
+def test_nothing_to_train_is_an_error(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="together freeze the whole model"):
+        build_optimizer(ThreeParts(), TrainConfig(lr_mp=0.0, **changes))
 
 
 def test_every_parameter_belongs_to_a_group() -> None:

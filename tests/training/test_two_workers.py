@@ -14,44 +14,23 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from nanovlm.config import TrainConfig, VLMConfig
 from nanovlm.errors import UserError
 from nanovlm.messages import Job
 from nanovlm.parallel import all_reduce_sum_, broadcast_object, gather_objects, rank, world_size
 from nanovlm.resources import Resources
 from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted, train
 from nanovlm.trial import run_trial
+from tests.tiny import digits_config, vlm_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]  # two processes import all anew
 
 CPU = torch.device("cpu")
-CONFIG = TrainConfig(
+CONFIG = digits_config(
+    vlm_config(vit_hidden_dim=32, lm_hidden_dim=32, lm_inter_dim=64),
     lr_mp=3e-3,
     lr_backbones=3e-3,
     batch_size=7,  # one worker takes 4 samples of a step, the other 3
-    epochs=1,
-    data_cutoff_idx=20,
-    val_ratio=0.2,
-    train_dataset_path="builtin:digits",
-    train_dataset_name=("default",),
-    test_dataset_path="builtin:digits",
     mmstar_batch_size=100,
-    compile=False,
-    vlm=VLMConfig(
-        vit_hidden_dim=32,
-        vit_patch_size=8,
-        vit_img_size=32,
-        vit_n_heads=2,
-        vit_n_blocks=1,
-        lm_hidden_dim=32,
-        lm_inter_dim=64,
-        lm_vocab_size=128,
-        lm_n_heads=4,
-        lm_n_kv_heads=2,
-        lm_n_blocks=1,
-        lm_tokenizer="builtin:digits",
-        vlm_load_backbone_weights=False,
-    ),
 )
 NUM_STEPS = 12
 EVERY_STEP = tuple(range(7, 7 * NUM_STEPS + 1, 7))
