@@ -117,10 +117,9 @@ class PreparationDisplay:
     A terminal gets a bar for each stage; anything else gets a line now and then.
     """
 
-    _LINE_SECONDS = 10.0
-
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, seconds_between_lines: float = 10.0) -> None:
         self._console = console
+        self._seconds_between_lines = seconds_between_lines
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -153,7 +152,7 @@ class PreparationDisplay:
             self._bars.start()
             self._tasks[name] = self._bars.add_task(name, total=progress.total)
         self._bars.update(self._tasks[name], completed=progress.done)
-        is_due = time.monotonic() - self._last_line >= self._LINE_SECONDS
+        is_due = time.monotonic() - self._last_line >= self._seconds_between_lines
         if not self._console.is_terminal and (is_due or progress.stage == "waiting"):
             self._last_line = time.monotonic()
             self._console.print(

@@ -34,7 +34,7 @@ SPACE = str(REPOSITORY / "search_spaces" / "lr.yaml")
                 "vlm.lm_tokenizer=builtin:digits",
                 "train_dataset_name=[tqa, vsr]",
             ),
-            "train_dataset_path='HuggingFaceM4/the_cauldron', train_dataset_name 'tqa': there is",
+            "train_dataset_path='HuggingFaceM4/the_cauldron': there is no folder",
         ),
     ],
     ids=["backbones", "tokenizer", "data"],
