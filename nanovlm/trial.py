@@ -10,7 +10,6 @@ import random
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from nanovlm.messages import Job, Report
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import rank
 from nanovlm.resources import Resources
+from nanovlm.training.checkpoint import find_checkpoint
 from nanovlm.training.loop import never, train
 
 
@@ -76,9 +76,8 @@ def check_start(config: TrainConfig) -> None:
     """Raise UserError if what a trial of `config` begins with is not there."""
     if config.log_wandb:
         raise UserError("log_wandb=True: this version does not log to W&B yet; set it to false")
-    folder = Path(config.vlm.vlm_checkpoint_path)
-    if config.resume_from_vlm_checkpoint and not (folder / "config.json").is_file():
-        raise UserError(f"vlm.vlm_checkpoint_path: there is no model in the folder {folder}")
+    if config.resume_from_vlm_checkpoint:
+        find_checkpoint(config.vlm.vlm_checkpoint_path, config.vlm)
 
 
 def metric_names(config: TrainConfig, resources: Resources) -> tuple[str, ...]:

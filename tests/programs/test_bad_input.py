@@ -9,7 +9,7 @@ import run_single
 from nanovlm import cli
 from tests.programs.conftest import SPACE, run_program
 
-CHECKPOINT = ["resume_from_vlm_checkpoint=true", "vlm.vlm_checkpoint_path=nowhere"]
+CHECKPOINT = ["resume_from_vlm_checkpoint=true", "vlm.vlm_checkpoint_path=./nowhere"]
 
 
 def code_and_message(
@@ -50,7 +50,7 @@ def code_and_message(
         (["--space", "space.yaml", "objective.metric=mmstar"], "no report has 'mmstar' as a score"),
         (["--space", "space.yaml", "objective.metric=val_loss"], "objective.mode: must be 'min'"),
         (["--space", "space.yaml", "--results", "space.yaml"], "space.yaml/space cannot be made"),
-        (["--space", "space.yaml", *CHECKPOINT], "there is no model in the folder nowhere"),
+        (["--space", "space.yaml", *CHECKPOINT], "checkpoint_path='./nowhere': there is no folder"),
         (["--space", "space.yaml", "train_dataset_path=./nowhere"], "there is no folder ./nowhere"),
         (["--space", "space.yaml", "test_dataset_path=builtin:letters"], "builtin:letters"),
         (["--space", "space.yaml", "resources.workers=17"], "resources.workers: must not exceed"),
