@@ -5,13 +5,14 @@ tensors, and what is wrong with them.
 """
 
 import json
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -45,13 +46,26 @@ def find_folder(
     try:
         return _downloaded(name, patterns, revision)
     except (OSError, HTTPError, ValueError) as error:  # no such repository; no network; no id
-        reason = str(error.__cause__ or error).strip().partition("\n")[0].rstrip(".")
         repository = name if revision is None else f"{name} at revision {revision}"
         raise UserError(
             f"{place}={name!r}: there is no folder {name}, and {', '.join(patterns)} of the "
-            f"repository {repository} came neither from the hub nor from its cache: {reason}. "
-            f"{WITHOUT_HUB}"
+            f"repository {repository} came neither from the hub nor from its cache: "
+            f"{first_reason(error)}. {WITHOUT_HUB}"
         ) from error
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether `find_folder` would ask the hub for `name`, which is of its form."""
+    return not Path(name).is_dir() and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
+
+
+def first_reason(error: BaseException) -> str:
+    """Return in one line what lies behind an error of the hub's client."""
+    # What the hub answers is told by the error itself, what the network did by its cause.
+    told = error if isinstance(error, HfHubHTTPError) else error.__cause__ or error
+    lines = (line.strip() for line in str(told).splitlines())
+    line = next((x for x in lines if x and "Client Error." not in x), type(told).__name__)
+    return line.rstrip(".")
 
 
 @cache  # the hub is asked once: later trials of a worker start from the same bytes, and at once
