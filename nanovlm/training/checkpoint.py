@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.config import VLMConfig
+from nanovlm.config_files import Layer
 from nanovlm.errors import UserError
 from nanovlm.models.checkpoint import MODEL_FILES, read_config
-from nanovlm.models.model_files import find_folder
+from nanovlm.models.model_files import CONFIG_FILE, find_folder
 from nanovlm.models.vision_language_model import VisionLanguageModel
 
 _FREE_TO_DIFFER = {
@@ -57,6 +58,15 @@ def find_checkpoint(name: str, config: VLMConfig) -> Path:
             )
         )
     return folder
+
+
+def checkpoint_layer(name: str) -> Layer:
+    """Return the architecture of a saved model, a folder or a hub id, as values of a configuration.
+
+    Raises UserError if there is no such model.
+    """
+    folder = find_folder("vlm.vlm_checkpoint_path", name, MODEL_FILES)
+    return Layer(str(folder / CONFIG_FILE), {"vlm": _architecture(read_config(folder, {}))})
 
 
 def _architecture(config: VLMConfig) -> dict[str, Any]:
