@@ -34,6 +34,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        model_files._downloaded.cache_clear()
+        model_files.forget_downloads()
         yield hub
-        model_files._downloaded.cache_clear()
+        model_files.forget_downloads()

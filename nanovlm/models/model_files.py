@@ -78,6 +78,11 @@ def _downloaded(name: str, patterns: tuple[str, ...], revision: str | None) -> P
     return folder
 
 
+def forget_downloads() -> None:
+    """Ask the hub again from now on: a repository has changed."""
+    _downloaded.cache_clear()
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds one object. Raises UserError if it does not."""
     try:

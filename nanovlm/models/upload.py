@@ -11,7 +11,7 @@ from nanovlm.config import TrainConfig, VLMConfig
 from nanovlm.errors import UserError
 from nanovlm.models.checkpoint import write_model
 from nanovlm.models.model_card import Score, model_card
-from nanovlm.models.model_files import first_reason, is_hub_id
+from nanovlm.models.model_files import first_reason, forget_downloads, is_hub_id
 
 CARD_FILE = "README.md"
 
@@ -54,6 +54,7 @@ def push_model(
             f"push_to_hub: {repo_id!r} was not written: {first_reason(error)}. The hub wants a "
             "name such as USER/NAME and a token that may write there: `hf auth login`, or HF_TOKEN"
         ) from error
+    forget_downloads()
     return commit.commit_url
 
 

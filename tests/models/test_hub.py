@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def assert_same_weights(actual: nn.Module, expected: nn.Module) -> None:
 
 def go_offline(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    model_files._downloaded.cache_clear()
+    model_files.forget_downloads()
     hub.requests.clear()
 
 
@@ -127,9 +128,9 @@ def test_what_is_pushed_comes_back(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     score = Score(accuracy=0.353, interval_95=(0.329, 0.378), num_items=1500)
     training = TrainConfig(vlm=model.config, lr_mp=0.003)
-    VisionLanguageModel(model.config, seed=1).push_to_hub(
-        "me/vlm", token=TOKEN, training=training, score=score
-    )
+    changed = VisionLanguageModel(model.config, seed=1)
+    changed.push_to_hub("me/vlm", token=TOKEN, training=training, score=score)
+    assert_same_weights(VisionLanguageModel.from_pretrained("me/vlm"), changed)
     old, new = list(repository.commits.values())[-2:]
     assert old["model.safetensors"] != new["model.safetensors"]
     assert old["config.json"] == new["config.json"]
@@ -151,3 +152,25 @@ def test_a_push_that_the_hub_refuses(
     with pytest.raises(UserError, match=f"push_to_hub: '{repo}' was not written: .*hf auth login"):
         model.push_to_hub(repo, token=token)
     assert hub.repositories == {}
+
+
+def test_offline_with_a_part_of_the_files(
+    hub: FakeHub, model: VisionLanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save_pretrained(tmp_path / "model")
+    hub.add("model", "some/vlm", tmp_path / "model")
+    model_files.find_folder("model", "some/vlm", ("config.json",))
+    go_offline(hub, monkeypatch)
+    with pytest.raises(UserError, match=r"model='some/vlm'.*model.safetensors.*HF_HUB_OFFLINE"):
+        VisionLanguageModel.from_pretrained("some/vlm")
+
+
+def test_no_network_is_said_at_once(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"model='some/vlm'.*HF_HOME.*digits.yaml"):
+        VisionLanguageModel.from_pretrained("some/vlm")
+    assert time.monotonic() - start < 5
+    assert "Retrying" not in capfd.readouterr().err
