@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load, load_file
 
 from nanovlm import cli, push
 from nanovlm.config import TrainConfig
@@ -58,8 +60,10 @@ def test_the_winner_of_a_search(
     commit, files = list(repository.commits.items())[-1]
     assert capsys.readouterr().out == f"{hub.url}/me/vlm/commit/{commit}\n"
     assert repository.private
-    weights = (results / "best" / "model.safetensors").read_bytes()
-    assert files["model.safetensors"] == weights
+    weights = load_file(results / "best" / "model.safetensors")
+    pushed = load(files["model.safetensors"])
+    assert pushed.keys() == weights.keys()
+    assert all(torch.equal(pushed[name], weights[name]) for name in weights)
     card = files["README.md"].decode()
     assert "| `lr_mp` | `0.0123` |" in card and "datasets:\n- some/data\n" in card
     assert "**0.500**, 95 % interval 0.451 to 0.549\n(400 questions)" in card
