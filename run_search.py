@@ -13,9 +13,20 @@ from nanovlm import cli
 from nanovlm.config_files import parse_overrides
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
-from nanovlm.results.store import BEST_CONFIG_FILE, SPACE_FILE, ResultsStore, choose_folder
+from nanovlm.results.store import (
+    BEST_CONFIG_FILE,
+    DATA_FILE,
+    SPACE_FILE,
+    ResultsStore,
+    choose_folder,
+)
 from nanovlm.results.summary import Objective, best_record, describe_accuracy
-from nanovlm.results.terminal import SearchDisplay, make_console, results_table
+from nanovlm.results.terminal import (
+    PreparationDisplay,
+    SearchDisplay,
+    make_console,
+    results_table,
+)
 from nanovlm.search.space import SearchSpace, load_space
 
 EXAMPLES = """examples:
@@ -51,7 +62,8 @@ def main() -> int:
     from nanovlm.search.runner import INTERRUPTED, plan_search, run_search
 
     console = make_console()
-    plan = plan_search(space)
+    with PreparationDisplay(console) as preparation:
+        plan = plan_search(space, preparation.update)
     if arguments.dry_run:
         console.print(f"{plan.describe()}\n\n{space.to_yaml()}", **cli.PLAIN)
         return cli.DONE
@@ -64,6 +76,7 @@ def main() -> int:
         def on_start(dashboard_url: str | None, is_own: bool, num_slots: int) -> None:
             store.begin()
             store.write_text(SPACE_FILE, space.to_yaml())
+            store.write_json(DATA_FILE, plan.data)
             cluster = cli.describe_cluster(dashboard_url, is_own)
             about = f"{plan.describe()}; {num_slots} at once; results: {folder}"
             console.print(f"{cluster}\n{about}", **cli.PLAIN)

@@ -11,9 +11,15 @@ from rich.console import Console
 from nanovlm import cli
 from nanovlm.config_files import load_config, parse_overrides
 from nanovlm.messages import Job, TrialRecord
-from nanovlm.results.store import ResultsStore, choose_folder
+from nanovlm.results.store import (
+    DATA_FILE,
+    ResultsStore,
+    answers_file,
+    choose_folder,
+    model_dir,
+)
 from nanovlm.results.summary import Objective, describe_accuracy
-from nanovlm.results.terminal import make_console
+from nanovlm.results.terminal import PreparationDisplay, make_console
 
 EXAMPLES = """examples:
   python run_single.py --preset digits
@@ -21,6 +27,7 @@ EXAMPLES = """examples:
   python run_single.py --preset digits --workers 2 lr_mp=1e-3 epochs=2
 """
 
+TRIAL_ID = "trial-0000"
 OBJECTIVE = Objective("mmstar_accuracy", "max")
 
 
@@ -43,15 +50,18 @@ def main() -> int:
     config = load_config(arguments.config, arguments.preset, overrides, cli.start_layers)
     folder = choose_folder(arguments.results, arguments.name, "single")
     # Imported late: a mistake in the configuration is told at once, and not after torch and Ray.
-    from nanovlm.distributed.single import plan_milestones, run_single, trial_resources
+    from nanovlm.distributed.single import plan_single, run_single, trial_resources
 
     console = make_console()
     resources = trial_resources(config, arguments.workers)
+    with PreparationDisplay(console) as preparation:
+        plan = plan_single(config, preparation.update)
     job = Job(
-        trial_id="trial-0000",
+        trial_id=TRIAL_ID,
         config=config,
-        milestones=plan_milestones(config),
-        output_dir=str(folder.resolve() / "checkpoints" / "trial-0000"),
+        milestones=plan.milestones,
+        output_dir=str(model_dir(folder.resolve(), TRIAL_ID)),
+        answers_file=str(answers_file(folder.resolve(), TRIAL_ID)),
     )
     store = ResultsStore(folder, OBJECTIVE, resources.gpus_per_trial)
     started = time.monotonic()
@@ -64,6 +74,7 @@ def main() -> int:
         show_progress(console, record)
         if record.state != "running":
             store.begin()
+            store.write_json(DATA_FILE, plan.data)
             store.add(record)
 
     with store.opened(resume=False):

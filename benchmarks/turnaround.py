@@ -131,7 +131,7 @@ def run_warm(num_trials: int, folder: Path) -> list[float]:
     space_file = folder / "space.yaml"
     space_file.write_text(SPACE)
     space = load_space(space_file, {"budget.trials": num_trials})
-    plan = SearchPlan(space, MILESTONES, NUM_REPORTS * SAMPLES_PER_REPORT)
+    plan = SearchPlan(space, MILESTONES, NUM_REPORTS * SAMPLES_PER_REPORT, data={})
     results = folder / "results"
     ended: list[TrialRecord] = []
 

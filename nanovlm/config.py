@@ -19,6 +19,9 @@ _STRICT = ConfigDict(
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 NameList = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Scalar = bool | int | float | str | None
+_THREE = Field(strict=False, min_length=3, max_length=3)
+Channels = Annotated[tuple[float, ...], _THREE]
+PositiveChannels = Annotated[tuple[PositiveFloat, ...], _THREE]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,7 +40,11 @@ def tunable(default: Any, kind: Any, *values: Scalar) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
 class VLMConfig:
-    """The model: the 30 keys of a published nanoVLM `config.json`, with nanoVLM-222M's values."""
+    """The model: the 30 keys of a published nanoVLM `config.json` and how it wants its images.
+
+    The defaults are nanoVLM-222M's, but for the images: those are SigLIP's own. A published
+    `config.json` has no `image_` keys and means values from 0 to 1 (`models/checkpoint.py`).
+    """
 
     vit_hidden_dim: PositiveInt = 768
     vit_inter_dim: PositiveInt | None = None
@@ -52,6 +59,13 @@ class VLMConfig:
     vit_cls_flag: Literal[False] = False
     """SigLIP has no class token, and the pixel shuffle needs the whole patch grid."""
     vit_model_type: str = "google/siglip-base-patch16-224"
+
+    image_mean: Channels = (0.5, 0.5, 0.5)
+    """Of red, green and blue, on a scale from 0 to 1; the vision encoder reads (x - mean) / std.
+    As in preprocessor_config.json of google/siglip-base-patch16-224, like the next two."""
+    image_std: PositiveChannels = (0.5, 0.5, 0.5)
+    image_resampling: Literal["bilinear", "bicubic"] = "bicubic"
+    """The filter that squashes an image to `vit_img_size`."""
 
     lm_hidden_dim: PositiveInt = 576
     lm_inter_dim: PositiveInt = 1536
@@ -156,6 +170,10 @@ class TrainConfig:
     train_dataset_path: str = "HuggingFaceM4/the_cauldron"
     """Hub id, folder of parquet files, or `builtin:digits`."""
     train_dataset_name: NameList = CAULDRON_NAMES
+    turns: Literal["first", "all"] = "all"
+    """Which question-answer turns of a row are samples; one image serves them all."""
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Images that cannot be read are left out and listed; a larger share of them is an error."""
     test_dataset_path: str = "Lin-Chen/MMStar"
     mmstar_batch_size: PositiveInt = 32
     eval_in_epochs: bool = True

@@ -176,9 +176,7 @@ def load_config(
 
 def config_values(config: TrainConfig) -> dict[str, Any]:
     """Return all keys and values as plain YAML types; `build_config` takes them back."""
-    values = dataclasses.asdict(config)
-    values["train_dataset_name"] = list(config.train_dataset_name)
-    return values
+    return dataclasses.asdict(config, dict_factory=_with_lists)
 
 
 def get_value(config: TrainConfig, key: str) -> Any:
@@ -203,6 +201,10 @@ def _describe(details: ErrorDetails, prefix: str, places: Mapping[str, str]) -> 
         return f"{' + '.join(vlm_places) or 'defaults'}: {rule}"
     key = prefix + str(details["loc"][0])
     return f"{places.get(key, 'defaults')}: {key}: {rule}, got {details['input']!r}"
+
+
+def _with_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in items}
 
 
 def _kind(value: Any) -> str:

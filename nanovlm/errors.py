@@ -1,6 +1,7 @@
 """The one exception that stands for a mistake in the user's input."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 WITHOUT_HUB = (
@@ -37,8 +38,9 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 def plain_rule(message: str) -> str:
     """Return the rule that a message of pydantic states, in the words of this program."""
-    rule = message.removeprefix("Value error, ").replace("Input should", "must")
-    rule = rule.replace("Dictionary should", "must").replace(" after validation, not 0", "")
+    rule = message.removeprefix("Value error, ")
+    rule = re.sub(r"^(Input|Dictionary|Tuple) should", "must", rule)
+    rule = re.sub(r" after validation, not \d+$", "", rule)
     return rule[:1].lower() + rule[1:]
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from nanovlm import cli
 from nanovlm.config import VLMConfig
+from nanovlm.data.images import UnreadableImage, read_image
 from nanovlm.data.processors import image_to_uint8, load_tokenizer
-from nanovlm.data.samples import encode_prompt, training_prompt
+from nanovlm.data.samples import encode_prompts, training_prompt
 from nanovlm.errors import Problems, UserError
 from nanovlm.models.checkpoint import MODEL_FILES
 from nanovlm.models.model_files import find_folder
@@ -65,7 +66,7 @@ def main() -> int:
     with problems:
         device = find_device(arguments.device)
     with problems:
-        image = read_image(arguments.image)
+        image = read_image_file(arguments.image)
     with problems:
         folder = find_folder("--checkpoint", arguments.checkpoint, MODEL_FILES)
     problems.raise_if_any()
@@ -104,14 +105,12 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def read_image(path: Path) -> Image.Image:
-    """Return the image of a file, decoded. Raises UserError if there is none."""
+def read_image_file(path: Path) -> Image.Image:
+    """Return the image of a file, decoded as in training. Raises UserError if there is none."""
     try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return read_image({"bytes": path.read_bytes(), "path": None})
+    except (OSError, UnreadableImage) as error:
         raise UserError(f"--image: {path} cannot be read as an image: {error}") from error
-    return image
 
 
 def prompt_tokens(config: VLMConfig, tokenizer: Tokenizer, question: str) -> list[int]:
@@ -119,7 +118,7 @@ def prompt_tokens(config: VLMConfig, tokenizer: Tokenizer, question: str) -> lis
 
     Raises UserError if the tokenizer has more tokens than the model.
     """
-    tokens = encode_prompt(tokenizer, training_prompt(question))
+    (tokens,) = encode_prompts(tokenizer, [training_prompt(question)])
     if max(tokens) >= config.lm_vocab_size:
         raise UserError(
             f"--checkpoint: token {max(tokens)} of lm_tokenizer={config.lm_tokenizer!r} is none of "
@@ -152,13 +151,13 @@ def answer(
     arguments: argparse.Namespace,
 ) -> list[int]:
     """Return the tokens of the answer, without the EOS that ends it."""
-    device = model.MP.proj.weight.device
-    pixels = image_to_uint8(image, model.config.vit_img_size)[None]
+    config, device = model.config, model.MP.proj.weight.device
+    pixels = image_to_uint8(image, config.vit_img_size, config.image_resampling)[None]
     generator = torch.Generator(device).manual_seed(arguments.seed)
     with evaluating(model), mixed_precision(device):
         output: Tensor = model.generate(
             torch.tensor([prompt], device=device),
-            image_input(pixels, device),
+            image_input(pixels, config, device),
             max_new_tokens=max_new_tokens,
             greedy=arguments.temperature is None,
             temperature=arguments.temperature or 1.0,
@@ -167,7 +166,7 @@ def answer(
             generator=generator,
         )
     tokens: list[int] = output[0].tolist()
-    eos = model.config.lm_eos_token_id
+    eos = config.lm_eos_token_id
     return tokens[: tokens.index(eos)] if eos in tokens else tokens
 
 

@@ -39,6 +39,8 @@ class Job:
     """Folder of a model checkpoint (`save_pretrained`) to start from instead of initial weights."""
     output_dir: str | None = None
     """Folder that receives the model of the final report; None keeps no model."""
+    answers_file: str | None = None
+    """File that receives the answers to the benchmark, replaced at each report; None keeps none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +60,19 @@ class Report:
     """Seconds from the trial's start to the end of its first optimizer step."""
     is_final: bool = False
     """True for the report after the last step of the full budget."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildProgress:
+    """How far the preparation of a data set is."""
+
+    what: str
+    """What the data is called: `training data` or `benchmark`."""
+    stage: Literal["text", "images", "waiting"]
+    """Waiting: another process prepares the same."""
+    done: int
+    total: int
+    """Rows whose text is encoded, or images."""
 
 
 TrialState = Literal["running", "completed", "stopped", "failed"]

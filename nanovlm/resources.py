@@ -8,20 +8,23 @@ of a worker stays flat over a long search.
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import cache
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from tokenizers import Tokenizer
 
 from nanovlm.config import TrainConfig
+from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.prepared import (
     PreparedBenchmark,
     PreparedSamples,
     check_batch_size,
+    describe_data,
     prepare_benchmark,
     prepare_training,
 )
 from nanovlm.data.processors import load_tokenizer
+from nanovlm.evaluation.letters import letter_tokens
 from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.checkpoint import load_checkpoint
@@ -35,9 +38,17 @@ NUM_KEPT = 2
 class Resources:
     """Tokenizers, prepared data and models of one worker, on one device."""
 
-    def __init__(self, device: torch.device | str | None = None) -> None:
-        """Hold nothing yet. `device` None takes the first GPU, or the CPU where there is none."""
+    def __init__(
+        self, device: torch.device | str | None = None, on_progress: OnProgress = log_progress
+    ) -> None:
+        """Hold nothing yet.
+
+        Args:
+            device: None takes the first GPU, or the CPU where there is none.
+            on_progress: told how far it is when data has to be prepared.
+        """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._on_progress = on_progress
         self._tokenizers = _Recent[Tokenizer]()
         self._training_data = _Recent[tuple[PreparedSamples, PreparedSamples]]()
         self._benchmarks = _Recent[PreparedBenchmark]()
@@ -54,17 +65,29 @@ class Resources:
         """
         tokenizer = self.tokenizer(config.vlm.lm_tokenizer)
         train, val = self._training_data.get(
-            training_data_key(config), lambda: prepare_training(config, tokenizer)
+            training_data_key(config),
+            lambda: prepare_training(config, tokenizer, self._on_progress),
         )
         check_batch_size(config.batch_size, train)  # which is no part of the key
         return train, val
 
     def benchmark(self, config: TrainConfig) -> PreparedBenchmark:
-        """Return the questions of the benchmark."""
+        """Return the questions of the benchmark.
+
+        Raises UserError if it cannot be had, or its answers are not letters that can be told apart.
+        """
         tokenizer = self.tokenizer(config.vlm.lm_tokenizer)
-        return self._benchmarks.get(
-            benchmark_key(config), lambda: prepare_benchmark(config, tokenizer)
-        )
+
+        def prepare() -> PreparedBenchmark:
+            benchmark = prepare_benchmark(config, tokenizer, self._on_progress)
+            letter_tokens(benchmark, tokenizer)  # said before the training, not after
+            return benchmark
+
+        return self._benchmarks.get(benchmark_key(config), prepare)
+
+    def describe_data(self, config: TrainConfig) -> dict[str, Any]:
+        """Return what the data was made from and what was left out of it, once it is prepared."""
+        return describe_data(config, self.tokenizer(config.vlm.lm_tokenizer))
 
     def model(self, config: TrainConfig, checkpoint: str | None = None) -> VisionLanguageModel:
         """Return the model on the device as a trial starts with it.
@@ -105,11 +128,14 @@ def training_data_key(config: TrainConfig) -> Hashable:
         config.train_dataset_name,
         config.data_cutoff_idx,
         config.val_ratio,
+        config.turns,
+        config.max_bad_fraction,
         config.vlm.lm_tokenizer,
         config.vlm.lm_vocab_size,
         config.vlm.lm_max_length,
         config.vlm.lm_eos_token_id,
         config.vlm.vit_img_size,
+        config.vlm.image_resampling,
     )
 
 
@@ -120,6 +146,7 @@ def benchmark_key(config: TrainConfig) -> Hashable:
         config.vlm.lm_tokenizer,
         config.vlm.lm_vocab_size,
         config.vlm.vit_img_size,
+        config.vlm.image_resampling,
     )
 
 

@@ -6,10 +6,12 @@
 On CPU a trial gives the same numbers to the last bit wherever and after whatever it runs.
 """
 
+import math
 import random
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,14 +19,16 @@ import torch
 from nanovlm.config import TrainConfig
 from nanovlm.data.prepared import PreparedBenchmark, PreparedSamples
 from nanovlm.errors import UserError
-from nanovlm.evaluation.mmstar import MMStarResult, evaluate_mmstar
+from nanovlm.evaluation.mmstar import evaluate_mmstar
+from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult
 from nanovlm.evaluation.validation import validation_loss
 from nanovlm.messages import Job, Report
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import rank
 from nanovlm.resources import Resources
+from nanovlm.results.store import replace_text
 from nanovlm.training.checkpoint import find_checkpoint
-from nanovlm.training.loop import never, train
+from nanovlm.training.loop import NonFiniteLossError, never, train
 
 
 def run_trial(
@@ -33,12 +37,13 @@ def run_trial(
     """Train and evaluate `job`; yield a report at each milestone and at the end.
 
     All workers of a trial run this together and get the same reports. Closing the generator stops
-    the trial. The final report's model is saved to `job.output_dir`, if there is one.
+    the trial. Each report's answers to the benchmark go to `job.answers_file`, and the final
+    report's model to `job.output_dir`, if there are such.
 
     Raises:
         UserError: the configuration, the data or the checkpoint cannot be used.
         TrialInterrupted: `interrupted()`, asked once an optimizer step, was true.
-        NonFiniteLossError: the loss or the gradient became NaN or infinite.
+        NonFiniteLossError: the loss, the gradient or a metric became NaN or infinite.
     """
     _set_up_worker(job.config, resources.device)
     started = time.perf_counter()
@@ -55,7 +60,11 @@ def run_trial(
             )
         ) as training:
             for progress in training:
-                metrics = _evaluate(model, benchmark, val_samples, config, resources)
+                result = _ask(model, benchmark, config, resources)
+                metrics = result.metrics() | _validate(model, val_samples, config, device)
+                _check_finite(progress.step, metrics)
+                if job.answers_file is not None and rank() == 0:
+                    replace_text(Path(job.answers_file), result.json_lines())
                 output_dir = job.output_dir if progress.is_final else None
                 if output_dir is not None and rank() == 0:
                     model.save_pretrained(output_dir)
@@ -83,24 +92,19 @@ def check_start(config: TrainConfig) -> None:
 def metric_names(config: TrainConfig, resources: Resources) -> tuple[str, ...]:
     """Return the names of the metrics that every report of a trial will carry."""
     benchmark = resources.benchmark(config)
-    num_items = len(benchmark.answers)
-    unanswered = MMStarResult(
-        outputs=("",) * num_items,
-        correct=(False,) * num_items,
-        categories=benchmark.categories,
-        l2_categories=benchmark.l2_categories,
-    )
+    unanswered = MMStarResult.of(benchmark, [ItemAnswer("", "A", 0.0)] * len(benchmark))
     _, val_samples = resources.training_data(config)
     return (*unanswered.metrics(), *(["val_loss"] if len(val_samples) else []), "train_loss")
 
 
 def _set_up_worker(config: TrainConfig, device: torch.device) -> None:
-    """Seed every generator, and fix on CPU what else a result may depend on."""
+    """Seed every generator, and fix what else a result may depend on."""
     seed = int(np.random.SeedSequence([config.seed, rank()]).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(device.type == "cpu")
+    torch.backends.cudnn.allow_tf32 = False  # float32, in evaluation, is float32 on GPUs too
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads)
 
@@ -111,19 +115,32 @@ def _checkpoint(job: Job) -> str | None:
     return job.checkpoint or resumed
 
 
-def _evaluate(
+def _ask(
     model: VisionLanguageModel,
     benchmark: PreparedBenchmark,
-    val_samples: PreparedSamples,
     config: TrainConfig,
     resources: Resources,
-) -> dict[str, float]:
-    """Return the metrics of the benchmark, and `val_loss` if there are samples for it."""
-    device = resources.device
+) -> MMStarResult:
+    """Return the model's answers to the benchmark."""
     tokenizer = resources.tokenizer(config.vlm.lm_tokenizer)
-    result = evaluate_mmstar(model, benchmark, tokenizer, config.mmstar_batch_size, device)
-    metrics = result.metrics()
-    if len(val_samples) > 0:
-        batch_size = config.micro_batch_size or config.batch_size
-        metrics["val_loss"] = validation_loss(model, val_samples, batch_size, device)
-    return metrics
+    return evaluate_mmstar(model, benchmark, tokenizer, config.mmstar_batch_size, resources.device)
+
+
+def _validate(
+    model: VisionLanguageModel,
+    val_samples: PreparedSamples,
+    config: TrainConfig,
+    device: torch.device,
+) -> dict[str, float]:
+    """Return `val_loss`, if there are samples for it."""
+    if len(val_samples) == 0:
+        return {}
+    batch_size = config.micro_batch_size or config.batch_size
+    return {"val_loss": validation_loss(model, val_samples, batch_size, device)}
+
+
+def _check_finite(step: int, metrics: Mapping[str, float]) -> None:
+    """Raise NonFiniteLossError if the step before the report has spoilt the weights."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise NonFiniteLossError(step, name, value)

@@ -2,8 +2,10 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from nanovlm.config import CAULDRON_NAMES, TrainConfig, VLMConfig
 from nanovlm.config_files import (
@@ -27,7 +29,9 @@ def test_defaults_are_those_of_nanovlm() -> None:
         5,
     )
     assert len(CAULDRON_NAMES) == 45
-    assert len(dataclasses.fields(VLMConfig)) == 30
+    assert len(dataclasses.fields(VLMConfig)) == 30 + 3
+    assert config.vlm.image_mean == config.vlm.image_std == (0.5, 0.5, 0.5)
+    assert config.vlm.image_resampling == "bicubic"
     assert config.vlm.num_image_tokens == 49
     assert config.vlm.vit_mlp_dim == 3072
 
@@ -126,3 +130,26 @@ def test_unusable_files(tmp_path: Path, content: bytes, message: str) -> None:
 def test_missing_file() -> None:
     with pytest.raises(UserError, match=r"nowhere\.yaml: there is no such file"):
         read_mapping(Path("nowhere.yaml"))
+
+
+def test_image_values_are_lists_in_files(tmp_path: Path) -> None:
+    config = build_config(Layer("file", {"vlm": {"image_mean": [0, 0.5, 1], "image_std": [1] * 3}}))
+    assert config.vlm.image_mean == (0.0, 0.5, 1.0)
+    values = config_values(config)
+    assert values["vlm"]["image_mean"] == [0.0, 0.5, 1.0]
+    assert build_config(Layer("again", yaml.safe_load(yaml.safe_dump(values)))) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [
+        ({"image_mean": [0.5]}, "vlm.image_mean: must have at least 3 items, got [0.5]"),
+        ({"image_mean": ["a", 0, 0]}, "vlm.image_mean: must be a valid number, got 'a'"),
+        ({"image_std": [1, 0, 1]}, "vlm.image_std: must be greater than 0, got 0"),
+        ({"image_resampling": "area"}, "vlm.image_resampling: must be 'bilinear' or 'bicubic'"),
+    ],
+)
+def test_image_values_that_cannot_be(values: dict[str, Any], rule: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build_config(Layer("file", {"vlm": values}))
+    assert caught.value.messages[0].startswith(f"file: {rule}")

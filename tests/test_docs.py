@@ -28,7 +28,7 @@ ROWS = {key: cells for key, *cells in ROW.findall(CONFIG_DOC)}
 
 
 def shown(value: Any) -> str:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and isinstance(value[0], str):
         return f"{len(value)} names"
     return value if isinstance(value, str) else json.dumps(value)
 

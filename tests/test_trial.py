@@ -1,6 +1,7 @@
 """Whole trials on the digits: a thousandth of the demo, the same path."""
 
 import dataclasses
+import json
 import math
 import random
 from collections.abc import Callable
@@ -13,8 +14,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.config_files import Layer, build_config, config_values, parse_overrides
 from nanovlm.errors import UserError
 from nanovlm.messages import Job, Report
+from nanovlm.models.checkpoint import PUBLISHED_IMAGES
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.resources import Resources
 from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted
@@ -119,6 +122,41 @@ def test_a_trial_leaves_no_gradients(resources: Resources) -> None:
     assert all(p.grad is None for p in resources.model(CONFIG).parameters())
 
 
+def test_the_answers_of_each_report_are_kept(resources: Resources, tmp_path: Path) -> None:
+    file = tmp_path / "answers" / "t.jsonl"
+    job = Job(trial_id="t", config=CONFIG, milestones=(16, 48), answers_file=str(file))
+    indices = resources.benchmark(CONFIG).indices
+    texts = []
+    for report in run_trial(job, resources):
+        texts.append(file.read_text())
+        items = [json.loads(line) for line in texts[-1].splitlines()]
+        assert tuple(item["index"] for item in items) == indices
+        assert [*items[0]] == ["index", "answer", "output", "correct", "letter", "letter_nll"]
+        right = [item["correct"] for item in items]
+        letters = [item["letter"] == item["answer"] for item in items]
+        assert report.metrics["mmstar_accuracy"] == sum(right) / len(items)
+        assert report.metrics["mmstar_letter_accuracy"] == sum(letters) / len(items)
+        nll = sum(item["letter_nll"] for item in items) / len(items)
+        assert report.metrics["mmstar_letter_nll"] == pytest.approx(nll)
+    assert len(set(texts)) == 3
+    assert [path.name for path in file.parent.iterdir()] == ["t.jsonl"]
+    again = dataclasses.replace(job, milestones=(), answers_file=str(tmp_path / "again.jsonl"))
+    list(run_trial(again, Resources("cpu")))
+    assert (tmp_path / "again.jsonl").read_bytes() == file.read_bytes()
+
+
+def test_a_metric_that_is_not_finite_fails_the_trial(resources: Resources) -> None:
+    """The last step spoils the weights, and no later loss would tell."""
+    settings: dict[str, Any] = {
+        "batch_size": 60,
+        "lr_mp": 1e30,
+        "lr_backbones": 1e30,
+        "max_grad_norm": None,
+    }
+    with pytest.raises(NonFiniteLossError, match="mmstar_letter_nll is nan at step 1"):
+        run(resources, **settings)
+
+
 def test_interruption(resources: Resources) -> None:
     asked: list[bool] = []
 
@@ -155,6 +193,23 @@ def test_the_final_model_is_saved(resources: Resources, tmp_path: Path) -> None:
             assert torch.equal(tensor, saved[name]), name
 
 
+def test_a_published_checkpoint_wants_its_own_images(resources: Resources, tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    VisionLanguageModel(dataclasses.replace(VLM, **PUBLISHED_IMAGES)).save_pretrained(folder)
+    with pytest.raises(UserError) as caught:
+        next(run_trial(Job(trial_id="t", config=CONFIG, checkpoint=folder), resources))
+    place = f"does not fit the model in {folder}: set"
+    assert caught.value.messages == (
+        f"vlm.image_mean=(0.5, 0.5, 0.5) {place} vlm.image_mean=[0.0,0.0,0.0]",
+        f"vlm.image_std=(0.5, 0.5, 0.5) {place} vlm.image_std=[1.0,1.0,1.0]",
+        f'vlm.image_resampling=bicubic {place} vlm.image_resampling="bilinear"',
+    )
+    settings = [message.rpartition(" set ")[2] for message in caught.value.messages]
+    overrides = parse_overrides(settings)
+    fitting = build_config(Layer("base", config_values(CONFIG)), Layer("command line", overrides))
+    next(run_trial(Job(trial_id="t", config=fitting, checkpoint=folder), resources))
+
+
 def test_a_checkpoint_of_another_architecture(resources: Resources, tmp_path: Path) -> None:
     folder = str(tmp_path)
     other = dataclasses.replace(VLM, lm_n_blocks=2, vit_inter_dim=50)
@@ -163,8 +218,8 @@ def test_a_checkpoint_of_another_architecture(resources: Resources, tmp_path: Pa
     with pytest.raises(UserError) as caught:
         next(run_trial(job, resources))
     assert caught.value.messages == (
-        f"vlm.vit_inter_dim=128 does not fit the model in {folder}, which was saved with 50",
-        f"vlm.lm_n_blocks=1 does not fit the model in {folder}, which was saved with 2",
+        f"vlm.vit_inter_dim=128 does not fit the model in {folder}: set vlm.vit_inter_dim=50",
+        f"vlm.lm_n_blocks=1 does not fit the model in {folder}: set vlm.lm_n_blocks=2",
     )
     VisionLanguageModel(
         dataclasses.replace(VLM, vit_inter_dim=128, lm_dropout=0.5)

@@ -59,9 +59,9 @@ def collate(samples: PreparedSamples, indices: np.ndarray, pad_multiple: int = 8
     is_learnt = is_input & (columns >= prompt_lengths - 1)
     places = torch.where(is_input, starts + columns, 0)
     return Batch(
-        input_ids=torch.where(is_input, samples.tokens[places], 0),
+        input_ids=torch.where(is_input, samples.tokens[places].long(), 0),
         images=samples.images[samples.image_index[index]],
-        targets=torch.where(is_learnt, samples.tokens[places + 1], IGNORED),
+        targets=torch.where(is_learnt, samples.tokens[places + 1].long(), IGNORED),
     )
 
 

@@ -1,24 +1,22 @@
-"""Training data and benchmark as tensors in memory: decoded and encoded once for all trials."""
+"""Training data and benchmark as tensors over files: decoded and encoded once for all who use them.
 
-from collections.abc import Iterable, Sequence
+What is prepared lies on the disk (`nanovlm.data.cache`) and is mapped into memory: trials, workers
+and later searches share one copy in the page cache.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
+from typing import Any
 
-import datasets
 import numpy as np
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from nanovlm.config import TrainConfig, VLMConfig
-from nanovlm.data.processors import image_to_uint8
-from nanovlm.data.samples import EncodedTurn, encode_prompt, encode_turn, mmstar_prompt
-from nanovlm.data.sources import load_benchmark_rows, load_training_rows
+from nanovlm.config import TrainConfig
+from nanovlm.data.build import OnProgress, Recipe, build, check_readable, log_progress
+from nanovlm.data.recipes import benchmark_recipe, training_recipe
 from nanovlm.errors import UserError
-
-ROW_ORDER_SEED = 0
-"""Rows are shuffled the same way in every run: the cut-off and the validation rows depend on it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +31,11 @@ class PreparedSamples:
     image_index: Tensor
     """int64[N], the image of each sample."""
     tokens: Tensor
-    """int64[all tokens], one sample behind the other."""
+    """int32[all tokens], one sample behind the other."""
     offsets: Tensor
     """int64[N + 1]"""
     prompt_lengths: Tensor
     """int64[N], tokens of each prompt; the ones behind them are learnt."""
-    num_dropped: int
-    """Turns that were longer than lm_max_length."""
 
     def __len__(self) -> int:
         return len(self.image_index)
@@ -59,7 +55,7 @@ class PreparedBenchmark:
     image_index: Tensor
     """int64[N], the image of each question."""
     tokens: Tensor
-    """int64[all tokens], one prompt behind the other."""
+    """int32[all tokens], one prompt behind the other."""
     offsets: Tensor
     """int64[N + 1]"""
     answers: tuple[str, ...]
@@ -74,58 +70,81 @@ class PreparedBenchmark:
 
     def prompt(self, item: int) -> Tensor:
         """Return the tokens of one question, int64[T]."""
-        return self.tokens[self.offsets[item] : self.offsets[item + 1]]
+        return self.tokens[self.offsets[item] : self.offsets[item + 1]].long()
 
 
 def prepare_training(
-    config: TrainConfig, tokenizer: Tokenizer
+    config: TrainConfig, tokenizer: Tokenizer, on_progress: OnProgress = log_progress
 ) -> tuple[PreparedSamples, PreparedSamples]:
-    """Return the samples for training and for validation.
+    """Return the samples for training and for validation, prepared now if they were not before.
 
     The rows of all sub-sets are shuffled, the first `data_cutoff_idx` kept, and the last
     `val_ratio` of these (at least one, unless it is 0) are for validation. Every turn of a row is
-    a sample; it sees the row's first image.
+    a sample, or its first one alone (`turns`); it sees the row's first image.
 
     Raises:
         UserError: data or tokenizer do not fit the configuration, or too few samples are left.
     """
     _check_vocabulary(config, tokenizer)
-    rows = load_training_rows(config.train_dataset_path, config.train_dataset_name)
-    order = np.random.default_rng(ROW_ORDER_SEED).permutation(len(rows))[: config.data_cutoff_idx]
-    num_val = max(1, round(len(order) * config.val_ratio)) if config.val_ratio else 0
-    num_train = len(order) - num_val
-    train = _prepare_rows(rows.select(order[:num_train]), config, tokenizer)
-    val = _prepare_rows(rows.select(order[num_train:]), config, tokenizer)
+    recipe = training_recipe(config, tokenizer)
+    build(recipe, on_progress)
+    manifest = recipe.folder.manifest()
+    bad = manifest["unreadable_images"]
+    check_readable(recipe.what, bad, manifest["images"], config.max_bad_fraction)
+    num_val = _num_validation_rows(manifest["rows"], config.val_ratio)
+    places = recipe.folder.array("places")
+    num_train = int(np.searchsorted(places, manifest["rows"] - num_val))
+    everything = _samples(recipe, manifest)
+    train, val = _part(everything, 0, num_train), _part(everything, num_train, len(places))
     if not len(train):
+        over_long = sum(subset["over_long_turns"] for subset in manifest["subsets"].values())
         raise UserError(
             f"train_dataset_path={config.train_dataset_path!r}: no training sample is left; of "
-            f"{len(order)} rows {num_val} are for validation (val_ratio={config.val_ratio}), and "
-            f"{train.num_dropped} turns exceed vlm.lm_max_length={config.vlm.lm_max_length} tokens"
+            f"{manifest['rows']} rows {num_val} are for validation (val_ratio={config.val_ratio}), "
+            f"and {over_long} turns exceed vlm.lm_max_length={config.vlm.lm_max_length} tokens"
         )
     check_batch_size(config.batch_size, train)
     return train, val
 
 
-def prepare_benchmark(config: TrainConfig, tokenizer: Tokenizer) -> PreparedBenchmark:
-    """Return the benchmark's questions as prompts, in its order.
+def prepare_benchmark(
+    config: TrainConfig, tokenizer: Tokenizer, on_progress: OnProgress = log_progress
+) -> PreparedBenchmark:
+    """Return the benchmark's questions as prompts, in its order; prepared now if need be.
 
     Raises:
-        UserError: data or tokenizer do not fit the configuration.
+        UserError: data or tokenizer do not fit the configuration, or an image cannot be read: a
+            score over fewer questions would be another benchmark's.
     """
     _check_vocabulary(config, tokenizer)
-    rows = load_benchmark_rows(config.test_dataset_path)
-    prompts = [encode_prompt(tokenizer, mmstar_prompt(question)) for question in rows["question"]]
-    tokens, offsets = _join(prompts)
+    recipe = benchmark_recipe(config, tokenizer)
+    build(recipe, on_progress)
+    manifest = recipe.folder.manifest()
+    samples, items = _samples(recipe, manifest), manifest["items"]
     return PreparedBenchmark(
-        images=_images_to_uint8(rows["image"], len(rows), config.vlm.vit_img_size),
-        image_index=torch.arange(len(rows)),
-        tokens=tokens,
-        offsets=offsets,
-        answers=tuple(rows["answer"]),
-        categories=tuple(rows["category"]),
-        l2_categories=tuple(rows["l2_category"]),
-        indices=tuple(rows["index"]),
+        images=samples.images,
+        image_index=samples.image_index,
+        tokens=samples.tokens,
+        offsets=samples.offsets,
+        answers=tuple(items["answer"]),
+        categories=tuple(items["category"]),
+        l2_categories=tuple(items["l2_category"]),
+        indices=tuple(items["index"]),
     )
+
+
+def describe_data(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what the prepared data of `config` was made from and what was left out; JSON."""
+    recipes = {
+        "training": training_recipe(config, tokenizer),
+        "benchmark": benchmark_recipe(config, tokenizer),
+    }
+    result = {}
+    for name, recipe in recipes.items():
+        manifest = recipe.folder.manifest()
+        del manifest["items"]
+        result[name] = {"folder": str(recipe.folder.path), **manifest}
+    return result
 
 
 def check_batch_size(batch_size: int, samples: PreparedSamples) -> None:
@@ -147,57 +166,27 @@ def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> None:
         )
 
 
-def _prepare_rows(
-    rows: datasets.Dataset, config: TrainConfig, tokenizer: Tokenizer
-) -> PreparedSamples:
-    kept_rows: list[int] = []
-    kept_turns: list[EncodedTurn] = []
-    image_index: list[int] = []
-    num_dropped = 0
-    for row, turns in enumerate(rows["texts"]):
-        encoded = [_encode(tokenizer, turn, config.vlm) for turn in turns]
-        fitting = [turn for turn in encoded if turn is not None]
-        num_dropped += len(encoded) - len(fitting)
-        if fitting:
-            image_index += [len(kept_rows)] * len(fitting)
-            kept_rows.append(row)
-            kept_turns += fitting
-    tokens, offsets = _join([turn.tokens for turn in kept_turns])
-    prompt_lengths = [turn.num_prompt_tokens for turn in kept_turns]
-    # Rows without a fitting turn are left out first, so that their images are never decoded.
-    first_images = map(_first_image, rows.select(kept_rows)["images"])
+def _num_validation_rows(num_rows: int, val_ratio: float) -> int:
+    return max(1, round(num_rows * val_ratio)) if val_ratio else 0
+
+
+def _samples(recipe: Recipe, manifest: Mapping[str, Any]) -> PreparedSamples:
+    folder, size = recipe.folder, recipe.image_size
     return PreparedSamples(
-        images=_images_to_uint8(first_images, len(kept_rows), config.vlm.vit_img_size),
-        image_index=torch.tensor(image_index, dtype=torch.int64),
-        tokens=tokens,
-        offsets=offsets,
-        prompt_lengths=torch.tensor(prompt_lengths, dtype=torch.int64),
-        num_dropped=num_dropped,
+        images=torch.from_numpy(folder.images((manifest["images"], 3, size, size))),
+        **{
+            name: torch.from_numpy(folder.array(name))
+            for name in ("image_index", "tokens", "offsets", "prompt_lengths")
+        },
     )
 
 
-def _encode(tokenizer: Tokenizer, turn: dict[str, str], vlm: VLMConfig) -> EncodedTurn | None:
-    return encode_turn(
-        tokenizer, turn["user"], turn["assistant"], vlm.lm_eos_token_id, vlm.lm_max_length
+def _part(samples: PreparedSamples, start: int, stop: int) -> PreparedSamples:
+    """Return consecutive samples; all parts share images and tokens."""
+    return PreparedSamples(
+        images=samples.images,
+        image_index=samples.image_index[start:stop],
+        tokens=samples.tokens,
+        offsets=samples.offsets[start : stop + 1],
+        prompt_lengths=samples.prompt_lengths[start:stop],
     )
-
-
-def _first_image(images: Sequence[Image.Image]) -> Image.Image:
-    if not images:
-        raise UserError("train_dataset_path: a row has no image")
-    return images[0]
-
-
-def _images_to_uint8(images: Iterable[Image.Image], number: int, size: int) -> Tensor:
-    """Return uint8[number, 3, size, size], decoding one image at a time."""
-    pixels = torch.empty((number, 3, size, size), dtype=torch.uint8)
-    for place, image in zip(pixels, images, strict=True):
-        place.copy_(image_to_uint8(image, size))
-    return pixels
-
-
-def _join(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Return all tokens one behind the other, and where each sequence starts and the last ends."""
-    lengths = [0, *map(len, sequences)]
-    tokens = torch.tensor(list(chain.from_iterable(sequences)), dtype=torch.int64)
-    return tokens, torch.tensor(lengths, dtype=torch.int64).cumsum(0)

@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError
 from PIL import Image
 from tokenizers import Tokenizer
 
 from nanovlm.data.digits import BUILTIN_DIGITS, digits_tokenizer
-from nanovlm.data.sources import reason
+from nanovlm.data.hub import HUB_ERRORS, reason
+from nanovlm.data.images import resize_to_uint8, to_rgb
 from nanovlm.errors import WITHOUT_HUB, UserError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -32,7 +31,7 @@ def load_tokenizer(name: str) -> Tokenizer:
             if Path(name).is_dir()
             else snapshot_download(name, allow_patterns=[TOKENIZER_FILE])
         )
-    except (OSError, HTTPError, ValueError) as error:
+    except HUB_ERRORS as error:
         raise UserError(
             f"{place}: there is no folder {name}, and reading {TOKENIZER_FILE} from the hub "
             f"failed: {reason(error)}. {WITHOUT_HUB}"
@@ -43,7 +42,6 @@ def load_tokenizer(name: str) -> Tokenizer:
     return Tokenizer.from_file(str(file))
 
 
-def image_to_uint8(image: Image.Image, size: int) -> torch.Tensor:
-    """Return the whole image as uint8[3, size, size]: RGB, squashed to a square, bilinear."""
-    pixels = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+def image_to_uint8(image: Image.Image, size: int, resampling: str) -> torch.Tensor:
+    """Return the whole image as uint8[3, size, size]: as RGB, squashed to a square."""
+    return torch.from_numpy(resize_to_uint8(to_rgb(image), size, resampling).copy())

@@ -1,5 +1,6 @@
 """The text of one sample: prompts, and a turn as token ids. Pure functions, no data set."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
@@ -23,21 +24,27 @@ class EncodedTurn(NamedTuple):
     """The first so many tokens are given; the ones after it (answer and EOS) are learnt."""
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return the ids of a prompt alone, with nothing added in front or behind."""
-    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False).ids
-    return ids
-
-
-def encode_turn(
-    tokenizer: Tokenizer, user: str, assistant: str, eos_token_id: int, max_length: int
-) -> EncodedTurn | None:
-    """Return one turn as token ids, or None if prompt, answer and EOS exceed `max_length`.
+def encode_turns(
+    tokenizer: Tokenizer, turns: Sequence[tuple[str, str]], eos_token_id: int, max_length: int
+) -> list[EncodedTurn | None]:
+    """Return each turn (user, assistant) as token ids, or None if it exceeds `max_length` tokens.
 
     Prompt and answer are encoded apart: generation starts from the prompt alone, so training must
     not see a token that joins the prompt's end with the answer's beginning.
     """
-    prompt = encode_prompt(tokenizer, training_prompt(user))
-    answer = tokenizer.encode(assistant, add_special_tokens=False).ids
-    tokens = [*prompt, *answer, eos_token_id]
-    return EncodedTurn(tokens, len(prompt)) if len(tokens) <= max_length else None
+    prompts = _encode_batch(tokenizer, [training_prompt(user) for user, _ in turns])
+    answers = _encode_batch(tokenizer, [assistant for _, assistant in turns])
+    encoded = (
+        EncodedTurn([*prompt, *answer, eos_token_id], len(prompt))
+        for prompt, answer in zip(prompts, answers, strict=True)
+    )
+    return [turn if len(turn.tokens) <= max_length else None for turn in encoded]
+
+
+def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of prompts alone, with nothing added in front or behind."""
+    return _encode_batch(tokenizer, prompts)
+
+
+def _encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    return [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]

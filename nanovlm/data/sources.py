@@ -1,45 +1,66 @@
-"""Rows of the training data and of the benchmark, wherever they lie.
+"""Where the rows of the training data and of the benchmark lie.
 
 A path is `builtin:digits`, a folder of parquet files, or the id of a data set on the hub. A folder
-is laid out as the hub's own downloads of the_cauldron and MMStar are:
+is laid out as the hub's own downloads of the_cauldron, FineVision and MMStar are:
 
     training     FOLDER/NAME/*.parquet for each name; FOLDER/*.parquet for the name `default`
     benchmark    FOLDER/*.parquet
+
+Of the hub only the parquet files of the wanted sub-sets are downloaded.
 """
 
-from collections.abc import Sequence
-from functools import cache
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import datasets
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from nanovlm.data.digits import (
-    BENCHMARK_FEATURES,
-    BUILTIN_DIGITS,
-    TRAINING_FEATURES,
-    digits_benchmark_rows,
-    digits_training_rows,
-)
-from nanovlm.errors import WITHOUT_HUB, UserError, did_you_mean
+from nanovlm.data.digits import BUILTIN_DIGITS, digits_benchmark_rows, digits_training_rows
+from nanovlm.data.hub import DEFAULT_NAME, card_folder, data_files
+from nanovlm.data.rows import Subset, TableGroup, parquet_groups
+from nanovlm.errors import Problems, UserError, did_you_mean
 
-DEFAULT_NAME = "default"
-"""The name of the only sub-set, where a data set has no sub-sets."""
-CARD_FILE = "README.md"
+_STORED_IMAGE = {"bytes": pa.binary(), "path": pa.string()}
+_TRAINING_COLUMNS = {
+    "images": ("a list of {bytes, path}", [_STORED_IMAGE]),
+    "texts": ("a list of {user, assistant}", [{"user": pa.string(), "assistant": pa.string()}]),
+}
+_BENCHMARK_COLUMNS = {
+    "index": ("an integer", pa.int64()),
+    "question": ("a string", pa.string()),
+    "image": ("{bytes, path}", _STORED_IMAGE),
+    "answer": ("a string", pa.string()),
+    "category": ("a string", pa.string()),
+    "l2_category": ("a string", pa.string()),
+}
+Columns = Mapping[str, tuple[str, Any]]
+"""By name: the type in words, and as pyarrow's type, {field: type} or [type of the elements]."""
 
-# What comes from the hub or a file fails with these: nothing there, not reachable, no such
-# sub-set, not a parquet file.
-READ_ERRORS = (OSError, HTTPError, ValueError, datasets.exceptions.DatasetsError)
+_SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\b.*")
 
 
-def load_training_rows(path: str, names: tuple[str, ...]) -> datasets.Dataset:
-    """Return the training rows of all sub-sets `names`, one after the other.
+@dataclass(frozen=True)
+class Source:
+    """Rows that can be read."""
 
-    Columns: `images`, a list of images, and `texts`, a list of {user, assistant, source}.
+    identity: Mapping[str, Any]
+    """What tells these rows from others, and from another version of themselves; JSON."""
+    load: Callable[[], tuple[Subset, ...]]
+    """Finds the files, downloads them if need be, and checks their columns."""
+
+
+def training_source(path: str, names: tuple[str, ...]) -> Source:
+    """Return the source of all sub-sets `names`.
+
+    Columns: `images`, a list of images, and `texts`, a list of turns {user, assistant}; others,
+    such as FineVision's ratings, stay unread.
 
     Raises:
-        UserError: a sub-set does not exist, cannot be reached or read, or has other columns.
+        UserError: a sub-set does not exist or the hub does not give it. `load` raises it if files
+            are missing, cannot be read or have other columns.
     """
     if path == BUILTIN_DIGITS:
         if names != (DEFAULT_NAME,):
@@ -47,85 +68,131 @@ def load_training_rows(path: str, names: tuple[str, ...]) -> datasets.Dataset:
                 f"train_dataset_name={list(names)}: {BUILTIN_DIGITS} has no sub-sets, "
                 f"so this must be [{DEFAULT_NAME}]"
             )
-        return digits_training_rows()
-    parts = [_load_subset(path, name) for name in names]
-    return datasets.concatenate_datasets(parts)
+        return _builtin(lambda: digits_training_rows().with_format("arrow")[:])
+    place = f"train_dataset_path={path!r}"
+    if not Path(path).is_dir():
+        return _hub(place, path, names, "train", _TRAINING_COLUMNS)
+    problems = Problems()
+    files: dict[str, list[Path]] = {}
+    for name in names:
+        with problems:
+            files[name] = _files_of_folder(place, Path(path), name)
+    problems.raise_if_any()
+    return _folder(place, Path(path), files, _TRAINING_COLUMNS)
 
 
-def load_benchmark_rows(path: str) -> datasets.Dataset:
-    """Return the rows of the benchmark, in MMStar's columns.
-
-    Raises:
-        UserError: it does not exist, cannot be reached or read, or has other columns.
-    """
+def benchmark_source(path: str) -> Source:
+    """Return the source of the benchmark, in MMStar's columns. Raises as `training_source`."""
     if path == BUILTIN_DIGITS:
-        return digits_benchmark_rows()
+        return _builtin(lambda: digits_benchmark_rows().with_format("arrow")[:])
     place = f"test_dataset_path={path!r}"
-    if _is_folder(path):
-        return _read_folder(place, Path(path), BENCHMARK_FEATURES)
-    return _read_hub(place, path, None, "val", BENCHMARK_FEATURES)
+    if not Path(path).is_dir():
+        return _hub(place, path, (DEFAULT_NAME,), "val", _BENCHMARK_COLUMNS)
+    files = {DEFAULT_NAME: _files_of_folder(place, Path(path), DEFAULT_NAME)}
+    return _folder(place, Path(path), files, _BENCHMARK_COLUMNS)
 
 
-def _load_subset(path: str, name: str) -> datasets.Dataset:
-    place = f"train_dataset_path={path!r}, train_dataset_name {name!r}"
-    if not _is_folder(path):
-        return _read_hub(place, path, name, "train", TRAINING_FEATURES)
-    folder = Path(path) if name == DEFAULT_NAME else Path(path, name)
+def _builtin(make_table: Callable[[], pa.Table]) -> Source:
+    identity = {"builtin": BUILTIN_DIGITS}
+    return Source(identity, lambda: (Subset(DEFAULT_NAME, (TableGroup(make_table()),)),))
+
+
+def _files_of_folder(place: str, path: Path, name: str) -> list[Path]:
+    folder = path if name == DEFAULT_NAME else path / name
     if not folder.is_dir():
-        known = (entry.name for entry in Path(path).iterdir() if entry.is_dir())
-        raise UserError(f"{place}: there is no folder {folder}.{did_you_mean(name, known)}")
-    return _read_folder(place, folder, TRAINING_FEATURES)
-
-
-def _is_folder(path: str) -> bool:
-    return Path(path).is_dir()
-
-
-def _read_folder(place: str, folder: Path, features: datasets.Features) -> datasets.Dataset:
-    """Return the parquet files of a folder, by name; other columns than `features` stay unread."""
-    files = sorted(str(file) for file in folder.glob("*.parquet"))
+        known = (entry.name for entry in path.iterdir() if entry.is_dir())
+        raise UserError(
+            f"{place}, train_dataset_name {name!r}: there is no folder {folder}."
+            f"{did_you_mean(name, known)}"
+        )
+    files = sorted(folder.glob("*.parquet"))
     if not files:
         raise UserError(f"{place}: there is no *.parquet file in {folder}")
+    return files
+
+
+def _folder(place: str, path: Path, files: Mapping[str, list[Path]], columns: Columns) -> Source:
+    """Return the source of local files; other bytes in them show as another size or time."""
+    identity = {
+        "files": [
+            [name, [[str(file.relative_to(path)), *_size_and_time(file)] for file in listed]]
+            for name, listed in files.items()
+        ]
+    }
+    return Source(identity, lambda: _subsets(place, files, columns))
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _hub(place: str, path: str, names: tuple[str, ...], split: str, columns: Columns) -> Source:
+    folder = card_folder(place, path)
+    identity = {"hub": path, "commit": folder.name, "names": list(names), "split": split}
+    return Source(
+        identity,
+        lambda: _subsets(place, data_files(place, path, folder, names, split), columns),
+    )
+
+
+def _subsets(place: str, files: Mapping[str, list[Path]], columns: Columns) -> tuple[Subset, ...]:
+    problems = Problems()
+    for listed in files.values():
+        with problems:
+            _check_all_shards(place, listed)
+        for file in listed:
+            with problems:
+                _check_columns(place, file, columns)
+    problems.raise_if_any()
+    return tuple(
+        Subset(name, tuple(group for file in listed for group in parquet_groups(file)))
+        for name, listed in files.items()
+    )
+
+
+def _check_all_shards(place: str, files: Sequence[Path]) -> None:
+    """Raise UserError if files named `x-00001-of-00043` are fewer than they say."""
+    shards = [match for file in files if (match := _SHARD.match(file.name))]
+    for stem, number in {(match[1], int(match[2])) for match in shards}:
+        found = sum((match[1], int(match[2])) == (stem, number) for match in shards)
+        if found != number:
+            raise UserError(
+                f"{place}: {files[0].parent} has {found} of the {number} files {stem}-*-of-*"
+            )
+
+
+def _check_columns(place: str, file: Path, columns: Columns) -> None:
     try:
-        return datasets.Dataset.from_parquet(files, columns=list(features), features=features)
-    except READ_ERRORS as error:
-        raise UserError(
-            f"{place}: the files of {folder} are not parquet with the columns "
-            f"{', '.join(features)} ({reason(error)})"
-        ) from error
+        schema = pq.read_schema(file)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{place}: {file} is not a parquet file: {error}") from error
+    wrong = [
+        f"{name} must be {words}, " + ("is missing" if index < 0 else f"is {schema[index].type}")
+        for name, (words, wanted) in columns.items()
+        if (index := schema.get_field_index(name)) < 0 or not _fits(schema[index].type, wanted)
+    ]
+    if wrong:
+        has = ", ".join(schema.names)
+        raise UserError(f"{place}: {file} has the columns {has}; {'; '.join(wrong)}")
 
 
-def _read_hub(
-    place: str, path: str, name: str | None, split: str, features: datasets.Features
-) -> datasets.Dataset:
-    try:
-        _fetch_card(path)
-        rows = datasets.load_dataset(path, name, split=split)
-    except READ_ERRORS as error:
-        raise UserError(
-            f"{place}: there is no folder {path}, and reading it from the hub (split {split}) "
-            f"failed: {reason(error)}. {WITHOUT_HUB}"
-        ) from error
-    return _select_columns(place, rows, list(features))
+def _fits(kind: pa.DataType, wanted: Any) -> bool:
+    if isinstance(wanted, list):
+        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        return is_list and _fits(kind.value_type, wanted[0])
+    if isinstance(wanted, dict):
+        if not pa.types.is_struct(kind):
+            return False
+        fields = {field.name: field.type for field in kind}
+        return all(name in fields and _fits(fields[name], t) for name, t in wanted.items())
+    return _family(kind) in (_family(wanted), "null")  # null: a column of nothing but None
 
 
-@cache
-def _fetch_card(path: str) -> None:
-    # Fails at once where there is neither network nor cache, where load_dataset would repeat its
-    # requests for 23 s. It starts with this file too, so what is in the cache comes with it.
-    snapshot_download(path, repo_type="dataset", allow_patterns=[CARD_FILE])
-
-
-def _select_columns(place: str, rows: datasets.Dataset, columns: Sequence[str]) -> datasets.Dataset:
-    missing = [column for column in columns if column not in rows.column_names]
-    if missing:
-        raise UserError(
-            f"{place}: columns {', '.join(columns)} are needed, {', '.join(missing)} are missing; "
-            f"there are {', '.join(rows.column_names)}"
-        )
-    return rows.select_columns(list(columns))
-
-
-def reason(error: BaseException) -> str:
-    """Return the first line of what lies behind an error."""
-    return str(error.__cause__ or error).strip().partition("\n")[0].rstrip(".")
+def _family(kind: pa.DataType) -> str:
+    families: Iterable[tuple[str, Callable[[pa.DataType], bool]]] = (
+        ("string", lambda k: pa.types.is_string(k) or pa.types.is_large_string(k)),
+        ("binary", lambda k: pa.types.is_binary(k) or pa.types.is_large_binary(k)),
+        ("integer", pa.types.is_integer),
+    )
+    return next((name for name, holds in families if holds(kind)), str(kind))

@@ -1,11 +1,14 @@
 """Runs one job through the same worker group that serves the trials of a search."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import ray
 import torch
 
 from nanovlm.config import TrainConfig
+from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.distributed.session import OnRecord, OnStart, StopSwitch, session
 from nanovlm.errors import UserError
 from nanovlm.messages import Decision, Job, Report
@@ -30,23 +33,38 @@ def trial_resources(config: TrainConfig, workers: int) -> TrialResources:
     )
 
 
-def plan_milestones(config: TrainConfig) -> tuple[int, ...]:
-    """Return the samples seen at which a single run reports before the end.
+class SinglePlan(NamedTuple):
+    """What a single run was made up to be, before it starts."""
 
-    They are the ends of the epochs and every `eval_interval` steps, unless `eval_in_epochs` is
-    off. Reads the data, since the epochs' ends follow from its size.
+    milestones: tuple[int, ...]
+    """Samples seen at which it reports before the end."""
+    data: Mapping[str, Any]
+    """What the data was made from and what was left out of it; JSON."""
+
+
+def plan_single(config: TrainConfig, on_progress: OnProgress = log_progress) -> SinglePlan:
+    """Return the plan of a single run; prepares the data, since the epochs' ends follow from it.
+
+    It reports at the ends of the epochs and every `eval_interval` steps, unless `eval_in_epochs`
+    is off, and at the end.
+
+    Args:
+        on_progress: told how far it is when data has to be prepared.
 
     Raises:
         UserError: if the data cannot be had or is smaller than a batch.
     """
     check_start(config)
-    data = Resources("cpu")
-    train_samples, _ = data.training_data(config)
-    data.benchmark(config)
-    last = num_steps(config, len(train_samples))
-    if not config.eval_in_epochs:
-        return ()
-    ends = {epoch * len(train_samples) for epoch in range(1, config.epochs)}
+    resources = Resources("cpu", on_progress)
+    train_samples, _ = resources.training_data(config)
+    resources.benchmark(config)
+    milestones = _milestones(config, len(train_samples)) if config.eval_in_epochs else ()
+    return SinglePlan(milestones, resources.describe_data(config))
+
+
+def _milestones(config: TrainConfig, num_samples: int) -> tuple[int, ...]:
+    last = num_steps(config, num_samples)
+    ends = {epoch * num_samples for epoch in range(1, config.epochs)}
     if config.eval_interval:
         steps = range(config.eval_interval, last, config.eval_interval)
         ends |= {step * config.batch_size for step in steps}

@@ -5,12 +5,14 @@ passes Tune's decision back. Tune reuses the actor for the next trial, and since
 training lives here, losing it loses nothing.
 """
 
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
 from nanovlm.messages import Decision, Job, Report, TrialRecord
+from nanovlm.results.store import answers_file, model_dir
 from nanovlm.search.space import SearchSpace
 
 NUMBER = "number"
@@ -31,12 +33,12 @@ class TrialRelay(tune.Trainable):
         channel: Any,
         space: SearchSpace,
         milestones: tuple[int, ...],
-        output_dir: str,
+        folder: Path,
     ) -> None:
         self._channel = channel
         self._space = space
         self._milestones = milestones
-        self._output_dir = output_dir
+        self._folder = folder
         self._awaits_decision = False
         self._submit(config)
 
@@ -72,7 +74,8 @@ class TrialRelay(tune.Trainable):
             parameters=values,
             config=self._space.config_for(values),
             milestones=self._milestones,
-            output_dir=f"{self._output_dir}/{trial_id}",
+            output_dir=str(model_dir(self._folder, trial_id)),
+            answers_file=str(answers_file(self._folder, trial_id)),
         )
         self._num_reports = 0
         ray.get(self._channel.submit.remote(self._job))

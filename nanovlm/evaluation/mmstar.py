@@ -1,93 +1,26 @@
 """Accuracy on multiple-choice questions in MMStar's format, the same number at every call.
 
 The model answers greedily, its answer ends at the first EOS, and lmms-eval's rules for MMStar
-decide whether it names the right letter. Questions are batched by the exact length of their
+decide whether it names the right letter. The same forward pass over the prompt tells how it
+weighs the letters against each other. Questions are batched by the exact length of their
 prompts, so there is no padding and no answer depends on the questions beside it.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer
 
 from nanovlm.data.prepared import PreparedBenchmark
+from nanovlm.evaluation.letters import letter_tokens
+from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import gather_objects, rank, world_size
-from nanovlm.training.forward import evaluating, image_input, mixed_precision
+from nanovlm.training.forward import evaluating, image_input
 
-MAX_NEW_TOKENS = 5
-"""Enough for the longest wording that counts, `The answer is A`."""
-
-ANSWER_OPENINGS = ("", "(", "option ", "the answer is ")
-"""What may precede the letter, by lmms-eval's rules for MMStar."""
-
-
-def is_correct(output: str, letter: str) -> bool:
-    """Return whether `output` answers with `letter`, by lmms-eval's rules for MMStar.
-
-    Case, outer white space and line breaks do not matter. The letter has to come first, or right
-    after one of the openings; what follows it is not read, so `A cat` counts as A.
-    """
-    text = output.lower().strip().replace("\n", " ")
-    return any(text.startswith(opening + letter.lower()) for opening in ANSWER_OPENINGS)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MMStarResult:
-    """What the model answered to each item, in the order of the benchmark, and what is right."""
-
-    outputs: tuple[str, ...]
-    correct: tuple[bool, ...]
-    categories: tuple[str, ...]
-    """MMStar's capabilities."""
-    l2_categories: tuple[str, ...]
-    """MMStar's axes: the finer division of the capabilities."""
-
-    @property
-    def accuracy(self) -> float:
-        """Share of right answers (micro average)."""
-        return sum(self.correct) / len(self.correct)
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of `accuracy`, from the items being a sample of all such questions."""
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / len(self.correct))
-
-    @property
-    def category_accuracy(self) -> dict[str, float]:
-        """Share of right answers of each capability."""
-        return _accuracy_by(self.categories, self.correct)
-
-    @property
-    def axis_accuracy(self) -> dict[str, float]:
-        """Share of right answers of each axis, by `capability/axis`."""
-        pairs = zip(self.categories, self.l2_categories, strict=True)
-        return _accuracy_by(["/".join(pair) for pair in pairs], self.correct)
-
-    @property
-    def macro_accuracy(self) -> float:
-        """Mean of the axes' accuracies: what lmms-eval reports as the average."""
-        return sum(self.axis_accuracy.values()) / len(self.axis_accuracy)
-
-    def metrics(self) -> dict[str, float]:
-        """Return the numbers by the names under which they are reported."""
-        parts = self.category_accuracy | self.axis_accuracy
-        return {
-            "mmstar_accuracy": self.accuracy,
-            "mmstar_standard_error": self.standard_error,
-            "mmstar_num_items": float(len(self.correct)),
-            "mmstar_macro_accuracy": self.macro_accuracy,
-        } | {f"mmstar_accuracy/{name}": accuracy for name, accuracy in sorted(parts.items())}
-
-
-def _accuracy_by(names: Sequence[str], correct: Sequence[bool]) -> dict[str, float]:
-    groups: dict[str, list[bool]] = defaultdict(list)
-    for name, right in zip(names, correct, strict=True):
-        groups[name].append(right)
-    return {name: sum(groups[name]) / len(groups[name]) for name in sorted(groups)}
+MIN_NEW_TOKENS = 5
+"""As many as nanoVLM v0.1 reads."""
 
 
 def evaluate_mmstar(
@@ -97,20 +30,19 @@ def evaluate_mmstar(
     batch_size: int,
     device: torch.device,
 ) -> MMStarResult:
-    """Ask `model` all questions; the workers share them, and each returns the whole result."""
+    """Ask `model` all questions; the workers share them, and each returns the whole result.
+
+    Raises:
+        UserError: the options cannot be told by their letters (see `letter_tokens`).
+    """
+    asking = _Asking(model, benchmark, tokenizer, device)
     batches = equal_length_batches(benchmark.offsets.diff().tolist(), batch_size)
-    answered: dict[int, str] = {}
+    answered: dict[int, ItemAnswer] = {}
     with evaluating(model):
         for items in batches[rank() :: world_size()]:
-            answered |= zip(items, _answer(model, benchmark, tokenizer, items, device), strict=True)
-    answered = {item: text for part in gather_objects(answered) for item, text in part.items()}
-    outputs = tuple(answered[item] for item in range(len(benchmark)))
-    return MMStarResult(
-        outputs=outputs,
-        correct=tuple(map(is_correct, outputs, benchmark.answers)),
-        categories=benchmark.categories,
-        l2_categories=benchmark.l2_categories,
-    )
+            answered |= zip(items, asking.answer(items), strict=True)
+    answered = {item: answer for part in gather_objects(answered) for item, answer in part.items()}
+    return MMStarResult.of(benchmark, [answered[item] for item in range(len(benchmark))])
 
 
 def equal_length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -125,18 +57,60 @@ def equal_length_batches(lengths: Sequence[int], batch_size: int) -> list[list[i
     ]
 
 
-def _answer(
-    model: VisionLanguageModel,
-    benchmark: PreparedBenchmark,
-    tokenizer: Tokenizer,
-    items: list[int],
-    device: torch.device,
-) -> list[str]:
-    """Return the answers to `items`, whose prompts have one length."""
-    prompts = torch.stack([benchmark.prompt(item) for item in items]).to(device)
-    images = image_input(benchmark.images[benchmark.image_index[items]], device)
-    with mixed_precision(device):
-        outputs = model.generate(prompts, images, max_new_tokens=MAX_NEW_TOKENS, greedy=True)
-    eos = model.config.lm_eos_token_id
-    answers = [row[: row.index(eos)] if eos in row else row for row in outputs.tolist()]
-    return tokenizer.decode_batch(answers)
+def num_new_tokens(tokenizer: Tokenizer, letters: Sequence[str]) -> int:
+    """Return how many tokens to read, so that the longest wording that counts is read whole.
+
+    That is `The answer is A`, which may come on a new line.
+    """
+    wordings = [f"\nThe answer is {letter}" for letter in letters]
+    encoded = [tokenizer.encode(wording, add_special_tokens=False) for wording in wordings]
+    return max(MIN_NEW_TOKENS, *(len(tokens) for tokens in encoded))
+
+
+class _Asking:
+    """What is the same for all batches of one evaluation."""
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        benchmark: PreparedBenchmark,
+        tokenizer: Tokenizer,
+        device: torch.device,
+    ) -> None:
+        tokens = letter_tokens(benchmark, tokenizer)
+        self._model, self._benchmark, self._tokenizer = model, benchmark, tokenizer
+        self._device = device
+        self._letters = tuple(tokens)
+        self._letter_tokens = torch.tensor(list(tokens.values()), device=device)
+        self._num_new_tokens = num_new_tokens(tokenizer, self._letters)
+
+    def answer(self, items: list[int]) -> list[ItemAnswer]:
+        """Return the answers to `items`, whose prompts have one length."""
+        benchmark, model = self._benchmark, self._model
+        prompts = torch.stack([benchmark.prompt(item) for item in items]).to(self._device)
+        images = image_input(
+            benchmark.images[benchmark.image_index[items]], model.config, self._device
+        )
+        prefill = model.prefill(prompts, images, max_new_tokens=self._num_new_tokens)
+        weighed = prefill.logits.float().index_select(1, self._letter_tokens).log_softmax(dim=1)
+        outputs = self._texts(model.complete(prefill, self._num_new_tokens).tolist())
+        return [
+            self._item_answer(item, output, log_probabilities)
+            for item, output, log_probabilities in zip(
+                items, outputs, weighed.tolist(), strict=True
+            )
+        ]
+
+    def _texts(self, tokens: list[list[int]]) -> list[str]:
+        eos = self._model.config.lm_eos_token_id
+        answers = [row[: row.index(eos)] if eos in row else row for row in tokens]
+        texts: list[str] = self._tokenizer.decode_batch(answers)
+        return texts
+
+    def _item_answer(self, item: int, output: str, log_probabilities: list[float]) -> ItemAnswer:
+        by_letter = dict(zip(self._letters, log_probabilities, strict=True))
+        return ItemAnswer(
+            output=output,
+            letter=max(by_letter, key=by_letter.__getitem__),
+            letter_nll=-by_letter[self._benchmark.answers[item]],
+        )

@@ -28,13 +28,24 @@ MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 _HEAD = "decoder.head.weight"
 _EMBEDDING = "decoder.token_embedding.weight"
 
+PUBLISHED_IMAGES: dict[str, Any] = {
+    "image_mean": (0.0, 0.0, 0.0),
+    "image_std": (1.0, 1.0, 1.0),
+    "image_resampling": "bilinear",
+}
+"""What nanoVLM v0.1 does to images (its data/processors.py): squashed by torchvision's default
+filter, values from 0 to 1. Its files have no keys for it, and it reads no file with other keys."""
+
 
 def write_model(folder: Path, config: VLMConfig, model: nn.Module) -> None:
     """Write both files; a reader finds the old ones or the new ones, never a part of one.
 
-    A tied head is stored once, as `decoder.head.weight`.
+    A tied head is stored once, as `decoder.head.weight`. What is said of images is left out where
+    it is PUBLISHED_IMAGES: nanoVLM v0.1 reads the model then, and must not read any other.
     """
     values = dataclasses.asdict(config) | {"vit_inter_dim": config.vit_mlp_dim}
+    if PUBLISHED_IMAGES.items() <= values.items():
+        values = {key: value for key, value in values.items() if key not in PUBLISHED_IMAGES}
     folder.mkdir(parents=True, exist_ok=True)
     temporary_config = folder / f".{CONFIG_FILE}.tmp"
     temporary_weights = folder / f".{WEIGHTS_FILE}.tmp"
@@ -52,7 +63,7 @@ def read_config(folder: Path, overrides: Mapping[str, Any]) -> VLMConfig:
     """
     _require_files(folder)
     path = folder / CONFIG_FILE
-    values = read_json_object(path)
+    values = PUBLISHED_IMAGES | read_json_object(path)
     layers = Layer(str(path), {"vlm": values}), Layer("arguments", {"vlm": overrides})
     return build_config(*layers).vlm
 

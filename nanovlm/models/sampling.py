@@ -17,6 +17,11 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
         raise ValueError(f"top_p must be above 0 and at most 1, or None, got {top_p}")
 
 
+def likeliest(logits: Tensor) -> Tensor:
+    """Take the likeliest token of each sequence: float[B, V] -> int[B]."""
+    return logits.argmax(dim=-1)
+
+
 def sample(
     logits: Tensor,
     temperature: float = 1.0,

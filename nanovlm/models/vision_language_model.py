@@ -4,6 +4,8 @@ Shapes: B samples, S image side in pixels, I image tokens, T text tokens, D = lm
         V = lm_vocab_size, A = max_new_tokens.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +19,7 @@ from nanovlm.models.language_model import KVCache, LanguageModel
 from nanovlm.models.modality_projector import ModalityProjector
 from nanovlm.models.model_card import Score
 from nanovlm.models.model_files import find_folder
-from nanovlm.models.sampling import check_sampling, sample
+from nanovlm.models.sampling import check_sampling, likeliest, sample
 from nanovlm.models.upload import push_model
 from nanovlm.models.vision_transformer import ViT
 
@@ -27,9 +29,21 @@ IGNORED_TARGET = -100
 _WRITES_TO_RESIDUAL = ("attn.out_proj.weight", "mlp.fc2.weight", "mlp.down_proj.weight")
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Prefill:
+    """Prompts that the decoder has read, and what it says next; one `complete` uses it up."""
+
+    logits: Tensor
+    """float[B, V], of the token that follows each prompt."""
+    mask: Tensor | None
+    """bool[B, I + T], true for real tokens; None if all are."""
+    cache: KVCache
+
+
 class VisionLanguageModel(nn.Module):
     """nanoVLM: one image, then text.
 
+    An image has values from 0 to 1, less `config.image_mean`, divided by `config.image_std`.
     A new model has the initial weights of `seed`; under `torch.device("meta")` it has shapes only.
     Weights stay float32; for speed use autocast, which leaves norms and rotary angles in float32.
     """
@@ -97,7 +111,7 @@ class VisionLanguageModel(nn.Module):
 
         Args:
             input_ids: int[B, T]
-            image: float[B, 3, S, S], values from 0 to 1
+            image: float[B, 3, S, S], normalised by image_mean and image_std
             attention_mask: bool or int [B, T], true for real tokens; None if all are.
             targets: int[B, T], the token that follows each input token; -100 for no label. The
                 loss is the mean over the labels, 0 without any.
@@ -137,26 +151,55 @@ class VisionLanguageModel(nn.Module):
         Raises:
             ValueError: a number is out of its range.
         """
+        check_sampling(temperature, top_k, top_p)
+        prefill = self.prefill(input_ids, image, attention_mask, max_new_tokens)
+
+        def choose(logits: Tensor) -> Tensor:
+            return sample(logits, temperature, top_k, top_p, generator)
+
+        return self.complete(prefill, max_new_tokens, likeliest if greedy else choose)
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        input_ids: Tensor,
+        image: Tensor,
+        attention_mask: Tensor | None = None,
+        max_new_tokens: int = 5,
+    ) -> Prefill:
+        """Read the prompts, with room in the cache for `max_new_tokens`.
+
+        Raises:
+            ValueError: there is no room for a token.
+        """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        check_sampling(temperature, top_k, top_p)
-        eos = self.config.lm_eos_token_id
         num_prompt = self.config.num_image_tokens + input_ids.shape[1]
         cache = KVCache(num_prompt + max_new_tokens - 1)
         mask = self._with_image(attention_mask)
         hidden = self.decoder(self.embed(input_ids, image), mask, cache)
         last = hidden[:, -1] if mask is None else _last_real(hidden, mask)
-        tokens = input_ids.new_empty(len(input_ids), 0)
-        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        return Prefill(self._next_logits(last), mask, cache)
+
+    @torch.no_grad()
+    def complete(
+        self,
+        prefill: Prefill,
+        max_new_tokens: int,
+        choose: Callable[[Tensor], Tensor] = likeliest,
+    ) -> Tensor:
+        """Return the tokens that follow each prompt, as `generate` does.
+
+        Args:
+            max_new_tokens: at most what the prefill has room for.
+            choose: takes logits float[B, V] to tokens int[B].
+        """
+        eos = self.config.lm_eos_token_id
+        logits, mask, cache = prefill.logits, prefill.mask, prefill.cache
+        tokens = torch.empty((len(logits), 0), dtype=torch.int64, device=logits.device)
+        ended = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         while True:
-            # In bfloat16 the likeliest tokens would often tie, and the lower id would win.
-            with torch.autocast(last.device.type, enabled=False):
-                logits = self.decoder.head(last)
-            if greedy:
-                token = logits.argmax(dim=-1)
-            else:
-                token = sample(logits, temperature, top_k, top_p, generator)
-            token = token.masked_fill(ended, eos)[:, None]  # (B, 1)
+            token = choose(logits).masked_fill(ended, eos)[:, None]  # (B, 1)
             tokens = torch.cat((tokens, token), dim=1)
             ended = (tokens == eos).any(dim=1)
             if tokens.shape[1] == max_new_tokens or ended.all():  # waits for the device
@@ -164,6 +207,13 @@ class VisionLanguageModel(nn.Module):
             if mask is not None:
                 mask = F.pad(mask, (0, 1), value=True)
             last = self.decoder(self.decoder.token_embedding(token), mask, cache)[:, -1]
+            logits = self._next_logits(last)
+
+    def _next_logits(self, last: Tensor) -> Tensor:
+        """float[B, D] -> float[B, V]"""
+        # In bfloat16 the likeliest tokens would often tie, and the lower id would win.
+        with torch.autocast(last.device.type, enabled=False):
+            return self.decoder.head(last)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into the folder, made if it is not there."""

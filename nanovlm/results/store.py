@@ -21,11 +21,13 @@ from nanovlm.messages import TrialRecord
 from nanovlm.results.summary import Objective, best_record, describe_accuracy, summarize
 
 SPACE_FILE = "space.yaml"
+DATA_FILE = "data.json"
 TRIALS_FILE = "trials.jsonl"
 SUMMARY_FILE = "summary.json"
 BEST_CONFIG_FILE = "best.yaml"
 BEST_MODEL_DIR = "best"
 CHECKPOINTS_DIR = "checkpoints"
+ANSWERS_DIR = "answers"
 LOGS_DIR = "logs"
 LOCK_FILE = ".lock"
 
@@ -44,6 +46,24 @@ def choose_folder(results: Path, name: str | None, default_name: str) -> Path:
     if folder.exists():
         raise UserError(f"--name: {folder} holds results already; choose another name or remove it")
     return folder
+
+
+def model_dir(folder: Path, trial_id: str) -> Path:
+    """Return where a trial of the results folder writes its model."""
+    return folder / CHECKPOINTS_DIR / trial_id
+
+
+def answers_file(folder: Path, trial_id: str) -> Path:
+    """Return where a trial of the results folder writes its answers to the benchmark."""
+    return folder / ANSWERS_DIR / f"{trial_id}.jsonl"
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write the file as a whole, in a folder that is made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def _make(folder: Path) -> list[Path]:
@@ -110,15 +130,21 @@ class ResultsStore:
         return json.loads(path.read_text())["wall_seconds"] if path.exists() else 0.0
 
     def close(self, wall_seconds: float) -> None:
-        """Write the last summary and remove the models of trials that did not end."""
+        """Write the last summary and remove the models and answers of trials that did not end."""
         self.write_summary(wall_seconds)
         shutil.rmtree(self.folder / CHECKPOINTS_DIR, ignore_errors=True)
+        ended = {answers_file(self.folder, record.trial_id) for record in self.records}
+        for path in (self.folder / ANSWERS_DIR).glob("*"):
+            if path not in ended:
+                path.unlink()
 
     def write_text(self, name: str, text: str) -> None:
         """Write the file `name` of the folder as a whole."""
-        part = self.folder / f".{name}.part"
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, self.folder / name)
+        replace_text(self.folder / name, text)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write the file `name` of the folder as a whole."""
+        self.write_text(name, json.dumps(content, indent=2) + "\n")
 
     def add(self, record: TrialRecord) -> None:
         """Append an ended trial, and keep its model if it is the best so far."""
@@ -144,7 +170,7 @@ class ResultsStore:
             wall_seconds=wall_seconds,
             gpus_per_trial=self._gpus_per_trial,
         )
-        self.write_text(SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+        self.write_json(SUMMARY_FILE, summary)
 
     def _settle(self, model: Path, is_best: bool) -> None:
         """Move a trial's model to best/, or remove it."""

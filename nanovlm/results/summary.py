@@ -11,7 +11,7 @@ from nanovlm.messages import TrialRecord
 NUM_ITEMS = "mmstar_num_items"
 """The metric that tells on how many questions the accuracies stand."""
 
-_PROPORTIONS = ("mmstar_accuracy",)
+_PROPORTIONS = ("mmstar_accuracy", "mmstar_letter_accuracy")
 _Z_95 = statistics.NormalDist().inv_cdf(0.975)
 
 

@@ -6,16 +6,28 @@ pipe) gets the lines alone.
 
 import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
-from nanovlm.messages import TrialRecord
+from nanovlm.messages import BuildProgress, TrialRecord
 from nanovlm.results.summary import Objective, best_record, describe_accuracy
 
 MAX_ROWS = 20
@@ -97,6 +109,64 @@ class SearchDisplay:
         found = f"best {describe_accuracy(best.metrics, metric)}" if best else "no full trial yet"
         numbers = ", ".join(str(record.number) for record in self._running.values())
         return escape(f"{found}; running: {numbers or '-'}")
+
+
+class PreparationDisplay:
+    """Shows how far the preparation of a data set is; a context. What is there at once stays quiet.
+
+    A terminal gets a bar for each stage; anything else gets a line now and then.
+    """
+
+    _LINE_SECONDS = 10.0
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> "PreparationDisplay":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def update(self, progress: BuildProgress) -> None:
+        """Take in how far it is."""
+        name = f"preparing the {progress.what}: {progress.stage}"
+        if progress.stage == "waiting":
+            name = f"waiting for another program that prepares the {progress.what}"
+        if name not in self._tasks:
+            self._bars.start()
+            self._tasks[name] = self._bars.add_task(name, total=progress.total)
+        self._bars.update(self._tasks[name], completed=progress.done)
+        is_due = time.monotonic() - self._last_line >= self._LINE_SECONDS
+        if not self._console.is_terminal and (is_due or progress.stage == "waiting"):
+            self._last_line = time.monotonic()
+            self._console.print(
+                f"{name}, {progress.done} of {progress.total}", highlight=False, soft_wrap=True
+            )
+
+
+class _RateColumn(ProgressColumn):
+    """Rows or images a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.0f}/s")
 
 
 def make_console() -> Console:

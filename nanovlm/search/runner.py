@@ -1,12 +1,13 @@
 """Runs a search: Optuna suggests, Tune and ASHA decide, the worker groups train."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
+from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.distributed.session import INTERRUPTED, OnRecord, OnStart, Session, StopSwitch, session
 from nanovlm.distributed.trainable import TrialRelay
 from nanovlm.distributed.worker import RunTrial
@@ -28,6 +29,10 @@ __all__ = ["INTERRUPTED", "SearchPlan", "plan_search", "run_search"]
 _MAX_FAILURES_IN_A_ROW = 5
 
 
+_LESS_IS_BETTER = ("_loss", "_nll")
+_MORE_IS_BETTER = ("_accuracy",)
+"""How the metrics' names end that can be objectives; the parts of an accuracy have a `/`."""
+
 _UNLIMITED_TRIALS = -1
 """Tune's word for a search that something else ends."""
 
@@ -41,6 +46,8 @@ class SearchPlan:
     """Samples seen at which trials report and are compared, before the end."""
     trial_samples: int
     """Samples that a trial of full length sees, at most."""
+    data: Mapping[str, Any]
+    """What the data was made from and what was left out of it; JSON."""
 
     def describe(self) -> str:
         """Return the plan in one line."""
@@ -49,31 +56,37 @@ class SearchPlan:
         return f"{self.space.name}: trials of {self.trial_samples} samples{compared}"
 
 
-def plan_search(space: SearchSpace) -> SearchPlan:
-    """Return the plan of a search; reads the data, since the milestones follow from its size.
+def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> SearchPlan:
+    """Return the plan of a search; prepares the data, since the milestones follow from its size.
+
+    Args:
+        on_progress: told how far it is when data has to be prepared.
 
     Raises:
         UserError: if the data cannot be had, is smaller than a batch or too small for the rungs, or
             if no report will carry the objective.
     """
-    resources = Resources("cpu")
+    resources = Resources("cpu", on_progress)
     config = replace(space.base, batch_size=space.batch_sizes()[1])
     train_samples, _ = resources.training_data(config)
     check_start(config)
     _check_objective(space.objective, metric_names(config, resources))
     budget = config.epochs * len(train_samples)
-    return SearchPlan(space, plan_milestones(space, budget), budget)
+    return SearchPlan(
+        space, plan_milestones(space, budget), budget, resources.describe_data(config)
+    )
 
 
 def _check_objective(objective: Objective, metrics: Sequence[str]) -> None:
     """Raise if no report will carry the objective, or if its mode looks for the worst trial."""
     metric = objective.metric
-    usable = [name for name in metrics if name.endswith(("_loss", "_accuracy")) or "/" in name]
+    scores = (*_LESS_IS_BETTER, *_MORE_IS_BETTER)
+    usable = [name for name in metrics if name.endswith(scores) or "/" in name]
     if metric not in usable:
         raise UserError(
             f"objective.metric: no report has {metric!r} as a score.{did_you_mean(metric, usable)}"
         )
-    better = "min" if metric.endswith("_loss") else "max"
+    better = "min" if metric.endswith(_LESS_IS_BETTER) else "max"
     if objective.mode != better:
         raise UserError(f"objective.mode: must be {better!r} for {metric}, got {objective.mode!r}")
 
@@ -154,7 +167,7 @@ def _tune(
         channel=running.channel,
         space=plan.space,
         milestones=plan.milestones,
-        output_dir=str(folder / "checkpoints"),
+        folder=folder,
     )
     tuner = tune.Tuner(
         # Tune wants every trial to ask for something; this takes nothing from the workers.

@@ -1,6 +1,7 @@
 """A saved model as the start of a training run."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ _FREE_TO_DIFFER = {
     "vlm_load_backbone_weights",
     "vlm_checkpoint_path",
 }
-"""Fields of VLMConfig that do not change what the weights compute."""
+"""Fields of VLMConfig that do not change what the weights compute, or what they are shown."""
 
 
 def load_checkpoint(model: VisionLanguageModel, name: str) -> None:
@@ -52,8 +53,8 @@ def find_checkpoint(name: str, config: VLMConfig) -> Path:
     if differing:
         raise UserError(
             *(
-                f"vlm.{key}={ours[key]} does not fit the model in {name}, "
-                f"which was saved with {theirs[key]}"
+                f"vlm.{key}={ours[key]} does not fit the model in {name}: "
+                f"set vlm.{key}={json.dumps(theirs[key], separators=(',', ':'))}"
                 for key in differing
             )
         )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nanovlm.config import VLMConfig
 from nanovlm.data.batches import Batch
 from nanovlm.models.vision_language_model import IGNORED_TARGET, VisionLanguageModel
 
@@ -28,9 +29,18 @@ def mixed_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
-def image_input(images: Tensor, device: torch.device) -> Tensor:
-    """Return uint8[B,3,S,S] as float32[B,3,S,S] between 0 and 1 on `device`."""
-    return images.to(device, non_blocking=True).float().div_(255)
+def image_input(images: Tensor, config: VLMConfig, device: torch.device) -> Tensor:
+    """Return uint8[B,3,S,S] as what the vision encoder reads, float32[B,3,S,S] on `device`.
+
+    Values from 0 to 1, less the mean, divided by the standard deviation of each channel.
+    """
+    pixels = images.to(device, non_blocking=True).float().div_(255)
+    # Python numbers travel with the kernel; a tensor of them would be one more copy each step.
+    for channel, mean, std in zip(
+        pixels.unbind(1), config.image_mean, config.image_std, strict=True
+    ):
+        channel.sub_(mean).div_(std)
+    return pixels
 
 
 def answer_loss_sum(model: VisionLanguageModel, batch: Batch, device: torch.device) -> Tensor:
@@ -42,7 +52,8 @@ def answer_loss_sum(model: VisionLanguageModel, batch: Batch, device: torch.devi
     labelled = (targets != IGNORED_TARGET).nonzero().squeeze(1)  # found on the host: no device sync
     with mixed_precision(device):
         hidden = model.hidden_states(
-            batch.input_ids.to(device, non_blocking=True), image_input(batch.images, device)
+            batch.input_ids.to(device, non_blocking=True),
+            image_input(batch.images, model.config, device),
         )  # (B, T, D)
         positions = labelled.to(device, non_blocking=True)
         logits = model.decoder.head(hidden.flatten(0, 1).index_select(0, positions))

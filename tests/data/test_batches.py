@@ -22,7 +22,6 @@ def samples() -> PreparedSamples:
         tokens=torch.tensor([token for text in texts for token in text]),
         offsets=torch.tensor([0, *np.cumsum(lengths)]),
         prompt_lengths=torch.tensor([len(prompt) for prompt in PROMPTS]),
-        num_dropped=0,
     )
 
 

@@ -2,68 +2,32 @@
 
 import dataclasses
 import hashlib
-import os
-import subprocess
-import sys
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 
-from nanovlm.config import TrainConfig, VLMConfig
-from nanovlm.data import prepared
-from nanovlm.data.digits import TRAINING_FEATURES, digits_benchmark_rows
+from nanovlm.config import TrainConfig
+from nanovlm.data import recipes
+from nanovlm.data.digits import digits_benchmark_rows
 from nanovlm.data.prepared import (
     PreparedBenchmark,
     PreparedSamples,
+    describe_data,
     prepare_benchmark,
     prepare_training,
 )
-from nanovlm.data.processors import load_tokenizer
 from nanovlm.data.samples import mmstar_prompt
 from nanovlm.errors import UserError
+from tests.data.conftest import CONFIG, change, write_dataset
 
-CONFIG = TrainConfig(
-    batch_size=1,
-    val_ratio=0.1,
-    data_cutoff_idx=40,
-    train_dataset_path="builtin:digits",
-    train_dataset_name=("default",),
-    test_dataset_path="builtin:digits",
-    vlm=VLMConfig(vit_img_size=32, lm_tokenizer="builtin:digits", lm_vocab_size=64),
-)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return load_tokenizer("builtin:digits")
-
-
-def rows_of(*rows: tuple[str, list[tuple[str, str]]]) -> datasets.Dataset:
-    """Return training rows, each of an image of one colour and (user, assistant) turns."""
-    return datasets.Dataset.from_list(
-        [
-            {
-                "images": [Image.new("RGB", (4, 4), colour)],
-                "texts": [{"user": u, "assistant": a, "source": "test"} for u, a in turns],
-            }
-            for colour, turns in rows
-        ],
-        features=TRAINING_FEATURES,
-    )
-
-
-def use_rows(monkeypatch: pytest.MonkeyPatch, rows: datasets.Dataset) -> None:
-    monkeypatch.setattr(prepared, "load_training_rows", lambda path, names: rows)
-
-
-def change(config: TrainConfig, vlm: dict[str, Any] | None = None, **values: Any) -> TrainConfig:
-    return dataclasses.replace(config, vlm=dataclasses.replace(config.vlm, **vlm or {}), **values)
+FolderOf = Callable[..., TrainConfig]
 
 
 def texts(samples: PreparedSamples, tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
@@ -74,6 +38,10 @@ def texts(samples: PreparedSamples, tokenizer: Tokenizer) -> list[tuple[str, lis
         length = int(samples.prompt_lengths[i])
         result.append((tokenizer.decode(ids[:length]), ids[length:]))
     return result
+
+
+def answers(samples: PreparedSamples, tokenizer: Tokenizer) -> str:
+    return "".join(tokenizer.decode(answer) for _, answer in texts(samples, tokenizer))
 
 
 def digest(*parts: PreparedSamples | PreparedBenchmark) -> str:
@@ -87,14 +55,12 @@ def digest(*parts: PreparedSamples | PreparedBenchmark) -> str:
     return content.hexdigest()
 
 
-def test_every_turn_of_a_row_is_a_sample(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = rows_of(
-        ("red", [("Which digit", "7"), ("Which range", "A")]), ("blue", [("this?", "B")])
+def test_every_turn_of_a_row_is_a_sample(tokenizer: Tokenizer, folder_of: FolderOf) -> None:
+    config = folder_of(
+        one=[("red", [("Which digit", "7"), ("Which range", "A")])],
+        two=[("blue", [("this?", "B")])],
     )
-    use_rows(monkeypatch, rows)
-    samples, val = prepare_training(change(CONFIG, val_ratio=0.0), tokenizer)
+    samples, val = prepare_training(config, tokenizer)
     assert len(val) == 0
     assert sorted(texts(samples, tokenizer)) == sorted(
         (f"Question {user} Answer", [*tokenizer.encode(answer).ids, 0])
@@ -106,41 +72,101 @@ def test_every_turn_of_a_row_is_a_sample(
     assert samples.num_answer_tokens.tolist() == [2, 2, 2]
 
 
-def test_over_long_turns_are_dropped_and_counted(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+def test_the_first_turn_alone(tokenizer: Tokenizer, folder_of: FolderOf) -> None:
+    turns = [("this?", "1"), ("this?", "2"), ("this?", "3")]
+    config = folder_of(one=[("red", turns)])
+    assert answers(prepare_training(config, tokenizer)[0], tokenizer) == "123"
+    assert answers(prepare_training(change(config, turns="first"), tokenizer)[0], tokenizer) == "1"
+
+
+def test_turns_that_cannot_be_used_are_dropped_and_counted(
+    tokenizer: Tokenizer, folder_of: FolderOf
 ) -> None:
     long = " ".join(["digit"] * 30)
     left_out = ("blue", [(long, "C")])
-    red, lime = ("red", [(long, "A"), ("this?", "B")]), ("lime", [("this?", "D")])
-    use_rows(monkeypatch, rows_of(left_out, red, left_out, lime, left_out))
-    samples, _ = prepare_training(change(CONFIG, {"lm_max_length": 8}, val_ratio=0.0), tokenizer)
-    assert samples.num_dropped == 4
-    assert len(samples.images) == 2
-    answers = [tokenizer.decode(answer) for _, answer in texts(samples, tokenizer)]
+    red = ("red", [(long, "A"), ("this?", "B"), ("this?", None), (None, "7")])
+    lime = ("lime", [("this?", "D")])
+    config = folder_of(
+        some=[left_out, red, left_out, lime], none=[left_out, ("red", [])], all=[lime, lime, lime]
+    )
+    config = change(config, {"lm_max_length": 8})
+    samples, _ = prepare_training(config, tokenizer)
+    assert len(samples.images) == 5  # the others are never decoded
     colours = samples.images[samples.image_index, :, 0, 0].tolist()
-    assert dict(zip(answers, colours, strict=True)) == {"B": [255, 0, 0], "D": [0, 255, 0]}
+    assert sorted(zip(answers(samples, tokenizer), colours, strict=True)) == [
+        ("B", [255, 0, 0]),
+        *[("D", [0, 255, 0])] * 4,
+    ]
+    prepare_benchmark(config, tokenizer)
+    assert describe_data(config, tokenizer)["training"]["subsets"] == {
+        "some": {
+            "rows": 4,
+            "turns": 7,
+            "over_long_turns": 3,
+            "incomplete_turns": 2,
+            "samples": 2,
+        },
+        "none": {"rows": 2, "turns": 1, "over_long_turns": 1, "incomplete_turns": 0, "samples": 0},
+        "all": {"rows": 3, "turns": 3, "over_long_turns": 0, "incomplete_turns": 0, "samples": 3},
+    }
 
 
-def test_the_last_rows_are_for_validation(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+def test_rows_with_several_images_use_the_first(tokenizer: Tokenizer, folder_of: FolderOf) -> None:
+    config = folder_of(one=[(["red", "blue"], [("this?", "1")]), ("lime", [("this?", "2")])])
+    samples, _ = prepare_training(config, tokenizer)
+    colours = samples.images[samples.image_index, :, 0, 0].tolist()
+    by_answer = dict(zip(answers(samples, tokenizer), colours, strict=True))
+    assert by_answer == {"1": [255, 0, 0], "2": [0, 255, 0]}
+    prepare_benchmark(config, tokenizer)
+    assert describe_data(config, tokenizer)["training"]["multi_image_rows"] == 1
+
+
+def test_unreadable_images_are_left_out_and_listed(
+    tokenizer: Tokenizer, folder_of: FolderOf
 ) -> None:
+    turns = [("this?", "1"), ("this?", "2")]
+    good = [("red", turns)] * 5
+    gone = {"bytes": None, "path": "/fsx/m4/1.png"}
+    config = folder_of(
+        good=good, mixed=[(b"broken", turns), *good, ([], turns)], gone=[(gone, turns)]
+    )
+    config = change(config, max_bad_fraction=0.25)
+    samples, _ = prepare_training(config, tokenizer)
+    assert answers(samples, tokenizer) == "12" * 10
+    assert (samples.images[samples.image_index, 0, 0, 0] == 255).all()
+    prepare_benchmark(config, tokenizer)
+    described = describe_data(config, tokenizer)["training"]
+    assert described["unreadable_images"] == [
+        {"subset": "mixed", "row": 0, "reason": "not an image in a known format"},
+        {"subset": "mixed", "row": 6, "reason": "no image"},
+        {
+            "subset": "gone",
+            "row": 0,
+            "reason": "holds the path of a file that is not there: /fsx/m4/1.png",
+        },
+    ]
+    assert described["samples"] == 20
+    assert json.dumps(described)
+    with pytest.raises(UserError) as error:  # also of what is prepared already
+        prepare_training(change(config, max_bad_fraction=0.2), tokenizer)
+    assert "3 of 13 images cannot be read (gone: 1, mixed: 2)" in str(error.value)
+    assert "more than max_bad_fraction=0.2 allows: mixed row 0: not an image" in str(error.value)
+
+
+def test_the_last_rows_are_for_validation(tokenizer: Tokenizer, folder_of: FolderOf) -> None:
     digits = "0123456789"
-    use_rows(monkeypatch, rows_of(*(("red", [("this?", digit)]) for digit in digits)))
+    config = folder_of(one=[("red", [("this?", digit)]) for digit in digits])
 
-    def answers(**values: Any) -> tuple[str, str]:
-        parts = prepare_training(change(CONFIG, **values), tokenizer)
-        train, val = (
-            "".join(tokenizer.decode(answer) for _, answer in texts(part, tokenizer))
-            for part in parts
-        )
-        return train, val
+    def parts(**values: Any) -> tuple[str, str]:
+        train, val = prepare_training(change(config, **values), tokenizer)
+        return answers(train, tokenizer), answers(val, tokenizer)
 
-    everything, _ = answers(val_ratio=0.0)
+    everything, _ = parts()
     assert sorted(everything) == list(digits)
     assert everything != digits
-    assert answers(val_ratio=0.2) == (everything[:8], everything[8:])
-    assert answers(val_ratio=0.01) == (everything[:9], everything[9:])
-    assert answers(val_ratio=0.25, data_cutoff_idx=4) == (everything[:3], everything[3:4])
+    assert parts(val_ratio=0.2) == (everything[:8], everything[8:])
+    assert parts(val_ratio=0.01) == (everything[:9], everything[9:])
+    assert parts(val_ratio=0.25, data_cutoff_idx=4) == (everything[:3], everything[3:4])
 
 
 def test_the_benchmark_keeps_its_order(tokenizer: Tokenizer) -> None:
@@ -158,47 +184,122 @@ def test_the_benchmark_keeps_its_order(tokenizer: Tokenizer) -> None:
     assert benchmark.indices == tuple(range(len(rows)))
 
 
-def test_another_process_prepares_the_same_bytes(tokenizer: Tokenizer) -> None:
-    here = digest(*prepare_training(CONFIG, tokenizer), prepare_benchmark(CONFIG, tokenizer))
-    program = (
-        "from test_prepared import *\n"
-        "tokenizer = load_tokenizer('builtin:digits')\n"
-        "parts = *prepare_training(CONFIG, tokenizer), prepare_benchmark(CONFIG, tokenizer)\n"
-        "sys.stdout.write(digest(*parts))"
+def test_a_benchmark_with_an_unreadable_image_is_refused(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    rows = digits_benchmark_rows().select(range(3)).to_list()
+    rows[1]["image"] = {"bytes": b"broken", "path": None}
+    features = digits_benchmark_rows().features
+    write_dataset(
+        type(digits_benchmark_rows()).from_list(rows, features), tmp_path / "b" / "b.parquet"
     )
-    paths = [str(Path(__file__).parent), str(Path(prepared.__file__).parents[2])]
-    there = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "7"},
-        capture_output=True,
-        text=True,
-        check=True,
+    config = change(CONFIG, test_dataset_path=str(tmp_path / "b"), max_bad_fraction=1.0)
+    with pytest.raises(UserError, match=r"benchmark: at least 1 of 3 images cannot be read"):
+        prepare_benchmark(config, tokenizer)
+
+
+def test_the_bytes_are_those_of_this_version(tokenizer: Tokenizer) -> None:
+    vlm = {"vit_img_size": 64, "image_resampling": "bicubic"}
+    config = change(CONFIG, vlm, data_cutoff_idx=40, val_ratio=0.1)
+    found = digest(*prepare_training(config, tokenizer), prepare_benchmark(config, tokenizer))
+    # When this fails, what earlier versions have prepared is not what this one would prepare:
+    # raise recipes.VERSION and set both to what they are now.
+    assert (recipes.VERSION, found[:16]) == (1, "61242e3b7fe88a3b")
+
+
+def test_what_is_prepared_is_used_again(
+    tokenizer: Tokenizer, own_prepared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = digest(*prepare_training(CONFIG, tokenizer), prepare_benchmark(CONFIG, tokenizer))
+    folders = {path.name for path in own_prepared_data.iterdir() if path.is_dir()}
+    assert len(folders) == 2
+    monkeypatch.setattr(recipes, "encode_turns", None)  # nothing is encoded again
+    again = change(CONFIG, batch_size=2, val_ratio=0.5, lr_mp=0.5, max_bad_fraction=0.5)
+    prepare_training(again, tokenizer)
+    assert (
+        digest(*prepare_training(CONFIG, tokenizer), prepare_benchmark(CONFIG, tokenizer)) == first
     )
-    assert there.stdout == here
+    assert {path.name for path in own_prepared_data.iterdir() if path.is_dir()} == folders
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"data_cutoff_idx": 5},
+        {"turns": "first"},
+        {"vlm": {"lm_max_length": 20}},
+        {"vlm": {"lm_eos_token_id": 1}},
+        {"vlm": {"vit_img_size": 64}},
+        {"vlm": {"image_resampling": "bilinear"}},
+    ],
+)
+def test_what_changes_the_bytes_is_prepared_apart(
+    tokenizer: Tokenizer, folder_of: FolderOf, own_prepared_data: Path, values: dict[str, Any]
+) -> None:
+    config = change(folder_of(one=[("red", [("this?", "1")])]), {"image_resampling": "bicubic"})
+    prepare_training(config, tokenizer)
+    prepare_training(change(config, **values), tokenizer)
+    assert len(list(own_prepared_data.glob("*/manifest.json"))) == 2
+
+
+def test_changed_files_are_prepared_anew(tokenizer: Tokenizer, folder_of: FolderOf) -> None:
+    config = folder_of(one=[("red", [("this?", "1")])])
+    assert answers(prepare_training(config, tokenizer)[0], tokenizer) == "1"
+    folder_of(one=[("red", [("this?", "2")])])
+    assert answers(prepare_training(config, tokenizer)[0], tokenizer) == "2"
+
+
+def test_a_file_of_another_size_is_noticed(
+    tokenizer: Tokenizer, folder_of: FolderOf, own_prepared_data: Path
+) -> None:
+    config = folder_of(one=[("red", [("this?", "1")])])
+    prepare_training(config, tokenizer)
+    (images,) = own_prepared_data.glob("*/images.bin")
+    images.write_bytes(images.read_bytes()[:-1])
+    key = images.parent.name
+    with pytest.raises(UserError, match=f"must have 3072 bytes, has 3071.*delete {key}`"):
+        prepare_training(config, tokenizer)
+
+
+def test_writing_to_a_tensor_changes_no_file(
+    tokenizer: Tokenizer, folder_of: FolderOf, own_prepared_data: Path
+) -> None:
+    samples, _ = prepare_training(folder_of(one=[("red", [("this?", "1")])]), tokenizer)
+    samples.images.zero_()
+    (images,) = own_prepared_data.glob("*/images.bin")
+    assert max(images.read_bytes()) == 255
 
 
 def test_a_batch_larger_than_the_data(tokenizer: Tokenizer) -> None:
-    train, val = prepare_training(CONFIG, tokenizer)
+    config = change(CONFIG, data_cutoff_idx=40, val_ratio=0.1)
+    train, val = prepare_training(config, tokenizer)
     assert len(train) == 9 * len(val) > 0
-    prepare_training(change(CONFIG, batch_size=len(train)), tokenizer)
+    prepare_training(change(config, batch_size=len(train)), tokenizer)
     too_large = len(train) + 1
     with pytest.raises(UserError, match=f"batch_size must .*, got {too_large} and {len(train)}"):
-        prepare_training(change(CONFIG, batch_size=too_large), tokenizer)
+        prepare_training(change(config, batch_size=too_large), tokenizer)
 
 
-def test_no_sample_left(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"no training sample is left.*lm_max_length=5"):
-        prepare_training(change(CONFIG, {"lm_max_length": 5}), tokenizer)
-    use_rows(monkeypatch, rows_of(("red", [("this?", "A")])))
-    with pytest.raises(UserError, match="of 1 rows 1 are for validation"):
-        prepare_training(CONFIG, tokenizer)
+def test_no_sample_is_left(tokenizer: Tokenizer, folder_of: FolderOf) -> None:
+    config = folder_of(one=[("red", [("this?", "1")])])
+    with pytest.raises(UserError, match=r"no training sample is left; of 1 rows 0 .*and 1 turns"):
+        prepare_training(change(config, {"lm_max_length": 2}), tokenizer)
+    with pytest.raises(UserError, match=r"no training sample is left; of 1 rows 1 are for val"):
+        prepare_training(change(config, val_ratio=0.5), tokenizer)
 
 
-def test_a_row_without_image(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = {"images": [], "texts": [{"user": "this?", "assistant": "A", "source": "test"}]}
-    use_rows(monkeypatch, datasets.Dataset.from_list([row], features=TRAINING_FEATURES))
-    with pytest.raises(UserError, match="a row has no image"):
-        prepare_training(change(CONFIG, val_ratio=0.0), tokenizer)
+def test_a_full_disk_is_noticed_before_images_are_written(
+    tokenizer: Tokenizer, folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = folder_of(one=[("red", [("this?", "1")])] * 2 + [("blue", [("this?", "2")])] * 2)
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=4 * 3072 - 1))
+    with pytest.raises(
+        UserError, match=r"take 1\.23e-05 GB in .* 1\.23e-05 GB are free; HF_ASSETS"
+    ):
+        prepare_training(config, tokenizer)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=4 * 3072))
+    prepare_training(config, tokenizer)
 
 
 def test_a_model_with_fewer_tokens_than_its_tokenizer(tokenizer: Tokenizer) -> None:

@@ -3,7 +3,12 @@
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from nanovlm.data.samples import encode_turn, mmstar_prompt, training_prompt
+from nanovlm.data.samples import (
+    encode_prompts,
+    encode_turns,
+    mmstar_prompt,
+    training_prompt,
+)
 
 EOS = 9
 WORDS = ["Question:", "What?", "Answer:", "a", "cat"]
@@ -23,7 +28,7 @@ def test_prompts_are_worded_as_in_nanovlm() -> None:
 
 
 def test_a_turn_is_prompt_answer_and_eos(tokenizer: Tokenizer) -> None:
-    turn = encode_turn(tokenizer, "What?", "a cat", EOS, max_length=79)
+    (turn,) = encode_turns(tokenizer, [("What?", "a cat")], EOS, max_length=79)
     assert turn is not None
     assert turn.tokens == [0, 1, 2, 3, 4, EOS]
     assert turn.num_prompt_tokens == 3
@@ -31,11 +36,21 @@ def test_a_turn_is_prompt_answer_and_eos(tokenizer: Tokenizer) -> None:
 
 def test_the_answer_does_not_melt_into_the_prompt(tokenizer: Tokenizer) -> None:
     # Joined without a space, `Answer:a` would be one unknown word.
-    turn = encode_turn(tokenizer, "What?", "a", EOS, max_length=79)
+    (turn,) = encode_turns(tokenizer, [("What?", "a")], EOS, max_length=79)
     assert turn is not None
     assert turn.tokens == [0, 1, 2, 3, EOS]
 
 
-@pytest.mark.parametrize(("max_length", "fits"), [(6, True), (5, False)])
-def test_an_over_long_turn_is_none(tokenizer: Tokenizer, max_length: int, fits: bool) -> None:
-    assert (encode_turn(tokenizer, "What?", "a cat", EOS, max_length) is not None) == fits
+def test_an_over_long_turn_is_none_among_others(tokenizer: Tokenizer) -> None:
+    turns = [("What?", "a"), ("What?", "a cat"), ("What?", "cat")]
+    encoded = encode_turns(tokenizer, turns, EOS, max_length=5)
+    assert [turn and turn.tokens for turn in encoded] == [
+        [0, 1, 2, 3, EOS],
+        None,
+        [0, 1, 2, 4, EOS],
+    ]
+    assert None not in encode_turns(tokenizer, turns, EOS, max_length=6)
+
+
+def test_prompts_alone(tokenizer: Tokenizer) -> None:
+    assert encode_prompts(tokenizer, ["a cat", "What?"]) == [[3, 4], [1]]

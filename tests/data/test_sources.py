@@ -1,145 +1,174 @@
-"""Rows from a folder of parquet files, and what is said when there are none."""
+"""Rows from folders of parquet files, and what is said when there are none."""
 
-import time
+import os
 from pathlib import Path
 from typing import Any
 
 import datasets
-import huggingface_hub
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from nanovlm.data import sources
-from nanovlm.data.digits import (
-    digits_benchmark_rows,
-    digits_training_rows,
-)
-from nanovlm.data.sources import load_benchmark_rows, load_training_rows
+from nanovlm.data.digits import digits_benchmark_rows, digits_training_rows
+from nanovlm.data.rows import Subset, choose, parquet_groups
+from nanovlm.data.sources import Source, benchmark_source, training_source
 from nanovlm.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+from tests.data.conftest import write_dataset
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The_cauldron's layout: sub-sets `ones` (two files) and `twos`."""
     rows = digits_training_rows()
-    _write(rows.select(range(0, 3)), tmp_path / "data" / "ones" / "train-00000-of-00002.parquet")
-    _write(rows.select(range(3, 5)), tmp_path / "data" / "ones" / "train-00001-of-00002.parquet")
-    _write(rows.select(range(5, 9)), tmp_path / "data" / "twos" / "train-00000-of-00001.parquet")
-    return tmp_path / "data"
+    data = tmp_path / "data"
+    write_dataset(rows.select(range(0, 3)), data / "ones" / "train-00000-of-00002.parquet")
+    write_dataset(rows.select(range(3, 5)), data / "ones" / "train-00001-of-00002.parquet")
+    write_dataset(rows.select(range(5, 9)), data / "twos" / "train-00000-of-00001.parquet")
+    return data
 
 
-def _write(rows: datasets.Dataset, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    rows.to_parquet(file)
+def values(subsets: tuple[Subset, ...], column: str, rows: Any = None) -> list[Any]:
+    if rows is None:
+        rows = range(sum(subset.num_rows for subset in subsets))
+    chosen = choose(subsets, np.array(rows))
+    return [value for part in chosen for value in part.group.read(column, part.rows)]
+
+
+def load(source: Source, column: str) -> list[Any]:
+    return values(source.load(), column)
 
 
 def test_sub_sets_come_one_after_the_other(folder: Path) -> None:
     wanted = digits_training_rows().select([5, 6, 7, 8, 0, 1, 2, 3, 4])
-    rows = load_training_rows(str(folder), ("twos", "ones"))
-    assert rows.features == wanted.features
-    assert list(rows["texts"]) == list(wanted["texts"])
-    assert [images[0].tobytes() for images in rows["images"]] == [
-        images[0].tobytes() for images in wanted["images"]
+    subsets = training_source(str(folder), ("twos", "ones")).load()
+    assert [(subset.name, subset.num_rows) for subset in subsets] == [("twos", 4), ("ones", 5)]
+    assert values(subsets, "texts") == list(wanted["texts"])
+    stored = wanted.cast_column("images", datasets.List(datasets.Image(decode=False)))
+    assert [row[0]["bytes"] for row in values(subsets, "images")] == [
+        row[0]["bytes"] for row in stored["images"]
+    ]
+
+
+def test_chosen_rows_are_read_across_files_and_row_groups(tmp_path: Path) -> None:
+    numbers = pa.table({"number": pa.array(range(40))})
+    pq.write_table(numbers.slice(0, 25), tmp_path / "a.parquet", row_group_size=7)
+    pq.write_table(numbers.slice(25), tmp_path / "b.parquet", row_group_size=100)
+    groups = [*parquet_groups(tmp_path / "a.parquet"), *parquet_groups(tmp_path / "b.parquet")]
+    assert [group.num_rows for group in groups] == [7, 7, 7, 4, 15]
+    subsets = (Subset("x", tuple(groups)),)
+    rows = [0, 6, 7, 20, 24, 25, 39]
+    assert values(subsets, "number", rows) == rows
+    chosen = choose(subsets, np.array(rows))
+    assert [(part.first, part.rows.tolist()) for part in chosen] == [
+        (0, [0, 6]),
+        (2, [0]),
+        (3, [6]),
+        (4, [3]),
+        (5, [0, 14]),
     ]
 
 
 def test_a_folder_without_sub_sets_is_named_default(folder: Path) -> None:
-    rows = load_training_rows(str(folder / "twos"), ("default",))
-    assert list(rows["texts"]) == list(digits_training_rows()["texts"])[5:9]
+    source = training_source(str(folder / "twos"), ("default",))
+    assert load(source, "texts") == list(digits_training_rows()["texts"])[5:9]
 
 
-def test_other_columns_stay_unread(tmp_path: Path) -> None:
+def test_rows_without_the_types_of_datasets_and_with_other_columns(tmp_path: Path) -> None:
+    # As FineVision: no `source` in the turns, and ratings beside them.
     rows = digits_training_rows().select(range(2))
-    _write(rows.add_column("more", [1, 2]), tmp_path / "rows.parquet")
-    assert load_training_rows(str(tmp_path), ("default",)).column_names == ["images", "texts"]
+    texts = [
+        [{"user": turn["user"], "assistant": turn["assistant"]} for turn in row]
+        for row in rows["texts"]
+    ]
+    table = pa.table(
+        {
+            "images": rows.with_format("arrow")[:]["images"],
+            "texts": texts,
+            "source": ["a", "b"],
+            "relevance_ratings": [[5], [4]],
+            "relevance_min": [5, 4],
+        }
+    )
+    pq.write_table(table.replace_schema_metadata({}), tmp_path / "rows.parquet")
+    source = training_source(str(tmp_path), ("default",))
+    assert load(source, "texts") == texts
+    assert load(source, "images")[0][0]["bytes"].startswith(b"\x89PNG")
 
 
-def test_images_are_images_without_the_types_of_datasets(tmp_path: Path) -> None:
-    rows = digits_training_rows().select(range(2))
-    stored = rows.with_format("arrow")[:].replace_schema_metadata({})
-    datasets.Dataset(stored).to_parquet(tmp_path / "rows.parquet")
-    (image,) = load_training_rows(str(tmp_path), ("default",))[0]["images"]
-    assert isinstance(image, Image.Image)
+def test_images_that_have_no_path_at_all(tmp_path: Path) -> None:
+    rows = {"images": [[{"bytes": b"1", "path": None}]], "texts": [[{"user": "", "assistant": ""}]]}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")  # pyarrow types the paths as null
+    source = training_source(str(tmp_path), ("default",))
+    assert load(source, "images") == rows["images"]
 
 
 def test_the_benchmark_from_a_folder(tmp_path: Path) -> None:
     wanted = digits_benchmark_rows().select(range(3))
-    _write(wanted, tmp_path / "mmstar.parquet")
-    rows = load_benchmark_rows(str(tmp_path))
-    assert rows.features == wanted.features
-    assert list(rows.remove_columns("image")) == list(wanted.remove_columns("image"))
+    write_dataset(wanted, tmp_path / "mmstar.parquet")
+    subsets = benchmark_source(str(tmp_path)).load()
+    for column in ("index", "question", "answer", "category", "l2_category"):
+        assert values(subsets, column) == list(wanted[column])
 
 
-def test_a_sub_set_that_is_not_there_names_the_nearest(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"train_dataset_name 'twoz'.*Did you mean 'twos'\?"):
-        load_training_rows(str(folder), ("ones", "twoz"))
+def test_the_identity_changes_with_the_files_and_not_with_the_place(folder: Path) -> None:
+    def identity() -> Any:
+        return training_source(str(folder), ("ones", "twos")).identity
+
+    before = identity()
+    assert identity() == before
+    assert training_source(str(folder), ("twos", "ones")).identity != before
+    moved = folder.with_name("moved")
+    folder.rename(moved)
+    assert training_source(str(moved), ("ones", "twos")).identity == before
+    os.utime(moved / "twos" / "train-00000-of-00001.parquet", (1, 1))
+    assert training_source(str(moved), ("ones", "twos")).identity != before
+
+
+def test_sub_sets_that_are_not_there_are_all_named(folder: Path) -> None:
+    with pytest.raises(UserError) as error:
+        training_source(str(folder), ("ones", "twoz", "onez"))
+    twos, ones = error.value.messages
+    assert "train_dataset_name 'twoz'" in twos and "Did you mean 'twos'?" in twos
+    assert "train_dataset_name 'onez'" in ones and "Did you mean 'ones'?" in ones
 
 
 def test_a_folder_without_parquet_files(folder: Path) -> None:
     with pytest.raises(UserError, match=r"there is no \*.parquet file in"):
-        load_training_rows(str(folder), ("default",))
+        training_source(str(folder), ("default",))
     with pytest.raises(UserError, match=r"test_dataset_path=.*there is no \*.parquet file in"):
-        load_benchmark_rows(str(folder))
+        benchmark_source(str(folder))
+
+
+def test_a_download_that_was_broken_off(folder: Path) -> None:
+    (folder / "ones" / "train-00001-of-00002.parquet").unlink()
+    with pytest.raises(UserError, match=r"ones has 1 of the 2 files train-\*-of-\*"):
+        training_source(str(folder), ("ones",)).load()
 
 
 def test_files_that_are_not_parquet(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_text("text")
-    with pytest.raises(UserError, match="not parquet with the columns images, texts"):
-        load_training_rows(str(tmp_path), ("default",))
+    with pytest.raises(UserError, match=r"rows\.parquet is not a parquet file"):
+        training_source(str(tmp_path), ("default",)).load()
 
 
 def test_files_with_other_columns(tmp_path: Path) -> None:
-    _write(digits_benchmark_rows().select(range(2)), tmp_path / "rows.parquet")
-    with pytest.raises(UserError, match=r"the columns images, texts \(.*images"):
-        load_training_rows(str(tmp_path), ("default",))
+    write_dataset(digits_benchmark_rows().select(range(2)), tmp_path / "rows.parquet")
+    with pytest.raises(UserError) as error:
+        training_source(str(tmp_path), ("default",)).load()
+    assert len(error.value.messages) == 1
+    assert "has the columns index, question, image" in str(error.value)
+    assert "images must be a list of {bytes, path}, is missing" in str(error.value)
+    assert "texts must be a list of {user, assistant}, is missing" in str(error.value)
+
+
+def test_a_column_of_another_type(tmp_path: Path) -> None:
+    table = pa.table({"images": [["a.png"]], "texts": [[{"user": "a", "assistant": "b"}]]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match=r"images must be a list of \{bytes, path\}, is list<"):
+        training_source(str(tmp_path), ("default",)).load()
 
 
 def test_digits_have_no_sub_sets() -> None:
     with pytest.raises(UserError, match=r"train_dataset_name=\['ai2d'\].*must be \[default\]"):
-        load_training_rows("builtin:digits", ("ai2d",))
-
-
-def test_neither_folder_nor_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(path: str, **_: Any) -> str:
-        raise ConnectionError(f"Couldn't reach '{path}' on the Hub")
-
-    monkeypatch.setattr(sources, "snapshot_download", unreachable)
-    with pytest.raises(UserError, match=r"'not/here'.*'ai2d'.*no folder not/here.*digits.yaml"):
-        load_training_rows("not/here", ("ai2d",))
-    with pytest.raises(UserError, match=r"'not/here'.*Couldn't reach.*digits.yaml"):
-        load_benchmark_rows("not/here")
-
-
-def test_no_hub_and_no_cache_is_said_at_once(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    start = time.monotonic()
-    with pytest.raises(UserError, match=r"'not/here'.*HF_HOME.*HF_HUB_OFFLINE=1.*digits.yaml"):
-        load_benchmark_rows("not/here")
-    assert time.monotonic() - start < 5
-    assert "Retrying" not in capfd.readouterr().err
-
-
-def test_the_hub_is_asked_for_the_split_and_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    served = {"train": digits_training_rows(), "val": digits_benchmark_rows()}
-    asked = []
-
-    def hub(path: str, name: str | None, *, split: str) -> datasets.Dataset:
-        asked.append((path, name, split))
-        return served[split]
-
-    monkeypatch.setattr(datasets, "load_dataset", hub)
-    monkeypatch.setattr(sources, "snapshot_download", lambda path, **_: "")
-    assert len(load_training_rows("a/b", ("x", "y"))) == 2 * len(served["train"])
-    assert len(load_benchmark_rows("c/d")) == len(served["val"])
-    assert asked == [("a/b", "x", "train"), ("a/b", "y", "train"), ("c/d", None, "val")]
-    served["train"] = served["val"]
-    with pytest.raises(UserError, match=r"images, texts are needed, images, texts are missing"):
-        load_training_rows("a/b", ("x",))
+        training_source("builtin:digits", ("ai2d",))

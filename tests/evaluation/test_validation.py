@@ -37,7 +37,6 @@ def random_samples() -> PreparedSamples:
         tokens=torch.randint(32, (int(lengths.sum()),), generator=generator),
         offsets=F.pad(lengths.cumsum(0), (1, 0)),
         prompt_lengths=lengths - 1 - torch.arange(9) % 3,
-        num_dropped=0,
     )
 
 
@@ -48,7 +47,7 @@ def test_it_is_the_mean_over_all_answer_tokens(batch_size: int) -> None:
     losses = []
     for i in range(9):
         tokens = samples.tokens[samples.offsets[i] : samples.offsets[i + 1]][None]
-        image = image_input(samples.images[samples.image_index[i]][None], CPU)
+        image = image_input(samples.images[samples.image_index[i]][None], VLM, CPU)
         logits, _ = model(tokens[:, :-1], image)
         answer = tokens[0, samples.prompt_lengths[i] :]
         losses.append(F.cross_entropy(logits[0, -len(answer) :], answer, reduction="none"))

@@ -71,8 +71,50 @@ def test_files_are_those_of_nanovlm(folder: Path, model: VisionLanguageModel) ->
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         assert set(file.keys()) == model.state_dict().keys() - {EMBEDDING}
     values = json.loads((folder / "config.json").read_text())
-    assert len(values) == 30
-    assert values == dataclasses.asdict(model.config) | {"vit_inter_dim": 128}
+    assert len(values) == 33
+    images = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "image_resampling": "bicubic"}
+    assert values == dataclasses.asdict(model.config) | {"vit_inter_dim": 128} | images
+
+
+def test_a_file_without_image_keys_is_a_published_one_and_stays_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    published = {key: value for key, value in values.items() if not key.startswith("image_")}
+    assert len(published) == 30
+    path.write_text(json.dumps(published))
+    loaded = VisionLanguageModel.from_pretrained(folder)
+    assert loaded.config.image_mean == (0.0, 0.0, 0.0)
+    assert loaded.config.image_std == (1.0, 1.0, 1.0)
+    assert loaded.config.image_resampling == "bilinear"
+    loaded.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == published
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_mean": (0.1, 0.2, 0.3)},
+        {"image_std": (0.5, 1.0, 1.0)},
+        {"image_resampling": "bicubic"},
+    ],
+)
+def test_any_other_image_values_are_written_and_come_back(
+    tiny: VLMConfig, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = dataclasses.replace(tiny, **(checkpoint.PUBLISHED_IMAGES | changes))
+    VisionLanguageModel(config).save_pretrained(tmp_path)
+    assert len(json.loads((tmp_path / "config.json").read_text())) == 33
+    loaded = VisionLanguageModel.from_pretrained(tmp_path)
+    assert loaded.config == dataclasses.replace(config, vit_inter_dim=128)
+
+
+def test_image_values_that_cannot_be(folder: Path) -> None:
+    rewrite_config(folder, image_mean=[0.5], image_std=[0.5, 0.0, 0.5], image_resampling="area")
+    messages = errors_of(folder)
+    for name in ("image_mean", "image_std", "image_resampling"):
+        assert any(f"vlm.{name}: must" in message for message in messages), messages
 
 
 def test_either_name_of_a_tied_head_is_read(folder: Path, model: VisionLanguageModel) -> None:

@@ -58,6 +58,21 @@ def test_cache_equals_none(
     assert num_tokens == 1 or len(expected.unique()) > 5
 
 
+@torch.no_grad()
+def test_a_prefill_has_the_logits_behind_the_prompt(
+    model: VisionLanguageModel, prompt: tuple[Tensor, Tensor]
+) -> None:
+    ids, image = prompt
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] + [0] * 5])
+    logits, _ = model(ids, image, mask)
+    prefill = model.prefill(ids, image, mask, max_new_tokens=3)
+    expected = logits[torch.arange(3), torch.tensor([5, 3, 0])]
+    torch.testing.assert_close(prefill.logits, expected, atol=1e-5, rtol=0)
+    completed = model.complete(prefill, 3)
+    assert torch.equal(completed, model.generate(ids, image, mask, max_new_tokens=3))
+    assert torch.equal(completed[:, 0], prefill.logits.argmax(dim=1))
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_prompts_go_on_as_if_alone(
     model: VisionLanguageModel, prompt: tuple[Tensor, Tensor], side: str

@@ -15,11 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nanovlm.config import VLMConfig
+from nanovlm.config_files import Layer, build_config
 from nanovlm.errors import UserError
 from nanovlm.models import checkpoint
 from nanovlm.models.model_files import read_tensors
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.checkpoint import load_checkpoint
+from nanovlm.training.start_config import start_layers
 
 HEAD, EMBEDDING = "decoder.head.weight", "decoder.token_embedding.weight"
 
@@ -107,7 +109,11 @@ def test_a_published_checkpoint_comes_back_as_it_was(published: Path, tmp_path: 
 
 
 def test_training_starts_from_a_published_checkpoint(published: Path) -> None:
-    config = VLMConfig(**{**CONFIG, "lm_dropout": 0.1, "lm_max_length": 40})
+    """Its architecture need not be set, nor that it wants its images as values from 0 to 1."""
+    values = {"resume_from_vlm_checkpoint": True, "vlm.vlm_checkpoint_path": str(published)}
+    values |= {"vlm.lm_dropout": 0.1, "vlm.lm_max_length": 40}
+    config = build_config(Layer("command line", values), below=start_layers).vlm
+    assert (config.lm_dropout, config.image_mean) == (0.1, (0.0, 0.0, 0.0))
     model = VisionLanguageModel(config, seed=3)
     addresses = [tensor.data_ptr() for tensor in model.state_dict().values()]
     load_checkpoint(model, str(published))

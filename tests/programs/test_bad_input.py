@@ -49,6 +49,10 @@ def code_and_message(
         (["--space", "space.yaml", "search.batch_size={choice: [16, 9000]}"], "batch_size"),
         (["--space", "space.yaml", "scheduler.rungs=9"], "scheduler.rungs: the first milestone"),
         (["--space", "space.yaml", "objective.metric=mmstar"], "no report has 'mmstar' as a score"),
+        (
+            ["--space", "space.yaml", "objective.metric=mmstar_letter_nll"],
+            "objective.mode: must be 'min' for mmstar_letter_nll, got 'max'",
+        ),
         (["--space", "space.yaml", "objective.metric=val_loss"], "objective.mode: must be 'min'"),
         (["--space", "space.yaml", "--results", "space.yaml"], "space.yaml/space cannot be made"),
         (["--space", "space.yaml", *CHECKPOINT], "checkpoint_path='./nowhere': there is no folder"),

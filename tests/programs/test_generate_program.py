@@ -14,7 +14,7 @@ from nanovlm import cli, generate
 from nanovlm.config import VLMConfig
 from nanovlm.data.digits import digits_tokenizer
 from nanovlm.data.processors import image_to_uint8
-from nanovlm.data.samples import encode_prompt
+from nanovlm.data.samples import encode_prompts
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.forward import image_input
 from tests.fake_hub import FakeHub
@@ -42,9 +42,9 @@ def folder(tmp_path: Path) -> Path:
 def expected_tokens(folder: Path, **options: Any) -> list[int]:
     """Return what the model of the folder generates, asked directly."""
     model = VisionLanguageModel.from_pretrained(folder / "model").eval()
-    prompt = encode_prompt(digits_tokenizer(), f"Question: {QUESTION} Answer:")
-    pixels = image_to_uint8(Image.open(folder / "image.png"), 32)[None]
-    images = image_input(pixels, torch.device("cpu"))
+    (prompt,) = encode_prompts(digits_tokenizer(), [f"Question: {QUESTION} Answer:"])
+    pixels = image_to_uint8(Image.open(folder / "image.png"), 32, "bicubic")[None]
+    images = image_input(pixels, model.config, torch.device("cpu"))
     tokens: list[int] = model.generate(torch.tensor([prompt]), images, **options)[0].tolist()
     return tokens
 

@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from nanovlm.config_files import Layer, build_config, read_mapping
+from nanovlm.results.store import answers_file
 from nanovlm.search.space import load_space
 from tests.programs.conftest import (
     Finished,
@@ -87,9 +88,19 @@ def test_the_summary(search: Finished) -> None:
     assert yaml.safe_load((search.folder / "best.yaml").read_text()) == dict(best.config)
 
 
+def test_every_trial_leaves_its_last_answers(search: Finished) -> None:
+    names = {path.name for path in (search.folder / "answers").iterdir()}
+    assert names == {f"{record.trial_id}.jsonl" for record in search.records}
+    for record in search.records:
+        lines = answers_file(search.folder, record.trial_id).read_text().splitlines()
+        right = [json.loads(line)["correct"] for line in lines]
+        assert sum(right) / len(right) == record.metrics["mmstar_accuracy"]
+
+
 def test_nothing_else_is_left(search: Finished) -> None:
     names = {path.name for path in search.folder.iterdir()}
     assert names == {
+        "answers",
         "best",
         "best.yaml",
         "logs",
@@ -115,6 +126,8 @@ def test_the_best_configuration_run_alone_gives_the_same_bits(
     searched = load_file(search.folder / "best" / "model.safetensors")
     assert weights.keys() == searched.keys()
     assert all(weights[name].equal(searched[name]) for name in weights)
+    answers = (answers_file(f.folder, r.trial_id) for f, r in ((single, record), (search, trial)))
+    assert len({file.read_bytes() for file in answers}) == 1
 
 
 def test_two_workers_give_the_loss_of_one(search: Finished, workplace: Path) -> None:

@@ -11,7 +11,13 @@ from nanovlm.config import TrainConfig
 from nanovlm.config_files import Layer, build_config, config_values, read_mapping
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord, TrialState
-from nanovlm.results.store import ResultsStore, choose_folder, read_records
+from nanovlm.results.store import (
+    ResultsStore,
+    answers_file,
+    choose_folder,
+    read_records,
+    replace_text,
+)
 from nanovlm.results.summary import (
     Objective,
     best_record,
@@ -63,6 +69,18 @@ def fill(store: ResultsStore) -> None:
         store.add(record(number, accuracy, checkpoint=checkpoint))
     store.add(record(3, 0.9, "stopped", reason="below the cutoff"))
     store.write_summary(wall_seconds=50.0)
+
+
+def test_answers_are_kept_of_trials_that_ended(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=0)
+    with store.opened(resume=False):
+        fill(store)
+        for number in range(5):  # the last one was under way when the search was interrupted
+            replace_text(answers_file(store.folder, f"trial-{number:04d}"), "{}\n")
+        (store.folder / "answers" / ".trial-0005.jsonl.part").write_text("{")
+        store.close(1.0)
+    kept = {path.name for path in (store.folder / "answers").iterdir()}
+    assert kept == {f"trial-000{number}.jsonl" for number in range(4)}
 
 
 def test_a_search_in_the_folder(tmp_path: Path) -> None:
@@ -132,6 +150,14 @@ def test_wilson_interval(right: int, items: int, low: float, high: float) -> Non
 def test_only_a_proportion_has_an_interval() -> None:
     assert interval_95({"val_loss": 1.0, "mmstar_num_items": 100}, "val_loss") is None
     assert interval_95({"mmstar_accuracy": 0.5}, "mmstar_accuracy") is None
+
+
+def test_both_accuracies_have_an_interval() -> None:
+    metrics = {"mmstar_accuracy": 0.5, "mmstar_letter_accuracy": 0.25, "mmstar_letter_nll": 1.3}
+    metrics["mmstar_num_items"] = 100
+    assert interval_95(metrics, "mmstar_accuracy") == wilson_interval(0.5, 100)
+    assert interval_95(metrics, "mmstar_letter_accuracy") == wilson_interval(0.25, 100)
+    assert interval_95(metrics, "mmstar_letter_nll") is None
 
 
 def test_the_folder_of_a_search(tmp_path: Path) -> None:

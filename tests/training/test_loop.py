@@ -46,7 +46,6 @@ def random_samples() -> PreparedSamples:
         tokens=torch.randint(32, (int(lengths.sum()),), generator=generator),
         offsets=F.pad(lengths.cumsum(0), (1, 0)),
         prompt_lengths=lengths - 2 - torch.arange(NUM_SAMPLES) % 3,
-        num_dropped=0,
     )
 
 
@@ -122,7 +121,7 @@ def test_steps_equal_a_plain_loop_over_whole_batches() -> None:
     for step in range(3):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * (0.1 + 0.9 * (1 + math.cos(math.pi * step / 3)) / 2)
-        logits, _ = reference(batch.input_ids, image_input(batch.images, CPU))
+        logits, _ = reference(batch.input_ids, image_input(batch.images, TINY, CPU))
         loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
         losses.append(loss.item())
         optimizer.zero_grad()
@@ -176,7 +175,7 @@ def test_the_caller_may_evaluate_between_reports() -> None:
     for report in train(model, random_samples(), config, EVERY_STEP, device=CPU):
         losses.append(report.train_loss)
         with evaluating(model):
-            model.generate(batch.input_ids, image_input(batch.images, CPU))
+            model.generate(batch.input_ids, image_input(batch.images, TINY, CPU))
     assert losses == curve(expected)
     without_dropout, _ = run()
     assert losses != curve(without_dropout)

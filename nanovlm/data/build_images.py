@@ -1,0 +1,160 @@
+"""The images of chosen rows as pixels in one file, by several processes, part by part."""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanovlm.data.cache import replacing
+from nanovlm.data.images import StoredImage, UnreadableImage, read_image, resize_to_uint8
+from nanovlm.data.rows import Chosen, in_parts
+from nanovlm.errors import UserError
+
+IMAGES_PER_PART = 256
+_FEW_IMAGES = 2000
+"""So many are done here, before other processes would have started."""
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """What happens to every image."""
+
+    column: str
+    """Of images or of lists of them, whose first one is taken."""
+    size: int
+    """Side in pixels."""
+    resampling: str
+    file: Path
+    """Image i of the chosen rows becomes uint8[3, size, size] at place i of this file."""
+
+    @property
+    def image_bytes(self) -> int:
+        return 3 * self.size * self.size
+
+
+@dataclass(frozen=True)
+class ImagesDone:
+    """What was found in a part."""
+
+    num_images: int
+    num_multi_image_rows: int
+    unreadable: Mapping[int, str]
+    """The reason by the place in the file, which keeps zeros."""
+
+
+def write_images(
+    chosen: Sequence[Chosen],
+    task: ImageTask,
+    folder: Path,
+    num_workers: int,
+    on_part: Callable[[ImagesDone], None],
+) -> None:
+    """Write all images; parts that `folder` says are done stay as they are.
+
+    Args:
+        folder: where it is noted which parts are done.
+        num_workers: processes, if there are more than a few images.
+        on_part: called for each part, also for those that were done before. What it raises ends
+            the work, and the parts that are done stay done.
+    """
+    parts = in_parts(chosen, IMAGES_PER_PART)
+    notes = [folder / f"images-{number:05}.json" for number in range(len(parts))]
+    _set_size(task, sum(len(group.rows) for group in chosen))
+    for note in notes:
+        if note.exists():
+            on_part(_read_note(note))
+    left = [(part, note) for part, note in zip(parts, notes, strict=True) if not note.exists()]
+    num_left = sum(len(group.rows) for part, _ in left for group in part)
+    run = _run_here if num_left <= _FEW_IMAGES or num_workers == 1 else _run_in_processes
+    with closing(run(left, task, num_workers)) as results:
+        for done, note in results:
+            with replacing(note) as file:
+                file.write(json.dumps(done.__dict__).encode())
+            on_part(done)
+
+
+def write_part(part: Sequence[Chosen], task: ImageTask) -> ImagesDone:
+    """Write the images of consecutive groups, safe on the disk when this returns."""
+    unreadable: dict[int, str] = {}
+    num_images = num_multi = 0
+    with task.file.open("r+b") as file:
+        for chosen in part:
+            for place, value in enumerate(
+                chosen.group.read(task.column, chosen.rows), chosen.first
+            ):
+                images = value if isinstance(value, list) else [value]
+                num_multi += len(images) > 1
+                num_images += 1
+                try:
+                    pixels = _pixels(images, task)
+                except UnreadableImage as error:
+                    unreadable[place] = str(error)
+                else:
+                    os.pwrite(file.fileno(), pixels, place * task.image_bytes)
+        os.fsync(file.fileno())
+    return ImagesDone(num_images, num_multi, unreadable)
+
+
+def _pixels(images: Sequence[StoredImage], task: ImageTask) -> bytes:
+    image = read_image(images[0] if images else None)
+    return resize_to_uint8(image, task.size, task.resampling).tobytes()
+
+
+def _set_size(task: ImageTask, num_images: int) -> None:
+    with task.file.open("ab") as file:
+        file.truncate(num_images * task.image_bytes)
+
+
+def _read_note(note: Path) -> ImagesDone:
+    content = json.loads(note.read_text())
+    unreadable = {int(place): reason for place, reason in content.pop("unreadable").items()}
+    return ImagesDone(**content, unreadable=unreadable)
+
+
+Work = Sequence[tuple[list[Chosen], Path]]
+Results = Generator[tuple[ImagesDone, Path], None, None]
+
+
+def _run_here(work: Work, task: ImageTask, _: int) -> Results:
+    for part, note in work:
+        yield write_part(part, task), note
+
+
+def _run_in_processes(work: Work, task: ImageTask, num_workers: int) -> Results:
+    # Spawned, not forked: threads of the tokenizer and of torch would be cut off in mid-air.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_workers, context, initializer=_end_with_parent)
+    try:
+        futures: dict[Future[ImagesDone], Path] = {
+            pool.submit(write_part, part, task): note for part, note in work
+        }
+        for future in as_completed(futures):
+            yield future.result(), futures[future]
+    except BrokenProcessPool as error:
+        raise UserError(
+            "preparing images: a process ended unexpectedly, killed or for want of memory; started "
+            "again, the work goes on after what is done"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Leave no process behind when the parent is killed; Ctrl-C is the parent's to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a child process"
+
+    def watch() -> Any:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

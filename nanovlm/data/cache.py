@@ -1,0 +1,155 @@
+"""Prepared data on disk: one folder for each recipe, complete once its manifest is there.
+
+    HF_HOME/assets/nanovlm/prepared/<key>/        (HF_ASSETS_CACHE moves it)
+      about.json       what it was made from; the key is its hash
+      images.bin       uint8[R, 3, S, S]
+      *.npy            tokens and where each sample's lie
+      manifest.json    written last: counts, unreadable images
+      parts/           what a build that was broken off has done so far
+
+Everything is written beside its place and then renamed, so a reader never meets half a file.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import filelock
+import numpy as np
+from huggingface_hub import cached_assets_path
+
+from nanovlm.errors import UserError
+
+ABOUT_FILE = "about.json"
+MANIFEST_FILE = "manifest.json"
+IMAGES_FILE = "images.bin"
+PARTS_DIR = "parts"
+KEY_LENGTH = 16
+
+
+def prepared_root() -> Path:
+    """Return the folder that holds all prepared data, made if it is not there."""
+    try:
+        return cached_assets_path("nanovlm", namespace="prepared", subfolder="").resolve()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"HF_ASSETS_CACHE (else HF_HOME/assets): no folder can be made there: {error}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class PreparedFolder:
+    """The place of one recipe's prepared data, there or not."""
+
+    path: Path
+    about: Mapping[str, Any]
+
+    @staticmethod
+    def of(about: Mapping[str, Any]) -> "PreparedFolder":
+        """Return the folder for what `about` says; any other value means another folder."""
+        content = json.dumps(about, sort_keys=True)
+        key = hashlib.sha256(content.encode()).hexdigest()[:KEY_LENGTH]
+        return PreparedFolder(prepared_root() / key, about)
+
+    @property
+    def is_complete(self) -> bool:
+        return (self.path / MANIFEST_FILE).is_file()
+
+    @property
+    def parts(self) -> Path:
+        return self.path / PARTS_DIR
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what is known of the complete data."""
+        manifest: dict[str, Any] = json.loads((self.path / MANIFEST_FILE).read_text())
+        return manifest
+
+    def array(self, name: str) -> np.ndarray:
+        """Return the array `name`, memory-mapped; writing to it changes no file."""
+        array: np.ndarray = np.load(self.path / f"{name}.npy", mmap_mode="c")
+        return array
+
+    def images(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the pixels, uint8 of `shape`, memory-mapped.
+
+        Raises:
+            UserError: the file has another size: someone has changed it.
+        """
+        path = self.path / IMAGES_FILE
+        size, expected = path.stat().st_size, int(np.prod(shape))
+        if size != expected:
+            raise UserError(
+                f"{path}: must have {expected} bytes, has {size}; "
+                f"`python -m nanovlm.prepared_data delete {self.path.name}` lets it be made anew"
+            )
+        if not expected:  # nothing can be mapped
+            return np.empty(shape, np.uint8)
+        return np.memmap(path, np.uint8, mode="c", shape=shape)
+
+    def write_array(self, name: str, array: np.ndarray) -> None:
+        with replacing(self.path / f"{name}.npy") as file:
+            np.save(file, array)
+
+    def write_json(self, name: str, content: Any) -> None:
+        with replacing(self.path / name) as file:
+            file.write((json.dumps(content, indent=1) + "\n").encode())
+
+    @contextmanager
+    def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Let one process work here at a time; calls `on_wait` if another does.
+
+        The lock falls when its holder ends, however it ends.
+        """
+        lock = filelock.FileLock(f"{self.path}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            on_wait()
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that appears under its name as a whole, once it is safe on the disk."""
+    part = path.with_name(f".{path.name}.tmp")
+    with part.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def prepared_folders() -> list[PreparedFolder]:
+    """Return all prepared data, complete or not, the oldest first."""
+    found = sorted(prepared_root().glob(f"*/{ABOUT_FILE}"), key=lambda path: path.stat().st_mtime)
+    return [PreparedFolder(path.parent, json.loads(path.read_text())) for path in found]
+
+
+def size_on_disk(folder: Path) -> int:
+    """Return the bytes that the folder's files take on the disk."""
+    return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
+
+
+def delete(folder: PreparedFolder) -> None:
+    """Remove prepared data. Programs that read it keep what they have mapped.
+
+    Raises:
+        UserError: a program is preparing it at the moment.
+    """
+    lock = filelock.FileLock(f"{folder.path}.lock")
+    try:
+        with lock.acquire(timeout=0):
+            (folder.path / MANIFEST_FILE).unlink(missing_ok=True)  # first, so half is never whole
+            shutil.rmtree(folder.path)
+    except filelock.Timeout:
+        raise UserError(f"{folder.path}: another program is preparing this data") from None

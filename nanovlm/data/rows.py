@@ -1,0 +1,119 @@
+"""Rows in parquet files, read a row group at a time: the largest part that must be in memory.
+
+Nothing is copied to disk on the way, as `datasets` does, which for the_cauldron would take as much
+disk again as the download.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_BATCH_ROWS = 64
+
+
+class RowGroup(Protocol):
+    """Some rows that lie together; picklable."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def read(self, column: str, rows: np.ndarray) -> Iterator[Any]:
+        """Yield the values of `column` in the rows `rows` (ascending, int64[n]), as Python's."""
+        ...
+
+
+@dataclass(frozen=True)
+class ParquetGroup:
+    """A row group of a parquet file."""
+
+    path: Path
+    index: int
+    num_rows: int
+
+    def read(self, column: str, rows: np.ndarray) -> Iterator[Any]:
+        with pq.ParquetFile(self.path, memory_map=True) as file:
+            batches = file.iter_batches(_BATCH_ROWS, row_groups=[self.index], columns=[column])
+            yield from _chosen(batches, rows)
+
+
+@dataclass(frozen=True)
+class TableGroup:
+    """A table in memory."""
+
+    table: pa.Table
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.table.num_rows)
+
+    def read(self, column: str, rows: np.ndarray) -> Iterator[Any]:
+        yield from _chosen(self.table.select([column]).to_batches(_BATCH_ROWS), rows)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The rows of one sub-set of a data set."""
+
+    name: str
+    groups: tuple[RowGroup, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(group.num_rows for group in self.groups)
+
+
+def parquet_groups(path: Path) -> list[ParquetGroup]:
+    """Return the row groups of a file that have rows. Raises pyarrow's errors if it is broken."""
+    metadata = pq.read_metadata(path)
+    groups = (
+        ParquetGroup(path, index, metadata.row_group(index).num_rows)
+        for index in range(metadata.num_row_groups)
+    )
+    return [group for group in groups if group.num_rows]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The chosen ones of a row group's rows."""
+
+    group: RowGroup
+    rows: np.ndarray
+    """int64[n], ascending, from 0 in the group."""
+    first: int
+    """How many chosen rows lie before them, in earlier groups."""
+
+
+def choose(subsets: Sequence[Subset], rows: np.ndarray) -> list[Chosen]:
+    """Return where the rows `rows` (ascending, counted through all sub-sets) lie, by group."""
+    chosen, start, first = [], 0, 0
+    for group in chain.from_iterable(subset.groups for subset in subsets):
+        last = int(np.searchsorted(rows, start + group.num_rows))
+        if last > first:
+            chosen.append(Chosen(group, rows[first:last] - start, first))
+        start, first = start + group.num_rows, last
+    return chosen
+
+
+def in_parts(chosen: Sequence[Chosen], num_rows: int) -> list[list[Chosen]]:
+    """Return consecutive groups together so that each part has at least `num_rows` rows."""
+    parts: list[list[Chosen]] = [[]]
+    for group in chosen:
+        if sum(len(part.rows) for part in parts[-1]) >= num_rows:
+            parts.append([])
+        parts[-1].append(group)
+    return [part for part in parts if part]
+
+
+def _chosen(batches: Iterator[pa.RecordBatch], rows: np.ndarray) -> Iterator[Any]:
+    start = 0
+    for batch in batches:
+        low, high = np.searchsorted(rows, [start, start + batch.num_rows])
+        if high > low:
+            yield from batch.column(0).take(pa.array(rows[low:high] - start)).to_pylist()
+        start += batch.num_rows

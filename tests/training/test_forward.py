@@ -1,0 +1,58 @@
+"""What the vision encoder is shown."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from nanovlm.config import VLMConfig
+from nanovlm.models.checkpoint import PUBLISHED_IMAGES
+from nanovlm.training.forward import image_input
+
+CPU = torch.device("cpu")
+EVERY_GREY = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
+
+
+def test_a_new_model_is_shown_what_siglip_was_trained_on() -> None:
+    """Against transformers' processor with the numbers of google/siglip-base-patch16-224."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(256, size=(40, 70, 3), dtype=np.uint8))
+    processor = SiglipImageProcessorPil(
+        size={"height": 32, "width": 32},
+        resample=Image.Resampling.BICUBIC,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+    expected = processor(image, return_tensors="pt")["pixel_values"]
+
+    config = VLMConfig(vit_img_size=32)
+    resampling = Image.Resampling[config.image_resampling.upper()]
+    pixels = torch.from_numpy(np.array(image.resize((32, 32), resampling))).permute(2, 0, 1)
+    shown = image_input(pixels[None], config, CPU)
+    torch.testing.assert_close(shown, expected, atol=1e-6, rtol=0)
+    assert shown.min() < -0.5 and shown.max() > 0.5
+
+
+def test_a_published_model_is_shown_values_from_0_to_1_to_the_bit() -> None:
+    config = VLMConfig(**PUBLISHED_IMAGES)
+    assert torch.equal(image_input(EVERY_GREY, config, CPU), EVERY_GREY.float() / 255)
+
+
+def test_each_channel_has_its_own_numbers() -> None:
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
+    shown = image_input(EVERY_GREY, VLMConfig(image_mean=mean, image_std=std), CPU)
+    for channel in range(3):
+        expected = (EVERY_GREY[:, channel].double() / 255 - mean[channel]) / std[channel]
+        torch.testing.assert_close(shown[:, channel].double(), expected, atol=1e-6, rtol=0)
+    assert EVERY_GREY.max() == 255  # what was prepared stays as it is
+
+
+@pytest.mark.gpu
+def test_nothing_waits_for_the_device() -> None:
+    images = EVERY_GREY.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        image_input(images, VLMConfig(), torch.device("cuda"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
