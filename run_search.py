@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    space = load_space(arguments.space, space_overrides(arguments))
+    space = load_space(arguments.space, space_overrides(arguments), cli.start_layers)
     folder = results_folder(arguments, space)
     # Imported late: a mistake in the space file is told at once, and not after torch and Ray.
     from nanovlm.search.runner import INTERRUPTED, plan_search, run_search

@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     overrides = parse_overrides(arguments.overrides)
-    config = load_config(arguments.config, arguments.preset, overrides)
+    config = load_config(arguments.config, arguments.preset, overrides, cli.start_layers)
     folder = choose_folder(arguments.results, arguments.name, "single")
     # Imported late: a mistake in the configuration is told at once, and not after torch and Ray.
     from nanovlm.distributed.single import plan_single, run_single, trial_resources

@@ -2,14 +2,18 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from nanovlm.config_files import Layer, given_values
 from nanovlm.errors import UserError
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 """How the programs print to a rich console what others read: as it is, without line breaks."""
+
+START_KEYS = {"vlm.vit_model_type", "vlm.lm_model_type", "resume_from_vlm_checkpoint"}
+"""Without one of these a run starts from the default backbones, or from random weights."""
 
 DONE = 0
 FAILED = 1
@@ -46,6 +50,16 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address", help="Ray cluster to join (auto: the one on this machine); default: own one"
     )
+
+
+def start_layers(layers: Sequence[Layer]) -> Sequence[Layer]:
+    """Return the numbers of the model to start from, see `nanovlm.training.start_config`."""
+    if not START_KEYS & given_values(layers).keys():
+        return []
+    # Imported late: most mistakes in a configuration are told without waiting for torch.
+    from nanovlm.training import start_config
+
+    return start_config.start_layers(layers)
 
 
 def at_least_one(text: str) -> int:

@@ -1,13 +1,14 @@
 """From files and `key=value` arguments to a `TrainConfig`, and back.
 
-One precedence: defaults < preset < file < command line. Every value remembers the place it came
-from, so that an error can name it. Everything that is wrong is reported at once.
+One precedence: defaults < numbers of the model to start from < preset < file < command line. Every
+value remembers the place it came from, so that an error can name it. Everything that is wrong is
+reported at once.
 """
 
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,18 @@ class Layer:
     values: Mapping[str, Any]
 
 
+LayersBelow = Callable[[Sequence[Layer]], Sequence[Layer]]
+"""Looks at the layers of a configuration and returns what goes under them, over the defaults.
+
+The numbers of a model to start from are such layers. They lie on disk or on the hub, so this module
+only knows their place in the order (nanovlm/training/start_config.py)."""
+
+
+def no_layers(layers: Sequence[Layer]) -> Sequence[Layer]:
+    """Put nothing between the defaults and the layers."""
+    return ()
+
+
 def preset_layer(preset: str) -> Layer:
     """Return the values of a preset: a name in presets/ or the path of a YAML file."""
     path = Path(preset)
@@ -100,7 +113,7 @@ def preset_layer(preset: str) -> Layer:
     return Layer(str(path), read_mapping(path))
 
 
-def build_config(*layers: Layer) -> TrainConfig:
+def build_config(*layers: Layer, below: LayersBelow = no_layers) -> TrainConfig:
     """Return the configuration of the layers, later ones first in rank, over the defaults.
 
     Raises:
@@ -109,7 +122,7 @@ def build_config(*layers: Layer) -> TrainConfig:
     values: dict[str, Any] = {}
     places: dict[str, str] = {}
     messages: list[str] = []
-    for layer in layers:
+    for layer in (*below(layers), *layers):
         flat, bad = _flatten(layer)
         messages += bad
         for key, value in flat.items():
@@ -133,6 +146,11 @@ def build_config(*layers: Layer) -> TrainConfig:
     return config
 
 
+def given_values(layers: Sequence[Layer]) -> dict[str, Any]:
+    """Return what the layers give, by key, later ones first in rank; nothing is checked."""
+    return {key: value for layer in layers for key, value in _flatten(layer)[0].items()}
+
+
 def nearest_key(key: str) -> str:
     """Return ` Did you mean ...?` for a key that does not exist; `vlm.` may have been forgotten."""
     full_names = {name.removeprefix("vlm."): name for name in CONFIG_KEYS}
@@ -140,7 +158,12 @@ def nearest_key(key: str) -> str:
     return f" Did you mean {full_names[near[0]]!r}?" if near else " See docs/config.md."
 
 
-def load_config(file: Path | None, preset: str | None, overrides: Mapping[str, Any]) -> TrainConfig:
+def load_config(
+    file: Path | None,
+    preset: str | None,
+    overrides: Mapping[str, Any],
+    below: LayersBelow = no_layers,
+) -> TrainConfig:
     """Return the configuration of a single run. A file may name its own `preset`."""
     values = read_mapping(file) if file else {}
     file_preset = values.pop("preset", None)
@@ -148,7 +171,7 @@ def load_config(file: Path | None, preset: str | None, overrides: Mapping[str, A
     preset = overrides.pop("preset", None) or preset or file_preset
     layers = [preset_layer(str(preset))] if preset else []
     layers += [Layer(str(file), values), Layer("command line", overrides)]
-    return build_config(*layers)
+    return build_config(*layers, below=below)
 
 
 def config_values(config: TrainConfig) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import rank
 from nanovlm.resources import Resources
 from nanovlm.results.store import replace_text
+from nanovlm.training.checkpoint import find_checkpoint
 from nanovlm.training.loop import NonFiniteLossError, never, train
 
 
@@ -85,9 +86,8 @@ def check_start(config: TrainConfig) -> None:
     """Raise UserError if what a trial of `config` begins with is not there."""
     if config.log_wandb:
         raise UserError("log_wandb=True: this version does not log to W&B yet; set it to false")
-    folder = Path(config.vlm.vlm_checkpoint_path)
-    if config.resume_from_vlm_checkpoint and not (folder / "config.json").is_file():
-        raise UserError(f"vlm.vlm_checkpoint_path: there is no model in the folder {folder}")
+    if config.resume_from_vlm_checkpoint:
+        find_checkpoint(config.vlm.vlm_checkpoint_path, config.vlm)
 
 
 def check_backbones(config: TrainConfig) -> None:

@@ -21,7 +21,7 @@ LAYERS = (
     ("resources", "trial"),
     ("distributed",),
     ("search",),
-    ("cli", "prepared_data", "run_search", "run_single"),
+    ("cli", "generate", "prepared_data", "push", "run_search", "run_single"),
 )
 """The areas of the project, lowest layer first. An area is a module or a package."""
 

@@ -2,19 +2,28 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_model
-from torch import Size, Tensor, nn
+from safetensors.torch import save_model
+from torch import Tensor, nn
 
 from nanovlm.config import VLMConfig
 from nanovlm.config_files import Layer, build_config
 from nanovlm.errors import UserError
-from nanovlm.models.model_files import CONFIG_FILE, WEIGHTS_FILE, check_tensors, read_json_object
+from nanovlm.models.model_files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    check_tensors,
+    read_json_object,
+    read_tensors,
+    tensor_shapes,
+)
+
+MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+"""What a saved model consists of."""
 
 _HEAD = "decoder.head.weight"
 _EMBEDDING = "decoder.token_embedding.weight"
@@ -59,34 +68,45 @@ def read_config(folder: Path, overrides: Mapping[str, Any]) -> VLMConfig:
     return build_config(*layers).vlm
 
 
-def read_weights(folder: Path, shapes: Mapping[str, Size], tied: bool) -> dict[str, Tensor]:
-    """Read float32 tensors of exactly these names and shapes.
+@torch.no_grad()
+def read_weights(folder: Path, model: nn.Module, tied: bool) -> None:
+    """Copy the folder's tensors into `model`, in place: one at a time, whatever type they have.
 
     Args:
-        shapes: what the model holds, by name.
-        tied: the two names of a tied head stand for one tensor; the file may hold either or both.
+        tied: the head is the token embedding; the file may hold it under either name, or both.
 
     Raises:
-        UserError: the file cannot be read, or tensors are missing, unknown or of other shapes.
+        UserError: the file cannot be read, or tensors are missing, unknown or of other shapes;
+            nothing has been copied.
     """
     _require_files(folder)
     path = folder / WEIGHTS_FILE
-    try:
-        stored = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: is not a safetensors file: {error}") from error
-    if tied:
-        shared = stored.get(_HEAD, stored.get(_EMBEDDING))
-        if shared is not None:
-            stored |= {_HEAD: shared, _EMBEDDING: shared}
-    check_tensors(str(path), shapes, {name: tensor.shape for name, tensor in stored.items()})
-    # Copied out of the mapped file: memory aligned as any other gives results equal to the bit.
-    return {name: tensor.to(torch.float32, copy=True) for name, tensor in stored.items()}
+    places = model.state_dict()
+    stored = tensor_shapes([path])
+    check_tensors(str(path), _expected(places, stored, tied), stored)
+    if tied and _HEAD in stored and _EMBEDDING in stored:
+        both = dict(read_tensors([path], {_HEAD, _EMBEDDING}))
+        if not torch.equal(both[_HEAD], both[_EMBEDDING]):
+            raise UserError(f"{path}: lm_tie_weights=true, but {_HEAD} is not {_EMBEDDING}")
+    for name, tensor in read_tensors([path], stored):
+        places[name].copy_(tensor)
+
+
+def _expected(
+    places: Mapping[str, Tensor], stored: Container[str], tied: bool
+) -> dict[str, torch.Size]:
+    """Return the shapes that the file must hold; one of a tied head's two names is enough."""
+    expected = {name: place.shape for name, place in places.items()}
+    if tied and (_HEAD in stored or _EMBEDDING in stored):
+        for name in (_HEAD, _EMBEDDING):
+            if name not in stored:
+                del expected[name]
+    return expected
 
 
 def _require_files(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder to load a model from")
-    absent = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
+    absent = [name for name in MODEL_FILES if not (folder / name).is_file()]
     if absent:
         raise UserError(*(f"{folder}: holds no {name}, which a saved model has" for name in absent))

@@ -1,12 +1,14 @@
-"""The numbers in the config.json of a published encoder or decoder, held against a VLMConfig."""
+"""The numbers in the config.json of a published encoder or decoder: as a layer of a configuration,
+and held against a VLMConfig."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nanovlm.config import VLMConfig
+from nanovlm.config_files import Layer
 from nanovlm.errors import UserError
-from nanovlm.models.model_files import read_json_object
+from nanovlm.models.model_files import CONFIG_FILE, find_folder, read_json_object
 
 # Theirs, ours, and the value that a config.json without the key means (published ones of SigLIP
 # leave out what is transformers' default).
@@ -29,23 +31,47 @@ _DECODER_NUMBERS = (
 )
 _DEFAULT_ROPE_THETA = 10_000.0
 _DEFAULT_VOCAB_SIZE = 32_000
+_DEFAULT_MAX_POSITIONS = 2048
+
+
+def vision_layer(place: str, name: str) -> Layer:
+    """Return the numbers of the SigLIP `name`, a folder or a hub id that the setting `place` holds.
+
+    Raises UserError if its config.json cannot be had, or is no SigLIP's.
+    """
+    path = find_folder(place, name, (CONFIG_FILE,)) / CONFIG_FILE
+    values = _vision_values(path)
+    _raise_if_any(_unsupported_vision(path, values))
+    return Layer(str(path), {"vlm": {f: _get(values, k, d) for k, f, d in _VISION_NUMBERS}})
+
+
+def decoder_layer(place: str, name: str) -> Layer:
+    """Return the numbers of the Llama `name`, a folder or a hub id that the setting `place` holds.
+
+    Raises UserError if its config.json cannot be had, or is no Llama's.
+    """
+    path = find_folder(place, name, (CONFIG_FILE,)) / CONFIG_FILE
+    values = read_json_object(path)
+    _raise_if_any(_unsupported_decoder(path, values))
+    numbers = {field: _get(values, key, default) for key, field, default in _DECODER_NUMBERS} | {
+        "lm_n_kv_heads": _kv_heads(values),
+        "lm_re_base": _theta(values),
+        "lm_vocab_size": _get(values, "vocab_size", _DEFAULT_VOCAB_SIZE),
+        "lm_max_position_embeddings": _get(
+            values, "max_position_embeddings", _DEFAULT_MAX_POSITIONS
+        ),
+    }
+    return Layer(str(path), {"vlm": numbers})
 
 
 def check_vision_config(path: Path, config: VLMConfig) -> None:
     """Raise UserError with all that is not as in `config`, or is no SigLIP."""
-    values = read_json_object(path)
-    if "vision_config" in values:  # both towers
-        values = values["vision_config"] or {}
-    problems = [
-        *_unsupported(path, values, "model_type", "siglip_vision_model"),
-        *_unsupported(path, values, "hidden_act", "gelu_pytorch_tanh"),
-        *_unsupported(path, values, "num_channels", 3),
-    ]
+    values = _vision_values(path)
+    problems = _unsupported_vision(path, values)
     for key, field, default in _VISION_NUMBERS:
         ours = config.vit_mlp_dim if field == "vit_inter_dim" else getattr(config, field)
         problems += _differing(path, key, _get(values, key, default), field, ours)
-    if problems:
-        raise UserError(*problems)
+    _raise_if_any(problems)
 
 
 def check_decoder_config(path: Path, config: VLMConfig) -> int:
@@ -54,16 +80,12 @@ def check_decoder_config(path: Path, config: VLMConfig) -> int:
     Raises UserError with all that is not as in `config`, or is no Llama.
     """
     values = read_json_object(path)
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}  # new, old layout
-    theta = _get(rope, "rope_theta", _get(values, "rope_theta", _DEFAULT_ROPE_THETA))
-    kv_heads = _get(values, "num_key_value_heads", _get(values, "num_attention_heads", 32))
     problems = [
-        *_unsupported(path, values, "model_type", "llama"),
-        *_unsupported(path, values, "hidden_act", "silu"),
-        *_unsupported(path, rope, "rope_type", "default"),
-        *_unsupported(path, rope, "type", "default"),  # its older name
-        *_differing(path, "num_key_value_heads", kv_heads, "lm_n_kv_heads", config.lm_n_kv_heads),
-        *_differing(path, "rope_theta", theta, "lm_re_base", config.lm_re_base),
+        *_unsupported_decoder(path, values),
+        *_differing(
+            path, "num_key_value_heads", _kv_heads(values), "lm_n_kv_heads", config.lm_n_kv_heads
+        ),
+        *_differing(path, "rope_theta", _theta(values), "lm_re_base", config.lm_re_base),
     ]
     for key, field, default in _DECODER_NUMBERS:
         problems += _differing(path, key, _get(values, key, default), field, getattr(config, field))
@@ -76,10 +98,51 @@ def check_decoder_config(path: Path, config: VLMConfig) -> int:
     if not problems:  # only then is ours what it must be
         head_dim = config.lm_hidden_dim // config.lm_n_heads
         problems += _unsupported(path, values, "head_dim", head_dim)
-    if problems:
-        raise UserError(*problems)
+    _raise_if_any(problems)
     assert isinstance(vocab_size, int), "else there is a problem"
     return vocab_size
+
+
+def _vision_values(path: Path) -> Mapping[str, Any]:
+    values = read_json_object(path)
+    both_towers = "vision_config" in values
+    return values["vision_config"] or {} if both_towers else values
+
+
+def _unsupported_vision(path: Path, values: Mapping[str, Any]) -> list[str]:
+    return [
+        *_unsupported(path, values, "model_type", "siglip_vision_model"),
+        *_unsupported(path, values, "hidden_act", "gelu_pytorch_tanh"),
+        *_unsupported(path, values, "num_channels", 3),
+    ]
+
+
+def _unsupported_decoder(path: Path, values: Mapping[str, Any]) -> list[str]:
+    rope = _rope(values)
+    return [
+        *_unsupported(path, values, "model_type", "llama"),
+        *_unsupported(path, values, "hidden_act", "silu"),
+        *_unsupported(path, rope, "rope_type", "default"),
+        *_unsupported(path, rope, "type", "default"),  # its older name
+    ]
+
+
+def _rope(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return values.get("rope_parameters") or values.get("rope_scaling") or {}  # new, old layout
+
+
+def _theta(values: Mapping[str, Any]) -> Any:
+    old = _get(values, "rope_theta", _DEFAULT_ROPE_THETA)
+    return _get(_rope(values), "rope_theta", old)
+
+
+def _kv_heads(values: Mapping[str, Any]) -> Any:
+    return _get(values, "num_key_value_heads", _get(values, "num_attention_heads", 32))
+
+
+def _raise_if_any(problems: Sequence[str]) -> None:
+    if problems:
+        raise UserError(*problems)
 
 
 def _get(values: Mapping[str, Any], key: str, default: Any) -> Any:

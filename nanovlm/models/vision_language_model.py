@@ -13,11 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from nanovlm.config import VLMConfig
-from nanovlm.models.checkpoint import read_config, read_weights, write_model
+from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.models.checkpoint import MODEL_FILES, read_config, read_weights, write_model
 from nanovlm.models.language_model import KVCache, LanguageModel
 from nanovlm.models.modality_projector import ModalityProjector
+from nanovlm.models.model_card import Score
+from nanovlm.models.model_files import find_folder
 from nanovlm.models.sampling import check_sampling, likeliest, sample
+from nanovlm.models.upload import push_model
 from nanovlm.models.vision_transformer import ViT
 
 IGNORED_TARGET = -100
@@ -216,26 +219,60 @@ class VisionLanguageModel(nn.Module):
         """Write `config.json` and `model.safetensors` into the folder, made if it is not there."""
         write_model(Path(folder), self.config, self)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        training: TrainConfig | None = None,
+        score: Score | None = None,
+    ) -> str:
+        """Commit the model and a card that describes it; return the commit's address.
+
+        Args:
+            repo_id: `USER/NAME`; the repository is made if it is not there.
+            private: of a new repository: only its owner sees it.
+            token: None takes the one of `hf auth login` or of HF_TOKEN.
+            training, score: for the card: how the model was trained, and what it then reached.
+
+        Raises:
+            UserError: the hub does not take it.
+        """
+        return push_model(
+            self.config, self, repo_id, private=private, token=token, training=training, score=score
+        )
+
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **overrides: Any) -> Self:
+    def from_pretrained(
+        cls, name: str | Path, *, revision: str | None = None, **overrides: Any
+    ) -> Self:
         """Load what `save_pretrained` has written, or a published nanoVLM v0.1 model, on the CPU.
 
         Args:
+            name: a folder, or a repository of the hub such as `lusxvr/nanoVLM-222M`.
+            revision: a branch, tag or commit of the repository.
             overrides: VLMConfig keys that go before the file's, such as `lm_dropout=0.1`.
 
         Raises:
-            UserError: a file is missing or broken; an unknown key; missing, unknown or mis-shaped
-                tensors, all listed.
+            UserError: a file is missing or broken, or does not come from the hub; an unknown key;
+                missing, unknown or mis-shaped tensors, all listed.
         """
-        folder = Path(folder)
-        config = read_config(folder, overrides)
+        folder = find_folder("model", str(name), MODEL_FILES, revision)
         with torch.device("meta"):
-            model = cls(config)
-        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        weights = read_weights(folder, shapes, config.lm_tie_weights)
-        model.load_state_dict(weights, assign=True)
+            model = cls(read_config(folder, overrides))
+        model.to_empty(device="cpu")
         model.decoder.tie_weights()
+        model.load_weights(folder)
         return model
+
+    def load_weights(self, folder: Path) -> None:
+        """Copy the weights of a saved model of the same architecture into this one, in place.
+
+        Raises:
+            UserError: the file is missing or broken, or its tensors do not fit, all listed.
+        """
+        read_weights(folder, self, self.config.lm_tie_weights)
 
     def _with_image(self, attention_mask: Tensor | None) -> Tensor | None:
         """Prepend the image's tokens, all real: bool or int [B, T] -> bool[B, I + T]"""

@@ -16,9 +16,11 @@ from pydantic import ValidationError as PydanticError
 from nanovlm.config import TrainConfig
 from nanovlm.config_files import (
     Layer,
+    LayersBelow,
     build_config,
     config_values,
     get_value,
+    no_layers,
     preset_layer,
     read_mapping,
 )
@@ -148,11 +150,13 @@ class SearchSpace:
         return yaml.safe_dump(content, sort_keys=False)
 
 
-def load_space(path: Path, overrides: Mapping[str, Any] | None = None) -> SearchSpace:
+def load_space(
+    path: Path, overrides: Mapping[str, Any] | None = None, below: LayersBelow = no_layers
+) -> SearchSpace:
     """Return the space of a YAML file with the overrides of the command line.
 
     An override is a key of the file (`budget.trials`, `preset`, `search.lr_mp`) or a key of the
-    base configuration (`epochs`, `vlm.lm_dropout`).
+    base configuration (`epochs`, `vlm.lm_dropout`). For `below` see `build_config`.
 
     Raises:
         UserError: with a message for everything that is wrong.
@@ -168,6 +172,7 @@ def load_space(path: Path, overrides: Mapping[str, Any] | None = None) -> Search
             preset_layer(str(sections.get("preset", settings.preset))),
             Layer(f"{place}: base", _mapping_or_empty(sections.get("base"))),
             Layer("command line", base_overrides),
+            below=below,
         )
     with problems:
         parameters = _read_parameters(place, _mapping_or_empty(sections.get("search")), base)

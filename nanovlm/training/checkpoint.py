@@ -2,10 +2,14 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 from nanovlm.config import VLMConfig
+from nanovlm.config_files import Layer
 from nanovlm.errors import UserError
+from nanovlm.models.checkpoint import MODEL_FILES, read_config
+from nanovlm.models.model_files import CONFIG_FILE, find_folder
 from nanovlm.models.vision_language_model import VisionLanguageModel
 
 _FREE_TO_DIFFER = {
@@ -22,24 +26,48 @@ _FREE_TO_DIFFER = {
 """Fields of VLMConfig that do not change what the weights compute, or what they are shown."""
 
 
-def load_checkpoint(model: VisionLanguageModel, folder: str) -> None:
-    """Copy the weights that `save_pretrained` wrote to `folder` into `model`, in place.
+def load_checkpoint(model: VisionLanguageModel, name: str) -> None:
+    """Copy the weights of a saved model into `model`, in place.
+
+    Args:
+        name: a folder that `save_pretrained` wrote, or a repository of the hub that holds one.
 
     Raises:
-        UserError: the folder holds no model, or one of another architecture than `model`.
+        UserError: there is no such model, or it has another architecture than `model`.
     """
-    saved = VisionLanguageModel.from_pretrained(folder)
-    theirs, ours = _architecture(saved.config), _architecture(model.config)
-    differing = [name for name in ours if theirs[name] != ours[name]]
+    model.load_weights(find_checkpoint(name, model.config))
+
+
+def find_checkpoint(name: str, config: VLMConfig) -> Path:
+    """Return the folder of a saved model that has the architecture of `config`.
+
+    Args:
+        name: the folder itself, or a repository of the hub, which is downloaded.
+
+    Raises:
+        UserError: there is no such model, or it has another architecture.
+    """
+    folder = find_folder("vlm.vlm_checkpoint_path", name, MODEL_FILES)
+    theirs, ours = _architecture(read_config(folder, {})), _architecture(config)
+    differing = [key for key in ours if theirs[key] != ours[key]]
     if differing:
         raise UserError(
             *(
-                f"vlm.{name}={ours[name]} does not fit the model in {folder}: "
-                f"set vlm.{name}={json.dumps(theirs[name], separators=(',', ':'))}"
-                for name in differing
+                f"vlm.{key}={ours[key]} does not fit the model in {name}: "
+                f"set vlm.{key}={json.dumps(theirs[key], separators=(',', ':'))}"
+                for key in differing
             )
         )
-    model.load_state_dict(saved.state_dict())
+    return folder
+
+
+def checkpoint_layer(name: str) -> Layer:
+    """Return the architecture of a saved model, a folder or a hub id, as values of a configuration.
+
+    Raises UserError if there is no such model.
+    """
+    folder = find_folder("vlm.vlm_checkpoint_path", name, MODEL_FILES)
+    return Layer(str(folder / CONFIG_FILE), {"vlm": _architecture(read_config(folder, {}))})
 
 
 def _architecture(config: VLMConfig) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import run_single
 from nanovlm import cli
 from tests.programs.conftest import SPACE, run_program
 
-BACKBONES = ["vlm.vlm_load_backbone_weights=true", "vlm.vit_model_type=./nowhere"]
-CHECKPOINT = ["resume_from_vlm_checkpoint=true", "vlm.vlm_checkpoint_path=nowhere"]
+CHECKPOINT = ["resume_from_vlm_checkpoint=true", "vlm.vlm_checkpoint_path=./nowhere"]
+OTHER_ENCODER = ["vlm.vlm_load_backbone_weights=true", "vlm.vit_model_type=./nowhere"]
 
 
 def code_and_message(
@@ -55,8 +55,8 @@ def code_and_message(
         ),
         (["--space", "space.yaml", "objective.metric=val_loss"], "objective.mode: must be 'min'"),
         (["--space", "space.yaml", "--results", "space.yaml"], "space.yaml/space cannot be made"),
-        (["--space", "space.yaml", *CHECKPOINT], "there is no model in the folder nowhere"),
-        (["--space", "space.yaml", *BACKBONES], "vlm.vit_model_type='./nowhere': there is no"),
+        (["--space", "space.yaml", *CHECKPOINT], "checkpoint_path='./nowhere': there is no folder"),
+        (["--space", "space.yaml", *OTHER_ENCODER], "vit_model_type='./nowhere': there is no"),
         (["--space", "space.yaml", "train_dataset_path=./nowhere"], "there is no folder ./nowhere"),
         (["--space", "space.yaml", "test_dataset_path=builtin:letters"], "builtin:letters"),
         (["--space", "space.yaml", "resources.workers=17"], "resources.workers: must not exceed"),
@@ -87,8 +87,8 @@ def test_mistakes_in_a_search(
         (["--config", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
         (["--preset", "digit"], "preset: there is no 'digit'. Did you mean 'digits'?"),
         (["--preset", "digits", "vlm.lm_n_heads=5"], "must divide lm_hidden_dim"),
+        (["--preset", "digits", *OTHER_ENCODER], "vlm.vit_model_type='./nowhere': there is no"),
         (["--preset", "digits", "--workers", "0"], "must be a whole number of at least 1"),
-        (["--preset", "digits", *BACKBONES], "vlm.vit_model_type='./nowhere': there is no"),
         (["--preset", "digits", "batch_size=100000"], "batch_size"),
         (["--preset", "digits", "batch_size=2", "--workers", "3"], "--workers: must not exceed"),
     ],

@@ -1,0 +1,69 @@
+"""Put a saved model on the hub, with a card that tells how it was trained if that is known."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from nanovlm import cli
+from nanovlm.config import TrainConfig
+from nanovlm.config_files import Layer, build_config
+from nanovlm.models.model_card import Score
+from nanovlm.models.model_files import read_json_object
+from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.results.store import BEST_MODEL_DIR, SUMMARY_FILE
+from nanovlm.results.summary import NUM_ITEMS, wilson_interval
+
+EXAMPLES = """examples:
+  python -m nanovlm.push --checkpoint results/digits/best --repo USER/NAME
+  python -m nanovlm.push --checkpoint results/digits/best --repo USER/NAME --private
+
+It asks for no token: `hf auth login` stores one, or HF_TOKEN holds it.
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m nanovlm.push",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="a saved model; best/ of a results folder"
+    )
+    parser.add_argument(
+        "--repo", required=True, metavar="USER/NAME", help="made if it is not there"
+    )
+    parser.add_argument("--private", action="store_true", help="only its owner sees a new one")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    training, score = read_summary(arguments.checkpoint)
+    model = VisionLanguageModel.from_pretrained(arguments.checkpoint)
+    address = model.push_to_hub(
+        arguments.repo, private=arguments.private, training=training, score=score
+    )
+    sys.stdout.write(f"{address}\n")
+    return cli.DONE
+
+
+def read_summary(checkpoint: Path) -> tuple[TrainConfig | None, Score | None]:
+    """Return how the model in `best/` was trained and what it reached, by its results folder.
+
+    Nothing is known of a model that lies elsewhere.
+    """
+    path = checkpoint.resolve().parent / SUMMARY_FILE
+    if checkpoint.resolve().name != BEST_MODEL_DIR or not path.is_file():
+        return None, None
+    best = read_json_object(path)["best"]
+    accuracy, num_items = best["metrics"]["mmstar_accuracy"], int(best["metrics"][NUM_ITEMS])
+    # Not the summary's interval, which is that of the objective, perhaps another metric.
+    interval = wilson_interval(accuracy, num_items)
+    score = Score(accuracy=accuracy, interval_95=interval, num_items=num_items)
+    return build_config(Layer(str(path), best["config"])), score
+
+
+if __name__ == "__main__":
+    cli.run_program(main)

@@ -1,0 +1,170 @@
+"""The numbers of a model to start from: taken from its config.json, below what the user sets."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nanovlm import cli
+from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.config_files import Layer, build_config, load_config
+from nanovlm.errors import UserError
+from nanovlm.models.pretrained import load_backbone_weights
+from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.search.space import load_space
+from nanovlm.training.checkpoint import load_checkpoint
+from nanovlm.training.start_config import start_layers
+from tests.fake_hub import FakeHub
+from tests.hub_files import make_llama, make_siglip
+
+SHAPES = VLMConfig(
+    vit_hidden_dim=24, vit_inter_dim=40, vit_patch_size=8, vit_img_size=32, vit_n_heads=3,
+    vit_n_blocks=2, vit_ln_eps=1e-4, lm_hidden_dim=40, lm_inter_dim=56, lm_rms_eps=1e-3,
+    lm_re_base=777.0, lm_vocab_size=70, lm_n_heads=5, lm_n_kv_heads=1, lm_n_blocks=3,
+    lm_tie_weights=False, lm_max_position_embeddings=2048,
+)  # fmt: skip
+
+
+def as_made(module: nn.Module) -> None:
+    """Leave the weights as transformers drew them."""
+
+
+@pytest.fixture
+def backbones(tmp_path: Path) -> dict[str, str]:
+    """Return the settings that name an encoder and a decoder of SHAPES."""
+    names = {"vit_model_type": str(tmp_path / "siglip"), "lm_model_type": str(tmp_path / "llama")}
+    config = dataclasses.replace(
+        SHAPES, vit_model_type=names["vit_model_type"], lm_model_type=names["lm_model_type"]
+    )
+    make_siglip(config, as_made)
+    make_llama(config, as_made)
+    return {f"vlm.{key}": name for key, name in names.items()}
+
+
+def build(**values: Any) -> TrainConfig:
+    return build_config(Layer("command line", values), below=start_layers)
+
+
+def errors_of(values: dict[str, Any]) -> tuple[str, ...]:
+    with pytest.raises(UserError) as caught:
+        build(**values)
+    return caught.value.messages
+
+
+def rewrite(folder: str, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = Path(folder, "config.json")
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_naming_the_backbones_is_enough(backbones: dict[str, str]) -> None:
+    vlm = build(**backbones).vlm
+    assert dataclasses.asdict(vlm) == dataclasses.asdict(SHAPES) | {
+        key.removeprefix("vlm."): name for key, name in backbones.items()
+    }
+    load_backbone_weights(VisionLanguageModel(vlm))
+
+
+def test_one_of_them_leaves_the_other_at_its_defaults(backbones: dict[str, str]) -> None:
+    del backbones["vlm.vit_model_type"]
+    vlm = build(**backbones).vlm
+    assert (vlm.lm_n_heads, vlm.lm_n_blocks) == (5, 3)
+    assert (vlm.vit_n_heads, vlm.vit_n_blocks, vlm.vit_hidden_dim) == (12, 12, 768)
+
+
+def test_older_layouts_and_what_they_leave_out(backbones: dict[str, str]) -> None:
+    def age(values: dict[str, Any]) -> None:
+        values["rope_theta"] = values.pop("rope_parameters")["rope_theta"]
+        del values["num_key_value_heads"], values["head_dim"], values["max_position_embeddings"]
+
+    rewrite(backbones["vlm.lm_model_type"], age)
+    rewrite(backbones["vlm.vit_model_type"], lambda v: v.pop("layer_norm_eps"))
+    vlm = build(**backbones).vlm
+    assert (vlm.lm_re_base, vlm.lm_n_kv_heads, vlm.vit_ln_eps) == (777.0, 5, 1e-6)
+    assert vlm.lm_max_position_embeddings == 2048
+
+
+def test_what_the_user_sets_stands_and_is_checked(backbones: dict[str, str]) -> None:
+    larger = build(**backbones, **{"vlm.lm_vocab_size": 80, "vlm.lm_dropout": 0.1}).vlm
+    assert (larger.lm_vocab_size, larger.lm_n_blocks, larger.lm_dropout) == (80, 3, 0.1)
+    load_backbone_weights(VisionLanguageModel(larger))
+    other = build(**backbones, **{"vlm.lm_n_blocks": 2}).vlm
+    with pytest.raises(UserError, match=r"vlm.lm_n_blocks=2, but .* set vlm.lm_n_blocks=3"):
+        load_backbone_weights(VisionLanguageModel(other))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"vlm.lm_model_type": VLMConfig().lm_model_type, "lr_mp": 0.1},
+        {"vlm.lm_model_type": "not/here", "vlm.vlm_load_backbone_weights": False},
+        {"vlm": {"vit_model_type": "not/here", "vlm_load_backbone_weights": False}},
+        {"vlm.vlm_checkpoint_path": "not/here"},
+    ],
+)
+def test_nobody_is_asked_without_need(hub: FakeHub, values: dict[str, Any]) -> None:
+    assert start_layers([Layer("file", values)]) == []
+    assert hub.requests == []
+
+
+def test_a_backbone_from_the_hub(hub: FakeHub, backbones: dict[str, str]) -> None:
+    hub.add("model", "some/llama", Path(backbones["vlm.lm_model_type"]))
+    assert build(**{"vlm.lm_model_type": "some/llama"}).vlm.lm_hidden_dim == 40
+    assert not any("model.safetensors" in request for request in hub.requests)
+
+
+def test_all_that_cannot_be_loaded_is_told(backbones: dict[str, str]) -> None:
+    rewrite(backbones["vlm.lm_model_type"], lambda v: v.update(model_type="mixtral"))
+    Path(backbones["vlm.vit_model_type"], "config.json").unlink()
+    vision, decoder = errors_of(backbones)
+    assert vision.endswith("siglip: holds no config.json")
+    assert "llama/config.json: model_type='mixtral' cannot be loaded, only 'llama'" in decoder
+
+
+def test_a_number_that_is_none_names_the_file(backbones: dict[str, str]) -> None:
+    rewrite(backbones["vlm.lm_model_type"], lambda v: v.update(num_hidden_layers="3"))
+    [message] = errors_of(backbones)
+    assert message.startswith(f"{backbones['vlm.lm_model_type']}/config.json: vlm.lm_n_blocks: ")
+
+
+def test_a_run_that_resumes_has_the_architecture_of_its_checkpoint(tmp_path: Path) -> None:
+    saved = VisionLanguageModel(dataclasses.replace(SHAPES, lm_dropout=0.2), seed=1)
+    saved.save_pretrained(tmp_path)
+    values = {"resume_from_vlm_checkpoint": True, "vlm.vlm_checkpoint_path": str(tmp_path)}
+    vlm = build(**values, **{"vlm.lm_max_length": 50}).vlm
+    expected = dataclasses.replace(
+        SHAPES, lm_max_length=50, vlm_checkpoint_path=str(tmp_path), lm_dropout=0.0
+    )
+    assert vlm == expected
+    model = VisionLanguageModel(vlm)
+    load_checkpoint(model, str(tmp_path))
+    assert torch.equal(model.MP.proj.weight, saved.MP.proj.weight)
+
+
+def test_both_programs_build_their_configuration_so(
+    backbones: dict[str, str], tmp_path: Path
+) -> None:
+    assert load_config(None, None, backbones, cli.start_layers).vlm.lm_n_blocks == 3
+    (tmp_path / "space.yaml").write_text("base: {epochs: 1}\nsearch: {lr_mp: default}\n")
+    space = load_space(tmp_path / "space.yaml", backbones, cli.start_layers)
+    assert space.base.vlm.lm_n_blocks == 3
+    (tmp_path / "resolved.yaml").write_text(space.to_yaml())
+    assert load_space(tmp_path / "resolved.yaml").base == space.base
+
+
+def test_a_configuration_without_other_weights_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from nanovlm import cli; from nanovlm.config_files import load_config\n"
+        "load_config(None, 'digits', {'lr_mp': 1}, cli.start_layers)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
