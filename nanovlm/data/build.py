@@ -136,21 +136,21 @@ def _build_images(
         file=folder.path / IMAGES_FILE,
     )
     _check_disk(recipe, len(rows) * task.image_bytes)
-    all_done = ImagesDone(0, 0, {})
+    num_done = num_multi = 0
+    unreadable: dict[int, str] = {}
 
     def on_part(part: ImagesDone) -> None:
-        nonlocal all_done
-        all_done = ImagesDone(
-            all_done.num_images + part.num_images,
-            all_done.num_multi_image_rows + part.num_multi_image_rows,
-            {**all_done.unreadable, **part.unreadable},
-        )
-        on_progress(recipe.progress("images", all_done.num_images, len(rows)))
-        bad = _described(subsets, rows, all_done.unreadable)
-        check_readable(recipe.what, bad, len(rows), recipe.max_bad_fraction)
+        nonlocal num_done, num_multi
+        num_done += part.num_images
+        num_multi += part.num_multi_image_rows
+        unreadable.update(part.unreadable)
+        on_progress(recipe.progress("images", num_done, len(rows)))
+        if len(unreadable) > recipe.max_bad_fraction * len(rows):
+            bad = _described(subsets, rows, unreadable)
+            check_readable(recipe.what, bad, len(rows), recipe.max_bad_fraction)
 
     write_images(choose(subsets, rows), task, folder.parts, _num_cpus(), on_part)
-    return all_done
+    return ImagesDone(num_done, num_multi, unreadable)
 
 
 def check_readable(

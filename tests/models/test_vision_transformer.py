@@ -39,7 +39,12 @@ def ours(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("dim", "heads", "blocks", "patch", "side", "inter", "eps"),
-    [(32, 2, 2, 8, 32, None, 1e-6), (48, 4, 3, 4, 20, 40, 1e-3), (16, 1, 1, 16, 16, 64, 1e-6)],
+    [
+        (32, 2, 2, 8, 32, None, 1e-6),
+        (48, 4, 3, 4, 20, 40, 1e-3),
+        (16, 1, 1, 16, 16, 64, 1e-6),
+        (64, 8, 1, 16, 64, 96, 1e-6),
+    ],
 )
 def test_equals_siglip(
     randomize: Callable[[nn.Module], None],
