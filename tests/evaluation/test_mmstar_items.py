@@ -18,54 +18,27 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
 
-from nanovlm.config import TrainConfig, VLMConfig
 from nanovlm.data.digits import BENCHMARK_FEATURES, digits_tokenizer
 from nanovlm.data.prepared import prepare_benchmark
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.evaluation.mmstar_result import MMStarResult
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from tests.hub_data import AXES
+from tests.tiny import digits_config, vlm_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # two processes import all anew
 
 NUM_ITEMS = 1500
-AXES = {
-    "coarse perception": ("image scene and topic", "image style & quality", "image emotion"),
-    "fine-grained perception": ("object counting", "recognition", "localization"),
-    "instance reasoning": (
-        "single-instance reasoning",
-        "cross-instance attribute reasoning",
-        "cross-instance relation reasoning",
-    ),
-    "logical reasoning": ("code & sequence reasoning", "diagram reasoning", "common reasoning"),
-    "science & technology": (
-        "biology & chemistry & physics",
-        "electronics & energy & mechanical eng.",
-        "geography & earth science & agriculture",
-    ),
-    "math": (
-        "geometry",
-        "numeric commonsense and calculation",
-        "statistical reasoning",
-    ),
-}
 TOKENIZER = digits_tokenizer()
-CONFIG = TrainConfig(
-    vlm=VLMConfig(
+CONFIG = digits_config(
+    vlm_config(
         vit_hidden_dim=32,
-        vit_patch_size=8,
-        vit_img_size=32,
-        vit_n_heads=2,
-        vit_n_blocks=1,
         lm_hidden_dim=32,
         lm_inter_dim=64,
         lm_vocab_size=64,
-        lm_n_heads=4,
-        lm_n_kv_heads=2,
         lm_n_blocks=2,
         lm_tie_weights=False,
-        lm_tokenizer="builtin:digits",
-        vlm_load_backbone_weights=False,
-    ),
+    )
 )
 
 

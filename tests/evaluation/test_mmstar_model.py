@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nanovlm.config import VLMConfig
 from nanovlm.data.digits import digits_tokenizer
 from nanovlm.data.prepared import PreparedBenchmark
 from nanovlm.evaluation.mmstar import evaluate_mmstar
@@ -18,24 +17,16 @@ from nanovlm.models.checkpoint import PUBLISHED_IMAGES
 from nanovlm.models.language_model import KVCache
 from nanovlm.models.vision_language_model import Prefill, VisionLanguageModel
 from nanovlm.training.forward import image_input
+from tests.tiny import vlm_config
 
 CPU = torch.device("cpu")
 TOKENIZER = digits_tokenizer()
 A, B = (TOKENIZER.encode(letter).ids[0] for letter in "AB")
 EOS = 0
-VLM = VLMConfig(
-    vit_hidden_dim=16,
+VLM = vlm_config(
     vit_patch_size=4,
     vit_img_size=8,
-    vit_n_heads=2,
-    vit_n_blocks=1,
-    lm_hidden_dim=16,
-    lm_inter_dim=24,
     lm_vocab_size=TOKENIZER.get_vocab_size(),
-    lm_n_heads=4,
-    lm_n_kv_heads=2,
-    lm_n_blocks=1,
-    vlm_load_backbone_weights=False,
     **PUBLISHED_IMAGES,
 )
 

@@ -4,27 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nanovlm.config import VLMConfig
 from nanovlm.data.prepared import PreparedSamples
 from nanovlm.evaluation.validation import validation_loss
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.forward import image_input
+from tests.tiny import vlm_config
 
 CPU = torch.device("cpu")
-VLM = VLMConfig(
-    vit_hidden_dim=16,
-    vit_patch_size=4,
-    vit_img_size=8,
-    vit_n_heads=2,
-    vit_n_blocks=1,
-    lm_hidden_dim=16,
-    lm_inter_dim=24,
-    lm_vocab_size=32,
-    lm_n_heads=4,
-    lm_n_kv_heads=2,
-    lm_n_blocks=1,
-    vlm_load_backbone_weights=False,
-)
+VLM = vlm_config(vit_patch_size=4, vit_img_size=8, lm_vocab_size=32)
 
 
 def random_samples() -> PreparedSamples:
