@@ -58,7 +58,7 @@ def main() -> int:
         plan = plan_single(config, preparation.update)
     job = Job(
         trial_id=TRIAL_ID,
-        config=config,
+        config=plan.config,
         milestones=plan.milestones,
         output_dir=str(model_dir(folder.resolve(), TRIAL_ID)),
         answers_file=str(answers_file(folder.resolve(), TRIAL_ID)),

@@ -9,7 +9,7 @@ On CPU a trial gives the same numbers to the last bit wherever and after whateve
 import math
 import random
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -18,14 +18,14 @@ import torch
 
 from nanovlm.config import TrainConfig
 from nanovlm.data.prepared import PreparedBenchmark, PreparedSamples
-from nanovlm.errors import UserError
+from nanovlm.errors import Problems, UserError
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult
 from nanovlm.evaluation.validation import validation_loss
 from nanovlm.messages import Job, Report
 from nanovlm.models.pretrained import check_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.parallel import rank
+from nanovlm.parallel import gather_objects, rank
 from nanovlm.resources import Resources
 from nanovlm.results.store import replace_text
 from nanovlm.training.checkpoint import find_checkpoint
@@ -49,10 +49,13 @@ def run_trial(
     _set_up_worker(job.config, resources.device)
     started = time.perf_counter()
     config = job.config
-    check_start(config)
-    train_samples, val_samples = resources.training_data(config)
-    benchmark = resources.benchmark(config)
-    model = resources.model(config, _checkpoint(job))
+    problems = Problems()
+    with problems:
+        check_start(config)
+        train_samples, val_samples = resources.training_data(config)
+        benchmark = resources.benchmark(config)
+        model = resources.model(config, _checkpoint(job))
+    _raise_together(problems.messages)
     device = resources.device
     try:
         with closing(
@@ -80,6 +83,13 @@ def run_trial(
                 )
     finally:
         model.zero_grad()
+
+
+def _raise_together(messages: Sequence[str]) -> None:
+    """Raise UserError on all workers if one of them has messages: none waits for it in vain."""
+    said = next(filter(None, gather_objects(tuple(messages))), ())
+    if said:
+        raise UserError(*said)
 
 
 def check_start(config: TrainConfig) -> None:

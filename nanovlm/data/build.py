@@ -9,10 +9,13 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
+from nanovlm.data import build_images, build_text
 from nanovlm.data.build_images import ImagesDone, ImageTask, write_images
 from nanovlm.data.build_text import EncodeRows, encode_text, read_text, write_samples
 from nanovlm.data.cache import ABOUT_FILE, IMAGES_FILE, MANIFEST_FILE, PreparedFolder
@@ -80,14 +83,18 @@ def build(recipe: Recipe, on_progress: OnProgress) -> None:
         if folder.is_complete:  # by the one that we have waited for
             return
         subsets = recipe.load()
-        folder.parts.mkdir(parents=True, exist_ok=True)
-        folder.write_json(ABOUT_FILE, folder.about)
-        _build(recipe, subsets, on_progress)
-        shutil.rmtree(folder.parts)
+        try:
+            _build(recipe, subsets, on_progress)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"preparing the {recipe.what} in {folder.path}: {error}") from error
 
 
 def _build(recipe: Recipe, subsets: tuple[Subset, ...], on_progress: OnProgress) -> None:
     folder = recipe.folder
+    # Parts of another size, by another version of this program, must not be taken for these.
+    parts = folder.path / f"parts-{build_text.ROWS_PER_PART}-{build_images.IMAGES_PER_PART}"
+    parts.mkdir(parents=True, exist_ok=True)
+    folder.write_json(ABOUT_FILE, folder.about)
     order = recipe.order(sum(subset.num_rows for subset in subsets))
     rows = np.sort(order)  # from here on rows are read, and counted, in the order of the files
     text = read_text(
@@ -95,12 +102,12 @@ def _build(recipe: Recipe, subsets: tuple[Subset, ...], on_progress: OnProgress)
             choose(subsets, rows),
             recipe.text_column,
             recipe.encode,
-            folder.parts,
+            parts,
             lambda done: on_progress(recipe.progress("text", done, len(rows))),
         )
     )
     kept = np.unique(text.rows)
-    images = _build_images(recipe, subsets, rows[kept], on_progress)
+    images = _build_images(recipe, subsets, rows[kept], parts, on_progress)
     unreadable = sorted(images.unreadable)
     is_read = ~np.isin(text.rows, kept[unreadable])
     place = np.argsort(order)  # of each row in the result
@@ -122,10 +129,16 @@ def _build(recipe: Recipe, subsets: tuple[Subset, ...], on_progress: OnProgress)
             "items": recipe.items(subsets),
         },
     )
+    for left in folder.path.glob("parts-*"):
+        shutil.rmtree(left)
 
 
 def _build_images(
-    recipe: Recipe, subsets: tuple[Subset, ...], rows: np.ndarray, on_progress: OnProgress
+    recipe: Recipe,
+    subsets: tuple[Subset, ...],
+    rows: np.ndarray,
+    parts: Path,
+    on_progress: OnProgress,
 ) -> ImagesDone:
     """Write the first image of each of `rows`; return what was found in all."""
     folder = recipe.folder
@@ -149,7 +162,7 @@ def _build_images(
             bad = _described(subsets, rows, unreadable)
             check_readable(recipe.what, bad, len(rows), recipe.max_bad_fraction)
 
-    write_images(choose(subsets, rows), task, folder.parts, _num_cpus(), on_part)
+    write_images(choose(subsets, rows), task, parts, _num_cpus(), on_part)
     return ImagesDone(num_done, num_multi, unreadable)
 
 

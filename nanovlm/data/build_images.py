@@ -67,6 +67,9 @@ def write_images(
     """
     parts = in_parts(chosen, IMAGES_PER_PART)
     notes = [folder / f"images-{number:05}.json" for number in range(len(parts))]
+    if not task.file.exists():  # then nothing of it is done, whatever the notes say
+        for note in notes:
+            note.unlink(missing_ok=True)
     _set_size(task, sum(len(group.rows) for group in chosen))
     for note in notes:
         if note.exists():

@@ -1,11 +1,11 @@
 """Prepared data on disk: one folder for each recipe, complete once its manifest is there.
 
     HF_HOME/assets/nanovlm/prepared/<key>/        (HF_ASSETS_CACHE moves it)
-      about.json       what it was made from; the key is its hash
+      about.json       what it was made from
       images.bin       uint8[R, 3, S, S]
       *.npy            tokens and where each sample's lie
       manifest.json    written last: counts, unreadable images
-      parts/           what a build that was broken off has done so far
+      parts-*/         what a build that was broken off has done so far
 
 Everything is written beside its place and then renamed, so a reader never meets half a file.
 """
@@ -29,7 +29,6 @@ from nanovlm.errors import UserError
 ABOUT_FILE = "about.json"
 MANIFEST_FILE = "manifest.json"
 IMAGES_FILE = "images.bin"
-PARTS_DIR = "parts"
 KEY_LENGTH = 16
 
 
@@ -51,19 +50,19 @@ class PreparedFolder:
     about: Mapping[str, Any]
 
     @staticmethod
-    def of(about: Mapping[str, Any]) -> "PreparedFolder":
-        """Return the folder for what `about` says; any other value means another folder."""
-        content = json.dumps(about, sort_keys=True)
+    def of(recipe: Mapping[str, Any], **notes: str) -> "PreparedFolder":
+        """Return the folder of what `recipe` says; any other value means another folder.
+
+        Args:
+            notes: what `about` tells besides and the folder does not depend on.
+        """
+        content = json.dumps(recipe, sort_keys=True)
         key = hashlib.sha256(content.encode()).hexdigest()[:KEY_LENGTH]
-        return PreparedFolder(prepared_root() / key, about)
+        return PreparedFolder(prepared_root() / key, {**notes, **recipe})
 
     @property
     def is_complete(self) -> bool:
         return (self.path / MANIFEST_FILE).is_file()
-
-    @property
-    def parts(self) -> Path:
-        return self.path / PARTS_DIR
 
     def manifest(self) -> dict[str, Any]:
         """Return what is known of the complete data."""
@@ -71,12 +70,15 @@ class PreparedFolder:
         return manifest
 
     def array(self, name: str) -> np.ndarray:
-        """Return the array `name`, memory-mapped; writing to it changes no file."""
-        array: np.ndarray = np.load(self.path / f"{name}.npy", mmap_mode="c")
+        """Return the array `name`, memory-mapped, not to be written to."""
+        array: np.ndarray = np.load(self.path / f"{name}.npy", mmap_mode="r")
         return array
 
     def images(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the pixels, uint8 of `shape`, memory-mapped.
+        """Return the pixels, uint8 of `shape`, memory-mapped, not to be written to.
+
+        A mapping that could be written to, even a private one, would count as memory that is
+        promised, and the system would refuse it for files larger than what it has.
 
         Raises:
             UserError: the file has another size: someone has changed it.
@@ -90,7 +92,7 @@ class PreparedFolder:
             )
         if not expected:  # nothing can be mapped
             return np.empty(shape, np.uint8)
-        return np.memmap(path, np.uint8, mode="c", shape=shape)
+        return np.memmap(path, np.uint8, mode="r", shape=shape)
 
     def write_array(self, name: str, array: np.ndarray) -> None:
         with replacing(self.path / f"{name}.npy") as file:

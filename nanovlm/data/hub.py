@@ -19,8 +19,17 @@ HUB_ERRORS = (OSError, HTTPError, ValueError)
 """What the hub's client raises: no such repository or file, not reachable, not an id."""
 
 
+def split_revision(path: str) -> tuple[str, str | None]:
+    """Return the id and the revision of `id@revision`; None stands for the newest."""
+    repository, _, revision = path.partition("@")
+    return repository, revision or None
+
+
 def card_folder(place: str, path: str) -> Path:
-    """Return the folder of the data set's newest version, named by its commit, with its card.
+    """Return the folder of the data set's version, named by its commit, with its card.
+
+    Args:
+        path: an id, or `id@revision`.
 
     Raises:
         UserError: neither the hub nor its cache has the data set.
@@ -31,9 +40,14 @@ def card_folder(place: str, path: str) -> Path:
         raise UserError(_not_given(place, path, CARD_FILE, error)) from error
 
 
-@cache  # asked once a process: a search sees one version of its data
+@cache  # asked once a process
 def _card_folder(path: str) -> Path:
-    return Path(snapshot_download(path, repo_type="dataset", allow_patterns=[CARD_FILE]))
+    repository, revision = split_revision(path)
+    return Path(
+        snapshot_download(
+            repository, repo_type="dataset", revision=revision, allow_patterns=[CARD_FILE]
+        )
+    )
 
 
 def data_files(
@@ -50,7 +64,10 @@ def data_files(
     patterns = {name: _patterns(place, folder / CARD_FILE, name, split) for name in names}
     wanted = sorted({pattern for listed in patterns.values() for pattern in listed})
     try:
-        snapshot_download(path, repo_type="dataset", revision=folder.name, allow_patterns=wanted)
+        repository, _ = split_revision(path)
+        snapshot_download(
+            repository, repo_type="dataset", revision=folder.name, allow_patterns=wanted
+        )
     except HUB_ERRORS as error:
         raise UserError(_not_given(place, path, ", ".join(wanted), error)) from error
     there = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*.parquet"))}

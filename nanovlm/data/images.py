@@ -47,9 +47,11 @@ def read_image(stored: StoredImage | None) -> Image.Image:
                 raise UnreadableImage(f"{width} x {height} pixels, at most {MAX_PIXELS} in all")
             image.load()
             return to_rgb(image)
-    except UnreadableImage:
+    except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # what Pillow's decoders raise on broken bytes has no common type
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the machine's trouble, and not the image's
         reason = str(error).partition("\n")[0]
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "not an image in a known format"

@@ -4,6 +4,7 @@ What is prepared lies on the disk (`nanovlm.data.cache`) and is mapped into memo
 and later searches share one copy in the page cache.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,8 @@ from nanovlm.errors import UserError
 class PreparedSamples:
     """N samples, each one turn about one of R images.
 
-    Sample i has the tokens `tokens[offsets[i] : offsets[i + 1]]`: prompt, answer, EOS.
+    Sample i has the tokens `tokens[offsets[i] : offsets[i + 1]]`: prompt, answer, EOS. The tensors
+    are files mapped into memory: to write to one ends the process.
     """
 
     images: Tensor
@@ -170,12 +172,18 @@ def _num_validation_rows(num_rows: int, val_ratio: float) -> int:
     return max(1, round(num_rows * val_ratio)) if val_ratio else 0
 
 
+def _tensor(array: np.ndarray) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)  # nobody writes to it
+
+
 def _samples(recipe: Recipe, manifest: Mapping[str, Any]) -> PreparedSamples:
     folder, size = recipe.folder, recipe.image_size
     return PreparedSamples(
-        images=torch.from_numpy(folder.images((manifest["images"], 3, size, size))),
+        images=_tensor(folder.images((manifest["images"], 3, size, size))),
         **{
-            name: torch.from_numpy(folder.array(name))
+            name: _tensor(folder.array(name))
             for name in ("image_index", "tokens", "offsets", "prompt_lengths")
         },
     )

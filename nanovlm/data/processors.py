@@ -39,7 +39,14 @@ def load_tokenizer(name: str) -> Tokenizer:
     file = Path(folder, TOKENIZER_FILE)
     if not file.is_file():
         raise UserError(f"{place}: {folder} has no {TOKENIZER_FILE}")
-    return Tokenizer.from_file(str(file))
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises no other type
+        raise UserError(f"{place}: {file} is not a tokenizer: {error}") from error
+    # transformers may have stored both; no text's tokens may depend on the texts beside it.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def image_to_uint8(image: Image.Image, size: int, resampling: str) -> torch.Tensor:

@@ -16,7 +16,12 @@ from nanovlm.data.build import Recipe
 from nanovlm.data.build_text import RowText
 from nanovlm.data.cache import PreparedFolder
 from nanovlm.data.rows import Subset
-from nanovlm.data.samples import encode_prompts, encode_turns, mmstar_prompt
+from nanovlm.data.samples import (
+    encode_prompts,
+    encode_turns,
+    mmstar_prompt,
+    training_answer,
+)
 from nanovlm.data.sources import benchmark_source, training_source
 from nanovlm.errors import UserError
 
@@ -37,8 +42,8 @@ def training_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
     Raises UserError if a sub-set is not there.
     """
     source = training_source(config.train_dataset_path, config.train_dataset_name)
-    about = _about("training data", config.train_dataset_path, source.identity, config, tokenizer)
-    about |= {
+    recipe = _recipe("training data", source.identity, config, tokenizer)
+    recipe |= {
         "data_cutoff_idx": config.data_cutoff_idx,
         "turns": config.turns,
         "lm_max_length": config.vlm.lm_max_length,
@@ -51,7 +56,7 @@ def training_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
 
     return Recipe(
         what="training data",
-        folder=PreparedFolder.of(about),
+        folder=PreparedFolder.of(recipe, path=config.train_dataset_path),
         load=source.load,
         order=order,
         text_column="texts",
@@ -70,10 +75,10 @@ def benchmark_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
     """
     place = f"test_dataset_path={config.test_dataset_path!r}"
     source = benchmark_source(config.test_dataset_path)
-    about = _about("benchmark", config.test_dataset_path, source.identity, config, tokenizer)
+    recipe = _recipe("benchmark", source.identity, config, tokenizer)
     return Recipe(
         what="benchmark",
-        folder=PreparedFolder.of(about),
+        folder=PreparedFolder.of(recipe, path=config.test_dataset_path),
         load=source.load,
         order=np.arange,
         text_column="question",
@@ -86,9 +91,8 @@ def benchmark_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
     )
 
 
-def _about(
+def _recipe(
     what: str,
-    path: str,
     identity: Mapping[str, Any],
     config: TrainConfig,
     tokenizer: Tokenizer,
@@ -96,7 +100,6 @@ def _about(
     """Return everything that the prepared bytes depend on in training data and benchmark alike."""
     return {
         "what": what,
-        "path": path,
         "source": identity,
         "version": VERSION,
         "pillow": PIL.__version__,
@@ -134,7 +137,7 @@ def _encode_turns(
 def _complete_turns(row: Sequence[Mapping[str, str | None]]) -> Iterator[tuple[str, str]]:
     for turn in row:
         user, assistant = turn["user"], turn["assistant"]
-        if user is not None and assistant is not None:
+        if user is not None and assistant is not None and training_answer(assistant).strip():
             yield user, assistant
 
 

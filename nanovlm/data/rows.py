@@ -39,7 +39,7 @@ class ParquetGroup:
     def read(self, column: str, rows: np.ndarray) -> Iterator[Any]:
         with pq.ParquetFile(self.path, memory_map=True) as file:
             batches = file.iter_batches(_BATCH_ROWS, row_groups=[self.index], columns=[column])
-            yield from _chosen(batches, rows)
+            yield from _values_at(batches, rows)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TableGroup:
         return int(self.table.num_rows)
 
     def read(self, column: str, rows: np.ndarray) -> Iterator[Any]:
-        yield from _chosen(self.table.select([column]).to_batches(_BATCH_ROWS), rows)
+        yield from _values_at(self.table.select([column]).to_batches(_BATCH_ROWS), rows)
 
 
 @dataclass(frozen=True)
@@ -101,18 +101,28 @@ def choose(subsets: Sequence[Subset], rows: np.ndarray) -> list[Chosen]:
 
 
 def in_parts(chosen: Sequence[Chosen], num_rows: int) -> list[list[Chosen]]:
-    """Return consecutive groups together so that each part has at least `num_rows` rows."""
+    """Return consecutive groups together so that each part has `num_rows` rows or a few more.
+
+    The rows of a large group are divided: a part is what may be lost, and what is in memory.
+    """
     parts: list[list[Chosen]] = [[]]
-    for group in chosen:
+    for group in chain.from_iterable(_divided(group, num_rows) for group in chosen):
         if sum(len(part.rows) for part in parts[-1]) >= num_rows:
             parts.append([])
         parts[-1].append(group)
     return [part for part in parts if part]
 
 
-def _chosen(batches: Iterator[pa.RecordBatch], rows: np.ndarray) -> Iterator[Any]:
+def _divided(chosen: Chosen, num_rows: int) -> Iterator[Chosen]:
+    for start in range(0, len(chosen.rows), num_rows):
+        yield Chosen(chosen.group, chosen.rows[start : start + num_rows], chosen.first + start)
+
+
+def _values_at(batches: Iterator[pa.RecordBatch], rows: np.ndarray) -> Iterator[Any]:
     start = 0
     for batch in batches:
+        if start > rows[-1]:
+            return
         low, high = np.searchsorted(rows, [start, start + batch.num_rows])
         if high > low:
             yield from batch.column(0).take(pa.array(rows[low:high] - start)).to_pylist()

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 _PROMPT_END = "Answer:"
+_TEXTS_AT_ONCE = 10_000  # an encoding holds far more than the ids that are kept
 
 
 def training_prompt(user: str) -> str:
@@ -60,4 +61,8 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[in
 
 
 def _encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    return [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        some = texts[start : start + _TEXTS_AT_ONCE]
+        ids += [e.ids for e in tokenizer.encode_batch_fast(some, add_special_tokens=False)]
+    return ids

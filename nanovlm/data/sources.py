@@ -1,7 +1,8 @@
 """Where the rows of the training data and of the benchmark lie.
 
-A path is `builtin:digits`, a folder of parquet files, or the id of a data set on the hub. A folder
-is laid out as the hub's own downloads of the_cauldron, FineVision and MMStar are:
+A path is `builtin:digits`, a folder of parquet files, or the id of a data set on the hub, where
+`id@revision` means one version of it. A folder is laid out as the hub's own downloads of
+the_cauldron, FineVision and MMStar are:
 
     training     FOLDER/NAME/*.parquet for each name; FOLDER/*.parquet for the name `default`
     benchmark    FOLDER/*.parquet
@@ -11,15 +12,16 @@ Of the hub only the parquet files of the wanted sub-sets are downloaded.
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nanovlm.config import TrainConfig
 from nanovlm.data.digits import BUILTIN_DIGITS, digits_benchmark_rows, digits_training_rows
-from nanovlm.data.hub import DEFAULT_NAME, card_folder, data_files
+from nanovlm.data.hub import DEFAULT_NAME, card_folder, data_files, split_revision
 from nanovlm.data.rows import Subset, TableGroup, parquet_groups
 from nanovlm.errors import Problems, UserError, did_you_mean
 
@@ -92,6 +94,28 @@ def benchmark_source(path: str) -> Source:
     return _folder(place, Path(path), files, _BENCHMARK_COLUMNS)
 
 
+def pin_data(config: TrainConfig) -> TrainConfig:
+    """Return `config` with the versions that its data sets on the hub have now.
+
+    So all workers of a search, and whoever runs its best configuration again, read the same rows.
+
+    Raises:
+        UserError: the hub does not give a data set.
+    """
+    return replace(
+        config,
+        train_dataset_path=_pinned("train_dataset_path", config.train_dataset_path),
+        test_dataset_path=_pinned("test_dataset_path", config.test_dataset_path),
+    )
+
+
+def _pinned(key: str, path: str) -> str:
+    if path == BUILTIN_DIGITS or Path(path).is_dir():
+        return path
+    repository, _ = split_revision(path)
+    return f"{repository}@{card_folder(f'{key}={path!r}', path).name}"
+
+
 def _builtin(make_table: Callable[[], pa.Table]) -> Source:
     identity = {"builtin": BUILTIN_DIGITS}
     return Source(identity, lambda: (Subset(DEFAULT_NAME, (TableGroup(make_table()),)),))
@@ -129,7 +153,8 @@ def _size_and_time(file: Path) -> tuple[int, int]:
 
 def _hub(place: str, path: str, names: tuple[str, ...], split: str, columns: Columns) -> Source:
     folder = card_folder(place, path)
-    identity = {"hub": path, "commit": folder.name, "names": list(names), "split": split}
+    repository, _ = split_revision(path)
+    identity = {"hub": repository, "commit": folder.name, "names": list(names), "split": split}
     return Source(
         identity,
         lambda: _subsets(place, data_files(place, path, folder, names, split), columns),

@@ -9,6 +9,7 @@ import torch
 
 from nanovlm.config import TrainConfig
 from nanovlm.data.build import OnProgress, log_progress
+from nanovlm.data.sources import pin_data
 from nanovlm.distributed.session import OnRecord, OnStart, StopSwitch, session
 from nanovlm.errors import UserError
 from nanovlm.messages import Decision, Job, Report
@@ -36,6 +37,8 @@ def trial_resources(config: TrainConfig, workers: int) -> TrialResources:
 class SinglePlan(NamedTuple):
     """What a single run was made up to be, before it starts."""
 
+    config: TrainConfig
+    """With the version of each data set of the hub."""
     milestones: tuple[int, ...]
     """Samples seen at which it reports before the end."""
     data: Mapping[str, Any]
@@ -56,11 +59,12 @@ def plan_single(config: TrainConfig, on_progress: OnProgress = log_progress) -> 
     """
     check_start(config)
     check_backbones(config)
+    config = pin_data(config)
     resources = Resources("cpu", on_progress)
     train_samples, _ = resources.training_data(config)
     resources.benchmark(config)
     milestones = _milestones(config, len(train_samples)) if config.eval_in_epochs else ()
-    return SinglePlan(milestones, resources.describe_data(config))
+    return SinglePlan(config, milestones, resources.describe_data(config))
 
 
 def _milestones(config: TrainConfig, num_samples: int) -> tuple[int, ...]:

@@ -29,6 +29,9 @@ _DECODER_NUMBERS = (
     ("rms_norm_eps", "lm_rms_eps", 1e-6),
     ("tie_word_embeddings", "lm_tie_weights", False),
 )
+PREPROCESSOR_FILE = "preprocessor_config.json"
+_RESAMPLING = {2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers, as transformers stores them."""
 _DEFAULT_ROPE_THETA = 10_000.0
 _DEFAULT_VOCAB_SIZE = 32_000
 _DEFAULT_MAX_POSITIONS = 2048
@@ -39,10 +42,23 @@ def vision_layer(place: str, name: str) -> Layer:
 
     Raises UserError if its config.json cannot be had, or is no SigLIP's.
     """
-    path = find_folder(place, name, (CONFIG_FILE,)) / CONFIG_FILE
+    folder = find_folder(place, name, (CONFIG_FILE, PREPROCESSOR_FILE))
+    path = folder / CONFIG_FILE
     values = _vision_values(path)
     _raise_if_any(_unsupported_vision(path, values))
-    return Layer(str(path), {"vlm": {f: _get(values, k, d) for k, f, d in _VISION_NUMBERS}})
+    numbers = {f: _get(values, k, d) for k, f, d in _VISION_NUMBERS}
+    return Layer(str(path), {"vlm": numbers | _image_values(folder / PREPROCESSOR_FILE)})
+
+
+def _image_values(path: Path) -> dict[str, Any]:
+    """Return how the encoder's images were resized and normalised, as far as the file says so."""
+    if not path.is_file():
+        return {}
+    values = read_json_object(path)
+    found = {key: values[key] for key in ("image_mean", "image_std") if values.get(key)}
+    if values.get("resample") in _RESAMPLING:
+        found["image_resampling"] = _RESAMPLING[values["resample"]]
+    return found
 
 
 def decoder_layer(place: str, name: str) -> Layer:

@@ -8,6 +8,7 @@ from typing import Any
 from ray import tune
 
 from nanovlm.data.build import OnProgress, log_progress
+from nanovlm.data.sources import pin_data
 from nanovlm.distributed.session import INTERRUPTED, OnRecord, OnStart, Session, StopSwitch, session
 from nanovlm.distributed.trainable import TrialRelay
 from nanovlm.distributed.worker import RunTrial
@@ -42,6 +43,7 @@ class SearchPlan:
     """What a search was made up to be, before it starts."""
 
     space: SearchSpace
+    """With the version of each data set of the hub."""
     milestones: tuple[int, ...]
     """Samples seen at which trials report and are compared, before the end."""
     trial_samples: int
@@ -67,6 +69,7 @@ def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> S
             if no report will carry the objective.
     """
     resources = Resources("cpu", on_progress)
+    space = replace(space, base=pin_data(space.base))
     config = replace(space.base, batch_size=space.batch_sizes()[1])
     check_start(config)
     check_backbones(config)

@@ -23,7 +23,8 @@ _FREE_TO_DIFFER = {
     "vlm_load_backbone_weights",
     "vlm_checkpoint_path",
 }
-"""Fields of VLMConfig that do not change what the weights compute, or what they are shown."""
+"""Fields of VLMConfig that may be set otherwise than a saved model has them. The tokenizer is one:
+the same may go by the name of a folder or of a repository."""
 
 
 def load_checkpoint(model: VisionLanguageModel, name: str) -> None:
@@ -62,12 +63,16 @@ def find_checkpoint(name: str, config: VLMConfig) -> Path:
 
 
 def checkpoint_layer(name: str) -> Layer:
-    """Return the architecture of a saved model, a folder or a hub id, as values of a configuration.
+    """Return a saved model's architecture, tokenizer and EOS as values of a configuration.
+
+    `name` is a folder or a hub id.
 
     Raises UserError if there is no such model.
     """
     folder = find_folder("vlm.vlm_checkpoint_path", name, MODEL_FILES)
-    return Layer(str(folder / CONFIG_FILE), {"vlm": _architecture(read_config(folder, {}))})
+    config = read_config(folder, {})
+    text = {"lm_tokenizer": config.lm_tokenizer, "lm_eos_token_id": config.lm_eos_token_id}
+    return Layer(str(folder / CONFIG_FILE), {"vlm": _architecture(config) | text})
 
 
 def _architecture(config: VLMConfig) -> dict[str, Any]:
