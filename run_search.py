@@ -1,9 +1,11 @@
 """Search hyperparameters: run the trials of a space file and keep the best configuration."""
 
 import argparse
+import json
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from nanovlm.results.summary import Objective, best_record, describe_accuracy
 from nanovlm.results.terminal import (
     PreparationDisplay,
     SearchDisplay,
+    describe_data,
     make_console,
     results_table,
 )
@@ -67,6 +70,8 @@ def main() -> int:
     if arguments.dry_run:
         console.print(f"{plan.describe()}\n\n{space.to_yaml()}", **cli.PLAIN)
         return cli.DONE
+    if arguments.resume:
+        check_same_data(folder, plan.data)
     objective = Objective(**space.objective.model_dump())
     store = ResultsStore(folder, objective, space.resources.gpus_per_trial)
     with store.opened(resume=arguments.resume):
@@ -79,7 +84,7 @@ def main() -> int:
             store.write_json(DATA_FILE, plan.data)
             cluster = cli.describe_cluster(dashboard_url, is_own)
             about = f"{plan.describe()}; {num_slots} at once; results: {folder}"
-            console.print(f"{cluster}\n{about}", **cli.PLAIN)
+            console.print(f"{cluster}\n{about}\n{describe_data(plan.data)}", **cli.PLAIN)
 
         def on_record(record: TrialRecord) -> None:
             if record.state != "running":
@@ -126,6 +131,23 @@ def results_folder(arguments: argparse.Namespace, space: SearchSpace) -> Path:
             f"{', '.join(differing)}; only the budget may change"
         )
     return folder
+
+
+def check_same_data(folder: Path, data: Mapping[str, Any]) -> None:
+    """Raise UserError if a search would go on with other data than it has begun with."""
+    path = folder / DATA_FILE
+    if not path.exists():
+        return
+    before = json.loads(path.read_text())
+    # The name of a folder of prepared data is a hash of all that its bytes depend on.
+    keys = {part: (before[part]["folder"], data[part]["folder"]) for part in data}
+    differing = [part for part, (old, new) in keys.items() if Path(old).name != Path(new).name]
+    if differing:
+        raise UserError(
+            f"--resume: the data for {' and '.join(differing)} is not that of {path}: trials on "
+            "both could not be compared. Of a data set on the hub ID@COMMIT names a version; the "
+            "files of a folder must have the sizes and times that they had"
+        )
 
 
 def resume_command(folder: Path) -> str:

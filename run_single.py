@@ -19,7 +19,7 @@ from nanovlm.results.store import (
     model_dir,
 )
 from nanovlm.results.summary import Objective, describe_accuracy
-from nanovlm.results.terminal import PreparationDisplay, make_console
+from nanovlm.results.terminal import PreparationDisplay, describe_data, make_console
 
 EXAMPLES = """examples:
   python run_single.py --preset digits
@@ -68,7 +68,7 @@ def main() -> int:
 
     def on_start(dashboard_url: str | None, is_own: bool, num_slots: int) -> None:
         cluster = cli.describe_cluster(dashboard_url, is_own)
-        console.print(f"{cluster}\nresults: {folder}", **cli.PLAIN)
+        console.print(f"{cluster}\nresults: {folder}\n{describe_data(plan.data)}", **cli.PLAIN)
 
     def on_record(record: TrialRecord) -> None:
         show_progress(console, record)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
@@ -15,7 +16,7 @@ from nanovlm import prepared_data
 from nanovlm.data.cache import ABOUT_FILE, MANIFEST_FILE, PreparedFolder, prepared_folders
 from nanovlm.errors import UserError
 from nanovlm.messages import BuildProgress
-from nanovlm.results.terminal import PreparationDisplay
+from nanovlm.results.terminal import PreparationDisplay, describe_data
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -122,6 +123,24 @@ def test_as_a_command(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: HF_ASSETS_CACHE (else HF_HOME/assets): no folder can be")
+
+
+def test_what_was_left_out_is_said_in_a_line() -> None:
+    subset = {"rows": 5, "over_long_turns": 0, "incomplete_turns": 0, "samples": 7}
+    training: dict[str, Any] = {
+        "rows": 10,
+        "samples": 14,
+        "subsets": {"a": subset, "b": subset},
+        "unreadable_images": [],
+    }
+    data = {"training": training, "benchmark": {"samples": 3}}
+    assert describe_data(data) == "data: 14 samples of 10 rows, 3 questions"
+    training["subsets"]["b"] = subset | {"over_long_turns": 6, "samples": 0}
+    training["unreadable_images"] = [{"subset": "a", "row": 1, "reason": "truncated"}]
+    assert describe_data(data) == (
+        "data: 14 samples of 10 rows, 3 questions; "
+        "left out: 6 over-long turns, 1 unreadable images, all of b (data.json)"
+    )
 
 
 def shown(is_terminal: bool, seconds_between_lines: float) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from nanovlm.data import build_images, build_text
 from nanovlm.data.build_images import ImagesDone, ImageTask, write_images
@@ -79,23 +78,29 @@ def build(recipe: Recipe, on_progress: OnProgress) -> None:
     folder = recipe.folder
     if folder.is_complete:
         return
-    with folder.locked(lambda: on_progress(recipe.progress("waiting", 0, 1))):
-        if folder.is_complete:  # by the one that we have waited for
-            return
-        subsets = recipe.load()
-        try:
-            _build(recipe, subsets, on_progress)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"preparing the {recipe.what} in {folder.path}: {error}") from error
+    try:
+        with folder.locked(lambda: on_progress(recipe.progress("waiting", 0, 1))):
+            if not folder.is_complete:  # by the one that we have waited for
+                _build(recipe, recipe.load(), on_progress)
+    except OSError as error:
+        raise UserError(
+            f"preparing the {recipe.what} in {folder.path} (HF_ASSETS_CACHE puts it elsewhere): "
+            f"{error}; started again, the work goes on after what is done"
+        ) from error
 
 
 def _build(recipe: Recipe, subsets: tuple[Subset, ...], on_progress: OnProgress) -> None:
     folder = recipe.folder
+    num_rows = sum(subset.num_rows for subset in subsets)
+    if not num_rows:
+        raise UserError(
+            f"{recipe.what}: {', '.join(subset.name for subset in subsets)} has no rows"
+        )
     # Parts of another size, by another version of this program, must not be taken for these.
     parts = folder.path / f"parts-{build_text.ROWS_PER_PART}-{build_images.IMAGES_PER_PART}"
     parts.mkdir(parents=True, exist_ok=True)
     folder.write_json(ABOUT_FILE, folder.about)
-    order = recipe.order(sum(subset.num_rows for subset in subsets))
+    order = recipe.order(num_rows)
     rows = np.sort(order)  # from here on rows are read, and counted, in the order of the files
     text = read_text(
         encode_text(

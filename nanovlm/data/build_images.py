@@ -10,15 +10,15 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from nanovlm.data.cache import replacing
 from nanovlm.data.images import StoredImage, UnreadableImage, read_image, resize_to_uint8
 from nanovlm.data.rows import Chosen, in_parts
 from nanovlm.errors import UserError
 
-IMAGES_PER_PART = 256
+IMAGES_PER_PART = 128
 _FEW_IMAGES = 2000
 """So many are done here, before other processes would have started."""
 
@@ -134,7 +134,8 @@ def _run_here(work: Work, task: ImageTask, _: int) -> Results:
 def _run_in_processes(work: Work, task: ImageTask, num_workers: int) -> Results:
     # Spawned, not forked: threads of the tokenizer and of torch would be cut off in mid-air.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, context, initializer=_end_with_parent)
+    others_end, lifeline = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(num_workers, context, _end_with_parent, (others_end,))
     try:
         futures: dict[Future[ImagesDone], Path] = {
             pool.submit(write_part, part, task): note for part, note in work
@@ -146,18 +147,20 @@ def _run_in_processes(work: Work, task: ImageTask, num_workers: int) -> Results:
             "preparing images: a process ended unexpectedly, killed or for want of memory; started "
             "again, the work goes on after what is done"
         ) from error
+    except BaseException:  # Ctrl-C too: nobody waits for the parts under way, they are done again
+        lifeline.close()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+        lifeline.close()
 
 
-def _end_with_parent() -> None:
-    """Leave no process behind when the parent is killed; Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "runs in a child process"
+def _end_with_parent(lifeline: Connection) -> None:
+    """End this process once the parent has closed the other end, or is no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
-    def watch() -> Any:
-        parent.join()
+    def watch() -> None:
+        lifeline.poll(None)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nanovlm.errors import UserError
+
 _BATCH_ROWS = 64
 
 
@@ -37,9 +39,14 @@ class ParquetGroup:
     num_rows: int
 
     def read(self, column: str, rows: np.ndarray) -> Iterator[Any]:
-        with pq.ParquetFile(self.path, memory_map=True) as file:
-            batches = file.iter_batches(_BATCH_ROWS, row_groups=[self.index], columns=[column])
-            yield from _values_at(batches, rows)
+        try:
+            with pq.ParquetFile(self.path, memory_map=True) as file:
+                batches = file.iter_batches(_BATCH_ROWS, row_groups=[self.index], columns=[column])
+                yield from _values_at(batches, rows)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(
+                f"{self.path}: column {column} of row group {self.index} cannot be read: {error}"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,27 @@ class _RateColumn(ProgressColumn):
         return Text("" if speed is None else f"{speed:.0f}/s")
 
 
+def describe_data(data: Mapping[str, Any]) -> str:
+    """Return in a line what the content of `data.json` comes to, and what was left out."""
+    training = data["training"]
+    subsets = training["subsets"]
+    over_long = sum(subset["over_long_turns"] for subset in subsets.values())
+    incomplete = sum(subset["incomplete_turns"] for subset in subsets.values())
+    empty = [name for name, subset in subsets.items() if subset["rows"] and not subset["samples"]]
+    counts = {
+        "over-long turns": over_long,
+        "incomplete turns": incomplete,
+        "unreadable images": len(training["unreadable_images"]),
+    }
+    left_out = [f"{number} {what}" for what, number in counts.items() if number]
+    left_out += [f"all of {name}" for name in empty]
+    line = (
+        f"data: {training['samples']} samples of {training['rows']} rows, "
+        f"{data['benchmark']['samples']} questions"
+    )
+    return f"{line}; left out: {', '.join(left_out)} (data.json)" if left_out else line
+
+
 def make_console() -> Console:
     """Return the console of the programs; a file or a pipe gets lines that are not cut."""
     return Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
@@ -180,7 +201,8 @@ def results_table(records: Sequence[TrialRecord], objective: Objective) -> Table
 
     def rank(record: TrialRecord) -> tuple[int, int, float]:
         value = record.metrics.get(objective.metric, math.inf)
-        return order[record.state], -record.samples_seen, sign * value
+        length = 0 if record.state == "completed" else record.samples_seen
+        return order[record.state], -length, sign * value
 
     shown = sorted(records, key=rank)[:MAX_ROWS]
     keys = sorted({key for record in records for key in record.parameters})

@@ -26,7 +26,7 @@ from nanovlm.errors import UserError
 from nanovlm.messages import BuildProgress
 from tests.data.conftest import CONFIG, change, write_rows
 
-NUM_ROWS = 1200
+NUM_ROWS = 2400
 
 # What another process runs: several small parts, and other processes even for few images.
 PROGRAM = """
@@ -36,7 +36,7 @@ from nanovlm.data import build_images, build_text
 from nanovlm.data.prepared import prepare_training
 from nanovlm.data.processors import load_tokenizer
 
-build_images._FEW_IMAGES, build_images.IMAGES_PER_PART, build_text.ROWS_PER_PART = 0, 32, 128
+build_images._FEW_IMAGES, build_images.IMAGES_PER_PART, build_text.ROWS_PER_PART = 0, 16, 512
 values = {values!r}
 if __name__ == "__main__":
     config = build_config(Layer("test", values))
@@ -57,7 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         photos.append(content.getvalue())
     photos[7] = photos[7][:1000]
     rows = [(photos[row % 20], [("this?", str(row % 10))] * (row % 3)) for row in range(NUM_ROWS)]
-    write_rows(folder / "rows.parquet", rows, rows_per_group=10)
+    write_rows(folder / "rows.parquet", rows, rows_per_group=8)
     return folder
 
 
@@ -110,22 +110,27 @@ def _is_builder(process: psutil.Process) -> bool:
 def test_builds_killed_at_ten_moments_give_the_bytes_of_one_that_was_not(
     data: Path, tmp_path: Path
 ) -> None:
-    whole = tmp_path / "whole-assets"
-    started = time.monotonic()
+    whole, killed = tmp_path / "whole-assets", tmp_path / "killed-assets"
     assert start(data, whole).wait() == 0
-    seconds = time.monotonic() - started
-    killed = tmp_path / "killed-assets"
-    moments, parts = random.Random(0), set()
+    moments, stages = random.Random(0), set()
     for _ in range(10):
+        before = notes(killed)
         process = start(data, killed)
-        time.sleep(moments.uniform(0.5, 1) * seconds * 0.7)
+        while notes(killed) <= before and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        parts.add(len(list(killed.rglob("parts/*"))))
-    assert len(parts) > 1, "the work does not go on"
+        assert process.wait() == -signal.SIGKILL, "it had ended before"
+        stages |= {path.name.partition("-")[0] for path in notes(killed) - before}
+    assert stages == {"text", "images"}
     assert start(data, killed).wait() == 0
     assert content(killed) == content(whole)
-    assert not list(killed.rglob("parts"))
+    assert not list(killed.rglob("parts-*"))
+
+
+def notes(assets: Path) -> set[Path]:
+    """Return what says that parts are done."""
+    return set(assets.rglob("parts-*/text-*.npz")) | set(assets.rglob("parts-*/images-*.json"))
 
 
 @pytest.mark.slow
@@ -136,6 +141,21 @@ def test_several_programs_at_once_prepare_it_once(data: Path, tmp_path: Path) ->
     programs = [start(data, assets) for _ in range(3)]
     assert [program.wait() for program in programs] == [0, 0, 0]
     assert len(list(assets.rglob("manifest.json"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_process_left")
+def test_ctrl_c_ends_it_at_once(data: Path, tmp_path: Path) -> None:
+    assets = tmp_path / "assets"
+    process = start(data, assets)
+    while not any(path.suffix == ".json" for path in notes(assets)):
+        time.sleep(0.002)
+    for _ in range(2):  # an impatient user
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    started = time.monotonic()
+    assert process.wait(timeout=20) != 0
+    assert time.monotonic() - started < 3
 
 
 @pytest.mark.slow
@@ -190,7 +210,7 @@ def test_too_many_bad_images_end_the_work_early_and_keep_what_is_done(
         written.append(progress.stage)
 
     with pytest.raises(
-        UserError, match=r"training data: at least \d+ of 800 .*max_bad_fraction=0\.01"
+        UserError, match=r"training data: at least \d+ of 1600 .*max_bad_fraction=0\.01"
     ):
         prepare_training(config, tokenizer, counted)
     assert written.count("images") < 4
@@ -199,7 +219,20 @@ def test_too_many_bad_images_end_the_work_early_and_keep_what_is_done(
     monkeypatch.setattr("nanovlm.data.build_text.encode_part", None)  # the text is there already
     train, _ = prepare_training(of(data), tokenizer)
     assert folder.is_complete
-    assert len(train) == NUM_ROWS - 60
+    assert len(train) == NUM_ROWS - 120
+
+
+def test_a_damaged_file_and_one_without_rows_are_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    config = change(CONFIG, train_dataset_path=str(tmp_path), train_dataset_name=("default",))
+    write_rows(file, [])
+    with pytest.raises(UserError, match="training data: default has no rows"):
+        prepare_training(config, tokenizer)
+    write_rows(file, [("red", [("this?", "1")] * 50)] * 50)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:4] + bytes(400) + whole[404:])  # the footer stays whole
+    with pytest.raises(UserError, match=r"rows\.parquet: column \w+ of row group 0 cannot be read"):
+        prepare_training(config, tokenizer)
 
 
 def test_a_process_that_dies_is_told(

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
+from nanovlm.config import TrainConfig
 from nanovlm.data.digits import digits_benchmark_rows, digits_tokenizer, digits_training_rows
 from nanovlm.data.processors import load_tokenizer
 from nanovlm.data.rows import Subset
-from nanovlm.data.sources import Source, benchmark_source, training_source
+from nanovlm.data.sources import Source, benchmark_source, pin_data, training_source
 from nanovlm.errors import UserError
 from tests.fake_hub import FakeHub
 
@@ -66,6 +67,20 @@ def test_training_rows(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert [images[0]["bytes"] for images in values(source, "images")] == stored
         go_offline(hub, monkeypatch)
     assert hub.requests == []
+
+
+def test_data_is_pinned_to_the_version_that_it_has(hub: FakeHub, tmp_path: Path) -> None:
+    first = add_training_data(hub, tmp_path / "data", "some/versions")
+    pinned = pin_data(
+        TrainConfig(train_dataset_path="some/versions", test_dataset_path="builtin:digits")
+    )
+    assert pinned.train_dataset_path == f"some/versions@{first}"
+    assert pinned.test_dataset_path == "builtin:digits"
+    assert pin_data(pinned) == pinned
+    source = training_source(pinned.train_dataset_path, ("ones",))
+    assert source.identity == training_source("some/versions", ("ones",)).identity
+    assert source.identity["commit"] == first
+    assert len(values(source, "texts")) == 3
 
 
 def test_a_sub_set_that_the_hub_does_not_have(hub: FakeHub, tmp_path: Path) -> None:

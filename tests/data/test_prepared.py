@@ -86,7 +86,8 @@ def test_turns_that_cannot_be_used_are_dropped_and_counted(
 ) -> None:
     long = " ".join(["digit"] * 30)
     left_out = ("blue", [(long, "C")])
-    red = ("red", [(long, "A"), ("this?", "B"), ("this?", None), (None, "7")])
+    nothing = [("this?", None), (None, "7"), ("this?", ""), ("this?", "Answer: ")]
+    red = ("red", [(long, "A"), ("this?", "B"), *nothing])
     lime = ("lime", [("this?", "D")])
     config = folder_of(
         some=[left_out, red, left_out, lime], none=[left_out, ("red", [])], all=[lime, lime, lime]
@@ -103,9 +104,9 @@ def test_turns_that_cannot_be_used_are_dropped_and_counted(
     assert describe_data(config, tokenizer)["training"]["subsets"] == {
         "some": {
             "rows": 4,
-            "turns": 7,
+            "turns": 9,
             "over_long_turns": 3,
-            "incomplete_turns": 2,
+            "incomplete_turns": 4,
             "samples": 2,
         },
         "none": {"rows": 2, "turns": 1, "over_long_turns": 1, "incomplete_turns": 0, "samples": 0},

@@ -22,6 +22,22 @@ def test_a_folder_without_tokenizer_is_an_error(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path))
 
 
+def test_stored_padding_and_truncation_are_put_off(tmp_path: Path) -> None:
+    tokenizer = digits_tokenizer()
+    tokenizer.enable_padding(pad_id=0)
+    tokenizer.enable_truncation(2)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    texts = ["Which digit is this?", "this?"]
+    lengths = [len(e.ids) for e in load_tokenizer(str(tmp_path)).encode_batch(texts)]
+    assert lengths == [4, 1]
+
+
+def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"vlm.lm_tokenizer=.*tokenizer.json is not a tokenizer"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_an_unreachable_hub_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: str, **__: list[str]) -> str:
         raise ConnectionError("no route to hub")

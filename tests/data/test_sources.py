@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanovlm.data.digits import digits_benchmark_rows, digits_training_rows
-from nanovlm.data.rows import Subset, choose, parquet_groups
+from nanovlm.data.rows import Subset, choose, in_parts, parquet_groups
 from nanovlm.data.sources import Source, benchmark_source, training_source
 from nanovlm.errors import UserError
 from tests.data.conftest import write_dataset
@@ -67,6 +67,20 @@ def test_chosen_rows_are_read_across_files_and_row_groups(tmp_path: Path) -> Non
         (4, [3]),
         (5, [0, 14]),
     ]
+
+
+def test_a_large_row_group_is_divided(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"number": pa.array(range(40))}), tmp_path / "a.parquet")
+    subsets = (Subset("x", tuple(parquet_groups(tmp_path / "a.parquet"))),)
+    rows = [*range(0, 40, 2)]
+    parts = in_parts(choose(subsets, np.array(rows)), 8)
+    assert [[(chosen.first, len(chosen.rows)) for chosen in part] for part in parts] == [
+        [(0, 8)],
+        [(8, 8)],
+        [(16, 4)],
+    ]
+    read = [v for part in parts for c in part for v in c.group.read("number", c.rows)]
+    assert read == rows
 
 
 def test_a_folder_without_sub_sets_is_named_default(folder: Path) -> None:

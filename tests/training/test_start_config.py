@@ -73,6 +73,16 @@ def test_naming_the_backbones_is_enough(backbones: dict[str, str]) -> None:
     load_backbone_weights(VisionLanguageModel(vlm))
 
 
+def test_images_are_prepared_as_the_encoder_knows_them(backbones: dict[str, str]) -> None:
+    path = Path(backbones["vlm.vit_model_type"], "preprocessor_config.json")
+    path.write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2}')
+    vlm = build(**backbones).vlm
+    assert (vlm.image_mean, vlm.image_std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert vlm.image_resampling == "bilinear"
+    other = build(**backbones, **{"vlm.image_resampling": "bicubic"}).vlm
+    assert other.image_resampling == "bicubic"
+
+
 def test_one_of_them_leaves_the_other_at_its_defaults(backbones: dict[str, str]) -> None:
     del backbones["vlm.vit_model_type"]
     vlm = build(**backbones).vlm
@@ -137,12 +147,14 @@ def test_a_number_that_is_none_names_the_file(backbones: dict[str, str]) -> None
 
 
 def test_a_run_that_resumes_has_the_architecture_of_its_checkpoint(tmp_path: Path) -> None:
-    saved = VisionLanguageModel(dataclasses.replace(SHAPES, lm_dropout=0.2), seed=1)
+    text = {"lm_tokenizer": "some/tokenizer", "lm_eos_token_id": 2}
+    config = dataclasses.replace(SHAPES, **text)  # type: ignore[arg-type]
+    saved = VisionLanguageModel(dataclasses.replace(config, lm_dropout=0.2), seed=1)
     saved.save_pretrained(tmp_path)
     values = {"resume_from_vlm_checkpoint": True, "vlm.vlm_checkpoint_path": str(tmp_path)}
     vlm = build(**values, **{"vlm.lm_max_length": 50}).vlm
     expected = dataclasses.replace(
-        SHAPES, lm_max_length=50, vlm_checkpoint_path=str(tmp_path), lm_dropout=0.0
+        config, lm_max_length=50, vlm_checkpoint_path=str(tmp_path), lm_dropout=0.0
     )
     assert vlm == expected
     model = VisionLanguageModel(vlm)

@@ -75,6 +75,16 @@ def non_finite_step(resources: Resources) -> str:
     return str(caught.value)
 
 
+def failed_set_up(resources: Resources) -> str:
+    """Only the last worker cannot have its data."""
+    config = CONFIG
+    if rank() == world_size() - 1:
+        config = dataclasses.replace(CONFIG, test_dataset_path="/no/such/folder")
+    with pytest.raises(UserError) as caught:
+        next(run_trial(Job(trial_id="t", config=config), resources))
+    return str(caught.value)
+
+
 def all_numbers(folder: Path) -> dict[str, Any]:
     resources = Resources("cpu")
     return {
@@ -82,6 +92,7 @@ def all_numbers(folder: Path) -> dict[str, Any]:
         "micro_batches": loss_curve(resources, micro_batch_size=2),
         "trial": trial_metrics(resources, folder / f"saved_by_{rank()}_of_{world_size()}"),
         "interrupted": first_interrupted_step(resources),
+        "set_up": failed_set_up(resources),
         "not_finite": non_finite_step(resources),
     }
 
@@ -130,6 +141,7 @@ def test_a_trial_of_two_workers_gives_the_numbers_of_one(numbers: list[dict[str,
 
 def test_all_workers_end_together(numbers: list[dict[str, Any]]) -> None:
     assert [n["interrupted"] for n in numbers] == ["interrupted at step 3"] * 3
+    assert all("/no/such/folder" in n["set_up"] for n in numbers)
     assert [n["not_finite"] for n in numbers] == ["loss is nan at step 2"] * 3
 
 
