@@ -44,7 +44,8 @@ def model_card(
         base_model=list(base_models) or None,
         datasets=list(datasets) or None,
     )
-    sections = [_about(repo_id, config, num_parameters), _use(repo_id)]
+    start = _start(config, training)
+    sections = [_about(repo_id, config, num_parameters, start), _use(repo_id)]
     if training is not None:
         sections.append(_training(training))
         if score is not None:
@@ -52,12 +53,15 @@ def model_card(
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _about(repo_id: str, config: VLMConfig, num_parameters: int) -> str:
-    start = (
-        f"starts from `{config.vit_model_type}` and `{config.lm_model_type}`"
-        if config.vlm_load_backbone_weights
-        else "starts from random weights"
-    )
+def _start(config: VLMConfig, training: TrainConfig | None) -> str:
+    if training is not None and training.resume_from_vlm_checkpoint:
+        return f"starts from `{config.vlm_checkpoint_path}`"
+    if config.vlm_load_backbone_weights:
+        return f"starts from `{config.vit_model_type}` and `{config.lm_model_type}`"
+    return "starts from random weights"
+
+
+def _about(repo_id: str, config: VLMConfig, num_parameters: int, start: str) -> str:
     return f"""# {repo_id.split("/")[-1]}
 
 A vision-language model of the nanoVLM family: a SigLIP vision encoder, a pixel-shuffle projector

@@ -39,7 +39,7 @@ def push_model(
             config,
             sum(parameter.numel() for parameter in model.parameters()),
             base_models=_base_models(config, training),
-            datasets=[p for p in [training.train_dataset_path] if is_hub_id(p)] if training else [],
+            datasets=_datasets(training),
             training=training,
             score=score,
         )
@@ -56,6 +56,13 @@ def push_model(
         ) from error
     forget_downloads()
     return commit.commit_url
+
+
+def _datasets(training: TrainConfig | None) -> list[str]:
+    if training is None:
+        return []
+    name, _, _revision = training.train_dataset_path.partition("@")
+    return [name] if is_hub_id(name) else []
 
 
 def _base_models(config: VLMConfig, training: TrainConfig | None) -> list[str]:

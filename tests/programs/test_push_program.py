@@ -23,7 +23,7 @@ def results(tmp_path: Path) -> Path:
     store = ResultsStore(tmp_path / "results", Objective("train_loss", "min"), gpus_per_trial=0)
     model = tmp_path / "results" / "checkpoints" / "trial-0000"
     VisionLanguageModel(CONFIG, seed=2).save_pretrained(model)
-    config = TrainConfig(vlm=CONFIG, lr_mp=0.0123, train_dataset_path="some/data")
+    config = TrainConfig(vlm=CONFIG, lr_mp=0.0123, train_dataset_path="some/data@0123abc")
     record = TrialRecord(
         trial_id="trial-0000",
         number=0,
