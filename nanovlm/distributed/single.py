@@ -59,8 +59,9 @@ def plan_single(config: TrainConfig, on_progress: OnProgress = log_progress) -> 
     """
     check_start(config)
     check_backbones(config)
-    config = pin_data(config)
     resources = Resources("cpu", on_progress)
+    resources.tokenizer(config.vlm.lm_tokenizer)
+    config = pin_data(config)
     train_samples, _ = resources.training_data(config)
     resources.benchmark(config)
     milestones = _milestones(config, len(train_samples)) if config.eval_in_epochs else ()

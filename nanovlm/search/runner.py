@@ -69,10 +69,11 @@ def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> S
             if no report will carry the objective.
     """
     resources = Resources("cpu", on_progress)
+    check_start(space.base)
+    check_backbones(space.base)
+    resources.tokenizer(space.base.vlm.lm_tokenizer)
     space = replace(space, base=pin_data(space.base))
     config = replace(space.base, batch_size=space.batch_sizes()[1])
-    check_start(config)
-    check_backbones(config)
     train_samples, _ = resources.training_data(config)
     _check_objective(space.objective, metric_names(config, resources))
     budget = config.epochs * len(train_samples)

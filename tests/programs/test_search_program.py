@@ -103,6 +103,7 @@ def test_nothing_else_is_left(search: Finished) -> None:
         "answers",
         "best",
         "best.yaml",
+        "data.json",
         "logs",
         "space.yaml",
         "study.journal",
