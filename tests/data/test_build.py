@@ -155,7 +155,7 @@ def test_ctrl_c_ends_it_at_once(data: Path, tmp_path: Path) -> None:
         time.sleep(0.2)
     started = time.monotonic()
     assert process.wait(timeout=20) != 0
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.slow

@@ -59,4 +59,4 @@ def test_one_message_says_what_is_missing_and_what_works(
     for part in ("Connection refused", "HF_HOME", "HF_HUB_OFFLINE=1", "search_spaces/digits.yaml"):
         assert part in said
     assert not (tmp_path / "results").exists()
-    assert seconds < 10
+    assert seconds < 20  # 5 to 7 on a quiet machine; requests that are repeated take 23 more
