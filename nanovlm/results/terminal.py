@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -38,8 +38,25 @@ _FILE_WIDTH = 200
 _COLORS = {"completed": "green", "stopped": "yellow", "failed": "red", "running": "blue"}
 
 
-class SearchDisplay:
-    """Shows the progress of a search; a context, so that the live line never stays behind."""
+class _Display:
+    """A context, so that its live line never stays behind."""
+
+    _progress: Progress
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+
+class SearchDisplay(_Display):
+    """Shows the progress of a search."""
 
     def __init__(
         self,
@@ -66,17 +83,9 @@ class SearchDisplay:
             "starting workers", total=num_trials, completed=len(self._ended)
         )
 
-    def __enter__(self) -> "SearchDisplay":
+    def __enter__(self) -> Self:
         self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
+        return super().__enter__()
 
     def update(self, record: TrialRecord) -> None:
         """Take in a change of a trial."""
@@ -111,8 +120,8 @@ class SearchDisplay:
         return escape(f"{found}; running: {numbers or '-'}")
 
 
-class PreparationDisplay:
-    """Shows how far the preparation of a data set is; a context. What is there at once stays quiet.
+class PreparationDisplay(_Display):
+    """Shows how far the preparation of a data set is. What is there at once stays quiet.
 
     A terminal gets a bar for each stage; anything else gets a line now and then.
     """
@@ -120,7 +129,7 @@ class PreparationDisplay:
     def __init__(self, console: Console, seconds_between_lines: float = 10.0) -> None:
         self._console = console
         self._seconds_between_lines = seconds_between_lines
-        self._bars = Progress(
+        self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
@@ -132,26 +141,15 @@ class PreparationDisplay:
         self._tasks: dict[str, TaskID] = {}
         self._last_line = time.monotonic()
 
-    def __enter__(self) -> "PreparationDisplay":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
-
     def update(self, progress: BuildProgress) -> None:
         """Take in how far it is."""
         name = f"preparing the {progress.what}: {progress.stage}"
         if progress.stage == "waiting":
             name = f"waiting for another program that prepares the {progress.what}"
         if name not in self._tasks:
-            self._bars.start()
-            self._tasks[name] = self._bars.add_task(name, total=progress.total)
-        self._bars.update(self._tasks[name], completed=progress.done)
+            self._progress.start()
+            self._tasks[name] = self._progress.add_task(name, total=progress.total)
+        self._progress.update(self._tasks[name], completed=progress.done)
         is_due = time.monotonic() - self._last_line >= self._seconds_between_lines
         if not self._console.is_terminal and (is_due or progress.stage == "waiting"):
             self._last_line = time.monotonic()
