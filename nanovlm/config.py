@@ -157,8 +157,9 @@ class TrainConfig:
     nor, in the vision encoder, are computed at all. `backbones` trains the projector alone."""
     batch_size: PositiveInt = tunable(256, "choice", 64, 128, 256, 512)
     """Samples of one optimizer step, however many workers or micro-batches share it."""
-    micro_batch_size: PositiveInt | None = None
-    """Samples of one forward pass on one worker; None takes the worker's whole share at once."""
+    micro_batch_size: PositiveInt | Literal["auto"] = "auto"
+    """Samples of one forward pass on one worker; `auto` takes the worker's whole share, or the
+    largest half, quarter, ... of it for which a GPU has the memory."""
     epochs: PositiveInt = 5
     weight_decay: NonNegativeFloat = tunable(0.01, "log_uniform", 1e-3, 0.3)
     warmup_ratio: Ratio = tunable(0.03, "uniform", 0.0, 0.2)

@@ -157,7 +157,7 @@ def answer(
     with evaluating(model), mixed_precision(device):
         output: Tensor = model.generate(
             torch.tensor([prompt], device=device),
-            image_input(pixels, config, device),
+            image_input(pixels.to(device), config),
             max_new_tokens=max_new_tokens,
             greedy=arguments.temperature is None,
             temperature=arguments.temperature or 1.0,

@@ -7,7 +7,6 @@ of a worker stays flat over a long search.
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from functools import cache
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -16,28 +15,23 @@ from tokenizers import Tokenizer
 from nanovlm.config import TrainConfig
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.prepared import (
-    PreparedBenchmark,
-    PreparedSamples,
     check_batch_size,
     describe_data,
     prepare_benchmark,
     prepare_training,
 )
 from nanovlm.data.processors import load_tokenizer
+from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples
 from nanovlm.evaluation.letters import letter_tokens
 from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.checkpoint import load_checkpoint
+from nanovlm.training.micro_batches import MicroBatchSize
 
 V = TypeVar("V")
 
 NUM_KEPT = 2
 """Entries of each sort that are kept."""
-
-MAX_COMPILED = 256
-"""Versions of the model's code that a worker may compile: one for each architecture, with and
-without gradients, and for each part that is frozen. At torch's own limit of 8 later trials would
-go on uncompiled, with other rounding and less speed."""
 
 
 class Resources:
@@ -58,6 +52,7 @@ class Resources:
         self._training_data = _Recent[tuple[PreparedSamples, PreparedSamples]]()
         self._benchmarks = _Recent[PreparedBenchmark]()
         self._models = _Recent[VisionLanguageModel]()
+        self._micro_batch_sizes = _Recent[MicroBatchSize]()
 
     def tokenizer(self, name: str) -> Tokenizer:
         """Return the tokenizer `name`."""
@@ -110,22 +105,15 @@ class Resources:
             load_backbone_weights(model)
         return model
 
+    def micro_batch_size(self, config: TrainConfig) -> MicroBatchSize:
+        """Return what earlier trials of such a model have found to fit into the memory."""
+        is_frozen = config.lr_mp == 0, config.lr_backbones == 0
+        key = (config.vlm, config.compile, config.freeze, is_frozen)
+        return self._micro_batch_sizes.get(key, MicroBatchSize)
+
     def _new_model(self, config: TrainConfig) -> VisionLanguageModel:
-        model_class = _compiled_model_class() if config.compile else VisionLanguageModel
         with self.device:
-            return model_class(config.vlm)
-
-
-@cache
-def _compiled_model_class() -> type[VisionLanguageModel]:
-    # Compiled as a method of the class: a model that held its own compiled method would refer to
-    # itself and keep its memory for some time after it is dropped.
-    class CompiledModel(VisionLanguageModel):
-        hidden_states = torch.compile(  # type: ignore[call-overload]  # recompile_limit is left out
-            VisionLanguageModel.hidden_states, recompile_limit=MAX_COMPILED
-        )
-
-    return CompiledModel
+            return VisionLanguageModel(config.vlm, compiled=config.compile)
 
 
 def training_data_key(config: TrainConfig) -> Hashable:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from nanovlm.config import TrainConfig
-from nanovlm.data.prepared import PreparedBenchmark, PreparedSamples
+from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples
 from nanovlm.errors import Problems, UserError
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult
@@ -60,12 +60,18 @@ def run_trial(
     try:
         with closing(
             train(
-                model, train_samples, config, job.milestones, device=device, interrupted=interrupted
+                model,
+                train_samples,
+                config,
+                job.milestones,
+                device=device,
+                interrupted=interrupted,
+                micro_batch_size=resources.micro_batch_size(config),
             )
         ) as training:
             for progress in training:
                 result = _ask(model, benchmark, config, resources)
-                metrics = result.metrics() | _validate(model, val_samples, config, device)
+                metrics = result.metrics() | _validate(model, val_samples, device)
                 _check_finite(progress.step, metrics)
                 if job.answers_file is not None and rank() == 0:
                     replace_text(Path(job.answers_file), result.json_lines())
@@ -149,14 +155,12 @@ def _ask(
 def _validate(
     model: VisionLanguageModel,
     val_samples: PreparedSamples,
-    config: TrainConfig,
     device: torch.device,
 ) -> dict[str, float]:
     """Return `val_loss`, if there are samples for it."""
     if len(val_samples) == 0:
         return {}
-    batch_size = config.micro_batch_size or config.batch_size
-    return {"val_loss": validation_loss(model, val_samples, batch_size, device)}
+    return {"val_loss": validation_loss(model, val_samples, device)}
 
 
 def _check_finite(step: int, metrics: Mapping[str, float]) -> None:

@@ -7,21 +7,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanovlm.data.prepared import PreparedSamples
+from nanovlm.data.tensors import PreparedSamples
+from nanovlm.errors import UserError
 
 IGNORED = -100
 """The target of a token that carries no label; what cross-entropy leaves out by default."""
 
 
 class Batch(NamedTuple):
-    """B samples, their texts padded on the right to one length T."""
+    """B samples, their texts one behind the other in M tokens; the last one or more are spare."""
 
-    input_ids: Tensor
-    """int64[B, T]. The padding needs no mask: what comes before it never looks at it."""
+    token_ids: Tensor
+    """int64[M], without the EOS of each sample, which nothing follows; 0 where spare."""
+    targets: Tensor
+    """int64[M], the token that follows each input token where that is learnt, else -100."""
+    text_lengths: Tensor
+    """int64[B], input tokens of each sample."""
     images: Tensor
     """uint8[B, 3, S, S]"""
-    targets: Tensor
-    """int64[B, T], the token that follows each input token where that is learnt, else -100."""
 
 
 def samples_in_order(num_samples: int, seed: int, start: int, stop: int) -> np.ndarray:
@@ -44,45 +47,66 @@ def _epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_samples)
 
 
-def image_buffer(samples: PreparedSamples, num_samples: int) -> Tensor:
-    """Return the memory for the images of a batch, uint8[num_samples, 3, S, S]; see `collate`."""
-    return samples.images.new_empty((num_samples, *samples.images.shape[1:]))
+def image_buffer(samples: PreparedSamples, num_samples: int, pin_memory: bool = False) -> Tensor:
+    """Return the memory for the images of a batch, uint8[num_samples, 3, S, S]; see `collate`.
+
+    Args:
+        pin_memory: a GPU shall copy from it by itself.
+    """
+    shape = (num_samples, *samples.images.shape[1:])
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
 
 
 def collate(
     samples: PreparedSamples,
     indices: np.ndarray,
-    pad_multiple: int = 8,
+    multiple: int = 1,
     buffer: Tensor | None = None,
 ) -> Batch:
     """Return the samples `indices` (int64[B]) as a batch.
 
-    T is the longest text without its EOS, which nothing follows, rounded up to `pad_multiple`.
-
     Args:
+        multiple: M is rounded up to it.
         buffer: of `image_buffer`, for at least B samples. The batch's images lie in it, so they
             last until the next batch that is given it. Fresh memory for each batch costs several
             times what reading the images does.
     """
     index = torch.from_numpy(indices)
-    starts = samples.offsets[index, None]  # (B, 1)
-    lengths = samples.offsets[index + 1, None] - starts - 1
-    prompt_lengths = samples.prompt_lengths[index, None]
-    longest = int(lengths.max())
-    columns = torch.arange(-(-longest // pad_multiple) * pad_multiple)  # (T,)
-    is_input = columns < lengths  # (B, T)
-    is_learnt = is_input & (columns >= prompt_lengths - 1)
-    places = torch.where(is_input, starts + columns, 0)
+    starts = samples.offsets[index]  # (B,)
+    lengths = samples.offsets[index + 1] - starts - 1
+    num_real = int(lengths.sum())
+    num_text = -(-(num_real + 1) // multiple) * multiple
+    sample = torch.arange(len(index)).repeat_interleave(lengths)  # (num_real,) of each token
+    columns = torch.arange(num_real) - (lengths.cumsum(0) - lengths)[sample]
+    places = starts[sample] + columns
+    is_learnt = columns >= samples.prompt_lengths[index][sample] - 1
+    token_ids = torch.zeros(num_text, dtype=torch.int64)
+    token_ids[:num_real] = samples.tokens[places]
+    targets = torch.full((num_text,), IGNORED)
+    targets[:num_real] = torch.where(is_learnt, samples.tokens[places + 1].long(), IGNORED)
     return Batch(
-        input_ids=torch.where(is_input, samples.tokens[places].long(), 0),
+        token_ids=token_ids,
+        targets=targets,
+        text_lengths=lengths,
         images=torch.index_select(
             samples.images,
             0,
             samples.image_index[index],
             out=None if buffer is None else buffer[: len(index)],
         ),
-        targets=torch.where(is_learnt, samples.tokens[places + 1].long(), IGNORED),
     )
+
+
+def check_lengths(samples: PreparedSamples, max_length: int) -> None:
+    """Raise UserError if a sample has more tokens of text than `max_length`; it names the first."""
+    lengths = samples.offsets.diff()
+    too_long = (lengths > max_length).nonzero()
+    if len(too_long):
+        first = int(too_long[0])
+        raise UserError(
+            f"sample {first}: its text must be at most vlm.lm_max_length={max_length} tokens, "
+            f"got {int(lengths[first])} ({len(too_long)} of {len(lengths)} samples are too long)"
+        )
 
 
 def count_answer_tokens(samples: PreparedSamples, indices: np.ndarray) -> int:

@@ -4,7 +4,7 @@ from string import ascii_uppercase
 
 from tokenizers import Tokenizer
 
-from nanovlm.data.prepared import PreparedBenchmark
+from nanovlm.data.tensors import PreparedBenchmark
 from nanovlm.errors import UserError
 
 _LETTERS = (*ascii_uppercase,)

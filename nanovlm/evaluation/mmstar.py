@@ -2,22 +2,24 @@
 
 The model answers greedily, its answer ends at the first EOS, and lmms-eval's rules for MMStar
 decide whether it names the right letter. The same forward pass over the prompt tells how it
-weighs the letters against each other. Questions are batched by the exact length of their
-prompts, so there is no padding and no answer depends on the questions beside it.
+weighs the letters against each other. Questions of similar length are read together, packed into
+one row, so nothing is padded and no answer depends on the questions beside it.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
 
-from nanovlm.data.prepared import PreparedBenchmark
+from nanovlm.data.tensors import PreparedBenchmark
 from nanovlm.evaluation.letters import letter_tokens
 from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult
+from nanovlm.models.packing import pack
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import gather_objects, rank, world_size
-from nanovlm.training.forward import evaluating, image_input
+from nanovlm.training.forward import evaluating, image_input, mixed_precision
 
 MIN_NEW_TOKENS = 5
 """As many as nanoVLM v0.1 reads."""
@@ -36,25 +38,14 @@ def evaluate_mmstar(
         UserError: the options cannot be told by their letters (see `letter_tokens`).
     """
     asking = _Asking(model, benchmark, tokenizer, device)
-    batches = equal_length_batches(benchmark.offsets.diff().tolist(), batch_size)
+    by_length = benchmark.offsets.diff().argsort(stable=True)  # so that lines have few empty places
+    batches = by_length.split(batch_size)
     answered: dict[int, ItemAnswer] = {}
-    with evaluating(model):
+    with evaluating(model), mixed_precision(device):
         for items in batches[rank() :: world_size()]:
-            answered |= zip(items, asking.answer(items), strict=True)
+            answered |= zip(items.tolist(), asking.answer(items), strict=True)
     answered = {item: answer for part in gather_objects(answered) for item, answer in part.items()}
     return MMStarResult.of(benchmark, [answered[item] for item in range(len(benchmark))])
-
-
-def equal_length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Return the items in batches of at most `batch_size` whose `lengths` are all the same."""
-    by_length: dict[int, list[int]] = defaultdict(list)
-    for item, length in enumerate(lengths):
-        by_length[length].append(item)
-    return [
-        items[start : start + batch_size]
-        for _, items in sorted(by_length.items())
-        for start in range(0, len(items), batch_size)
-    ]
 
 
 def num_new_tokens(tokenizer: Tokenizer, letters: Sequence[str]) -> int:
@@ -84,20 +75,26 @@ class _Asking:
         self._letter_tokens = torch.tensor(list(tokens.values()), device=device)
         self._num_new_tokens = num_new_tokens(tokenizer, self._letters)
 
-    def answer(self, items: list[int]) -> list[ItemAnswer]:
-        """Return the answers to `items`, whose prompts have one length."""
-        benchmark, model = self._benchmark, self._model
-        prompts = torch.stack([benchmark.prompt(item) for item in items]).to(self._device)
-        images = image_input(
-            benchmark.images[benchmark.image_index[items]], model.config, self._device
+    def answer(self, items: Tensor) -> list[ItemAnswer]:
+        """Return the answers to `items`, int64[B]."""
+        benchmark, model, device = self._benchmark, self._model, self._device
+        prompts = [benchmark.prompt(item) for item in items.tolist()]
+        token_ids = F.pad(torch.cat(prompts), (0, 1))  # with a spare one
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        packing = pack(lengths, model.config.num_image_tokens, len(token_ids))
+        images = benchmark.images[benchmark.image_index[items]].to(device)
+        prefill = model.prefill(
+            token_ids.to(device),
+            image_input(images, model.config),
+            packing.to(device),
+            max_new_tokens=self._num_new_tokens,
         )
-        prefill = model.prefill(prompts, images, max_new_tokens=self._num_new_tokens)
         weighed = prefill.logits.float().index_select(1, self._letter_tokens).log_softmax(dim=1)
         outputs = self._texts(model.complete(prefill, self._num_new_tokens).tolist())
         return [
             self._item_answer(item, output, log_probabilities)
             for item, output, log_probabilities in zip(
-                items, outputs, weighed.tolist(), strict=True
+                items.tolist(), outputs, weighed.tolist(), strict=True
             )
         ]
 

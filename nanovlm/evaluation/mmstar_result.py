@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-from nanovlm.data.prepared import PreparedBenchmark
+from nanovlm.data.tensors import PreparedBenchmark
 
 ANSWER_OPENINGS = ("", "(", "option ", "the answer is ")
 """What may precede the letter, by lmms-eval's rules for MMStar."""

@@ -1,25 +1,29 @@
 """The loss on samples that no step trains on: the steadiest signal of a trial."""
 
+import numpy as np
 import torch
 
-from nanovlm.data.batches import collate, count_answer_tokens, image_buffer
-from nanovlm.data.prepared import PreparedSamples
+from nanovlm.data.batches import count_answer_tokens
+from nanovlm.data.tensors import PreparedSamples
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import all_reduce_sum_, rank, world_size
 from nanovlm.training.forward import answer_loss_sum, evaluating
+from nanovlm.training.loader import Loader
 
 
 def validation_loss(
-    model: VisionLanguageModel, samples: PreparedSamples, batch_size: int, device: torch.device
+    model: VisionLanguageModel,
+    samples: PreparedSamples,
+    device: torch.device,
+    batch_size: int = 64,
 ) -> float:
     """Return the mean cross-entropy of an answer token over all samples of all workers."""
-    by_length = samples.offsets.diff().argsort(stable=True).numpy()  # little padding in a batch
-    starts = range(rank() * batch_size, len(samples), world_size() * batch_size)
-    images = image_buffer(samples, min(batch_size, len(samples)))
+    indices = np.arange(len(samples))
+    loader = Loader(samples, model, device)
     total = torch.zeros((), device=device)
     with evaluating(model):
-        for start in starts:
-            batch = collate(samples, by_length[start : start + batch_size], buffer=images)
-            total += answer_loss_sum(model, batch, device)
+        for start in range(rank() * batch_size, len(samples), world_size() * batch_size):
+            inputs = loader.take(indices[start : start + batch_size])
+            total += answer_loss_sum(model, inputs)
     all_reduce_sum_([total])
-    return total.item() / count_answer_tokens(samples, by_length)
+    return total.item() / count_answer_tokens(samples, indices)

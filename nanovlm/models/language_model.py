@@ -1,11 +1,12 @@
 """The decoder: a Llama in the form of SmolLM2.
 
 RMSNorm, rotary positions, grouped-query attention, SwiGLU, a head that may share the token
-embedding, and a key-value cache.
+embedding, and a key-value cache. It reads samples packed into one row (`models/packing.py`) and
+then, for generation, one further token of each sample at a time.
 
-Shapes: B sequences, T new tokens, S tokens in all (cached and new; S = T without a cache),
-        D = lm_hidden_dim, H query heads and G key-value heads of width K = D / H,
-        F = lm_inter_dim, V = lm_vocab_size. "B|1" is B, or 1 for what all sequences share.
+Shapes: B samples, N tokens of the row (spare ones included), T places in a line of the padded view,
+        S tokens that the cache has room for, D = lm_hidden_dim, H query heads and G key-value heads
+        of width K = D / H, F = lm_inter_dim, V = lm_vocab_size.
 """
 
 import torch
@@ -13,59 +14,48 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanovlm.config import VLMConfig
+from nanovlm.models.compiled import RunBlock, run_block
+from nanovlm.models.packing import Packing, to_lines, to_row
 
 Rotary = tuple[Tensor, Tensor]
-"""Cosines and sines, float32[B|1, 1, T, K / 2] each."""
+"""Cosines and sines, float32[N, 1, K / 2] each."""
 
 
 class KVCache:
-    """Keys and values of the tokens read so far, so that each further token is read alone.
+    """Keys and values of what B samples have read, so that each further token is read alone."""
 
-    Serves one batch. Each block's memory for `max_length` tokens is taken at its first use, in the
-    type and on the device of its keys.
-    """
+    def __init__(self, lengths: Tensor, room: int) -> None:
+        """Hold nothing yet.
 
-    def __init__(self, max_length: int) -> None:
-        self.max_length = max_length
-        self.num_tokens = 0
-        """Tokens that all blocks have read, padding included."""
-        self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
+        Args:
+            lengths: int64[B], tokens of each sample that the decoder is about to read, on its
+                device.
+            room: further tokens that will follow.
+        """
+        self.lengths = lengths
+        self._room = room
+        self._blocks: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
-    def extend(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add one block's float[B, G, T, K]; return all of its float[B, G, S, K]."""
-        start, end = self.num_tokens, self.num_tokens + keys.shape[2]
-        assert end <= self.max_length, f"{end} tokens in a cache for {self.max_length}"
-        if block not in self._blocks:
-            shape = (*keys.shape[:2], self.max_length, keys.shape[3])
-            self._blocks[block] = keys.new_empty(shape), values.new_empty(shape)
-        all_keys, all_values = self._blocks[block]
-        all_keys[:, :, start:end] = keys
-        all_values[:, :, start:end] = values
-        return all_keys[:, :, :end], all_values[:, :, :end]
+    def fill(self, attention: nn.Module, keys: Tensor, values: Tensor) -> None:
+        """Take in a block's padded views, float[B + 1, G, T, K]; the spare line is left out."""
+        keys, values = (F.pad(lines[:-1], (0, 0, 0, self._room)) for lines in (keys, values))
+        self._blocks[attention] = keys, values
 
+    def extend(self, attention: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a token of each sample, float[B, G, K]; return all of the block's float[B, G, S, K].
 
-def positions_and_mask(
-    num_cached: int, num_new: int, is_real: Tensor | None, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """Return where the T new tokens stand and what each of them may look at.
+        What lies behind the new token is not set.
+        """
+        keys, values = self._blocks[attention]
+        lines = torch.arange(len(self.lengths), device=key.device)
+        keys[lines, :, self.lengths] = key
+        values[lines, :, self.lengths] = value
+        return keys, values
 
-    Args:
-        is_real: bool or int [B, S], false where the sequence holds padding; None if nowhere.
-
-    Returns:
-        positions int[B|1, T], counting real tokens only, and the mask bool[B|1, 1, T, S]. The mask
-        is None where none is needed: a plain causal prompt, or a single new token.
-    """
-    columns = torch.arange(num_cached + num_new, device=device)
-    rows = columns[num_cached:, None]
-    if is_real is None:
-        plain = num_cached == 0 or num_new == 1
-        return columns[None, num_cached:], None if plain else (columns <= rows)[None, None]
-    is_real = is_real.bool()
-    positions = (is_real.cumsum(dim=1) - 1).clamp(min=0)[:, num_cached:]
-    # Padding sees itself: a softmax over nothing would be NaN, and spread from there.
-    mask = (columns <= rows) & is_real[:, None, :] | (columns == rows)
-    return positions, mask[:, None]
+    def seen(self) -> Tensor:
+        """Return what the next token of each sample may look at, itself included: bool[B, S]"""
+        keys, _ = next(iter(self._blocks.values()))
+        return torch.arange(keys.shape[2], device=keys.device) <= self.lengths[:, None]
 
 
 class RMSNorm(nn.Module):
@@ -100,13 +90,13 @@ class RotaryEmbedding(nn.Module):
         self.inv_freq.copy_(1.0 / self.base**exponents)
 
     def forward(self, positions: Tensor) -> Rotary:
-        """int[B|1, T] -> cosines and sines, float32[B|1, 1, T, K / 2]"""
-        angles = positions[:, None, :, None].float() * self.inv_freq.float()
+        """int[N] -> cosines and sines, float32[N, 1, K / 2]"""
+        angles = positions[:, None, None].float() * self.inv_freq.float()
         return angles.cos() * self.scaling, angles.sin() * self.scaling
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Turn each pair (x[i], x[i + K / 2]), as Llama pairs them: float[B, H, T, K] -> the same."""
+    """Turn each pair (x[i], x[i + K / 2]), as Llama pairs them: float[N, H, K] -> the same."""
     cos, sin = rotary
     first, second = x.chunk(2, dim=-1)  # float32 from the product on, as cos and sin are
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -116,9 +106,8 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 class Attention(nn.Module):
     """Causal attention; H / G query heads share each key-value head."""
 
-    def __init__(self, config: VLMConfig, block: int) -> None:
+    def __init__(self, config: VLMConfig) -> None:
         super().__init__()
-        self.block = block
         self.head_dim = config.lm_hidden_dim // config.lm_n_heads
         self.dropout = config.lm_dropout
         kv_dim = config.lm_n_kv_heads * self.head_dim
@@ -127,30 +116,43 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.lm_hidden_dim, kv_dim, bias=False)
         self.out_proj = nn.Linear(config.lm_hidden_dim, config.lm_hidden_dim, bias=False)
 
-    def forward(
-        self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: KVCache | None
-    ) -> Tensor:
-        """float[B, T, D] -> float[B, T, D]; no mask means causal."""
-        q = rotate(self._split_heads(self.q_proj(x)), rotary)  # (B, H, T, K)
-        k = rotate(self._split_heads(self.k_proj(x)), rotary)  # (B, G, T, K)
-        v = self._split_heads(self.v_proj(x))  # (B, G, T, K)
+    def forward(self, x: Tensor, rotary: Rotary, packing: Packing, cache: KVCache | None) -> Tensor:
+        """Let each token of a row look at those before it in its sample: float[N, D] -> the same.
+
+        A cache receives the keys and values.
+        """
+        q, k, v = (to_lines(part, packing) for part in self._project(x, rotary))
         if cache is not None:
-            k, v = cache.extend(self.block, k, v)  # (B, G, S, K)
+            cache.fill(self, k, v)
         y = F.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            # A single token after cached ones sees all; is_causal would show it the first key only.
-            # (Without a cache the length is not asked: torch.compile would have to know it.)
-            is_causal=mask is None and (cache is None or x.shape[1] > 1),
+            is_causal=True,
             enable_gqa=True,
         )
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+        return self.out_proj(to_row(y, packing).flatten(1))
 
-    def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+    def step(self, x: Tensor, rotary: Rotary, cache: KVCache, seen: Tensor) -> Tensor:
+        """Let a further token of each sample look at what is cached: float[B, D] -> the same.
+
+        seen: bool[B, S]
+        """
+        q, k, v = self._project(x, rotary)
+        keys, values = cache.extend(self, k, v)
+        y = F.scaled_dot_product_attention(
+            q[:, :, None], keys, values, attn_mask=seen[:, None, None], enable_gqa=True
+        )  # (B, H, 1, K)
+        return self.out_proj(y.flatten(1))
+
+    def _project(self, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """float[N, D] -> queries float[N, H, K], keys and values float[N, G, K]"""
+        q, k, v = (
+            projection(x).unflatten(-1, (-1, self.head_dim))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return rotate(q, rotary), rotate(k, rotary), v
 
 
 class MLP(nn.Module):
@@ -163,37 +165,43 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.lm_inter_dim, config.lm_hidden_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float[B, T, D] -> float[B, T, D]"""
+        """float[N, D] -> float[N, D]"""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):
-    def __init__(self, config: VLMConfig, block: int) -> None:
+    def __init__(self, config: VLMConfig) -> None:
         super().__init__()
         self.norm1 = RMSNorm(config.lm_hidden_dim, config.lm_rms_eps)
-        self.attn = Attention(config, block)
+        self.attn = Attention(config)
         self.norm2 = RMSNorm(config.lm_hidden_dim, config.lm_rms_eps)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.lm_dropout)
 
     def forward(
-        self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: KVCache | None
+        self, x: Tensor, rotary: Rotary, packing: Packing, cache: KVCache | None = None
     ) -> Tensor:
-        """float[B, T, D] -> float[B, T, D]"""
-        x = x + self.dropout(self.attn(self.norm1(x), rotary, mask, cache))
+        """float[N, D] -> float[N, D]"""
+        x = x + self.dropout(self.attn(self.norm1(x), rotary, packing, cache))
         return x + self.dropout(self.mlp(self.norm2(x)))
+
+    def step(self, x: Tensor, rotary: Rotary, cache: KVCache, seen: Tensor) -> Tensor:
+        """float[B, D] -> float[B, D]"""
+        x = x + self.attn.step(self.norm1(x), rotary, cache, seen)
+        return x + self.mlp(self.norm2(x))
 
 
 class LanguageModel(nn.Module):
-    """Embeddings -> hidden states -> logits: `head(model(token_embedding(ids)))`."""
+    """Embeddings -> hidden states -> logits: `head(model(token_embedding(ids), packing))`."""
 
     def __init__(self, config: VLMConfig) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(config.lm_vocab_size, config.lm_hidden_dim)
         self.rotary_embd = RotaryEmbedding(config)
-        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.lm_n_blocks))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.lm_n_blocks))
         self.norm = RMSNorm(config.lm_hidden_dim, config.lm_rms_eps)
         self.head = nn.Linear(config.lm_hidden_dim, config.lm_vocab_size, bias=False)
+        self.run_block: RunBlock = run_block
         self.tied = config.lm_tie_weights
         self.tie_weights()
 
@@ -202,23 +210,32 @@ class LanguageModel(nn.Module):
         if self.tied:
             self.head.weight = self.token_embedding.weight
 
-    def forward(
-        self, x: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None
-    ) -> Tensor:
-        """Return the hidden states after the last norm: float[B, T, D] -> float[B, T, D].
+    def forward(self, x: Tensor, packing: Packing, cache: KVCache | None = None) -> Tensor:
+        """Return the hidden states after the last norm: float[N, D] -> float[N, D].
 
         Args:
-            x: embeddings of the new tokens.
-            attention_mask: bool or int [B, S], true for real tokens, those in the cache included;
-                padding may stand anywhere and is seen by no real token. None if all are real.
-            cache: holds the tokens before `x`, and receives those of `x`.
+            x: embeddings of a row.
+            cache: empty, with the lengths of the row's samples; receives their keys and values.
         """
-        num_new = x.shape[1]
-        num_cached = 0 if cache is None else cache.num_tokens
-        positions, mask = positions_and_mask(num_cached, num_new, attention_mask, x.device)
-        rotary = self.rotary_embd(positions)
+        rotary = self.rotary_embd(packing.positions)
         for block in self.blocks:
-            x = block(x, rotary, mask, cache)
-        if cache is not None:
-            cache.num_tokens += num_new
+            if cache is None:
+                x = self.run_block(block, x, rotary, packing)
+            else:
+                x = block(x, rotary, packing, cache)
+        return self.norm(x)
+
+    def step(self, x: Tensor, cache: KVCache) -> Tensor:
+        """Read a further token of each sample: float[B, D] -> float[B, D].
+
+        Args:
+            x: its embeddings.
+            cache: what the samples have read before; receives the token.
+        """
+        rotary = self.rotary_embd(cache.lengths)
+        seen = cache.seen()
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            x = block.step(x, rotary, cache, seen)
+        cache.lengths = cache.lengths + 1
         return self.norm(x)

@@ -1,7 +1,10 @@
 """The whole model: image -> vision encoder -> projector -> decoder, with the text behind the image.
 
-Shapes: B samples, S image side in pixels, I image tokens, T text tokens, D = lm_hidden_dim,
-        V = lm_vocab_size, A = max_new_tokens.
+Training and evaluation pack their samples into one row (`models/packing.py`); `forward` and
+`generate` take padded texts and pack them.
+
+Shapes: B samples, S image side in pixels, I image tokens, T tokens of the longest text, M text
+        tokens of a row, D = lm_hidden_dim, V = lm_vocab_size, A = max_new_tokens.
 """
 
 from collections.abc import Callable
@@ -15,10 +18,12 @@ from torch import Generator, Tensor, nn
 
 from nanovlm.config import TrainConfig, VLMConfig
 from nanovlm.models.checkpoint import MODEL_FILES, read_config, read_weights, write_model
+from nanovlm.models.compiled import compiled_run_block
 from nanovlm.models.language_model import KVCache, LanguageModel
 from nanovlm.models.modality_projector import ModalityProjector
 from nanovlm.models.model_card import Score
 from nanovlm.models.model_files import find_folder
+from nanovlm.models.packing import Packing, pack
 from nanovlm.models.sampling import check_sampling, likeliest, sample
 from nanovlm.models.upload import push_model
 from nanovlm.models.vision_transformer import ViT
@@ -35,8 +40,6 @@ class Prefill:
 
     logits: Tensor
     """float[B, V], of the token that follows each prompt."""
-    mask: Tensor | None
-    """bool[B, I + T], true for real tokens; None if all are."""
     cache: KVCache
 
 
@@ -48,15 +51,23 @@ class VisionLanguageModel(nn.Module):
     Weights stay float32; for speed use autocast, which leaves norms and rotary angles in float32.
     """
 
-    def __init__(self, config: VLMConfig, seed: int = 0) -> None:
+    def __init__(self, config: VLMConfig, seed: int = 0, compiled: bool = False) -> None:
+        """Make the model.
+
+        Args:
+            compiled: rows are read by compiled code; generation is not.
+        """
         super().__init__()
         self.config = config
+        self.compiled = compiled
         device = torch.get_default_device()
         # On meta the layers do not draw initial weights of their own from the global generator.
         with torch.device("meta"):
             self.vision_encoder = ViT(config)
             self.MP = ModalityProjector(config)
             self.decoder = LanguageModel(config)
+        if compiled:
+            self.vision_encoder.run_block = self.decoder.run_block = compiled_run_block()
         if device.type != "meta":
             self.to_empty(device=device)
             self.decoder.tie_weights()
@@ -82,23 +93,20 @@ class VisionLanguageModel(nn.Module):
                 )
         self.decoder.rotary_embd.reset()
 
-    def embed(self, input_ids: Tensor, image: Tensor) -> Tensor:
-        """Put the image's tokens in front of the text's.
+    def embed(self, token_ids: Tensor, image: Tensor) -> Tensor:
+        """Return the row of all image tokens and then all text tokens.
 
-        int[B, T], float[B, 3, S, S] -> float[B, I + T, D]
+        int[M], float[B, 3, S, S] -> float[B * I + M, D]
         """
-        image_tokens = self.MP(self.vision_encoder(image))
-        return torch.cat((image_tokens, self.decoder.token_embedding(input_ids)), dim=1)
+        image_tokens = self.MP(self.vision_encoder(image)).flatten(0, 1)
+        return torch.cat((image_tokens, self.decoder.token_embedding(token_ids)))
 
-    def hidden_states(
-        self, input_ids: Tensor, image: Tensor, attention_mask: Tensor | None = None
-    ) -> Tensor:
+    def hidden_states(self, token_ids: Tensor, image: Tensor, packing: Packing) -> Tensor:
         """Return the decoder's output at the text's tokens, ready for `decoder.head`.
 
-        int[B, T], float[B, 3, S, S], bool or int [B, T] -> float[B, T, D]
+        int[M], float[B, 3, S, S] -> float[M, D]
         """
-        mask = self._with_image(attention_mask)
-        return self.decoder(self.embed(input_ids, image), mask)[:, self.config.num_image_tokens :]
+        return self.decoder(self.embed(token_ids, image), packing)[-len(token_ids) :]
 
     def forward(
         self,
@@ -112,11 +120,17 @@ class VisionLanguageModel(nn.Module):
         Args:
             input_ids: int[B, T]
             image: float[B, 3, S, S], normalised by image_mean and image_std
-            attention_mask: bool or int [B, T], true for real tokens; None if all are.
+            attention_mask: bool or int [B, T], true for real tokens, wherever they stand; padding
+                gets logits of 0. None if all are real.
             targets: int[B, T], the token that follows each input token; -100 for no label. The
                 loss is the mean over the labels, 0 without any.
         """
-        logits = self.decoder.head(self.hidden_states(input_ids, image, attention_mask))
+        is_real = _is_real(input_ids, attention_mask)
+        token_ids, packing = self._pack(input_ids, is_real)
+        hidden = self.hidden_states(token_ids, image, packing)[:-1]  # without the spare token
+        real_logits = self.decoder.head(hidden)
+        logits = real_logits.new_zeros((*is_real.shape, real_logits.shape[-1]))
+        logits = logits.masked_scatter(is_real[..., None], real_logits)
         if targets is None:
             return logits, None
         loss = F.cross_entropy(
@@ -152,7 +166,8 @@ class VisionLanguageModel(nn.Module):
             ValueError: a number is out of its range.
         """
         check_sampling(temperature, top_k, top_p)
-        prefill = self.prefill(input_ids, image, attention_mask, max_new_tokens)
+        token_ids, packing = self._pack(input_ids, _is_real(input_ids, attention_mask))
+        prefill = self.prefill(token_ids, image, packing, max_new_tokens)
 
         def choose(logits: Tensor) -> Tensor:
             return sample(logits, temperature, top_k, top_p, generator)
@@ -161,25 +176,23 @@ class VisionLanguageModel(nn.Module):
 
     @torch.no_grad()
     def prefill(
-        self,
-        input_ids: Tensor,
-        image: Tensor,
-        attention_mask: Tensor | None = None,
-        max_new_tokens: int = 5,
+        self, token_ids: Tensor, image: Tensor, packing: Packing, max_new_tokens: int = 5
     ) -> Prefill:
         """Read the prompts, with room in the cache for `max_new_tokens`.
+
+        Args:
+            token_ids: int[M]
+            image: float[B, 3, S, S]
+            packing: of the prompts.
 
         Raises:
             ValueError: there is no room for a token.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        num_prompt = self.config.num_image_tokens + input_ids.shape[1]
-        cache = KVCache(num_prompt + max_new_tokens - 1)
-        mask = self._with_image(attention_mask)
-        hidden = self.decoder(self.embed(input_ids, image), mask, cache)
-        last = hidden[:, -1] if mask is None else _last_real(hidden, mask)
-        return Prefill(self._next_logits(last), mask, cache)
+        cache = KVCache(packing.positions[packing.last] + 1, room=max_new_tokens - 1)
+        hidden = self.decoder(self.embed(token_ids, image), packing, cache)
+        return Prefill(self._next_logits(hidden[packing.last]), cache)
 
     @torch.no_grad()
     def complete(
@@ -195,19 +208,17 @@ class VisionLanguageModel(nn.Module):
             choose: takes logits float[B, V] to tokens int[B].
         """
         eos = self.config.lm_eos_token_id
-        logits, mask, cache = prefill.logits, prefill.mask, prefill.cache
+        logits = prefill.logits
         tokens = torch.empty((len(logits), 0), dtype=torch.int64, device=logits.device)
         ended = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         while True:
-            token = choose(logits).masked_fill(ended, eos)[:, None]  # (B, 1)
-            tokens = torch.cat((tokens, token), dim=1)
+            token = choose(logits).masked_fill(ended, eos)  # (B,)
+            tokens = torch.cat((tokens, token[:, None]), dim=1)
             ended = (tokens == eos).any(dim=1)
             if tokens.shape[1] == max_new_tokens or ended.all():  # waits for the device
                 return tokens
-            if mask is not None:
-                mask = F.pad(mask, (0, 1), value=True)
-            last = self.decoder(self.decoder.token_embedding(token), mask, cache)[:, -1]
-            logits = self._next_logits(last)
+            hidden = self.decoder.step(self.decoder.token_embedding(token), prefill.cache)
+            logits = self._next_logits(hidden)
 
     def _next_logits(self, last: Tensor) -> Tensor:
         """float[B, D] -> float[B, V]"""
@@ -274,18 +285,19 @@ class VisionLanguageModel(nn.Module):
         """
         read_weights(folder, self, self.config.lm_tie_weights)
 
-    def _with_image(self, attention_mask: Tensor | None) -> Tensor | None:
-        """Prepend the image's tokens, all real: bool or int [B, T] -> bool[B, I + T]"""
-        if attention_mask is None:
-            return None
-        return F.pad(attention_mask.bool(), (self.config.num_image_tokens, 0), value=True)
+    def _pack(self, input_ids: Tensor, is_real: Tensor) -> tuple[Tensor, Packing]:
+        """Return padded texts as a row: int[B, T], bool[B, T] -> int[M], their packing"""
+        token_ids = F.pad(input_ids[is_real], (0, 1))  # with a spare one
+        lengths = is_real.sum(dim=1).cpu()  # waits for the device
+        packing = pack(lengths, self.config.num_image_tokens, len(token_ids))
+        return token_ids, packing.to(token_ids.device)
 
 
-def _last_real(hidden: Tensor, is_real: Tensor) -> Tensor:
-    """Pick each sequence's last real token: float[B, S, D], bool[B, S] -> float[B, D]"""
-    columns = torch.arange(is_real.shape[1], device=is_real.device)
-    last = (columns * is_real).argmax(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+def _is_real(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Return bool[B, T], false for padding."""
+    if attention_mask is None:
+        return torch.ones_like(input_ids, dtype=torch.bool)
+    return attention_mask.bool()
 
 
 def _initial_std(name: str, parameter: Tensor, config: VLMConfig) -> float:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, empty, nn
 
 from nanovlm.config import VLMConfig
+from nanovlm.models.compiled import RunBlock, run_block
 
 
 class PatchEmbedding(nn.Module):
@@ -83,10 +84,11 @@ class ViT(nn.Module):
         self.dropout = nn.Dropout(config.vit_dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.vit_n_blocks))
         self.layer_norm = nn.LayerNorm(config.vit_hidden_dim, eps=config.vit_ln_eps)
+        self.run_block: RunBlock = run_block
 
     def forward(self, image: Tensor) -> Tensor:
         """float[B, 3, S, S] -> float[B, N, D], patches row by row"""
         x = self.dropout(self.patch_embedding(image))
         for block in self.blocks:
-            x = block(x)
+            x = self.run_block(block, x)
         return self.layer_norm(x)

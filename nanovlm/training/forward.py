@@ -1,7 +1,8 @@
 """From a batch to its loss: what training and evaluation do alike on a device."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from nanovlm.config import VLMConfig
 from nanovlm.data.batches import Batch
+from nanovlm.models.packing import Packing, pack
 from nanovlm.models.vision_language_model import IGNORED_TARGET, VisionLanguageModel
 
 
@@ -29,12 +31,12 @@ def mixed_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
-def image_input(images: Tensor, config: VLMConfig, device: torch.device) -> Tensor:
-    """Return uint8[B,3,S,S] as what the vision encoder reads, float32[B,3,S,S] on `device`.
+def image_input(images: Tensor, config: VLMConfig) -> Tensor:
+    """Return uint8[B,3,S,S] as what the vision encoder reads, float32[B,3,S,S].
 
     Values from 0 to 1, less the mean, divided by the standard deviation of each channel.
     """
-    pixels = images.to(device, non_blocking=True).float().div_(255)
+    pixels = images.float().div_(255)
     # Python numbers travel with the kernel; a tensor of them would be one more copy each step.
     for channel, mean, std in zip(
         pixels.unbind(1), config.image_mean, config.image_std, strict=True
@@ -43,19 +45,52 @@ def image_input(images: Tensor, config: VLMConfig, device: torch.device) -> Tens
     return pixels
 
 
-def answer_loss_sum(model: VisionLanguageModel, batch: Batch, device: torch.device) -> Tensor:
+class ModelInput(NamedTuple):
+    """A batch on the device of the model; see `Batch` for its shapes."""
+
+    token_ids: Tensor
+    images: Tensor
+    packing: Packing
+    label_places: Tensor
+    """int64[L], the text tokens whose successor is learnt."""
+    labels: Tensor
+    """int64[L], these successors."""
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> "ModelInput":
+        """Return what `change` makes of each tensor."""
+        return ModelInput(
+            token_ids=change(self.token_ids),
+            images=change(self.images),
+            packing=Packing(*map(change, self.packing)),
+            label_places=change(self.label_places),
+            labels=change(self.labels),
+        )
+
+
+def model_input(batch: Batch, config: VLMConfig, line_multiple: int = 1) -> ModelInput:
+    """Return what a model of `config` reads of a batch, still on the CPU.
+
+    Args:
+        line_multiple: lines of the padded view are rounded up to it.
+    """
+    num_text = len(batch.token_ids)
+    label_places = (batch.targets != IGNORED_TARGET).nonzero().squeeze(1)
+    return ModelInput(
+        token_ids=batch.token_ids,
+        images=batch.images,
+        packing=pack(batch.text_lengths, config.num_image_tokens, num_text, line_multiple),
+        label_places=label_places,
+        labels=batch.targets[label_places],
+    )
+
+
+def answer_loss_sum(model: VisionLanguageModel, inputs: ModelInput) -> Tensor:
     """Return the sum of the cross-entropies of all labelled tokens, float32[].
 
-    Logits are computed at the labelled positions alone: a prompt has many tokens, an answer few.
+    Logits are computed at the labelled tokens alone: a prompt has many tokens, an answer few.
     """
-    targets = batch.targets.flatten()
-    labelled = (targets != IGNORED_TARGET).nonzero().squeeze(1)  # found on the host: no device sync
-    with mixed_precision(device):
-        hidden = model.hidden_states(
-            batch.input_ids.to(device, non_blocking=True),
-            image_input(batch.images, model.config, device),
-        )  # (B, T, D)
-        positions = labelled.to(device, non_blocking=True)
-        logits = model.decoder.head(hidden.flatten(0, 1).index_select(0, positions))
-    labels = targets[labelled].to(device, non_blocking=True)
-    return F.cross_entropy(logits.float(), labels, reduction="sum")
+    with mixed_precision(inputs.images.device):
+        pixels = image_input(inputs.images, model.config)
+        hidden = model.hidden_states(inputs.token_ids, pixels, inputs.packing)  # (M, D)
+        logits = model.decoder.head(hidden.index_select(0, inputs.label_places))  # (L, V)
+    return F.cross_entropy(logits.float(), inputs.labels, reduction="sum")

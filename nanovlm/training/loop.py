@@ -6,7 +6,7 @@ the loss is the sum over all answer tokens of the global batch divided by their 
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from nanovlm.config import TrainConfig
-from nanovlm.data.batches import collate, count_answer_tokens, image_buffer, samples_in_order
-from nanovlm.data.prepared import PreparedSamples
+from nanovlm.data.batches import check_lengths, count_answer_tokens, samples_in_order
+from nanovlm.data.tensors import PreparedSamples
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import all_reduce_sum_, rank, world_size
 from nanovlm.training.forward import answer_loss_sum
+from nanovlm.training.loader import Loader
+from nanovlm.training.micro_batches import MicroBatchSize
 from nanovlm.training.optim import build_optimizer, set_learning_rates
 from nanovlm.training.schedule import learning_rate_factor
 
@@ -78,45 +80,37 @@ def train(
     *,
     device: torch.device,
     interrupted: Callable[[], bool] = never,
+    micro_batch_size: MicroBatchSize | None = None,
 ) -> Generator[Progress, None, None]:
     """Train `model` in place; yield at the first step that reaches each milestone and at the end.
 
     Every worker runs this with the same arguments and yields at the same steps; `interrupted` may
-    differ, and is asked once a step. Raises TrialInterrupted, NonFiniteLossError before the step
-    that would spoil the weights, and UserError for milestones that cannot be.
+    differ, and is asked once a step. Raises TrialInterrupted, NonFiniteLossError with the weights
+    of the step before, and UserError for milestones and samples that cannot be.
+
+    Args:
+        micro_batch_size: what an earlier trial of the same model has found to fit.
     """
     if config.batch_size < world_size():
         raise UserError(
             f"batch_size={config.batch_size} cannot be shared by {world_size()} workers: "
             "each takes at least one sample of a step"
         )
+    check_lengths(samples, config.vlm.lm_max_length)
     total_steps = num_steps(config, len(samples))
     report_steps = _report_steps(milestones, config.batch_size, total_steps)
-    optimizer = build_optimizer(model, config)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    steps = _Steps(model, samples, config, total_steps, device, micro_batch_size)
     train_loss = _SmoothedLoss()
-    share = -(-config.batch_size // world_size())
-    images = image_buffer(samples, min(share, config.micro_batch_size or share))
     model.train()
     for step in range(1, total_steps + 1):
-        factor = learning_rate_factor(
-            step - 1, total_steps, config.warmup_ratio, config.min_lr_ratio, config.lr_schedule
-        )
-        set_learning_rates(optimizer, factor)
-        optimizer.zero_grad()
-        loss = _backward(model, samples, config, step, device, images)
-        stop = torch.full((), float(interrupted()), device=device)
-        gradients = [p.grad for p in parameters]
-        all_reduce_sum_([*gradients, loss, stop])
-        norm = get_total_norm(gradients)
-        loss_value, norm_value, stop_value = torch.stack([loss, norm, stop]).tolist()  # device sync
-        if stop_value:
+        numbers = steps.take(step, interrupted())
+        if step < total_steps:
+            steps.fetch(step + 1)  # while the device computes
+        loss, norm, stop = numbers.tolist()  # waits for the device
+        if stop:
             raise TrialInterrupted(f"interrupted at step {step}")
-        _check_finite(step, loss_value, norm_value)
-        if config.max_grad_norm is not None:
-            clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
-        optimizer.step()
-        train_loss.add(loss_value)
+        _check_finite(step, loss, norm)
+        train_loss.add(loss)
         if step == 1:
             first_step_at = time.perf_counter()
         if step in report_steps:
@@ -124,37 +118,104 @@ def train(
                 step=step,
                 samples_seen=step * config.batch_size,
                 train_loss=train_loss.value,
-                learning_rates={g["name"]: g["lr"] for g in optimizer.param_groups},
+                learning_rates=steps.learning_rates(),
                 first_step_at=first_step_at,
                 is_final=step == total_steps,
             )
 
 
-def _backward(
-    model: VisionLanguageModel,
-    samples: PreparedSamples,
-    config: TrainConfig,
-    step: int,
-    device: torch.device,
-    images: Tensor,
-) -> Tensor:
-    """Add this worker's part of the gradients of `step`; return its part of the loss, float32[]."""
-    stop = step * config.batch_size
-    indices = samples_in_order(len(samples), config.seed, stop - config.batch_size, stop)
-    num_answer_tokens = count_answer_tokens(samples, indices)
-    total = torch.zeros((), device=device)
-    for micro_batch in _micro_batches(indices[rank() :: world_size()], config.micro_batch_size):
-        batch = collate(samples, micro_batch, buffer=images)
-        loss = answer_loss_sum(model, batch, device) / num_answer_tokens
-        loss.backward()
-        total += loss.detach()
-    return total
+class _Steps:
+    """The optimizer steps of one trial on this worker. Nothing in them waits for the device."""
 
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        samples: PreparedSamples,
+        config: TrainConfig,
+        total_steps: int,
+        device: torch.device,
+        micro_batch_size: MicroBatchSize | None,
+    ) -> None:
+        self._model, self._samples, self._config = model, samples, config
+        self._total_steps = total_steps
+        self._device = device
+        self._micro_batch_size = micro_batch_size or MicroBatchSize()
+        self._optimizer = build_optimizer(model, config)
+        self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._loader = Loader(samples, model, device)
 
-def _micro_batches(indices: np.ndarray, size: int | None) -> Iterator[np.ndarray]:
-    size = size or len(indices)
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]
+    def fetch(self, step: int) -> None:
+        """Begin to bring what `step` starts with to the device."""
+        self._loader.fetch(self._micro_batches(step)[0])
+
+    def take(self, step: int, interrupted: bool) -> Tensor:
+        """Take the optimizer step `step`; return loss, gradient norm and whether to stop.
+
+        float32[3], on the device, the same on all workers. If one of them was interrupted, or loss
+        or norm is not finite, the weights stay as they were: the device finds out by itself.
+        """
+        self._set_learning_rates(step)
+        loss = self._backward(step)
+        stop = torch.full((), float(interrupted), device=self._device)
+        gradients = [p.grad for p in self._parameters]
+        all_reduce_sum_([*gradients, loss, stop])
+        norm = get_total_norm(gradients)
+        if self._config.max_grad_norm is not None:
+            clip_grads_with_norm_(self._parameters, self._config.max_grad_norm, norm)
+        is_good = loss.isfinite() & norm.isfinite() & (stop == 0)
+        # What a gradient scaler tells a fused optimizer: 1 leaves all as it is.
+        self._optimizer.found_inf = 1 - is_good.float()  # type: ignore[attr-defined]
+        self._optimizer.step()
+        return torch.stack([loss, norm, stop])
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return the learning rates of the last step, by parameter group."""
+        return {group["name"]: group["lr"] for group in self._optimizer.param_groups}
+
+    def _set_learning_rates(self, step: int) -> None:
+        config = self._config
+        factor = learning_rate_factor(
+            step - 1,
+            self._total_steps,
+            config.warmup_ratio,
+            config.min_lr_ratio,
+            config.lr_schedule,
+        )
+        set_learning_rates(self._optimizer, factor)
+
+    def _backward(self, step: int) -> Tensor:
+        """Set this worker's part of the gradients of `step`; return its part of the loss."""
+        while True:
+            self._optimizer.zero_grad()
+            try:
+                return self._backward_once(step)
+            except torch.OutOfMemoryError:
+                if not self._micro_batch_size.halve(self._indices(step), self._config):
+                    raise
+            # Only now, with the error and all that it holds gone:
+            torch.cuda.empty_cache()
+
+    def _backward_once(self, step: int) -> Tensor:
+        num_answer_tokens = count_answer_tokens(self._samples, self._global_indices(step))
+        total = torch.zeros((), device=self._device)
+        for micro_batch in self._micro_batches(step):
+            inputs = self._loader.take(micro_batch)
+            loss = answer_loss_sum(self._model, inputs) / num_answer_tokens
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _micro_batches(self, step: int) -> list[np.ndarray]:
+        return self._micro_batch_size.split(self._indices(step), self._config)
+
+    def _indices(self, step: int) -> np.ndarray:
+        """Return this worker's samples of a step."""
+        return self._global_indices(step)[rank() :: world_size()]
+
+    def _global_indices(self, step: int) -> np.ndarray:
+        stop = step * self._config.batch_size
+        start = stop - self._config.batch_size
+        return samples_in_order(len(self._samples), self._config.seed, start, stop)
 
 
 def _report_steps(milestones: Sequence[int], batch_size: int, total_steps: int) -> set[int]:

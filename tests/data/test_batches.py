@@ -10,7 +10,7 @@ from nanovlm.data.batches import (
     image_buffer,
     samples_in_order,
 )
-from nanovlm.data.prepared import PreparedSamples
+from nanovlm.data.tensors import PreparedSamples
 
 PROMPTS = [[5, 6, 7], [5], [8, 8, 8, 8, 8, 8, 8, 8], [9, 0, 9]]
 ANSWERS = [[1, 0], [2, 3, 0], [4, 0], [0]]

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from nanovlm.config import TrainConfig, VLMConfig
 from nanovlm.data.digits import digits_benchmark_rows, digits_tokenizer
-from nanovlm.data.prepared import PreparedBenchmark
+from nanovlm.data.tensors import PreparedBenchmark
 from nanovlm.errors import UserError
 from nanovlm.evaluation.letters import letter_tokens, option_letters
 from nanovlm.evaluation.mmstar import num_new_tokens

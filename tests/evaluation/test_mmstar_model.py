@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nanovlm.data.digits import digits_tokenizer
-from nanovlm.data.prepared import PreparedBenchmark
+from nanovlm.data.tensors import PreparedBenchmark
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.evaluation.mmstar_result import MMStarResult
 from nanovlm.models.checkpoint import PUBLISHED_IMAGES

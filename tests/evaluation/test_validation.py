@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nanovlm.data.prepared import PreparedSamples
+from nanovlm.data.tensors import PreparedSamples
 from nanovlm.evaluation.validation import validation_loss
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.forward import image_input
@@ -34,12 +34,12 @@ def test_it_is_the_mean_over_all_answer_tokens(batch_size: int) -> None:
     losses = []
     for i in range(9):
         tokens = samples.tokens[samples.offsets[i] : samples.offsets[i + 1]][None]
-        image = image_input(samples.images[samples.image_index[i]][None], VLM, CPU)
+        image = image_input(samples.images[samples.image_index[i]][None], VLM)
         logits, _ = model(tokens[:, :-1], image)
         answer = tokens[0, samples.prompt_lengths[i] :]
         losses.append(F.cross_entropy(logits[0, -len(answer) :], answer, reduction="none"))
     expected = torch.cat(losses).mean().item()
-    loss = validation_loss(model, samples, batch_size, CPU)
+    loss = validation_loss(model, samples, CPU, batch_size)
     assert type(loss) is float
     assert loss == pytest.approx(expected, rel=1e-6)
 
@@ -47,7 +47,7 @@ def test_it_is_the_mean_over_all_answer_tokens(batch_size: int) -> None:
 def test_training_is_not_disturbed() -> None:
     model = VisionLanguageModel(dataclasses.replace(VLM, lm_dropout=0.5)).train()
     state = torch.random.get_rng_state()
-    first, second = (validation_loss(model, random_samples(), 4, CPU) for _ in range(2))
+    first, second = (validation_loss(model, random_samples(), CPU, 4) for _ in range(2))
     assert first == second  # no dropout takes part
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(module.training for module in model.modules())

@@ -44,7 +44,7 @@ def expected_tokens(folder: Path, **options: Any) -> list[int]:
     model = VisionLanguageModel.from_pretrained(folder / "model").eval()
     (prompt,) = encode_prompts(digits_tokenizer(), [f"Question: {QUESTION} Answer:"])
     pixels = image_to_uint8(Image.open(folder / "image.png"), 32, "bicubic")[None]
-    images = image_input(pixels, model.config, torch.device("cpu"))
+    images = image_input(pixels, model.config)
     tokens: list[int] = model.generate(torch.tensor([prompt]), images, **options)[0].tolist()
     return tokens
 

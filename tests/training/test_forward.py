@@ -29,19 +29,19 @@ def test_a_new_model_is_shown_what_siglip_was_trained_on() -> None:
     config = VLMConfig(vit_img_size=32)
     resampling = Image.Resampling[config.image_resampling.upper()]
     pixels = torch.from_numpy(np.array(image.resize((32, 32), resampling))).permute(2, 0, 1)
-    shown = image_input(pixels[None], config, CPU)
+    shown = image_input(pixels[None], config)
     torch.testing.assert_close(shown, expected, atol=1e-6, rtol=0)
     assert shown.min() < -0.5 and shown.max() > 0.5
 
 
 def test_a_published_model_is_shown_values_from_0_to_1_to_the_bit() -> None:
     config = VLMConfig(**PUBLISHED_IMAGES)
-    assert torch.equal(image_input(EVERY_GREY, config, CPU), EVERY_GREY.float() / 255)
+    assert torch.equal(image_input(EVERY_GREY, config), EVERY_GREY.float() / 255)
 
 
 def test_each_channel_has_its_own_numbers() -> None:
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
-    shown = image_input(EVERY_GREY, VLMConfig(image_mean=mean, image_std=std), CPU)
+    shown = image_input(EVERY_GREY, VLMConfig(image_mean=mean, image_std=std))
     for channel in range(3):
         expected = (EVERY_GREY[:, channel].double() / 255 - mean[channel]) / std[channel]
         torch.testing.assert_close(shown[:, channel].double(), expected, atol=1e-6, rtol=0)
@@ -53,6 +53,6 @@ def test_nothing_waits_for_the_device() -> None:
     images = EVERY_GREY.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        image_input(images, VLMConfig(), torch.device("cuda"))
+        image_input(images, VLMConfig())
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from nanovlm.config import Freeze, LearningRateSchedule, TrainConfig
 from nanovlm.data.batches import collate
-from nanovlm.data.prepared import PreparedSamples
+from nanovlm.data.tensors import PreparedSamples
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.forward import evaluating, image_input
