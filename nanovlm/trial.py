@@ -51,10 +51,10 @@ def run_trial(
     config = job.config
     problems = Problems()
     with problems:
-        check_start(config)
+        _check_settings(config)
+        model = resources.model(config, job.checkpoint)
         train_samples, val_samples = resources.training_data(config)
         benchmark = resources.benchmark(config)
-        model = resources.model(config, _checkpoint(job))
     _raise_together(problems.messages)
     device = resources.device
     try:
@@ -93,11 +93,18 @@ def _raise_together(messages: Sequence[str]) -> None:
 
 
 def check_start(config: TrainConfig) -> None:
-    """Raise UserError if what a trial of `config` begins with is not there."""
-    if config.log_wandb:
-        raise UserError("log_wandb=True: this version does not log to W&B yet; set it to false")
+    """Raise UserError if what a trial of `config` begins with is not there.
+
+    For a program to ask before it starts anything; `run_trial` finds out by itself.
+    """
+    _check_settings(config)
     if config.resume_from_vlm_checkpoint:
         find_checkpoint(config.vlm.vlm_checkpoint_path, config.vlm)
+
+
+def _check_settings(config: TrainConfig) -> None:
+    if config.log_wandb:
+        raise UserError("log_wandb=True: this version does not log to W&B yet; set it to false")
 
 
 def check_backbones(config: TrainConfig) -> None:
@@ -127,12 +134,6 @@ def _set_up_worker(config: TrainConfig, device: torch.device) -> None:
     torch.backends.cudnn.allow_tf32 = False  # float32, in evaluation, is float32 on GPUs too
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads)
-
-
-def _checkpoint(job: Job) -> str | None:
-    """Return the folder of the model that the trial starts from, None for initial weights."""
-    resumed = job.config.vlm.vlm_checkpoint_path if job.config.resume_from_vlm_checkpoint else None
-    return job.checkpoint or resumed
 
 
 def _ask(
