@@ -60,6 +60,8 @@ class Report:
     """Seconds from the trial's start to the end of its first optimizer step."""
     is_final: bool = False
     """True for the report after the last step of the full budget."""
+    notes: tuple[str, ...] = ()
+    """What the trial's workers have done so far otherwise than configured, and why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +99,7 @@ class TrialRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Those of the last report."""
     reports: tuple[Mapping[str, Any], ...] = ()
-    """`samples_seen, step, seconds, metrics` of each report."""
+    """`samples_seen, step, seconds, metrics, notes` of each report."""
     submitted_at: float
     first_step_at: float | None = None
     """End of the first optimizer step."""

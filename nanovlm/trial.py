@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ def run_trial(
     """
     _set_up_worker(job.config, resources.device)
     started = time.perf_counter()
+    resources.start_trial()
     config = job.config
     problems = Problems()
     with problems:
@@ -80,9 +82,15 @@ def run_trial(
                     seconds=time.perf_counter() - started,
                     first_step_seconds=progress.first_step_at - started,
                     is_final=progress.is_final,
+                    notes=_all_notes(resources),
                 )
     finally:
         model.zero_grad()
+
+
+def _all_notes(resources: Resources) -> tuple[str, ...]:
+    """Return the notes of all workers, each text once."""
+    return tuple(dict.fromkeys(chain.from_iterable(gather_objects(resources.notes))))
 
 
 def _raise_together(messages: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """What a warm worker keeps: the right entry for every configuration, and few of them."""
 
 import dataclasses
+import logging
 import shutil
 import weakref
 from collections.abc import Callable
@@ -93,7 +94,8 @@ def test_few_entries_are_kept() -> None:
     assert resources.model(CONFIG) is not first
 
 
-def test_a_dropped_model_gives_its_memory_back() -> None:
+def test_a_dropped_model_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanovlm.resources.find_compile_obstacle", lambda _: None)  # seconds
     resources = Resources("cpu")
     weights = weakref.ref(resources.model(dataclasses.replace(CONFIG, compile=True)).MP.proj.weight)
     for dropout in (0.1, 0.2):
@@ -248,3 +250,38 @@ def test_a_trials_own_checkpoint_is_read_each_time(tmp_path: Path) -> None:
         saved = VisionLanguageModel(CONFIG.vlm, seed=seed)
         saved.save_pretrained(tmp_path)
         assert differing(resources.model(CONFIG, str(tmp_path)), saved.state_dict()) == []
+
+
+# ------------------------------------------------------------------ what goes otherwise
+
+
+def test_a_note_is_of_its_trial_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    resources = Resources("cpu")
+    with caplog.at_level(logging.WARNING, "nanovlm"):
+        for _ in range(2):
+            resources.start_trial()
+            assert not resources.notes
+            resources.note("one")
+            resources.note("two")
+            resources.note("one")
+            assert resources.notes == ("one", "two")
+    assert caplog.messages == ["one", "two"]
+
+
+def test_without_a_compiler_the_model_is_the_uncompiled_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nanovlm.resources.find_compile_obstacle", lambda _: "no compiler here")
+    resources = Resources("cpu")
+    plain = resources.model(CONFIG)
+    assert not resources.notes
+    assert resources.model(dataclasses.replace(CONFIG, compile=True)) is plain
+    assert resources.notes == ("compile=true: no compiler here; the model runs uncompiled",)
+
+
+def test_a_gpu_without_bfloat16_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    resources = Resources("cuda")
+    resources.start_trial()
+    assert resources.notes == ("Tesla V100 has no bfloat16: computing in float32",)

@@ -3,12 +3,17 @@
 import dataclasses
 import json
 import math
+import os
 import random
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -18,6 +23,7 @@ from nanovlm.config_files import Layer, build_config, config_values, parse_overr
 from nanovlm.errors import UserError
 from nanovlm.messages import Job, Report
 from nanovlm.models.checkpoint import PUBLISHED_IMAGES
+from nanovlm.models.compiler import find_compile_obstacle
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.resources import Resources
 from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted
@@ -259,11 +265,73 @@ def test_every_generator_is_seeded(resources: Resources, draw: Callable[[], floa
     assert drawn_in_trial() == drawn_in_trial()
 
 
+def test_a_second_trial_reads_no_model_and_starts_nothing(tmp_path: Path) -> None:
+    VisionLanguageModel(VLM).save_pretrained(tmp_path)
+    vlm = dataclasses.replace(VLM, vlm_checkpoint_path=str(tmp_path))
+    resources = Resources("cpu")
+    first = run(resources, vlm=vlm, resume_from_vlm_checkpoint=True)
+    shutil.rmtree(tmp_path)
+    worker = psutil.Process()
+    before = worker.num_threads(), worker.children(recursive=True)
+    training = run_trial(
+        Job(
+            trial_id="t",
+            config=dataclasses.replace(CONFIG, vlm=vlm, resume_from_vlm_checkpoint=True),
+            milestones=(16,),
+        ),
+        resources,
+    )
+    next(training)
+    assert (worker.num_threads(), worker.children(recursive=True)) == before
+    last = list(training)[-1:]
+    assert numbers(last) == numbers(first)
+    assert (worker.num_threads(), worker.children(recursive=True)) == before
+
+
+def test_reports_carry_the_notes_of_their_trial(resources: Resources) -> None:
+    job = Job(trial_id="t", config=CONFIG, milestones=(16,))
+    training = run_trial(job, resources)
+    assert next(training).notes == ()
+    resources.note("half of it")
+    assert next(training).notes == ("half of it",)
+    assert run(resources)[-1].notes == ()
+
+
+WITHOUT_COMPILER = """
+import dataclasses
+from nanovlm.messages import Job
+from nanovlm.resources import Resources
+from nanovlm.trial import run_trial
+from tests.test_trial import CONFIG
+resources = Resources("cpu")
+compiled, plain = (
+    list(run_trial(Job(trial_id="t", config=dataclasses.replace(CONFIG, compile=c)), resources))[-1]
+    for c in (True, False)
+)
+assert compiled.metrics == plain.metrics
+assert plain.notes == ()
+print(*compiled.notes, sep="\\n")
+"""
+
+
+@pytest.mark.slow
+def test_without_a_compiler_a_trial_runs_uncompiled_and_says_so(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("CC", "CXX")}
+    environment |= {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    answer = subprocess.run(
+        [sys.executable, "-c", WITHOUT_COMPILER], env=environment, check=True, capture_output=True
+    )
+    (note,) = answer.stdout.decode().splitlines()
+    assert note.startswith("compile=true: InvalidCxxCompiler: No working C++ compiler found")
+    assert note.endswith("; the model runs uncompiled")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_more_variants_than_torch_compiles_on_its_own() -> None:
     """Past its limit torch would run a trial uncompiled, which shows as fewer graphs."""
     resources = Resources("cpu")
+    assert find_compile_obstacle("cpu") is None  # a graph too, the first time
     before = counters["stats"]["unique_graphs"]
     with torch._dynamo.config.patch(recompile_limit=2):
         for freeze in ("none", "vision_encoder"):

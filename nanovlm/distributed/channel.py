@@ -231,6 +231,7 @@ class Channel:
             "step": report.step,
             "seconds": report.seconds,
             "metrics": report.metrics,
+            "notes": list(report.notes),
         }
         trial.record = replace(
             trial.record,

@@ -55,6 +55,24 @@ class _Display:
         self._progress.stop()
 
 
+class NotesDisplay:
+    """Shows what trials did otherwise than configured, each text once."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown = set[str]()
+
+    def update(self, record: TrialRecord) -> None:
+        """Take in a change of a trial."""
+        # A results folder of an earlier version has reports without notes.
+        for text in (note for report in record.reports for note in report.get("notes", ())):
+            if text not in self._shown:
+                self._shown.add(text)
+                self._console.print(
+                    f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True
+                )
+
+
 class SearchDisplay(_Display):
     """Shows the progress of a search."""
 
@@ -69,6 +87,7 @@ class SearchDisplay(_Display):
         self._objective = objective
         self._ended = list(earlier)
         self._running: dict[str, TrialRecord] = {}
+        self._notes = NotesDisplay(console)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -89,6 +108,7 @@ class SearchDisplay(_Display):
 
     def update(self, record: TrialRecord) -> None:
         """Take in a change of a trial."""
+        self._notes.update(record)
         if record.state == "running":
             self._running[record.trial_id] = record
         else:

@@ -23,6 +23,7 @@ def report(samples: int, is_final: bool = False) -> Report:
         seconds=1.0,
         first_step_seconds=0.5,
         is_final=is_final,
+        notes=(f"note {samples}",),
     )
 
 
@@ -59,6 +60,7 @@ def test_a_trial_that_is_stopped_at_its_second_report() -> None:
         )
         assert (record.first_step_at, record.ended_at) == (1.0, 3.0)
         assert [entry["samples_seen"] for entry in record.reports] == [10, 20]
+        assert [entry["notes"] for entry in record.reports] == [["note 10"], ["note 20"]]
 
     run(scenario())
 
