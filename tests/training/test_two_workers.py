@@ -45,7 +45,13 @@ def loss_curve(resources: Resources, **changes: Any) -> list[float]:
 
 def trial_metrics(resources: Resources, output_dir: Path) -> list[dict[str, float]]:
     job = Job(trial_id="t", config=CONFIG, milestones=(35,), output_dir=str(output_dir))
-    return [report.metrics for report in run_trial(job, resources)]
+    metrics = []
+    for report in run_trial(job, resources):
+        metrics.append(report.metrics)
+        resources.note("of all")
+        resources.note(f"of {rank()}")
+    assert report.notes == ("of all", *(f"of {number}" for number in range(world_size())))
+    return metrics
 
 
 def first_interrupted_step(resources: Resources) -> str:
