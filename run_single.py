@@ -19,7 +19,12 @@ from nanovlm.results.store import (
     model_dir,
 )
 from nanovlm.results.summary import Objective, describe_accuracy
-from nanovlm.results.terminal import PreparationDisplay, describe_data, make_console
+from nanovlm.results.terminal import (
+    PreparationDisplay,
+    describe_data,
+    describe_speed,
+    make_console,
+)
 
 EXAMPLES = """examples:
   python run_single.py --preset digits
@@ -96,12 +101,12 @@ def main() -> int:
 
 def show_progress(console: Console, record: TrialRecord) -> None:
     if record.reports:
-        report = record.reports[-1]
+        report, speed = record.reports[-1], describe_speed(record)
         console.print(
             f"{report['samples_seen']} samples, step {report['step']}: "
             f"train_loss {report['metrics']['train_loss']:.4f}, mmstar_accuracy "
             f"{describe_accuracy(report['metrics'], 'mmstar_accuracy')}  "
-            f"({report['seconds']:.1f} s)",
+            f"({report['seconds']:.1f} s{speed and f', {speed}'})",
             highlight=False,
             markup=False,
         )
