@@ -125,7 +125,11 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Take note that the current stream gets a batch, and can do nothing until it is there."""
+        """Take the time in which the compute has nothing to do but wait for a batch.
+
+        The batch is to be there for the current stream at the end of the context: if it comes by a
+        stream of its own, the current one has been told to wait for that.
+        """
         asked = self._clock.mark()
         yield
         self._window.waits.append((asked, self._clock.mark()))

@@ -106,6 +106,7 @@ def speed(resources: Resources) -> Speed:
     """Each worker is told of the whole batch; the last one waits longer for its part of it."""
     clock = SetClock()
     meter = Meter(CONFIG, CPU, clock)
+    meter._peak = 1e12  # as if each worker had a GPU of this peak
     for _ in range(3):
         with meter.waiting():
             clock.now += 1.0 + rank()
@@ -175,6 +176,7 @@ def test_the_speed_is_that_of_all_workers(numbers: list[dict[str, Any]]) -> None
     assert first.samples_per_second == alone.samples_per_second == 7 / 4  # of the global batch
     assert first.answer_tokens_per_second == alone.answer_tokens_per_second == 14 / 4
     assert first.model_tflops_per_second == alone.model_tflops_per_second
+    assert first.model_flops_utilization == first.model_tflops_per_second / 2
     assert (first.data_wait_fraction, alone.data_wait_fraction) == (0.5, 0.25)  # of the slower one
 
 
