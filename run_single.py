@@ -23,6 +23,7 @@ from nanovlm.results.terminal import (
     NotesDisplay,
     PreparationDisplay,
     describe_data,
+    describe_speed,
     make_console,
 )
 
@@ -103,12 +104,12 @@ def main() -> int:
 
 def show_progress(console: Console, record: TrialRecord) -> None:
     if record.reports:
-        report = record.reports[-1]
+        report, speed = record.reports[-1], describe_speed(record)
         console.print(
             f"{report['samples_seen']} samples, step {report['step']}: "
             f"train_loss {report['metrics']['train_loss']:.4f}, mmstar_accuracy "
             f"{describe_accuracy(report['metrics'], 'mmstar_accuracy')}  "
-            f"({report['seconds']:.1f} s)",
+            f"({report['seconds']:.1f} s{speed and f', {speed}'})",
             highlight=False,
             markup=False,
         )

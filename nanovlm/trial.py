@@ -66,8 +66,10 @@ def run_trial(
             )
         ) as training:
             for progress in training:
+                trained_at = time.perf_counter()
                 result = _ask(model, benchmark, config, resources)
                 metrics = result.metrics() | _validate(model, val_samples, config, device)
+                evaluated_at = time.perf_counter()
                 _check_finite(progress.step, metrics)
                 if job.answers_file is not None and rank() == 0:
                     replace_text(Path(job.answers_file), result.json_lines())
@@ -81,6 +83,8 @@ def run_trial(
                     checkpoint=output_dir,
                     seconds=time.perf_counter() - started,
                     first_step_seconds=progress.first_step_at - started,
+                    evaluation_seconds=evaluated_at - trained_at,
+                    speed=progress.speed,
                     is_final=progress.is_final,
                     notes=_all_notes(resources),
                 )

@@ -64,6 +64,28 @@ def test_reports(resources: Resources) -> None:
     assert last.metrics["val_loss"] < first.metrics["val_loss"]
 
 
+def test_the_speed_of_each_report(resources: Resources) -> None:
+    """Training is all that it holds: the steps since the report before, without the evaluation."""
+    reports = run(resources, milestones=(16, 48))
+    before = 0.0
+    for report in reports:
+        speed = report.speed
+        assert speed is not None
+        # Each of the digits' answers is a letter and EOS.
+        ratio = speed.answer_tokens_per_second / speed.samples_per_second
+        assert ratio == pytest.approx(2)
+        assert 0 < speed.data_wait_fraction < 1
+        assert 0 < speed.model_tflops_per_second < 10
+        assert speed.model_flops_utilization is None
+        assert 0.01 < speed.peak_memory_gib < 100
+        assert 0 < report.evaluation_seconds < report.seconds - before
+        before = report.seconds
+    first, second, _ = reports
+    in_between = second.seconds - first.seconds - second.evaluation_seconds
+    assert second.speed is not None and second.speed.samples_per_second > 32 / in_between
+    assert not {"speed", "samples_per_second", "evaluation_seconds"} & set(first.metrics)
+
+
 def test_a_trial_is_the_same_alone_and_after_others(resources: Resources) -> None:
     """To the bit, with dropout, whatever ran before in this worker and however it ended."""
     vlm = dataclasses.replace(VLM, lm_dropout=0.1)

@@ -1,4 +1,4 @@
-"""What a person sees of a running search."""
+"""The lines that a person sees of a trial, from made-up records."""
 
 import io
 from typing import Any
@@ -6,58 +6,82 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+import run_single
 from nanovlm.messages import TrialRecord
 from nanovlm.results.summary import Objective
-from nanovlm.results.terminal import NotesDisplay, SearchDisplay
+from nanovlm.results.terminal import SearchDisplay, describe_speed
 
-UNCOMPILED = "compile=true: no compiler [g++]; the model runs uncompiled"
-FLOAT32 = "Tesla V100 has no bfloat16: computing in float32"
-OBJECTIVE = Objective("mmstar_accuracy", "max")
+METRICS = {"mmstar_accuracy": 0.5, "train_loss": 1.25}
+SPEED = {
+    "samples_per_second": 812.4,
+    "answer_tokens_per_second": 3000.0,
+    "data_wait_fraction": 0.004,
+    "model_tflops_per_second": 400.0,
+    "model_flops_utilization": 0.411,
+    "peak_memory_gib": 20.0,
+}
 
 
-def record(number: int, state: Any, *notes_of_reports: list[str] | None) -> TrialRecord:
-    """Return a trial with one report for each list of notes; None: of an earlier version."""
-    entry: dict[str, Any] = {"samples_seen": 1, "step": 1, "seconds": 1.0, "metrics": {}}
+def record(speed: dict[str, Any] | None) -> TrialRecord:
+    entry: dict[str, Any] = {"samples_seen": 100, "step": 10, "seconds": 2.0, "metrics": METRICS}
+    if speed is not None:
+        entry |= {"speed": speed, "evaluation_seconds": 1.0}
     return TrialRecord(
-        trial_id=f"trial-{number}",
-        number=number,
-        parameters={},
+        trial_id="trial-0003",
+        number=3,
+        parameters={"lr_mp": 0.01},
         config={},
-        state=state,
+        state="completed",
+        samples_seen=100,
+        metrics=METRICS,
+        reports=(entry,),
         submitted_at=0.0,
-        reports=tuple(
-            entry if notes is None else entry | {"notes": notes} for notes in notes_of_reports
-        ),
     )
 
 
-RECORDS = (
-    record(0, "running"),
-    record(0, "running", [UNCOMPILED]),
-    record(1, "running", None),
-    record(0, "completed", [UNCOMPILED], [UNCOMPILED, FLOAT32]),
-    record(1, "failed", [FLOAT32]),
+def plain_console() -> tuple[Console, io.StringIO]:
+    file = io.StringIO()
+    return Console(file=file, width=200), file
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "812 samples/s, data 0.4 %, MFU 41 %"),
+        ({"model_flops_utilization": None}, "812 samples/s, data 0.4 %"),
+        ({"samples_per_second": 3.42}, "3.4 samples/s, data 0.4 %, MFU 41 %"),
+        (
+            {"samples_per_second": 12_345.6, "model_flops_utilization": 0.0833},
+            "12346 samples/s, data 0.4 %, MFU 8.3 %",
+        ),
+    ],
 )
+def test_the_speed_in_short(changes: dict[str, Any], expected: str) -> None:
+    assert describe_speed(record(SPEED | changes)) == expected
 
 
-@pytest.mark.parametrize("is_terminal", [True, False])
-def test_a_search_shows_each_note_once(is_terminal: bool) -> None:
-    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=40)
-    with SearchDisplay(console, OBJECTIVE, num_trials=2) as display:
-        for changed in RECORDS:
-            display.update(changed)
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
-    assert text.count(f"note: {UNCOMPILED}") == 1  # as it is, though it is wider than the console
-    assert text.count(f"note: {FLOAT32}") == 1
-    if is_terminal:
-        assert f"\x1b[33mnote: {FLOAT32}" in text
+@pytest.mark.parametrize(
+    ("speed", "expected"),
+    [
+        (SPEED, "lr_mp=0.01  2 s  812 samples/s, data 0.4 %, MFU 41 %"),
+        (None, "lr_mp=0.01  2 s"),  # written down by an earlier version
+    ],
+)
+def test_the_line_of_an_ended_trial(speed: dict[str, Any] | None, expected: str) -> None:
+    console, file = plain_console()
+    with SearchDisplay(console, Objective("mmstar_accuracy", "max"), 4) as display:
+        display.update(record(speed))
+    (line,) = file.getvalue().splitlines()
+    assert line.startswith("trial 3   completed  0.5 ")
+    assert line.endswith(expected)
 
 
-def test_a_single_run_shows_each_note_once() -> None:
-    console = Console(file=io.StringIO(), width=200)
-    notes = NotesDisplay(console)
-    for changed in RECORDS:
-        notes.update(changed)
-    assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue().splitlines() == [f"note: {UNCOMPILED}", f"note: {FLOAT32}"]
+@pytest.mark.parametrize(
+    ("speed", "expected"),
+    [(SPEED, "(2.0 s, 812 samples/s, data 0.4 %, MFU 41 %)"), (None, "(2.0 s)")],
+)
+def test_the_line_of_a_single_run_s_report(speed: dict[str, Any] | None, expected: str) -> None:
+    console, file = plain_console()
+    run_single.show_progress(console, record(speed))
+    expected = f"100 samples, step 10: train_loss 1.2500, mmstar_accuracy 0.5  {expected}"
+    assert file.getvalue().splitlines() == [expected]
