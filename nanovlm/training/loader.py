@@ -6,6 +6,8 @@ few milliseconds, since they are decoded already and lie in memory that all proc
 """
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -24,18 +26,29 @@ class Loader:
     """Brings samples to the device of a model."""
 
     def __init__(
-        self, samples: PreparedSamples, model: VisionLanguageModel, device: torch.device
+        self,
+        samples: PreparedSamples,
+        model: VisionLanguageModel,
+        device: torch.device,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """Bring nothing yet.
+
+        Args:
+            waiting: a context in which each batch is brought, such as `Meter.waiting`.
+        """
         self._samples = samples
         self._config, self._compiled = model.config, model.compiled
         self._device = device
+        self._waiting = waiting
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._buffer = image_buffer(samples, 0)
         self._ahead: tuple[np.ndarray, ModelInput] | None = None
 
     def fetch(self, indices: np.ndarray) -> None:
         """Begin to bring the samples `indices` (int64[B]), which are taken next."""
-        self._ahead = indices, self._load(indices)
+        with self._waiting():
+            self._ahead = indices, self._load(indices)
 
     def take(self, indices: np.ndarray) -> ModelInput:
         """Return the samples `indices` (int64[B]) on the device.
@@ -44,12 +57,10 @@ class Loader:
         """
         ahead, self._ahead = self._ahead, None
         is_there = ahead is not None and np.array_equal(ahead[0], indices)
-        inputs = ahead[1] if ahead is not None and is_there else self._load(indices)
-        if self._stream is not None:
-            stream = torch.cuda.current_stream(self._device)
-            stream.wait_stream(self._stream)
-            inputs.apply(lambda tensor: _used_by(stream, tensor))
-        return inputs
+        if ahead is not None and is_there:
+            return ahead[1]
+        with self._waiting():
+            return self._load(indices)
 
     def _load(self, indices: np.ndarray) -> ModelInput:
         text_multiple = row_multiple(len(indices)) if self._compiled else 1
@@ -59,7 +70,11 @@ class Loader:
         if self._stream is None:
             return inputs
         with torch.cuda.stream(self._stream):
-            return inputs.apply(self._copy)
+            copied = inputs.apply(self._copy)
+        # Told now, behind the work that the device still has, so that a wait can be measured.
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_stream(self._stream)
+        return copied.apply(lambda tensor: _used_by(stream, tensor))
 
     def _copy(self, tensor: Tensor) -> Tensor:
         """Begin to copy to the GPU; the host does not wait for the end."""

@@ -15,13 +15,20 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from nanovlm.config import TrainConfig
-from nanovlm.data.batches import check_lengths, count_answer_tokens, samples_in_order
+from nanovlm.data.batches import (
+    check_lengths,
+    count_answer_tokens,
+    samples_in_order,
+    text_lengths,
+)
 from nanovlm.data.tensors import PreparedSamples
 from nanovlm.errors import UserError
+from nanovlm.messages import Speed
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import all_reduce_sum_, rank, world_size
 from nanovlm.training.forward import answer_loss_sum
 from nanovlm.training.loader import Loader
+from nanovlm.training.meter import Meter
 from nanovlm.training.micro_batches import MicroBatchSize
 from nanovlm.training.optim import build_optimizer, set_learning_rates
 from nanovlm.training.schedule import learning_rate_factor
@@ -58,6 +65,8 @@ class Progress:
     """Of the last step, by parameter group; a frozen group has none."""
     first_step_at: float
     """When the first step ended, on the clock of `time.perf_counter`."""
+    speed: Speed
+    """Since the progress before; what the caller does in between is left out."""
     is_final: bool
     """True after the last step of the full budget."""
 
@@ -91,15 +100,12 @@ def train(
     Args:
         micro_batch_size: what an earlier trial of the same model has found to fit.
     """
-    if config.batch_size < world_size():
-        raise UserError(
-            f"batch_size={config.batch_size} cannot be shared by {world_size()} workers: "
-            "each takes at least one sample of a step"
-        )
+    _check_shares(config.batch_size)
     check_lengths(samples, config.vlm.lm_max_length)
     total_steps = num_steps(config, len(samples))
     report_steps = _report_steps(milestones, config.batch_size, total_steps)
-    steps = _Steps(model, samples, config, total_steps, device, micro_batch_size)
+    meter = Meter(config, device)
+    steps = _Steps(model, samples, config, total_steps, device, meter, micro_batch_size)
     train_loss = _SmoothedLoss()
     model.train()
     for step in range(1, total_steps + 1):
@@ -120,8 +126,18 @@ def train(
                 train_loss=train_loss.value,
                 learning_rates=steps.learning_rates(),
                 first_step_at=first_step_at,
+                speed=meter.read(),
                 is_final=step == total_steps,
             )
+            meter.start()
+
+
+def _check_shares(batch_size: int) -> None:
+    if batch_size < world_size():
+        raise UserError(
+            f"batch_size={batch_size} cannot be shared by {world_size()} workers: "
+            "each takes at least one sample of a step"
+        )
 
 
 class _Steps:
@@ -134,6 +150,7 @@ class _Steps:
         config: TrainConfig,
         total_steps: int,
         device: torch.device,
+        meter: Meter,
         micro_batch_size: MicroBatchSize | None,
     ) -> None:
         self._model, self._samples, self._config = model, samples, config
@@ -142,7 +159,8 @@ class _Steps:
         self._micro_batch_size = micro_batch_size or MicroBatchSize()
         self._optimizer = build_optimizer(model, config)
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        self._loader = Loader(samples, model, device)
+        self._meter = meter
+        self._loader = Loader(samples, model, device, meter.waiting)
 
     def fetch(self, step: int) -> None:
         """Begin to bring what `step` starts with to the device."""
@@ -166,6 +184,10 @@ class _Steps:
         # What a gradient scaler tells a fused optimizer: 1 leaves all as it is.
         self._optimizer.found_inf = 1 - is_good.float()  # type: ignore[attr-defined]
         self._optimizer.step()
+        indices = self._global_indices(step)
+        self._meter.add(
+            text_lengths(self._samples, indices), count_answer_tokens(self._samples, indices)
+        )
         return torch.stack([loss, norm, stop])
 
     def learning_rates(self) -> dict[str, float]:

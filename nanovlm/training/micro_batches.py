@@ -1,6 +1,7 @@
 """How many samples pass through the model at once."""
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,8 +16,19 @@ class MicroBatchSize:
     A worker keeps it from trial to trial, so that memory runs out once and not in every trial.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[str], None] = logger.warning) -> None:
+        """Know nothing yet.
+
+        Args:
+            note: is told when the memory was not enough.
+        """
         self._limit: int | None = None
+        self._note = note
+
+    def begin_trial(self) -> None:
+        """Note what an earlier trial has found."""
+        if self._limit is not None:
+            self._note(f"out of GPU memory before: micro_batch_size {self._limit} at most")
 
     def split(self, indices: np.ndarray, config: TrainConfig) -> list[np.ndarray]:
         """Return this worker's samples of a step (int64[any]) in parts of nearly one size."""
@@ -36,7 +48,5 @@ class MicroBatchSize:
         if config.micro_batch_size != "auto" or size == 1:
             return False
         self._limit = -(-size // 2)
-        logger.warning(
-            "out of GPU memory with %d samples at once: %d from now on", size, self._limit
-        )
+        self._note(f"out of GPU memory with micro_batch_size {size}: {self._limit} from now on")
         return True
