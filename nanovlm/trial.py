@@ -58,23 +58,21 @@ def run_trial(
         train_samples, val_samples = resources.training_data(config)
         benchmark = resources.benchmark(config)
     _raise_together(problems.messages)
-    device = resources.device
+    training = train(
+        model,
+        train_samples,
+        config,
+        job.milestones,
+        device=resources.device,
+        interrupted=interrupted,
+        micro_batch_size=resources.micro_batch_size(config),
+    )
     try:
-        with closing(
-            train(
-                model,
-                train_samples,
-                config,
-                job.milestones,
-                device=device,
-                interrupted=interrupted,
-                micro_batch_size=resources.micro_batch_size(config),
-            )
-        ) as training:
+        with closing(training):
             for progress in training:
                 trained_at = time.perf_counter()
                 result = _ask(model, benchmark, config, resources)
-                metrics = result.metrics() | _validate(model, val_samples, device)
+                metrics = result.metrics() | _validate(model, val_samples, resources.device)
                 evaluated_at = time.perf_counter()
                 _check_finite(progress.step, metrics)
                 if job.answers_file is not None and rank() == 0:

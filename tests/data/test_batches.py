@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nanovlm.data.batches import (
+    check_lengths,
     collate,
     count_answer_tokens,
     image_buffer,
@@ -12,6 +13,7 @@ from nanovlm.data.batches import (
     text_lengths,
 )
 from nanovlm.data.tensors import PreparedSamples
+from nanovlm.errors import UserError
 
 PROMPTS = [[5, 6, 7], [5], [8, 8, 8, 8, 8, 8, 8, 8], [9, 0, 9]]
 ANSWERS = [[1, 0], [2, 3, 0], [4, 0], [0]]
@@ -31,39 +33,47 @@ def samples() -> PreparedSamples:
     )
 
 
-def naive_texts(indices: list[int], length: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Return input_ids and targets, token by token."""
+def naive_texts(indices: list[int], num_spare: int) -> tuple[list[int], list[int]]:
+    """Return token_ids and targets, token by token."""
     inputs, targets = [], []
     for i in indices:
-        text = PROMPTS[i] + ANSWERS[i]
-        inputs.append([text[t] if t < len(text) - 1 else 0 for t in range(length)])
-        labels = [-100] * (len(PROMPTS[i]) - 1) + ANSWERS[i]
-        targets.append([labels[t] if t < len(labels) else -100 for t in range(length)])
-    return inputs, targets
+        inputs += (PROMPTS[i] + ANSWERS[i])[:-1]
+        targets += [-100] * (len(PROMPTS[i]) - 1) + ANSWERS[i]
+    return inputs + [0] * num_spare, targets + [-100] * num_spare
 
 
 @pytest.mark.parametrize(
-    ("indices", "pad_multiple", "length"),
+    ("indices", "multiple", "num_spare"),
     [
-        ([0], 1, 4),
-        ([0], 8, 8),
-        ([3, 1], 1, 3),
-        ([2, 0, 1, 3], 8, 16),
-        ([2, 0, 1, 3], 1, 9),
-        ([1, 1], 2, 4),
+        ([0], 1, 1),
+        ([0], 8, 4),
+        ([3, 1], 1, 1),
+        ([2, 0, 1, 3], 8, 5),
+        ([2, 0, 1, 3], 1, 1),
+        ([1, 1], 2, 2),
     ],
 )
 def test_collate_like_the_naive_reference(
-    samples: PreparedSamples, indices: list[int], pad_multiple: int, length: int
+    samples: PreparedSamples, indices: list[int], multiple: int, num_spare: int
 ) -> None:
-    batch = collate(samples, np.array(indices), pad_multiple)
-    inputs, targets = naive_texts(indices, length)
-    assert batch.input_ids.tolist() == inputs
+    batch = collate(samples, np.array(indices), multiple)
+    inputs, targets = naive_texts(indices, num_spare)
+    assert batch.token_ids.tolist() == inputs
     assert batch.targets.tolist() == targets
-    assert batch.input_ids.dtype == batch.targets.dtype == torch.int64
+    assert len(batch.token_ids) % multiple == 0
+    assert batch.text_lengths.tolist() == text_lengths(samples, np.array(indices)).tolist()
+    assert batch.token_ids.dtype == batch.targets.dtype == torch.int64
     images = [samples.images[samples.image_index[i]] for i in indices]
     assert torch.equal(batch.images, torch.stack(images))
     assert batch.images.dtype == torch.uint8
+
+
+def test_a_text_that_is_too_long_is_named(samples: PreparedSamples) -> None:
+    check_lengths(samples, 10)
+    with pytest.raises(
+        UserError, match=r"sample 2: .* vlm.lm_max_length=9 tokens, got 10 \(1 of 4"
+    ):
+        check_lengths(samples, 9)
 
 
 def test_answer_tokens_are_counted_as_collate_labels_them(samples: PreparedSamples) -> None:

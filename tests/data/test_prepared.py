@@ -19,13 +19,12 @@ from nanovlm.data import recipes
 from nanovlm.data.cache import PreparedFolder
 from nanovlm.data.digits import digits_benchmark_rows
 from nanovlm.data.prepared import (
-    PreparedBenchmark,
-    PreparedSamples,
     describe_data,
     prepare_benchmark,
     prepare_training,
 )
 from nanovlm.data.samples import mmstar_prompt
+from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples
 from nanovlm.errors import UserError
 from tests.data.conftest import CONFIG, change, write_dataset
 

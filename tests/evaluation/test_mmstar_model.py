@@ -15,6 +15,7 @@ from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.evaluation.mmstar_result import MMStarResult
 from nanovlm.models.checkpoint import PUBLISHED_IMAGES
 from nanovlm.models.language_model import KVCache
+from nanovlm.models.packing import Packing
 from nanovlm.models.vision_language_model import Prefill, VisionLanguageModel
 from nanovlm.training.forward import image_input
 from tests.tiny import vlm_config
@@ -71,16 +72,19 @@ class Echo(nn.Module):
         super().__init__()
         self.table = table
 
-    def prefill(self, input_ids: Tensor, image: Tensor, max_new_tokens: int) -> Prefill:
+    def prefill(
+        self, token_ids: Tensor, image: Tensor, packing: Packing, max_new_tokens: int
+    ) -> Prefill:
         assert not self.training and not torch.is_grad_enabled()
         assert max_new_tokens == 5
         pixels = (image[:, 0, 0, 0] * 255).round().int().tolist()
-        asked = zip(input_ids[:, 0].tolist(), pixels, strict=True)
+        text = token_ids[packing.positions[-len(token_ids) :] == VLM.num_image_tokens]
+        asked = zip(text.tolist(), pixels, strict=True)
         answers = [self.table[question] for question in asked]
         logits = torch.full((len(answers), VLM.lm_vocab_size), 9.0)  # no letter is the likeliest
         logits[:, [A, B]] = torch.tensor([logits_of_letters for logits_of_letters, _ in answers])
         self.tokens = torch.tensor([tokens for _, tokens in answers])
-        return Prefill(logits, None, KVCache(0))
+        return Prefill(logits, KVCache(packing.last, 0))
 
     def complete(self, prefill: Prefill, max_new_tokens: int) -> Tensor:
         assert max_new_tokens == 5
@@ -120,7 +124,7 @@ def test_the_letters_come_from_the_pass_that_starts_the_answer() -> None:
     assert sum(seen) == 12
     letters = torch.tensor([TOKENIZER.token_to_id(letter) for letter in "ABCD"])
     for item in range(12):
-        image = image_input(benchmark.images[item][None], VLM, CPU)
+        image = image_input(benchmark.images[item][None], VLM)
         with torch.no_grad():
             logits, _ = model(benchmark.prompt(item)[None], image)
         log_probabilities = logits[0, -1, letters].log_softmax(dim=0)

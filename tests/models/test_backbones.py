@@ -13,11 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 from nanovlm.config import VLMConfig
 from nanovlm.errors import UserError
 from nanovlm.models import model_files
+from nanovlm.models.packing import pack
 from nanovlm.models.pretrained import check_backbone_weights, load_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from tests.hub_files import Randomize, make_llama, make_siglip, make_two_towers
@@ -101,7 +103,9 @@ def assert_same_vision(model: VisionLanguageModel, theirs: nn.Module) -> None:
 def assert_same_logits(model: VisionLanguageModel, theirs: LlamaForCausalLM) -> None:
     ids = torch.arange(24).reshape(2, 12) % theirs.config.vocab_size
     decoder = model.decoder
-    ours = decoder.head(decoder(decoder.token_embedding(ids)))[..., : theirs.config.vocab_size]
+    packing = pack(torch.tensor([12, 12]), 0, 25)
+    hidden = decoder(decoder.token_embedding(F.pad(ids.flatten(), (0, 1))), packing)[:-1]
+    ours = decoder.head(hidden).unflatten(0, (2, 12))[..., : theirs.config.vocab_size]
     torch.testing.assert_close(ours, theirs(input_ids=ids).logits, atol=1e-5, rtol=0)
 
 

@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanovlm.config import VLMConfig
+from nanovlm.models.packing import pack
 from nanovlm.models.sampling import sample
 from nanovlm.models.vision_language_model import VisionLanguageModel
 
@@ -37,14 +39,20 @@ def with_eos(model: VisionLanguageModel, eos: int) -> VisionLanguageModel:
     return model
 
 
+def last_logits(model: VisionLanguageModel, ids: Tensor, image: Tensor) -> Tensor:
+    """Return the logits behind prompts of one length, which may be 0."""
+    packing = pack(torch.full((len(ids),), ids.shape[1]), 4, ids.numel() + 1)
+    hidden = model.decoder(model.embed(F.pad(ids.flatten(), (0, 1)), image), packing)
+    return model.decoder.head(hidden[packing.last])
+
+
 @torch.no_grad()
 def greedy_without_cache(
     model: VisionLanguageModel, ids: Tensor, image: Tensor, num_tokens: int
 ) -> Tensor:
     prompt_length = ids.shape[1]
     for _ in range(num_tokens):
-        hidden = model.decoder(model.embed(ids, image))[:, -1]
-        token = model.decoder.head(hidden).argmax(dim=-1)
+        token = last_logits(model, ids, image).argmax(dim=-1)
         ids = torch.cat((ids, token[:, None]), dim=1)
     return ids[:, prompt_length:]
 
@@ -65,7 +73,8 @@ def test_a_prefill_has_the_logits_behind_the_prompt(
     ids, image = prompt
     mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] + [0] * 5])
     logits, _ = model(ids, image, mask)
-    prefill = model.prefill(ids, image, mask, max_new_tokens=3)
+    row = F.pad(ids[mask.bool()], (0, 1))
+    prefill = model.prefill(row, image, pack(mask.sum(1), 4, len(row)), max_new_tokens=3)
     expected = logits[torch.arange(3), torch.tensor([5, 3, 0])]
     torch.testing.assert_close(prefill.logits, expected, atol=1e-5, rtol=0)
     completed = model.complete(prefill, 3)

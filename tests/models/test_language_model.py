@@ -15,9 +15,9 @@ from nanovlm.models.language_model import (
     KVCache,
     LanguageModel,
     RMSNorm,
-    positions_and_mask,
     rotate,
 )
+from nanovlm.models.packing import pack
 
 RENAMED = {
     "model.embed_tokens": "token_embedding",
@@ -64,6 +64,18 @@ def llama_and_ours(
     return reference, model
 
 
+def read(
+    model: LanguageModel, ids: Tensor, is_real: Tensor | None = None, cache: KVCache | None = None
+) -> Tensor:
+    """Return the hidden states float[B, T, D] of texts that are packed first; 0 for padding."""
+    is_real = torch.ones_like(ids, dtype=torch.bool) if is_real is None else is_real.bool()
+    row = F.pad(ids[is_real], (0, 1))
+    packing = pack(is_real.sum(1), 0, len(row))
+    real = model(model.token_embedding(row), packing, cache)[:-1]
+    hidden = real.new_zeros((*ids.shape, real.shape[1]))
+    return hidden.masked_scatter(is_real[..., None], real)
+
+
 def token_ids(*shape: int) -> Tensor:
     return torch.randint(50, shape, generator=torch.Generator().manual_seed(2))
 
@@ -88,7 +100,7 @@ def test_equals_llama(
     config = dataclasses.replace(tiny, **changes)
     reference, model = llama_and_ours(config, randomize)
     ids = token_ids(2, length)
-    logits = model.head(model(model.token_embedding(ids)))
+    logits = model.head(read(model, ids))
     torch.testing.assert_close(logits, reference(ids).logits, atol=1e-5, rtol=1e-5)
 
 
@@ -104,97 +116,79 @@ def test_padding_equals_llama_and_no_padding(
 ) -> None:
     reference, model = llama_and_ours(tiny, randomize)
     ids = token_ids(4, 8)
-    hidden = model(model.token_embedding(ids), PADDED)
+    hidden = read(model, ids, PADDED)
     positions = (PADDED.cumsum(1) - 1).clamp(min=0)
     expected = reference(ids, attention_mask=PADDED, position_ids=positions).logits
     assert hidden.isfinite().all()
     for row, real in enumerate(PADDED.bool()):
         logits = model.head(hidden[row, real])
         torch.testing.assert_close(logits, expected[row, real], atol=1e-5, rtol=1e-5)
-        alone = model(model.token_embedding(ids[row, real][None]))[0]
+        alone = read(model, ids[row, real][None])[0]
         torch.testing.assert_close(hidden[row, real], alone, atol=1e-5, rtol=1e-5)
-
-
-def test_positions_and_mask_of_padding() -> None:
-    is_real = torch.tensor([[0, 1, 1, 0, 1]])
-    positions, mask = positions_and_mask(2, 3, is_real, is_real.device)
-    assert positions.tolist() == [[1, 1, 2]]
-    assert mask is not None and mask.int().tolist() == [
-        [[[0, 1, 1, 0, 0], [0, 1, 1, 1, 0], [0, 1, 1, 0, 1]]]
-    ]  # padding sees itself, and no one else sees it
-    positions, mask = positions_and_mask(0, 2, is_real[:, :2], is_real.device)
-    assert positions.tolist() == [[0, 0]]
-    assert mask is not None and mask.int().tolist() == [[[[1, 0], [0, 1]]]]
 
 
 def test_padding_sends_no_gradient_and_no_nan(tiny: VLMConfig) -> None:
     model = LanguageModel(tiny)
-    x = model.token_embedding(token_ids(4, 8)).detach().requires_grad_()
-    model(x, PADDED)[PADDED.bool()].sum().backward()
+    lengths = torch.tensor([5, 1, 8])
+    packing = pack(lengths, 0, 20)  # 14 real tokens and 6 spare ones
+    x = model.token_embedding(token_ids(20)).detach().requires_grad_()
+    model(x, packing)[:14].square().sum().backward()
     assert x.grad is not None and x.grad.isfinite().all()
-    assert (x.grad[~PADDED.bool()] == 0).all() and (x.grad[PADDED.bool()] != 0).any()
+    assert (x.grad[14:] == 0).all() and (x.grad[:14] != 0).any(dim=1).all()
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("chunks", [[8], [7, 1], [1] * 8, [3, 1, 4]])
+@pytest.mark.parametrize("num_read", [1, 3, 7])
 @torch.no_grad()
-def test_cache_equals_reading_all_at_once(tiny: VLMConfig, chunks: list[int], padded: bool) -> None:
+def test_cache_equals_reading_all_at_once(tiny: VLMConfig, num_read: int) -> None:
+    """Samples of 8, 5 and 1 further tokens less: what each reads next depends on itself alone."""
     model = LanguageModel(tiny).eval()
-    x = model.token_embedding(token_ids(4, 8))
-    mask = PADDED if padded else None
-    cache = KVCache(max_length=8)
-    parts = []
-    for chunk in x.split(chunks, dim=1):
-        seen = cache.num_tokens + chunk.shape[1]
-        parts.append(model(chunk, None if mask is None else mask[:, :seen], cache))
-    torch.testing.assert_close(torch.cat(parts, dim=1), model(x, mask), atol=1e-5, rtol=1e-5)
-    assert cache.num_tokens == 8
-    with pytest.raises(AssertionError, match="9 tokens in a cache for 8"):
-        model(x[:, :1], None, cache)
+    lengths = torch.tensor([num_read, 1, max(1, num_read - 2)])
+    ids = token_ids(3, 12)
+    is_read = torch.arange(12) < lengths[:, None]
+    cache = KVCache(lengths, room=5)
+    read(model, ids, is_read, cache)
+    for step in range(5):
+        places = lengths + step
+        token = ids[torch.arange(3), places]
+        hidden = model.step(model.token_embedding(token), cache)
+        expected = read(model, ids, torch.arange(12) <= places[:, None])
+        expected = expected[torch.arange(3), places]
+        torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(cache.lengths, lengths + 5)
 
 
-@pytest.mark.parametrize(
-    ("num_new", "cached", "expected"), [(5, 0, (None, True)), (1, 5, (None, False))]
-)
-def test_without_padding_attention_gets_no_mask(
-    tiny: VLMConfig,
-    monkeypatch: pytest.MonkeyPatch,
-    num_new: int,
-    cached: int,
-    expected: tuple[None, bool],
+def test_attention_over_a_row_gets_no_mask(
+    tiny: VLMConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With a mask the fast kernels would not be taken."""
     attend = F.scaled_dot_product_attention
     seen = []
 
     def spy(*args: Any, **kwargs: Any) -> Tensor:
-        seen.append((kwargs["attn_mask"], kwargs["is_causal"]))
+        seen.append((kwargs.get("attn_mask"), kwargs["is_causal"]))
         return attend(*args, **kwargs)
 
-    model = LanguageModel(tiny)
-    cache = KVCache(max_length=10)
-    if cached:
-        model(torch.rand(2, cached, 32), None, cache)
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
-    model(torch.rand(2, num_new, 32), None, cache)
-    assert seen == [expected] * tiny.lm_n_blocks
+    read(LanguageModel(tiny), token_ids(4, 8), PADDED.bool())
+    assert seen == [(None, True)] * tiny.lm_n_blocks
 
 
 def test_norm_and_rotation_keep_float32_inside(tiny: VLMConfig) -> None:
-    x = torch.randn(2, 4, 3, 8, generator=torch.Generator().manual_seed(0))
-    rotary = LanguageModel(tiny).rotary_embd(torch.tensor([[5000, 5001, 5002]]))
+    x = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
+    rotary = LanguageModel(tiny).rotary_embd(torch.tensor([5000, 5001, 5002]))
     assert rotary[0].dtype == torch.float32
     half = x.bfloat16()
     assert torch.equal(rotate(half, rotary), rotate(half.float(), rotary).bfloat16())
     norm = RMSNorm(8, 1e-5)
     assert torch.equal(norm(half), norm(half.float()).bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        autocast = LanguageModel(tiny).rotary_embd(torch.tensor([[5000, 5001, 5002]]))
+        autocast = LanguageModel(tiny).rotary_embd(torch.tensor([5000, 5001, 5002]))
     assert torch.equal(autocast[0], rotary[0]) and torch.equal(autocast[1], rotary[1])
 
 
 def test_dropout_acts_in_training_only(tiny: VLMConfig) -> None:
     model = LanguageModel(dataclasses.replace(tiny, lm_dropout=0.5))
-    x = torch.rand(1, 6, 32)
-    assert not torch.equal(model(x), model(x))
+    ids = token_ids(1, 6)
+    assert not torch.equal(read(model, ids), read(model, ids))
     model.eval()
-    assert torch.equal(model(x), model(x))
+    assert torch.equal(read(model, ids), read(model, ids))

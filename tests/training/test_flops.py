@@ -28,11 +28,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 def counted(config: TrainConfig, backward: bool) -> int:
     """Return the FLOPs that torch counts for a batch with a label at every text token."""
-    with torch.device("meta"):
-        model = VisionLanguageModel(config.vlm)
-        build_optimizer(model, config)
-        ids = torch.zeros(BATCH, TEXT, dtype=torch.int64)
-        image = torch.zeros(BATCH, 3, config.vlm.vit_img_size, config.vlm.vit_img_size)
+    model = VisionLanguageModel(config.vlm)
+    build_optimizer(model, config)
+    ids = torch.zeros(BATCH, TEXT, dtype=torch.int64)
+    image = torch.zeros(BATCH, 3, config.vlm.vit_img_size, config.vlm.vit_img_size)
     # With plain products: the counter has no formula for the CPU's fused attention, and that of
     # the others counts what they compute twice.
     with (
@@ -47,14 +46,16 @@ def counted(config: TrainConfig, backward: bool) -> int:
 
 
 def with_full_attention(flops: ModelFlops, config: VLMConfig) -> int:
-    """Return the FLOPs of the same batch. Plain products compute all n^2 pairs, half in vain."""
+    """Return the FLOPs of the same batch as it is computed.
+
+    Plain products compute all n^2 pairs, half in vain; and the row has a spare token and its padded
+    view a spare line.
+    """
     length = config.num_image_tokens + TEXT
-    return BATCH * (
-        flops.vision_encoder
-        + flops.projector
-        + length * flops.decoder_token
-        + length**2 * flops.decoder_pair
-        + TEXT * flops.head
+    return (
+        BATCH * (flops.vision_encoder + flops.projector + TEXT * flops.head)
+        + (BATCH * length + 1) * flops.decoder_token
+        + (BATCH + 1) * length**2 * flops.decoder_pair
     )
 
 

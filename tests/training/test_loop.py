@@ -13,7 +13,7 @@ from nanovlm.data.tensors import PreparedSamples
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.flops import model_flops, trained_parts
-from nanovlm.training.forward import evaluating, image_input
+from nanovlm.training.forward import evaluating, image_input, model_input
 from nanovlm.training.loop import NonFiniteLossError, Progress, TrialInterrupted, num_steps, train
 from tests.tiny import vlm_config
 
@@ -109,8 +109,10 @@ def test_steps_equal_a_plain_loop_over_whole_batches() -> None:
     for step in range(3):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * (0.1 + 0.9 * (1 + math.cos(math.pi * step / 3)) / 2)
-        logits, _ = reference(batch.input_ids, image_input(batch.images, TINY, CPU))
-        loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
+        hidden = reference.hidden_states(
+            batch.token_ids, image_input(batch.images, TINY), model_input(batch, TINY).packing
+        )
+        loss = F.cross_entropy(reference.decoder.head(hidden), batch.targets)
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -190,7 +192,7 @@ def test_the_caller_may_evaluate_between_reports() -> None:
     for report in train(model, random_samples(), config, EVERY_STEP, device=CPU):
         losses.append(report.train_loss)
         with evaluating(model):
-            model.generate(batch.input_ids, image_input(batch.images, TINY, CPU))
+            model.generate(torch.ones(4, 3, dtype=torch.int64), image_input(batch.images, TINY))
     assert losses == curve(expected)
     without_dropout, _ = run()
     assert losses != curve(without_dropout)
