@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
     parser.add_argument("--batch-size", type=int, help="32; 256 on a GPU")
-    parser.add_argument("--micro-batch-size", type=int, help="of our side; None as a user has it")
+    parser.add_argument("--micro-batch-size", type=int, help="of our side; auto as a user has it")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="of a round; 2, and 10 on a GPU")
     parser.add_argument("--warmup-steps", type=int, help="before the rounds; 2, and 10 on a GPU")
@@ -109,7 +109,7 @@ def train_config(name: str, arguments: argparse.Namespace) -> TrainConfig:
     rounds = round_steps(arguments)
     return TrainConfig(
         batch_size=arguments.batch_size,
-        micro_batch_size=arguments.micro_batch_size,
+        micro_batch_size=arguments.micro_batch_size or "auto",
         epochs=-(-sum(rounds) // USEFUL_BATCHES),
         compile=arguments.compile,
         cpu_threads=arguments.threads,

@@ -14,7 +14,6 @@ counted for each trial.
 
 import argparse
 import dataclasses
-import os
 import statistics
 import sys
 import tempfile
@@ -69,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--config", choices=["digits", "222m"], default="digits")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
+    parser.add_argument("--threads", type=int, help="cpu_threads; the preset's by default")
     parser.add_argument("--trials", type=int, default=6)
     parser.add_argument("--batch-size", type=int, help="the preset's by default")
     parser.add_argument(
@@ -93,9 +92,13 @@ def trial_config(arguments: argparse.Namespace, folder: Path) -> TrainConfig:
             test_dataset_path="builtin:digits",
             vlm=vlm,
         )
-    changes = {"batch_size": arguments.batch_size, "compile": arguments.compile}
+    changes = {
+        "batch_size": arguments.batch_size,
+        "compile": arguments.compile,
+        "cpu_threads": arguments.threads,
+    }
     given = {name: value for name, value in changes.items() if value is not None}
-    return dataclasses.replace(config, cpu_threads=arguments.threads, **given)
+    return dataclasses.replace(config, **given)
 
 
 def write_backbones(folder: Path) -> VLMConfig:

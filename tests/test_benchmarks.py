@@ -37,7 +37,7 @@ def test_loss_and_gradients_equal_transformers() -> None:
     model, peer = model_and_peer()
     texts = make_texts(VLM, num_samples=40, num_images=7).fitting(VLM.lm_max_length)
     batch = padded_batch(texts, range(len(texts)), 90, "right")
-    images = image_input(batch.images, VLM, CPU)
+    images = image_input(batch.images, VLM)
     _, loss = model(batch.input_ids, images, batch.attention_mask, batch.targets)
     assert loss is not None
     loss.backward()
