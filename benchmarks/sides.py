@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch._dynamo.utils import counters
 
 from benchmarks.padded import padded_batch, peer_optimizer, peer_step
 from benchmarks.peer import Peer
@@ -24,6 +25,8 @@ class Run(NamedTuple):
     seconds: float
     peak_bytes: int
     """Highest memory of the GPU in use meanwhile, both sides' weights included; 0 on CPU."""
+    num_graphs: int
+    """Graphs that torch.compile made meanwhile; while it does, speed says nothing."""
 
     @property
     def speed(self) -> float:
@@ -57,7 +60,7 @@ class OurSide:
         with _Clock(self._device) as clock:
             next(self._training)
         torch.use_deterministic_algorithms(False)
-        return Run(num_steps * self._batch_size, clock.seconds, clock.peak_bytes)
+        return Run(num_steps * self._batch_size, clock.seconds, clock.peak_bytes, clock.num_graphs)
 
 
 class PeerSide:
@@ -91,14 +94,15 @@ class PeerSide:
                 batch = self._batches[step % len(self._batches)]
                 peer_step(self._peer, self._optimizer, batch.to(self._device))
                 num_useful += batch.num_useful
-        return Run(num_useful, clock.seconds, clock.peak_bytes)
+        return Run(num_useful, clock.seconds, clock.peak_bytes, clock.num_graphs)
 
 
 class _Clock:
-    """Seconds and highest memory of what is done within, the GPU's work included."""
+    """Seconds, highest memory and compilations of what is done within, the GPU's work included."""
 
     seconds = 0.0
     peak_bytes = 0
+    num_graphs = 0
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -107,6 +111,7 @@ class _Clock:
         if self._on_gpu:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
+        self._graphs_before = counters["stats"]["unique_graphs"]
         self._started = time.perf_counter()
         return self
 
@@ -115,3 +120,4 @@ class _Clock:
             torch.cuda.synchronize()
             self.peak_bytes = torch.cuda.max_memory_allocated()
         self.seconds = time.perf_counter() - self._started
+        self.num_graphs = counters["stats"]["unique_graphs"] - self._graphs_before

@@ -78,7 +78,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--micro-batch-size", type=int, help="of our side; auto as a user has it")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="of a round; 2, and 10 on a GPU")
-    parser.add_argument("--warmup-steps", type=int, help="before the rounds; 2, and 10 on a GPU")
+    parser.add_argument(
+        "--warmup-steps", type=int, help="before the rounds; 2, and 20 where our side is compiled"
+    )
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--peer-compile", action="store_true")
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True)
@@ -87,7 +89,7 @@ def parse_arguments() -> argparse.Namespace:
     on_gpu = arguments.device == "cuda"
     arguments.batch_size = arguments.batch_size or (256 if on_gpu else 32)
     arguments.steps = arguments.steps or (10 if on_gpu else 2)
-    arguments.warmup_steps = arguments.warmup_steps or (10 if on_gpu else 2)
+    arguments.warmup_steps = arguments.warmup_steps or (20 if arguments.compile else 2)
     return arguments
 
 
@@ -172,13 +174,19 @@ def run_rounds(
     peer.to(device)
     peer_side = PeerSide(peer, config, texts, device, rounds, arguments.peer_compile)
     peer_warm_up = peer_side.run()
-    print(f"warm-up: {warm_up.seconds:.1f} s, peer {peer_warm_up.seconds:.1f} s", flush=True)
+    print(
+        f"warm-up: {warm_up.seconds:.1f} s ({warm_up.num_graphs} graphs), "
+        f"peer {peer_warm_up.seconds:.1f} s ({peer_warm_up.num_graphs} graphs)",
+        flush=True,
+    )
     ours, theirs = [], []
     for number in range(1, arguments.rounds + 1):
         ours.append(our_side.run())
         theirs.append(peer_side.run())
         speeds = f"{ours[-1].speed:.2f}, peer {theirs[-1].speed:.2f}"
-        print(f"round {number}: {speeds} useful samples/s", flush=True)
+        graphs = ours[-1].num_graphs + theirs[-1].num_graphs
+        compiled = f"; {graphs} graphs were compiled: more --warmup-steps" if graphs else ""
+        print(f"round {number}: {speeds} useful samples/s{compiled}", flush=True)
     return Measured(
         ours,
         theirs,
