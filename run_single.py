@@ -19,7 +19,13 @@ from nanovlm.results.store import (
     model_dir,
 )
 from nanovlm.results.summary import Objective, describe_accuracy
-from nanovlm.results.terminal import PreparationDisplay, describe_data, make_console
+from nanovlm.results.terminal import (
+    NotesDisplay,
+    PreparationDisplay,
+    describe_data,
+    describe_speed,
+    make_console,
+)
 
 EXAMPLES = """examples:
   python run_single.py --preset digits
@@ -64,6 +70,7 @@ def main() -> int:
         answers_file=str(answers_file(folder.resolve(), TRIAL_ID)),
     )
     store = ResultsStore(folder, OBJECTIVE, resources.gpus_per_trial)
+    notes = NotesDisplay(console)
     started = time.monotonic()
 
     def on_start(dashboard_url: str | None, is_own: bool, num_slots: int) -> None:
@@ -71,6 +78,7 @@ def main() -> int:
         console.print(f"{cluster}\nresults: {folder}\n{describe_data(plan.data)}", **cli.PLAIN)
 
     def on_record(record: TrialRecord) -> None:
+        notes.update(record)
         show_progress(console, record)
         if record.state != "running":
             store.begin()
@@ -96,12 +104,12 @@ def main() -> int:
 
 def show_progress(console: Console, record: TrialRecord) -> None:
     if record.reports:
-        report = record.reports[-1]
+        report, speed = record.reports[-1], describe_speed(record)
         console.print(
             f"{report['samples_seen']} samples, step {report['step']}: "
             f"train_loss {report['metrics']['train_loss']:.4f}, mmstar_accuracy "
             f"{describe_accuracy(report['metrics'], 'mmstar_accuracy')}  "
-            f"({report['seconds']:.1f} s)",
+            f"({report['seconds']:.1f} s{speed and f', {speed}'})",
             highlight=False,
             markup=False,
         )

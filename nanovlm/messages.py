@@ -44,6 +44,28 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """How fast a trial trained since its report before, evaluation left out; of all its workers.
+
+    Apart from the metrics: those are the same at every run, to the bit.
+    """
+
+    samples_per_second: float
+    answer_tokens_per_second: float
+    """Tokens that are learnt: those of the answers, and EOS."""
+    data_wait_fraction: float
+    """Share of the time in which the compute had to wait for a batch; of the worker that waited
+    longest."""
+    model_tflops_per_second: float
+    """10^12 useful floating-point operations a second (`training/flops.py`)."""
+    model_flops_utilization: float | None
+    """Share of what the GPUs could do at best; None on the CPU and on GPUs without a known peak."""
+    peak_memory_gib: float
+    """Most memory that a worker has occupied so far. On a GPU: tensors, since the trial began. On
+    the CPU: the whole process, since it began, earlier trials included."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """What a trial has reached; made exactly at each milestone and at the end."""
 
@@ -58,8 +80,14 @@ class Report:
     """Seconds since the trial started, evaluation included."""
     first_step_seconds: float
     """Seconds from the trial's start to the end of its first optimizer step."""
+    evaluation_seconds: float = 0.0
+    """Seconds that the evaluation of this report took."""
+    speed: Speed | None = None
+    """None if it was not measured."""
     is_final: bool = False
     """True for the report after the last step of the full budget."""
+    notes: tuple[str, ...] = ()
+    """What the trial's workers have done so far otherwise than configured, and why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +125,8 @@ class TrialRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Those of the last report."""
     reports: tuple[Mapping[str, Any], ...] = ()
-    """`samples_seen, step, seconds, metrics` of each report."""
+    """`samples_seen, step, seconds, evaluation_seconds, speed, metrics, notes` of each report;
+    those of an earlier version have no `evaluation_seconds`, `speed` and `notes`."""
     submitted_at: float
     first_step_at: float | None = None
     """End of the first optimizer step."""

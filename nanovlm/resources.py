@@ -5,8 +5,9 @@ meets what another configuration left behind; and only a few entries are kept, s
 of a worker stays flat over a long search.
 """
 
+import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from typing import Any, Generic, TypeVar
 
@@ -25,14 +26,22 @@ from nanovlm.data.prepared import (
 )
 from nanovlm.data.processors import load_tokenizer
 from nanovlm.evaluation.letters import letter_tokens
+from nanovlm.models.compiler import find_compile_obstacle
 from nanovlm.models.pretrained import load_backbone_weights
-from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.training.checkpoint import load_checkpoint
+from nanovlm.models.snapshot import Snapshot
+from nanovlm.models.vision_language_model import PARTS, VisionLanguageModel
+from nanovlm.training.checkpoint import architecture, load_checkpoint
+from nanovlm.training.forward import has_bfloat16
+
+logger = logging.getLogger(__name__)
 
 V = TypeVar("V")
 
 NUM_KEPT = 2
 """Entries of each sort that are kept."""
+
+PROJECTOR = ("MP",)
+BACKBONES = tuple(part for part in PARTS if part not in PROJECTOR)
 
 MAX_COMPILED = 256
 """Versions of the model's code that a worker may compile: one for each architecture, with and
@@ -58,6 +67,31 @@ class Resources:
         self._training_data = _Recent[tuple[PreparedSamples, PreparedSamples]]()
         self._benchmarks = _Recent[PreparedBenchmark]()
         self._models = _Recent[VisionLanguageModel]()
+        self._weights = _Recent[Snapshot]()
+        self._notes = dict[str, None]()  # in the order in which they were made
+        self._logged = set[str]()
+
+    def start_trial(self) -> None:
+        """Forget the notes of the trial before, and note what this device cannot do."""
+        self._notes.clear()
+        if self.device.type == "cuda" and not has_bfloat16(self.device):
+            name = torch.cuda.get_device_name(self.device)
+            self.note(f"{name} has no bfloat16: computing in float32")
+
+    def note(self, text: str) -> None:
+        """Remember for the reports what the trial does otherwise than configured.
+
+        It is logged when this worker notes it for the first time.
+        """
+        self._notes[text] = None
+        if text not in self._logged:
+            self._logged.add(text)
+            logger.warning("%s", text)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was noted since the trial started, each text once."""
+        return tuple(self._notes)
 
     def tokenizer(self, name: str) -> Tokenizer:
         """Return the tokenizer `name`."""
@@ -98,20 +132,67 @@ class Resources:
         """Return the model on the device as a trial starts with it.
 
         The module is the one that an earlier trial with this architecture used, and so is what was
-        compiled for it; its weights are set anew: those of the folder `checkpoint` or else the
-        initial ones of `config.seed`, with pretrained backbones if the configuration wants them.
+        compiled for it; its weights are set anew, in place: those of `checkpoint`, or of the saved
+        model that the configuration resumes from, or else the initial ones of `config.seed`, with
+        pretrained backbones if the configuration wants them.
+
+        The files of the saved model and of the backbones are read once and their weights kept in
+        memory: a worker does not see what becomes of these files while it lives.
+
+        Args:
+            checkpoint: folder that a trial has written; read at each call.
+
+        With `config.compile` on a platform that cannot compile, the model is not compiled, and
+        that is noted.
+
+        Raises:
+            UserError: a file cannot be had, or does not fit the configuration.
         """
-        model = self._models.get((config.vlm, config.compile), lambda: self._new_model(config))
+        compiled = config.compile and self._can_compile()
+        model = self._models.get((config.vlm, compiled), lambda: self._new_model(config, compiled))
         if checkpoint is not None:
             load_checkpoint(model, checkpoint)
-            return model
-        model.initialize(config.seed)
-        if config.vlm.vlm_load_backbone_weights:
-            load_backbone_weights(model)
+        elif config.resume_from_vlm_checkpoint:
+            name = config.vlm.vlm_checkpoint_path
+            self._set_weights(model, (name,), PARTS, lambda: load_checkpoint(model, name))
+        elif config.vlm.vlm_load_backbone_weights:
+            names = (config.vlm.vit_model_type, config.vlm.lm_model_type)
+            self._set_weights(model, names, BACKBONES, lambda: load_backbone_weights(model))
+            model.initialize(config.seed, PROJECTOR)
+        else:
+            model.initialize(config.seed)
         return model
 
-    def _new_model(self, config: TrainConfig) -> VisionLanguageModel:
-        model_class = _compiled_model_class() if config.compile else VisionLanguageModel
+    def _set_weights(
+        self,
+        model: VisionLanguageModel,
+        names: Sequence[str],
+        parts: Sequence[str],
+        load: Callable[[], None],
+    ) -> None:
+        """Copy the weights that `names` stand for into `parts` of `model`.
+
+        Args:
+            load: reads them into the model, if they are not kept from an earlier trial.
+        """
+
+        def read() -> Snapshot:
+            load()
+            return Snapshot(model, parts)
+
+        # Another dropout or prompt length makes another model, with the same weights.
+        key = (*names, *architecture(model.config).items())
+        self._weights.get(key, read).restore(model)
+
+    def _can_compile(self) -> bool:
+        """Return whether models can be compiled here, and note why not."""
+        obstacle = find_compile_obstacle(self.device.type)
+        if obstacle is not None:
+            self.note(f"compile=true: {obstacle}; the model runs uncompiled")
+        return obstacle is None
+
+    def _new_model(self, config: TrainConfig, compiled: bool) -> VisionLanguageModel:
+        model_class = _compiled_model_class() if compiled else VisionLanguageModel
         with self.device:
             return model_class(config.vlm)
 

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +49,14 @@ def run_trial(
     """
     _set_up_worker(job.config, resources.device)
     started = time.perf_counter()
+    resources.start_trial()
     config = job.config
     problems = Problems()
     with problems:
-        check_start(config)
+        _check_settings(config)
+        model = resources.model(config, job.checkpoint)
         train_samples, val_samples = resources.training_data(config)
         benchmark = resources.benchmark(config)
-        model = resources.model(config, _checkpoint(job))
     _raise_together(problems.messages)
     device = resources.device
     try:
@@ -64,8 +66,10 @@ def run_trial(
             )
         ) as training:
             for progress in training:
+                trained_at = time.perf_counter()
                 result = _ask(model, benchmark, config, resources)
                 metrics = result.metrics() | _validate(model, val_samples, config, device)
+                evaluated_at = time.perf_counter()
                 _check_finite(progress.step, metrics)
                 if job.answers_file is not None and rank() == 0:
                     replace_text(Path(job.answers_file), result.json_lines())
@@ -79,10 +83,18 @@ def run_trial(
                     checkpoint=output_dir,
                     seconds=time.perf_counter() - started,
                     first_step_seconds=progress.first_step_at - started,
+                    evaluation_seconds=evaluated_at - trained_at,
+                    speed=progress.speed,
                     is_final=progress.is_final,
+                    notes=_all_notes(resources),
                 )
     finally:
         model.zero_grad()
+
+
+def _all_notes(resources: Resources) -> tuple[str, ...]:
+    """Return the notes of all workers, each text once."""
+    return tuple(dict.fromkeys(chain.from_iterable(gather_objects(resources.notes))))
 
 
 def _raise_together(messages: Sequence[str]) -> None:
@@ -93,11 +105,18 @@ def _raise_together(messages: Sequence[str]) -> None:
 
 
 def check_start(config: TrainConfig) -> None:
-    """Raise UserError if what a trial of `config` begins with is not there."""
-    if config.log_wandb:
-        raise UserError("log_wandb=True: this version does not log to W&B yet; set it to false")
+    """Raise UserError if what a trial of `config` begins with is not there.
+
+    For a program to ask before it starts anything; `run_trial` finds out by itself.
+    """
+    _check_settings(config)
     if config.resume_from_vlm_checkpoint:
         find_checkpoint(config.vlm.vlm_checkpoint_path, config.vlm)
+
+
+def _check_settings(config: TrainConfig) -> None:
+    if config.log_wandb:
+        raise UserError("log_wandb=True: this version does not log to W&B yet; set it to false")
 
 
 def check_backbones(config: TrainConfig) -> None:
@@ -127,12 +146,6 @@ def _set_up_worker(config: TrainConfig, device: torch.device) -> None:
     torch.backends.cudnn.allow_tf32 = False  # float32, in evaluation, is float32 on GPUs too
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads)
-
-
-def _checkpoint(job: Job) -> str | None:
-    """Return the folder of the model that the trial starts from, None for initial weights."""
-    resumed = job.config.vlm.vlm_checkpoint_path if job.config.resume_from_vlm_checkpoint else None
-    return job.checkpoint or resumed
 
 
 def _ask(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nanovlm.config import TrainConfig, VLMConfig
-from nanovlm.messages import TrialRecord
+from nanovlm.messages import Speed, TrialRecord
 from nanovlm.search.parameter import TUNABLE
 from nanovlm.search.space import (
     Budget,
@@ -76,6 +76,13 @@ def test_every_field_of_a_trial_record_stands_in_order() -> None:
     written = [field.name for field in dataclasses.fields(TrialRecord)]
     written.remove("checkpoint")
     assert fields == written
+
+
+def test_every_field_of_a_speed_stands_in_order() -> None:
+    text = (REPOSITORY / "docs/results.md").read_text(encoding="utf-8")
+    (section,) = (part for part in text.split("\n## ") if part.startswith("Speed\n"))
+    fields = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert fields == [field.name for field in dataclasses.fields(Speed)]
 
 
 def test_the_readme_names_every_module() -> None:

@@ -1,18 +1,25 @@
 """What a warm worker keeps: the right entry for every configuration, and few of them."""
 
 import dataclasses
+import logging
+import shutil
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from nanovlm.config import TrainConfig, VLMConfig
 from nanovlm.data.prepared import prepare_benchmark, prepare_training
 from nanovlm.data.processors import load_tokenizer
 from nanovlm.errors import UserError
+from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.resources import NUM_KEPT, Resources, benchmark_key, training_data_key
+from tests.hub_files import make_llama, make_siglip
 from tests.tiny import digits_config
 
 CONFIG = digits_config(batch_size=4)
@@ -87,7 +94,8 @@ def test_few_entries_are_kept() -> None:
     assert resources.model(CONFIG) is not first
 
 
-def test_a_dropped_model_gives_its_memory_back() -> None:
+def test_a_dropped_model_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanovlm.resources.find_compile_obstacle", lambda _: None)  # seconds
     resources = Resources("cpu")
     weights = weakref.ref(resources.model(dataclasses.replace(CONFIG, compile=True)).MP.proj.weight)
     for dropout in (0.1, 0.2):
@@ -121,3 +129,159 @@ def test_models_of_other_configurations_are_others() -> None:
     assert resources.model(with_vlm(lm_dropout=0.1)) is not model
     assert resources.model(dataclasses.replace(CONFIG, seed=1)) is model
     assert not torch.equal(model.MP.proj.weight, projector)
+
+
+# ------------------------------------------------------------------ weights that files hold
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> TrainConfig:
+    """A configuration with backbones in two folders."""
+    config = with_vlm(
+        vlm_load_backbone_weights=True,
+        lm_vocab_size=100,
+        vit_model_type=str(tmp_path / "siglip"),
+        lm_model_type=str(tmp_path / "llama"),
+    )
+    make_siglip(config.vlm)
+    make_llama(config.vlm)
+    return dataclasses.replace(config, vlm=dataclasses.replace(config.vlm, lm_vocab_size=128))
+
+
+@pytest.fixture
+def resumed(tmp_path: Path) -> TrainConfig:
+    """A configuration that resumes from a saved model, with rotary frequencies of its own."""
+    folder = tmp_path / "model"
+    VisionLanguageModel(CONFIG.vlm, seed=9).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["decoder.rotary_embd.inv_freq"] *= 2
+    save_file(weights, folder / "model.safetensors")
+    config = with_vlm(vlm_checkpoint_path=str(folder))
+    return dataclasses.replace(config, resume_from_vlm_checkpoint=True)
+
+
+def weights_of(model: VisionLanguageModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def differing(model: VisionLanguageModel, weights: dict[str, Tensor]) -> list[str]:
+    now = model.state_dict()
+    return [name for name in weights if not torch.equal(now[name], weights[name])]
+
+
+def spoil(model: VisionLanguageModel) -> None:
+    for tensor in model.state_dict().values():
+        tensor.fill_(7.0)
+
+
+@pytest.mark.parametrize("start", ["pretrained", "resumed"])
+def test_files_are_read_once(request: pytest.FixtureRequest, start: str, tmp_path: Path) -> None:
+    config = request.getfixturevalue(start)
+    resources = Resources("cpu")
+    model = resources.model(config)
+    first = weights_of(model)
+    assert differing(resources.model(with_vlm()), first)  # other weights than random ones
+    places = [tensor.data_ptr() for tensor in model.state_dict().values()]
+    shutil.rmtree(tmp_path)
+    for _ in range(2):  # what a trial does to its model reaches no later one
+        spoil(model)
+        assert resources.model(config) is model
+        assert differing(model, first) == []
+    assert [tensor.data_ptr() for tensor in model.state_dict().values()] == places
+    other = dataclasses.replace(
+        config, vlm=dataclasses.replace(config.vlm, lm_dropout=0.1, lm_max_length=64)
+    )
+    assert differing(resources.model(other), first) == []
+    assert resources.model(other) is not model
+
+
+def test_with_pretrained_backbones_the_seed_decides_the_projector(pretrained: TrainConfig) -> None:
+    resources = Resources("cpu")
+    first = weights_of(resources.model(pretrained))
+    seeded = dataclasses.replace(pretrained, seed=3)
+    model = resources.model(seeded)
+    assert differing(model, first) == ["MP.proj.weight"]
+    assert differing(Resources("cpu").model(seeded), weights_of(model)) == []
+
+
+@pytest.mark.parametrize("change", [{"lm_n_blocks": 2}, {"lm_re_base": 5.0}])
+def test_kept_weights_are_for_their_architecture_alone(
+    pretrained: TrainConfig, change: dict[str, Any]
+) -> None:
+    resources = Resources("cpu")
+    resources.model(pretrained)
+    unfit = dataclasses.replace(pretrained, vlm=dataclasses.replace(pretrained.vlm, **change))
+    with pytest.raises(UserError, match=f"vlm.{next(iter(change))}="):
+        resources.model(unfit)
+
+
+def test_kept_weights_are_for_their_files_alone(resumed: TrainConfig, tmp_path: Path) -> None:
+    resources = Resources("cpu")
+    first = weights_of(resources.model(resumed))
+    for seed in range(NUM_KEPT + 1):
+        folder = tmp_path / str(seed)
+        saved = VisionLanguageModel(resumed.vlm, seed=seed)
+        saved.save_pretrained(folder)
+        vlm = dataclasses.replace(resumed.vlm, vlm_checkpoint_path=str(folder))
+        model = resources.model(dataclasses.replace(resumed, vlm=vlm))
+        assert differing(model, saved.state_dict()) == []
+        assert len(resources._weights._values) <= NUM_KEPT
+    assert differing(resources.model(resumed), first) == []
+
+
+def test_a_start_leaves_nothing_to_the_next_of_another_kind(
+    pretrained: TrainConfig, resumed: TrainConfig
+) -> None:
+    """One model serves all three; the saved one brings rotary frequencies of its own."""
+    path = resumed.vlm.vlm_checkpoint_path
+    pretrained = dataclasses.replace(
+        pretrained, vlm=dataclasses.replace(pretrained.vlm, vlm_checkpoint_path=path)
+    )
+    resumed = dataclasses.replace(resumed, vlm=pretrained.vlm)
+    resources = Resources("cpu")
+    model = resources.model(resumed)
+    assert resources.model(pretrained) is model
+    assert differing(Resources("cpu").model(pretrained), weights_of(model)) == []
+
+
+def test_a_trials_own_checkpoint_is_read_each_time(tmp_path: Path) -> None:
+    resources = Resources("cpu")
+    for seed in (1, 2):
+        saved = VisionLanguageModel(CONFIG.vlm, seed=seed)
+        saved.save_pretrained(tmp_path)
+        assert differing(resources.model(CONFIG, str(tmp_path)), saved.state_dict()) == []
+
+
+# ------------------------------------------------------------------ what goes otherwise
+
+
+def test_a_note_is_of_its_trial_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    resources = Resources("cpu")
+    with caplog.at_level(logging.WARNING, "nanovlm"):
+        for _ in range(2):
+            resources.start_trial()
+            assert not resources.notes
+            resources.note("one")
+            resources.note("two")
+            resources.note("one")
+            assert resources.notes == ("one", "two")
+    assert caplog.messages == ["one", "two"]
+
+
+def test_without_a_compiler_the_model_is_the_uncompiled_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nanovlm.resources.find_compile_obstacle", lambda _: "no compiler here")
+    resources = Resources("cpu")
+    plain = resources.model(CONFIG)
+    assert not resources.notes
+    assert resources.model(dataclasses.replace(CONFIG, compile=True)) is plain
+    assert resources.notes == ("compile=true: no compiler here; the model runs uncompiled",)
+
+
+def test_a_gpu_without_bfloat16_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    resources = Resources("cuda")
+    resources.start_trial()
+    assert resources.notes == ("Tesla V100 has no bfloat16: computing in float32",)

@@ -3,12 +3,17 @@
 import dataclasses
 import json
 import math
+import os
 import random
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -18,6 +23,7 @@ from nanovlm.config_files import Layer, build_config, config_values, parse_overr
 from nanovlm.errors import UserError
 from nanovlm.messages import Job, Report
 from nanovlm.models.checkpoint import PUBLISHED_IMAGES
+from nanovlm.models.compiler import find_compile_obstacle
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.resources import Resources
 from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted
@@ -56,6 +62,28 @@ def test_reports(resources: Resources) -> None:
             "mmstar_accuracy/math", "val_loss", "train_loss"} <= set(last.metrics)  # fmt: skip
     assert all(type(value) is float and math.isfinite(value) for value in last.metrics.values())
     assert last.metrics["val_loss"] < first.metrics["val_loss"]
+
+
+def test_the_speed_of_each_report(resources: Resources) -> None:
+    """Training is all that it holds: the steps since the report before, without the evaluation."""
+    reports = run(resources, milestones=(16, 48))
+    before = 0.0
+    for report in reports:
+        speed = report.speed
+        assert speed is not None
+        # Each of the digits' answers is a letter and EOS.
+        ratio = speed.answer_tokens_per_second / speed.samples_per_second
+        assert ratio == pytest.approx(2)
+        assert 0 < speed.data_wait_fraction < 1
+        assert 0 < speed.model_tflops_per_second < 10
+        assert speed.model_flops_utilization is None
+        assert 0.01 < speed.peak_memory_gib < 100
+        assert 0 < report.evaluation_seconds < report.seconds - before
+        before = report.seconds
+    first, second, _ = reports
+    in_between = second.seconds - first.seconds - second.evaluation_seconds
+    assert second.speed is not None and second.speed.samples_per_second > 32 / in_between
+    assert not {"speed", "samples_per_second", "evaluation_seconds"} & set(first.metrics)
 
 
 def test_a_trial_is_the_same_alone_and_after_others(resources: Resources) -> None:
@@ -259,11 +287,73 @@ def test_every_generator_is_seeded(resources: Resources, draw: Callable[[], floa
     assert drawn_in_trial() == drawn_in_trial()
 
 
+def test_a_second_trial_reads_no_model_and_starts_nothing(tmp_path: Path) -> None:
+    VisionLanguageModel(VLM).save_pretrained(tmp_path)
+    vlm = dataclasses.replace(VLM, vlm_checkpoint_path=str(tmp_path))
+    resources = Resources("cpu")
+    first = run(resources, vlm=vlm, resume_from_vlm_checkpoint=True)
+    shutil.rmtree(tmp_path)
+    worker = psutil.Process()
+    before = worker.num_threads(), worker.children(recursive=True)
+    training = run_trial(
+        Job(
+            trial_id="t",
+            config=dataclasses.replace(CONFIG, vlm=vlm, resume_from_vlm_checkpoint=True),
+            milestones=(16,),
+        ),
+        resources,
+    )
+    next(training)
+    assert (worker.num_threads(), worker.children(recursive=True)) == before
+    last = list(training)[-1:]
+    assert numbers(last) == numbers(first)
+    assert (worker.num_threads(), worker.children(recursive=True)) == before
+
+
+def test_reports_carry_the_notes_of_their_trial(resources: Resources) -> None:
+    job = Job(trial_id="t", config=CONFIG, milestones=(16,))
+    training = run_trial(job, resources)
+    assert next(training).notes == ()
+    resources.note("half of it")
+    assert next(training).notes == ("half of it",)
+    assert run(resources)[-1].notes == ()
+
+
+WITHOUT_COMPILER = """
+import dataclasses
+from nanovlm.messages import Job
+from nanovlm.resources import Resources
+from nanovlm.trial import run_trial
+from tests.test_trial import CONFIG
+resources = Resources("cpu")
+compiled, plain = (
+    list(run_trial(Job(trial_id="t", config=dataclasses.replace(CONFIG, compile=c)), resources))[-1]
+    for c in (True, False)
+)
+assert compiled.metrics == plain.metrics
+assert plain.notes == ()
+print(*compiled.notes, sep="\\n")
+"""
+
+
+@pytest.mark.slow
+def test_without_a_compiler_a_trial_runs_uncompiled_and_says_so(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("CC", "CXX")}
+    environment |= {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    answer = subprocess.run(
+        [sys.executable, "-c", WITHOUT_COMPILER], env=environment, check=True, capture_output=True
+    )
+    (note,) = answer.stdout.decode().splitlines()
+    assert note.startswith("compile=true: InvalidCxxCompiler: No working C++ compiler found")
+    assert note.endswith("; the model runs uncompiled")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_more_variants_than_torch_compiles_on_its_own() -> None:
     """Past its limit torch would run a trial uncompiled, which shows as fewer graphs."""
     resources = Resources("cpu")
+    assert find_compile_obstacle("cpu") is None  # a graph too, the first time
     before = counters["stats"]["unique_graphs"]
     with torch._dynamo.config.patch(recompile_limit=2):
         for freeze in ("none", "vision_encoder"):

@@ -85,6 +85,15 @@ def collate(
     )
 
 
+def text_lengths(samples: PreparedSamples, indices: np.ndarray) -> np.ndarray:
+    """Return how many text tokens each of the samples `indices` is read with, int64[B].
+
+    All but the EOS, which nothing follows.
+    """
+    index = torch.from_numpy(indices)
+    return (samples.offsets[index + 1] - samples.offsets[index] - 1).numpy()
+
+
 def count_answer_tokens(samples: PreparedSamples, indices: np.ndarray) -> int:
     """Return how many tokens of the samples `indices` are learnt, EOS included."""
     index = torch.from_numpy(indices)

@@ -12,7 +12,7 @@ that were decided before the restart are answered from memory.
 import asyncio
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from nanovlm.config_files import config_values
@@ -230,7 +230,10 @@ class Channel:
             "samples_seen": report.samples_seen,
             "step": report.step,
             "seconds": report.seconds,
+            "evaluation_seconds": report.evaluation_seconds,
+            "speed": report.speed and asdict(report.speed),
             "metrics": report.metrics,
+            "notes": list(report.notes),
         }
         trial.record = replace(
             trial.record,

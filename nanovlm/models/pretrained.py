@@ -62,7 +62,7 @@ def load_backbone_weights(model: VisionLanguageModel) -> None:
 
     Each is a folder with `config.json` and `model.safetensors`, or an index and its shards, or a
     hub id. The projector stays as it is. Left out are SigLIP's pooling head, text tower and logit
-    scale and bias, and Llama's stored rotary frequencies, which follow from the configuration.
+    scale and bias, and Llama's stored rotary frequencies, which are set from the configuration.
 
     A larger `lm_vocab_size` than the file's is filled up: each further row of the embedding, and
     of an untied head, is the mean of the file's rows.
@@ -77,6 +77,7 @@ def load_backbone_weights(model: VisionLanguageModel) -> None:
     _copy(found.decoder_files, found.decoder_places)
     for weight in (model.decoder.token_embedding.weight, model.decoder.head.weight):
         weight[found.vocab_size :] = weight[: found.vocab_size].mean(dim=0)
+    model.decoder.rotary_embd.reset()  # a saved model that was here before may have had its own
 
 
 def _find_backbones(model: VisionLanguageModel) -> _Backbones:

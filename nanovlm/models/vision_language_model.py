@@ -4,11 +4,12 @@ Shapes: B samples, S image side in pixels, I image tokens, T text tokens, D = lm
         V = lm_vocab_size, A = max_new_tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
@@ -25,6 +26,9 @@ from nanovlm.models.vision_transformer import ViT
 
 IGNORED_TARGET = -100
 """The target of a token that carries no label."""
+
+PARTS = ("vision_encoder", "MP", "decoder")
+"""The parts of the model. Their order and number are part of what a seed means."""
 
 _WRITES_TO_RESIDUAL = ("attn.out_proj.weight", "mlp.fc2.weight", "mlp.down_proj.weight")
 
@@ -63,24 +67,30 @@ class VisionLanguageModel(nn.Module):
             self.initialize(seed)
 
     @torch.no_grad()
-    def initialize(self, seed: int) -> None:
+    def initialize(self, seed: int, parts: Sequence[str] = PARTS) -> None:
         """Set the initial weights of `seed`, in place; no global random number is drawn.
 
         Norms are 1 and biases 0. All else is normal with variance 1 / fan-in, so that every width
         starts at the same scale; matrices that write to a residual stream are smaller by
         sqrt(2 x its blocks). Equal to the bit on devices of one kind.
+
+        Args:
+            parts: which of PARTS; the others stay as they are. Each draws from a generator of its
+                own, so its weights are the same whichever other parts are set.
         """
-        generator = Generator(self.MP.proj.weight.device).manual_seed(seed)
-        for name, parameter in self.named_parameters():
-            if name.endswith(".bias"):
-                parameter.zero_()
-            elif parameter.ndim == 1:
-                parameter.fill_(1.0)
-            else:
-                parameter.normal_(
-                    std=_initial_std(name, parameter, self.config), generator=generator
-                )
-        self.decoder.rotary_embd.reset()
+        device = self.MP.proj.weight.device
+        for part in parts:
+            generator = Generator(device).manual_seed(_part_seed(seed, part))
+            for name, parameter in self.get_submodule(part).named_parameters(prefix=part):
+                if name.endswith(".bias"):
+                    parameter.zero_()
+                elif parameter.ndim == 1:
+                    parameter.fill_(1.0)
+                else:
+                    std = _initial_std(name, parameter, self.config)
+                    parameter.normal_(std=std, generator=generator)
+        if "decoder" in parts:
+            self.decoder.rotary_embd.reset()
 
     def embed(self, input_ids: Tensor, image: Tensor) -> Tensor:
         """Put the image's tokens in front of the text's.
@@ -286,6 +296,10 @@ def _last_real(hidden: Tensor, is_real: Tensor) -> Tensor:
     columns = torch.arange(is_real.shape[1], device=is_real.device)
     last = (columns * is_real).argmax(dim=1)
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def _part_seed(seed: int, part: str) -> int:
+    return int(np.random.SeedSequence([seed, PARTS.index(part)]).generate_state(1)[0])
 
 
 def _initial_std(name: str, parameter: Tensor, config: VLMConfig) -> float:

@@ -55,6 +55,24 @@ class _Display:
         self._progress.stop()
 
 
+class NotesDisplay:
+    """Shows what trials did otherwise than configured, each text once."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown = set[str]()
+
+    def update(self, record: TrialRecord) -> None:
+        """Take in a change of a trial."""
+        # A results folder of an earlier version has reports without notes.
+        for text in (note for report in record.reports for note in report.get("notes", ())):
+            if text not in self._shown:
+                self._shown.add(text)
+                self._console.print(
+                    f"note: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True
+                )
+
+
 class SearchDisplay(_Display):
     """Shows the progress of a search."""
 
@@ -69,6 +87,7 @@ class SearchDisplay(_Display):
         self._objective = objective
         self._ended = list(earlier)
         self._running: dict[str, TrialRecord] = {}
+        self._notes = NotesDisplay(console)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -89,6 +108,7 @@ class SearchDisplay(_Display):
 
     def update(self, record: TrialRecord) -> None:
         """Take in a change of a trial."""
+        self._notes.update(record)
         if record.state == "running":
             self._running[record.trial_id] = record
         else:
@@ -108,6 +128,7 @@ class SearchDisplay(_Display):
             escape(f"{score:<22}"),
             escape(format_parameters(record.parameters)),
             seconds,
+            describe_speed(record),
             escape(f"({record.reason})") if record.reason else "",
         ]
         return "  ".join(part for part in parts if part)
@@ -185,6 +206,29 @@ def describe_data(data: Mapping[str, Any]) -> str:
         f"{data['benchmark']['samples']} questions"
     )
     return f"{line}; left out: {', '.join(left_out)} (data.json)" if left_out else line
+
+
+def describe_speed(record: TrialRecord) -> str:
+    """Return the speed at the last report, such as `812 samples/s, data 0.4 %, MFU 41 %`.
+
+    Nothing for a trial without one: it has not reported, or an earlier version wrote it down.
+    """
+    speed = record.reports[-1].get("speed") if record.reports else None
+    if speed is None:
+        return ""
+    utilization = speed["model_flops_utilization"]
+    parts = [
+        f"{_two_digits(speed['samples_per_second'])} samples/s",
+        f"data {100 * speed['data_wait_fraction']:.1f} %",
+    ]
+    if utilization is not None:
+        parts.append(f"MFU {_two_digits(100 * utilization)} %")
+    return ", ".join(parts)
+
+
+def _two_digits(value: float) -> str:
+    """Return `812`, `41` or `8.3`: two digits that count, and all before the point."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def make_console() -> Console:

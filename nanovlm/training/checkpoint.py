@@ -49,7 +49,7 @@ def find_checkpoint(name: str, config: VLMConfig) -> Path:
         UserError: there is no such model, or it has another architecture.
     """
     folder = find_folder("vlm.vlm_checkpoint_path", name, MODEL_FILES)
-    theirs, ours = _architecture(read_config(folder, {})), _architecture(config)
+    theirs, ours = architecture(read_config(folder, {})), architecture(config)
     differing = [key for key in ours if theirs[key] != ours[key]]
     if differing:
         raise UserError(
@@ -72,9 +72,10 @@ def checkpoint_layer(name: str) -> Layer:
     folder = find_folder("vlm.vlm_checkpoint_path", name, MODEL_FILES)
     config = read_config(folder, {})
     text = {"lm_tokenizer": config.lm_tokenizer, "lm_eos_token_id": config.lm_eos_token_id}
-    return Layer(str(folder / CONFIG_FILE), {"vlm": _architecture(config) | text})
+    return Layer(str(folder / CONFIG_FILE), {"vlm": architecture(config) | text})
 
 
-def _architecture(config: VLMConfig) -> dict[str, Any]:
+def architecture(config: VLMConfig) -> dict[str, Any]:
+    """Return the values of `config` that a saved model's weights go with."""
     values = dataclasses.asdict(config) | {"vit_inter_dim": config.vit_mlp_dim}
     return {name: value for name, value in values.items() if name not in _FREE_TO_DIFFER}

@@ -25,8 +25,16 @@ def evaluating(model: VisionLanguageModel) -> Iterator[None]:
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """Return the context of a forward pass: bfloat16 products on CUDA, float32 elsewhere."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+    """Return the context of a forward pass: bfloat16 products on CUDA, float32 elsewhere.
+
+    Float32 too on a GPU that has no bfloat16 in its hardware: emulated it would be slower.
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device))
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether `device`, the current one if it is a GPU, multiplies bfloat16 in hardware."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def image_input(images: Tensor, config: VLMConfig, device: torch.device) -> Tensor:

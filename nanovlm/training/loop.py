@@ -15,12 +15,20 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from nanovlm.config import TrainConfig
-from nanovlm.data.batches import collate, count_answer_tokens, image_buffer, samples_in_order
+from nanovlm.data.batches import (
+    collate,
+    count_answer_tokens,
+    image_buffer,
+    samples_in_order,
+    text_lengths,
+)
 from nanovlm.data.prepared import PreparedSamples
 from nanovlm.errors import UserError
+from nanovlm.messages import Speed
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import all_reduce_sum_, rank, world_size
 from nanovlm.training.forward import answer_loss_sum
+from nanovlm.training.meter import Meter
 from nanovlm.training.optim import build_optimizer, set_learning_rates
 from nanovlm.training.schedule import learning_rate_factor
 
@@ -56,6 +64,8 @@ class Progress:
     """Of the last step, by parameter group; a frozen group has none."""
     first_step_at: float
     """When the first step ended, on the clock of `time.perf_counter`."""
+    speed: Speed
+    """Since the progress before; what the caller does in between is left out."""
     is_final: bool
     """True after the last step of the full budget."""
 
@@ -85,11 +95,7 @@ def train(
     differ, and is asked once a step. Raises TrialInterrupted, NonFiniteLossError before the step
     that would spoil the weights, and UserError for milestones that cannot be.
     """
-    if config.batch_size < world_size():
-        raise UserError(
-            f"batch_size={config.batch_size} cannot be shared by {world_size()} workers: "
-            "each takes at least one sample of a step"
-        )
+    _check_shares(config.batch_size)
     total_steps = num_steps(config, len(samples))
     report_steps = _report_steps(milestones, config.batch_size, total_steps)
     optimizer = build_optimizer(model, config)
@@ -97,6 +103,7 @@ def train(
     train_loss = _SmoothedLoss()
     share = -(-config.batch_size // world_size())
     images = image_buffer(samples, min(share, config.micro_batch_size or share))
+    meter = Meter(config, device)
     model.train()
     for step in range(1, total_steps + 1):
         factor = learning_rate_factor(
@@ -104,7 +111,7 @@ def train(
         )
         set_learning_rates(optimizer, factor)
         optimizer.zero_grad()
-        loss = _backward(model, samples, config, step, device, images)
+        loss = _backward(model, samples, config, step, device, images, meter)
         stop = torch.full((), float(interrupted()), device=device)
         gradients = [p.grad for p in parameters]
         all_reduce_sum_([*gradients, loss, stop])
@@ -116,6 +123,8 @@ def train(
         if config.max_grad_norm is not None:
             clip_grads_with_norm_(parameters, config.max_grad_norm, norm)
         optimizer.step()
+        indices = _global_indices(samples, config, step)
+        meter.add(text_lengths(samples, indices), count_answer_tokens(samples, indices))
         train_loss.add(loss_value)
         if step == 1:
             first_step_at = time.perf_counter()
@@ -126,8 +135,18 @@ def train(
                 train_loss=train_loss.value,
                 learning_rates={g["name"]: g["lr"] for g in optimizer.param_groups},
                 first_step_at=first_step_at,
+                speed=meter.read(),
                 is_final=step == total_steps,
             )
+            meter.start()
+
+
+def _check_shares(batch_size: int) -> None:
+    if batch_size < world_size():
+        raise UserError(
+            f"batch_size={batch_size} cannot be shared by {world_size()} workers: "
+            "each takes at least one sample of a step"
+        )
 
 
 def _backward(
@@ -137,18 +156,25 @@ def _backward(
     step: int,
     device: torch.device,
     images: Tensor,
+    meter: Meter,
 ) -> Tensor:
     """Add this worker's part of the gradients of `step`; return its part of the loss, float32[]."""
-    stop = step * config.batch_size
-    indices = samples_in_order(len(samples), config.seed, stop - config.batch_size, stop)
+    indices = _global_indices(samples, config, step)
     num_answer_tokens = count_answer_tokens(samples, indices)
     total = torch.zeros((), device=device)
     for micro_batch in _micro_batches(indices[rank() :: world_size()], config.micro_batch_size):
-        batch = collate(samples, micro_batch, buffer=images)
+        with meter.waiting():
+            batch = collate(samples, micro_batch, buffer=images)
         loss = answer_loss_sum(model, batch, device) / num_answer_tokens
         loss.backward()
         total += loss.detach()
     return total
+
+
+def _global_indices(samples: PreparedSamples, config: TrainConfig, step: int) -> np.ndarray:
+    """Return the samples of a step, those of all workers."""
+    stop = step * config.batch_size
+    return samples_in_order(len(samples), config.seed, stop - config.batch_size, stop)
 
 
 def _micro_batches(indices: np.ndarray, size: int | None) -> Iterator[np.ndarray]:

@@ -9,6 +9,7 @@ from nanovlm.data.batches import (
     count_answer_tokens,
     image_buffer,
     samples_in_order,
+    text_lengths,
 )
 from nanovlm.data.prepared import PreparedSamples
 
@@ -70,6 +71,10 @@ def test_answer_tokens_are_counted_as_collate_labels_them(samples: PreparedSampl
         labels = collate(samples, indices).targets != -100
         assert count_answer_tokens(samples, indices) == labels.sum()
         assert samples.num_answer_tokens[torch.from_numpy(indices)].sum() == labels.sum()
+
+
+def test_texts_are_read_without_their_eos(samples: PreparedSamples) -> None:
+    assert text_lengths(samples, np.array([3, 0, 2])).tolist() == [3, 4, 9]
 
 
 def test_every_epoch_is_another_permutation() -> None:

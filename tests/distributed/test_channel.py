@@ -8,7 +8,16 @@ import pytest
 
 from nanovlm.config import TrainConfig
 from nanovlm.distributed.channel import MAX_STARTS, Channel
-from nanovlm.messages import Decision, Job, Order, Report, TrialRecord
+from nanovlm.messages import Decision, Job, Order, Report, Speed, TrialRecord
+
+SPEED = Speed(
+    samples_per_second=800.0,
+    answer_tokens_per_second=3000.0,
+    data_wait_fraction=0.25,
+    model_tflops_per_second=0.5,
+    model_flops_utilization=None,
+    peak_memory_gib=1.5,
+)
 
 
 def job(number: int) -> Job:
@@ -22,7 +31,10 @@ def report(samples: int, is_final: bool = False) -> Report:
         metrics={"mmstar_accuracy": samples / 100},
         seconds=1.0,
         first_step_seconds=0.5,
+        evaluation_seconds=0.25,
+        speed=SPEED,
         is_final=is_final,
+        notes=(f"note {samples}",),
     )
 
 
@@ -59,6 +71,7 @@ def test_a_trial_that_is_stopped_at_its_second_report() -> None:
         )
         assert (record.first_step_at, record.ended_at) == (1.0, 3.0)
         assert [entry["samples_seen"] for entry in record.reports] == [10, 20]
+        assert [entry["notes"] for entry in record.reports] == [["note 10"], ["note 20"]]
 
     run(scenario())
 
@@ -72,6 +85,23 @@ def test_the_final_report_needs_no_decision() -> None:
         (record,) = await ended(channel)
         assert record.state == "completed"
         assert record.metrics == {"mmstar_accuracy": 0.1}
+        (entry,) = record.reports
+        assert entry == {
+            "samples_seen": 10,
+            "step": 10,
+            "seconds": 1.0,
+            "evaluation_seconds": 0.25,
+            "speed": {
+                "samples_per_second": 800.0,
+                "answer_tokens_per_second": 3000.0,
+                "data_wait_fraction": 0.25,
+                "model_tflops_per_second": 0.5,
+                "model_flops_utilization": None,
+                "peak_memory_gib": 1.5,
+            },
+            "metrics": {"mmstar_accuracy": 0.1},
+            "notes": ["note 10"],
+        }
 
     run(scenario())
 

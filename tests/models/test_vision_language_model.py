@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nanovlm.config import VLMConfig
-from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.models.vision_language_model import PARTS, VisionLanguageModel
 
 
 def tokens_and_image(batch: int, length: int) -> tuple[Tensor, Tensor]:
@@ -136,6 +136,24 @@ def test_initialize_repeats_to_the_bit_in_place(tiny: VLMConfig, tied: bool) -> 
     same = [name for name in expected if torch.equal(model.state_dict()[name], expected[name])]
     assert all("norm" in n or "ln" in n or "bias" in n or "inv_freq" in n for n in same)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_each_part_is_drawn_for_itself(tiny: VLMConfig) -> None:
+    expected = VisionLanguageModel(tiny, seed=6).state_dict()
+    for part in PARTS:
+        model = VisionLanguageModel(tiny, seed=5)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.initialize(6, (part,))
+        for name, tensor in model.state_dict().items():
+            source = expected if name.startswith(f"{part}.") else before
+            assert torch.equal(tensor, source[name]), (part, name)
+    embedding, queries, projector = (
+        expected[name].flatten()[:100] / expected[name].std()
+        for name in ("decoder.token_embedding.weight",
+                     "vision_encoder.patch_embedding.conv.weight", "MP.proj.weight")
+    )  # fmt: skip
+    for one, other in ((embedding, queries), (queries, projector), (embedding, projector)):
+        assert torch.corrcoef(torch.stack((one, other)))[0, 1].abs() < 0.5
 
 
 def test_initial_weights_have_the_scale_of_their_width(tiny: VLMConfig) -> None:

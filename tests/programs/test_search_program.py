@@ -30,6 +30,7 @@ def test_the_program_says_what_it_does(search: Finished) -> None:
     assert "ray get-auth-token" in lines[0]
     assert "compared at" in lines[1]
     assert sum(line.startswith("trial ") for line in lines) == 6 + 1  # and the table's head
+    assert sum(" samples/s, data " in line for line in lines) == 6
     assert "ended: 6 trials done" in lines
     assert lines[-1] == "python run_single.py --config results/demo/best.yaml"
 
@@ -47,6 +48,8 @@ def test_trials_are_recorded_in_full(search: Finished) -> None:
         assert seen[-1] == record.samples_seen
         for report in record.reports:
             assert {"mmstar_accuracy", "val_loss", "train_loss"} <= set(report["metrics"])
+            assert report["speed"]["samples_per_second"] > 0
+            assert 0 < report["evaluation_seconds"] < report["seconds"]
         if record.state == "stopped":
             assert "the cutoff of" in str(record.reason)
 

@@ -35,7 +35,14 @@ def record(
 ) -> TrialRecord:
     metrics = {"mmstar_accuracy": accuracy, "mmstar_num_items": 400.0}
     config = TrainConfig(lr_mp=0.01 * (number + 1))
-    entry = {"samples_seen": 100, "step": 10, "seconds": 2.0, "metrics": metrics}
+    entry = {
+        "samples_seen": 100,
+        "step": 10,
+        "seconds": 2.0,
+        "evaluation_seconds": 0.5,
+        "speed": {"samples_per_second": 800.0, "model_flops_utilization": None},
+        "metrics": metrics,
+    }
     values: dict[str, Any] = {
         "trial_id": f"trial-{number:04d}",
         "number": number,
@@ -196,6 +203,26 @@ def test_a_place_where_no_folder_can_be_made(tmp_path: Path) -> None:
     store = ResultsStore(tmp_path / "file" / "demo", OBJECTIVE, gpus_per_trial=0)
     with pytest.raises(UserError, match="cannot be made: Not a directory"), store.opened(False):
         pass
+
+
+def test_a_search_of_before_the_speed_was_measured_goes_on(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=0)
+    with store.opened(resume=False):
+        fill(store)
+    path = store.folder / "trials.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        for report in line["reports"]:
+            del report["speed"], report["evaluation_seconds"]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    again = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=0)
+    with again.opened(resume=True):
+        again.add(record(4, 0.9))
+        again.close(wall_seconds=60.0)
+    read = read_records(store.folder)
+    assert ["speed" in trial.reports[-1] for trial in read] == [False] * 4 + [True]
+    summary = json.loads((store.folder / "summary.json").read_text())
+    assert (summary["best"]["number"], summary["training_seconds"]) == (4, 10.0)
 
 
 def test_a_line_that_was_cut_is_dropped_and_another_bad_line_is_told(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from nanovlm.config import VLMConfig
 from nanovlm.models.checkpoint import PUBLISHED_IMAGES
-from nanovlm.training.forward import image_input
+from nanovlm.training.forward import image_input, mixed_precision
 
 CPU = torch.device("cpu")
 EVERY_GREY = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
@@ -56,3 +56,30 @@ def test_nothing_waits_for_the_device() -> None:
         image_input(images, VLMConfig(), torch.device("cuda"))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_gpu_without_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def is_bf16_supported(including_emulation: bool = True) -> bool:
+        asked.append(including_emulation)
+        return including_emulation  # as on a V100, which torch lets emulate it
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    with mixed_precision(torch.device("cuda")):
+        assert not torch.is_autocast_enabled("cuda")
+    assert False in asked
+
+
+@pytest.mark.gpu
+def test_a_gpu_with_bfloat16_uses_it() -> None:
+    cuda = torch.device("cuda")
+    expected = torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float32
+    with mixed_precision(cuda):
+        product = torch.ones(8, 8, device=cuda) @ torch.ones(8, 8, device=cuda)
+    assert product.dtype == expected
+
+
+def test_the_cpu_computes_in_float32() -> None:
+    with mixed_precision(CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32

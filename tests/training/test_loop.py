@@ -8,10 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from nanovlm.config import Freeze, LearningRateSchedule, TrainConfig
-from nanovlm.data.batches import collate
+from nanovlm.data.batches import collate, count_answer_tokens, samples_in_order, text_lengths
 from nanovlm.data.prepared import PreparedSamples
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.training.flops import model_flops, trained_parts
 from nanovlm.training.forward import evaluating, image_input
 from nanovlm.training.loop import NonFiniteLossError, Progress, TrialInterrupted, num_steps, train
 from tests.tiny import vlm_config
@@ -141,6 +142,33 @@ def test_micro_batches_change_nothing(batch_size: int) -> None:
 def test_the_loss_falls() -> None:
     reports, _ = run(dataclasses.replace(CONFIG, epochs=30), milestones=(4,))
     assert reports[-1].train_loss < 0.3 * reports[0].train_loss
+
+
+@pytest.mark.parametrize(
+    ("milestones", "counted"),
+    [
+        ((4, 12), [(0, 4), (4, 12), (12, 36)]),
+        ((12,), [(4, 12), (12, 36)]),  # without the first step
+    ],
+)
+@pytest.mark.parametrize("freeze", ["none", "vision_encoder"])
+def test_the_speed_counts_the_steps_since_the_report_before(
+    milestones: tuple[int, ...], counted: list[tuple[int, int]], freeze: Freeze
+) -> None:
+    """Whatever the time was: the rates stand in the relation of what the steps held."""
+    config = dataclasses.replace(CONFIG, freeze=freeze, micro_batch_size=3)
+    reports, _ = run(config, milestones)
+    samples = random_samples()
+    flops = model_flops(TINY, trained_parts(config))
+    for report, (start, stop) in zip(reports, counted, strict=True):
+        indices = samples_in_order(NUM_SAMPLES, config.seed, start, stop)
+        num_labels = count_answer_tokens(samples, indices)
+        expected = flops.of_samples(text_lengths(samples, indices), num_labels)
+        speed = report.speed
+        a_second = speed.samples_per_second / (stop - start)
+        assert speed.answer_tokens_per_second == pytest.approx(num_labels * a_second)
+        assert speed.model_tflops_per_second == pytest.approx(expected / 1e12 * a_second)
+        assert 0 < speed.data_wait_fraction < 1
 
 
 def test_train_loss_does_not_depend_on_the_milestones() -> None:

@@ -15,10 +15,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from nanovlm.errors import UserError
-from nanovlm.messages import Job
+from nanovlm.messages import Job, Speed
 from nanovlm.parallel import all_reduce_sum_, broadcast_object, gather_objects, rank, world_size
 from nanovlm.resources import Resources
 from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted, train
+from nanovlm.training.meter import Meter
 from nanovlm.trial import run_trial
 from tests.tiny import digits_config, vlm_config
 
@@ -45,7 +46,13 @@ def loss_curve(resources: Resources, **changes: Any) -> list[float]:
 
 def trial_metrics(resources: Resources, output_dir: Path) -> list[dict[str, float]]:
     job = Job(trial_id="t", config=CONFIG, milestones=(35,), output_dir=str(output_dir))
-    return [report.metrics for report in run_trial(job, resources)]
+    metrics = []
+    for report in run_trial(job, resources):
+        metrics.append(report.metrics)
+        resources.note("of all")
+        resources.note(f"of {rank()}")
+    assert report.notes == ("of all", *(f"of {number}" for number in range(world_size())))
+    return metrics
 
 
 def first_interrupted_step(resources: Resources) -> str:
@@ -85,6 +92,35 @@ def failed_set_up(resources: Resources) -> str:
     return str(caught.value)
 
 
+class SetClock:
+    """Time passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def mark(self) -> float:
+        return self.now
+
+    def has_passed(self, mark: float) -> bool:
+        return True
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+
+def speed(resources: Resources) -> Speed:
+    """Each worker is told of the whole batch; the last one waits longer for its part of it."""
+    clock = SetClock()
+    meter = Meter(CONFIG, CPU, clock)
+    meter._peak = 1e12  # as if each worker had a GPU of this peak
+    for _ in range(3):
+        with meter.waiting():
+            clock.now += 1.0 + rank()
+        clock.now += 3.0 - rank()
+        meter.add([5] * CONFIG.batch_size, num_labels=14)
+    return meter.read()
+
+
 def all_numbers(folder: Path) -> dict[str, Any]:
     resources = Resources("cpu")
     return {
@@ -92,6 +128,7 @@ def all_numbers(folder: Path) -> dict[str, Any]:
         "micro_batches": loss_curve(resources, micro_batch_size=2),
         "trial": trial_metrics(resources, folder / f"saved_by_{rank()}_of_{world_size()}"),
         "interrupted": first_interrupted_step(resources),
+        "speed": speed(resources),
         "set_up": failed_set_up(resources),
         "not_finite": non_finite_step(resources),
     }
@@ -137,6 +174,16 @@ def test_a_trial_of_two_workers_gives_the_numbers_of_one(numbers: list[dict[str,
     assert len(first) == len(alone) == 2
     for shared_report, report in zip(first, alone, strict=True):
         assert shared_report == pytest.approx(report, abs=1e-4)
+
+
+def test_the_speed_is_that_of_all_workers(numbers: list[dict[str, Any]]) -> None:
+    first, second, alone = (n["speed"] for n in numbers)
+    assert first == second
+    assert first.samples_per_second == alone.samples_per_second == 7 / 4  # of the global batch
+    assert first.answer_tokens_per_second == alone.answer_tokens_per_second == 14 / 4
+    assert first.model_tflops_per_second == alone.model_tflops_per_second
+    assert first.model_flops_utilization == first.model_tflops_per_second / 2
+    assert (first.data_wait_fraction, alone.data_wait_fraction) == (0.5, 0.25)  # of the slower one
 
 
 def test_all_workers_end_together(numbers: list[dict[str, Any]]) -> None:

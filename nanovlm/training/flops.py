@@ -1,0 +1,131 @@
+"""How many floating-point operations training needs, counted from the configuration.
+
+One multiply-add is 2 FLOPs. Only matrix products count: norms, activations, softmax, rotary angles
+and the optimizer are left out, as is usual for model FLOP utilisation (Chowdhery et al. 2022, PaLM,
+appendix B). Only useful work counts: tokens of samples and no padding, logits where a label stands,
+and nothing that is computed a second time in the backward pass.
+
+Shapes: N patches of an image, D = vit_hidden_dim, F = vit_mlp_dim, P = vit_patch_size,
+        f = mp_pixel_shuffle_factor, I = N / f^2 image tokens, L = lm_hidden_dim, J = lm_inter_dim,
+        C = width of the keys (L x key-value heads / query heads), V = lm_vocab_size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nanovlm.config import TrainConfig, VLMConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """Which parts of the model are trained; none in a forward pass."""
+
+    vision_encoder: bool
+    projector: bool
+    decoder: bool
+    """With the token embedding and the head."""
+
+
+NOTHING = Trained(vision_encoder=False, projector=False, decoder=False)
+
+
+def trained_parts(config: TrainConfig) -> Trained:
+    """Return what `freeze` and learning rates of 0 leave to train."""
+    backbones = config.lr_backbones > 0
+    return Trained(
+        vision_encoder=backbones and config.freeze == "none",
+        projector=config.lr_mp > 0,
+        decoder=backbones and config.freeze != "backbones",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFlops:
+    """FLOPs of each part of the model, each for one unit of what it works on."""
+
+    vision_encoder: int
+    """Of one image."""
+    projector: int
+    """Of one image."""
+    decoder_token: int
+    """Of one token, image or text, in all matrices of the decoder."""
+    decoder_pair: int
+    """Of one token and one that it looks at, itself included: a score and a weighted value."""
+    head: int
+    """Of one label."""
+    num_image_tokens: int
+
+    def of_samples(self, text_lengths: Sequence[int] | np.ndarray, num_labels: int) -> int:
+        """Return the FLOPs of B samples that have `num_labels` labels together.
+
+        Attention is causal: a sequence of n tokens has n (n + 1) / 2 pairs, about half of n^2.
+
+        Args:
+            text_lengths: int[B], the text tokens that each sample gives the decoder to read.
+        """
+        lengths = np.asarray(text_lengths, dtype=np.int64) + self.num_image_tokens
+        return (
+            len(lengths) * (self.vision_encoder + self.projector)
+            + int(lengths.sum()) * self.decoder_token
+            + int((lengths * (lengths + 1) // 2).sum()) * self.decoder_pair
+            + num_labels * self.head
+        )
+
+
+def model_flops(config: VLMConfig, trained: Trained = NOTHING) -> ModelFlops:
+    """Return the FLOPs of the forward pass, and of the backward pass that `trained` needs.
+
+    A product with a matrix of weights counts once forward, once more for the gradient of the
+    weights if they are trained, and once more for the gradient of its input if something before it
+    is trained. The two products of attention have no weights: once forward, and twice backward
+    where a gradient passes. Whether the head shares the token embedding changes nothing.
+    """
+    vision, projector, decoder = trained.vision_encoder, trained.projector, trained.decoder
+    into_decoder = vision or projector or decoder  # by way of the token embeddings, too
+    return ModelFlops(
+        vision_encoder=_patch_embedding(config) * (1 + vision)
+        + _vision_matrices(config) * (1 + 2 * vision)
+        + _vision_attention(config) * (1 + 2 * vision),
+        projector=_projector(config) * (1 + projector + vision),
+        decoder_token=_decoder_matrices(config) * (1 + decoder + into_decoder),
+        decoder_pair=config.lm_n_blocks * 4 * config.lm_hidden_dim * (1 + 2 * into_decoder),
+        head=2 * config.lm_hidden_dim * config.lm_vocab_size * (1 + decoder + into_decoder),
+        num_image_tokens=config.num_image_tokens,
+    )
+
+
+def _num_patches(config: VLMConfig) -> int:
+    return (config.vit_img_size // config.vit_patch_size) ** 2
+
+
+def _patch_embedding(config: VLMConfig) -> int:
+    """2 N (3 P^2) D: the convolution; nothing ever wants the gradient of the image."""
+    return 2 * _num_patches(config) * 3 * config.vit_patch_size**2 * config.vit_hidden_dim
+
+
+def _vision_matrices(config: VLMConfig) -> int:
+    """2 N (3 D^2 + D^2 + 2 D F) a block: queries, keys and values; output; MLP."""
+    dim = config.vit_hidden_dim
+    weights = 4 * dim**2 + 2 * dim * config.vit_mlp_dim
+    return config.vit_n_blocks * 2 * _num_patches(config) * weights
+
+
+def _vision_attention(config: VLMConfig) -> int:
+    """4 N^2 D a block: every patch looks at every patch."""
+    return config.vit_n_blocks * 4 * _num_patches(config) ** 2 * config.vit_hidden_dim
+
+
+def _projector(config: VLMConfig) -> int:
+    """2 I (f^2 D) L"""
+    width = config.mp_pixel_shuffle_factor**2 * config.vit_hidden_dim
+    return 2 * config.num_image_tokens * width * config.lm_hidden_dim
+
+
+def _decoder_matrices(config: VLMConfig) -> int:
+    """2 (2 L^2 + 2 L C + 3 L J) a block: queries and output; keys and values; SwiGLU."""
+    dim = config.lm_hidden_dim
+    kv_dim = dim // config.lm_n_heads * config.lm_n_kv_heads
+    weights = 2 * dim**2 + 2 * dim * kv_dim + 3 * dim * config.lm_inter_dim
+    return config.lm_n_blocks * 2 * weights

@@ -1,0 +1,184 @@
+"""Measures how fast training goes, without slowing it down.
+
+    meter = Meter(config, device)
+    for step in ...:
+        with meter.waiting():
+            ...                                 # a batch to the device
+        ...                                     # forward, backward, optimizer
+        meter.add(text_lengths, num_labels)
+        if step in report_steps:
+            speed = meter.read()
+            ...                                 # evaluation
+            meter.start()
+
+On a GPU time is taken by events in the stream of the computation, so no step waits for the device.
+The wait for a batch runs from the moment when the device has done all work that it was given before
+to the one when the batch is there: nothing, where the batch came while the device was at work. Only
+a report waits for its last step, as the evaluation after it would.
+"""
+
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from nanovlm.config import TrainConfig
+from nanovlm.messages import Speed
+from nanovlm.parallel import gather_objects, world_size
+from nanovlm.training.flops import model_flops, trained_parts
+from nanovlm.training.peak_flops import peak_flops_per_second
+
+GIB = 2**30
+
+
+class Clock(Protocol):
+    """Sets marks in the course of the work, and tells the time between them."""
+
+    def mark(self) -> Any:
+        """Return a mark for the end of all work so far."""
+
+    def has_passed(self, mark: Any) -> bool:
+        """Return whether the work before `mark` is done."""
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Return the time between two marks, once `end` has passed."""
+
+
+class HostClock:
+    """For work that is done when the call returns."""
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def has_passed(self, mark: float) -> bool:
+        return True
+
+    def seconds(self, start: float, end: float) -> float:
+        return end - start
+
+
+class StreamClock:
+    """For work on a GPU, in its current stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def has_passed(self, mark: torch.cuda.Event) -> bool:
+        return mark.query()
+
+    def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+
+
+@dataclass
+class _Window:
+    """Consecutive steps and what was counted in them."""
+
+    start: Any
+    end: Any = None
+    num_samples: int = 0
+    num_labels: int = 0
+    flops: int = 0
+    waits: deque[tuple[Any, Any]] = field(default_factory=deque)
+    waited_seconds: float = 0.0
+    """Of waits that are no longer in `waits`."""
+
+
+class Meter:
+    """The speed of one trial; all its workers drive one each, alike.
+
+    Time counts from the beginning, or the last `start`, to `read`: what happens between a report
+    and the steps after it, the evaluation, is left out. The first step of a trial, which compiles
+    and warms up, counts only if it is all that a report has.
+    """
+
+    def __init__(
+        self, config: TrainConfig, device: torch.device, clock: Clock | None = None
+    ) -> None:
+        on_gpu = device.type == "cuda"
+        self._device = device
+        self._clock = clock or (StreamClock(device) if on_gpu else HostClock())
+        self._flops = model_flops(config.vlm, trained_parts(config))
+        self._peak = peak_flops_per_second(torch.cuda.get_device_name(device)) if on_gpu else None
+        self._first_step: _Window | None = None
+        self._num_steps = 0
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+        self.start()
+
+    def start(self) -> None:
+        """Begin to count anew, after a report."""
+        self._window = _Window(self._clock.mark())
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Take the time in which the compute has nothing to do but wait for a batch.
+
+        The batch is to be there for the current stream at the end of the context: if it comes by a
+        stream of its own, the current one has been told to wait for that.
+        """
+        asked = self._clock.mark()
+        yield
+        self._window.waits.append((asked, self._clock.mark()))
+
+    def add(self, text_lengths: Sequence[int] | np.ndarray, num_labels: int) -> None:
+        """Count an optimizer step that has been made, by its whole global batch.
+
+        Args:
+            text_lengths: int[batch_size], the text tokens that each sample gave the decoder.
+            num_labels: tokens that were learnt.
+        """
+        window = self._window
+        window.num_samples += len(text_lengths)
+        window.num_labels += num_labels
+        window.flops += self._flops.of_samples(text_lengths, num_labels)
+        self._fold_waits(window)
+        self._num_steps += 1
+        if self._num_steps == 1:
+            window.end = self._clock.mark()
+            self._first_step, self._window = window, _Window(window.end)
+
+    def read(self) -> Speed:
+        """Return the speed since `start`; all workers call it after the same step."""
+        window = self._window
+        if self._num_steps == 1 and self._first_step is not None:
+            window = self._first_step
+        window.end = window.end or self._clock.mark()
+        seconds = self._clock.seconds(window.start, window.end)
+        self._fold_waits(window)
+        workers = gather_objects((seconds, window.waited_seconds, self._peak_memory_bytes()))
+        longest = max(seconds for seconds, _, _ in workers)
+        flops_per_second = window.flops / longest
+        best = None if self._peak is None else self._peak * world_size()
+        return Speed(
+            samples_per_second=window.num_samples / longest,
+            answer_tokens_per_second=window.num_labels / longest,
+            data_wait_fraction=max(waited / seconds for seconds, waited, _ in workers),
+            model_tflops_per_second=flops_per_second / 1e12,
+            model_flops_utilization=None if best is None else flops_per_second / best,
+            peak_memory_gib=max(peak for _, _, peak in workers) / GIB,
+        )
+
+    def _fold_waits(self, window: _Window) -> None:
+        """Add up the waits that are over, so that few marks are kept."""
+        while window.waits and self._clock.has_passed(window.waits[0][1]):
+            window.waited_seconds += self._clock.seconds(*window.waits.popleft())
+
+    def _peak_memory_bytes(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,63 @@
+"""What a person is told that the workers do otherwise than configured."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from nanovlm.messages import TrialRecord
+from nanovlm.results.summary import Objective
+from nanovlm.results.terminal import NotesDisplay, SearchDisplay
+
+UNCOMPILED = "compile=true: no compiler [g++]; the model runs uncompiled"
+FLOAT32 = "Tesla V100 has no bfloat16: computing in float32"
+OBJECTIVE = Objective("mmstar_accuracy", "max")
+
+
+def record(number: int, state: Any, *notes_of_reports: list[str] | None) -> TrialRecord:
+    """Return a trial with one report for each list of notes; None: of an earlier version."""
+    entry: dict[str, Any] = {"samples_seen": 1, "step": 1, "seconds": 1.0, "metrics": {}}
+    return TrialRecord(
+        trial_id=f"trial-{number}",
+        number=number,
+        parameters={},
+        config={},
+        state=state,
+        submitted_at=0.0,
+        reports=tuple(
+            entry if notes is None else entry | {"notes": notes} for notes in notes_of_reports
+        ),
+    )
+
+
+RECORDS = (
+    record(0, "running"),
+    record(0, "running", [UNCOMPILED]),
+    record(1, "running", None),
+    record(0, "completed", [UNCOMPILED], [UNCOMPILED, FLOAT32]),
+    record(1, "failed", [FLOAT32]),
+)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_search_shows_each_note_once(is_terminal: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=40)
+    with SearchDisplay(console, OBJECTIVE, num_trials=2) as display:
+        for changed in RECORDS:
+            display.update(changed)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert text.count(f"note: {UNCOMPILED}") == 1  # as it is, though it is wider than the console
+    assert text.count(f"note: {FLOAT32}") == 1
+    if is_terminal:
+        assert f"\x1b[33mnote: {FLOAT32}" in text
+
+
+def test_a_single_run_shows_each_note_once() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    notes = NotesDisplay(console)
+    for changed in RECORDS:
+        notes.update(changed)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines() == [f"note: {UNCOMPILED}", f"note: {FLOAT32}"]
