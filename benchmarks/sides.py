@@ -11,6 +11,7 @@ from benchmarks.padded import padded_batch, peer_optimizer, peer_step
 from benchmarks.peer import Peer
 from benchmarks.setups import Texts
 from nanovlm.config import TrainConfig
+from nanovlm.messages import Speed
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.loop import train
 
@@ -51,6 +52,8 @@ class OurSide:
         ends = [sum(rounds[: i + 1]) * config.batch_size for i in range(len(rounds))]
         samples = texts.fitting(config.vlm.lm_max_length).prepared()
         self._training = train(model, samples, config, ends, device=device)
+        self.speeds: list[Speed] = []
+        """What the loop itself has measured, by round."""
 
     def run(self) -> Run:
         """Take the steps of the next round."""
@@ -58,7 +61,8 @@ class OurSide:
         # As a trial does it. The peer is free of it.
         torch.use_deterministic_algorithms(self._device.type == "cpu")
         with _Clock(self._device) as clock:
-            next(self._training)
+            progress = next(self._training)
+        self.speeds.append(progress.speed)
         torch.use_deterministic_algorithms(False)
         return Run(num_steps * self._batch_size, clock.seconds, clock.peak_bytes, clock.num_graphs)
 

@@ -46,6 +46,7 @@ from benchmarks.profiles import profile_table
 from benchmarks.setups import VLM_CONFIGS, Texts, make_texts
 from benchmarks.sides import OurSide, PeerSide, Run
 from nanovlm.config import TrainConfig
+from nanovlm.messages import Speed
 from nanovlm.models.vision_language_model import VisionLanguageModel
 
 USEFUL_BATCHES = 8
@@ -156,6 +157,8 @@ class Measured(NamedTuple):
     our_peak_bytes: int
     """Of our side alone, in its warm-up; 0 on the CPU."""
     peer_peak_bytes: int
+    speeds: list[Speed]
+    """Of our rounds, by the meter of the training loop."""
     profile: str
 
 
@@ -192,6 +195,7 @@ def run_rounds(
         theirs,
         warm_up.peak_bytes,
         peer_warm_up.peak_bytes - allocated,
+        our_side.speeds[1:],
         profile_table(our_side.run, device) if arguments.profile else "",
     )
 
@@ -204,6 +208,11 @@ def report(measured: Measured, device: torch.device) -> None:
     if device.type == "cuda":
         peaks = measured.our_peak_bytes, measured.peer_peak_bytes
         print("peak memory: {:.1f} GB, peer {:.1f} GB".format(*(peak / 1e9 for peak in peaks)))
+    waited = max(speed.data_wait_fraction for speed in measured.speeds)
+    print(f"our data wait: at most {waited:.2%} of a round")
+    shares = [s.model_flops_utilization for s in measured.speeds if s.model_flops_utilization]
+    if shares:
+        print(f"our model FLOP utilisation: {statistics.median(shares):.1%}")
     if measured.profile:
         print(measured.profile)
 
