@@ -1,0 +1,159 @@
+"""Asking a model all questions: this project against nanoVLM v0.1's way, on the same questions.
+
+    python benchmarks/mmstar.py                        # tiny and small, CPU, some dozen questions
+    python benchmarks/mmstar.py --config 222m          # on a GPU; 1,500 questions, random weights
+
+v0.1's way: 32 questions a batch, in the benchmark's order, padded on the left to the longest of
+them; float32; the image is encoded once, and each of five tokens takes a pass of the decoder over
+the whole sequence, without a cache. Here it is built from transformers' modules (`peer.py`), so it
+is a second opinion on every answer as well. In three things it is not v0.1's: it decodes greedily,
+cuts at EOS, and lets positions count real tokens only; otherwise answers would depend on chance and
+on the other questions of a batch, and there would be nothing to compare.
+
+Our side is `evaluate_mmstar` as a trial calls it, after one evaluation that is not counted.
+
+Two models are asked. `stops` has been trained until it answers with one letter and EOS, as a model
+does that is worth evaluating. `never stops` has random weights and goes on until it is cut off,
+which is the most work that an evaluation can be. What v0.1's way costs is the same for both.
+The prompts' lengths are `question_lengths` of `setups.py`.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+
+from benchmarks.peer import Peer
+from benchmarks.questions import make_benchmark, make_tokenizer, stopping_model
+from benchmarks.reference_answers import reference_answers
+from benchmarks.setups import VLM_CONFIGS
+from nanovlm.data.tensors import PreparedBenchmark
+from nanovlm.evaluation.mmstar import evaluate_mmstar
+from nanovlm.evaluation.mmstar_result import MMStarResult
+from nanovlm.models.vision_language_model import VisionLanguageModel
+
+NUM_ITEMS = {"tiny": 192, "small": 96, "222m": 1500}
+REQUIRED_EQUAL = 0.99
+"""Share of equal answers below which the benchmark fails. Not 1: random weights put some tokens so
+close together that float32 decides between them by the order of a sum, and bfloat16 more often."""
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    on_gpu = device.type == "cuda"
+    where = torch.cuda.get_device_name() if on_gpu else f"CPU, {arguments.threads} threads"
+    print(f"{where}; torch {torch.__version__}, transformers {transformers.__version__}")
+    for name in arguments.config or (["222m"] if on_gpu else ["tiny", "small"]):
+        measure(name, arguments, device)
+
+
+def parse_arguments() -> argparse.Namespace:
+    on_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", nargs="+", choices=VLM_CONFIGS, help="tiny small, or 222m")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
+    parser.add_argument("--items", type=int, help="questions; 1500 for 222m, fewer for the others")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=32, help="mmstar_batch_size of our side")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    return parser.parse_args()
+
+
+def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> None:
+    """Ask both models of one configuration in both ways."""
+    vlm = VLM_CONFIGS[name]
+    tokenizer = make_tokenizer(vlm)
+    benchmark = make_benchmark(vlm, arguments.items or NUM_ITEMS[name])
+    lengths = benchmark.offsets.diff().float()
+    print(
+        f"\n{name}: {len(benchmark)} questions, prompts of {lengths.mean():.0f} tokens on average "
+        f"and {int(lengths.max())} at most; compile={arguments.compile}"
+    )
+    with device:
+        model = VisionLanguageModel(vlm, compiled=arguments.compile)
+    compare("never stops", model, benchmark, tokenizer, arguments, device)
+    stopping_model(model, tokenizer, device)
+    compare("stops", model, benchmark, tokenizer, arguments, device)
+
+
+def compare(
+    what: str,
+    model: VisionLanguageModel,
+    benchmark: PreparedBenchmark,
+    tokenizer: Tokenizer,
+    arguments: argparse.Namespace,
+    device: torch.device,
+) -> None:
+    """Print items/s of both ways, asked in turns, and how far the answers agree."""
+    with device:
+        peer = Peer(model.config)
+    peer.copy_weights(model)
+
+    def ours() -> MMStarResult:
+        return evaluate_mmstar(model, benchmark, tokenizer, arguments.batch_size, device)
+
+    def theirs() -> MMStarResult:
+        return MMStarResult.of(benchmark, reference_answers(peer, benchmark, tokenizer, device))
+
+    first_seconds, _ = timed(ours, device)
+    ours_seconds, theirs_seconds = [], []
+    for _ in range(arguments.rounds):
+        seconds, result = timed(ours, device)
+        ours_seconds.append(seconds)
+        seconds, reference = timed(theirs, device)
+        theirs_seconds.append(seconds)
+    our_median, their_median = map(statistics.median, (ours_seconds, theirs_seconds))
+    print(
+        f"{what}: {len(benchmark) / our_median:.1f} items/s, v0.1's way "
+        f"{len(benchmark) / their_median:.1f} items/s; ratio {their_median / our_median:.1f}; "
+        f"{our_median:.2f} s (the first time {first_seconds:.2f} s) and {their_median:.2f} s"
+    )
+    report_answers(result, reference)
+
+
+def report_answers(result: MMStarResult, reference: MMStarResult) -> None:
+    """Print how many answers are equal, item by item; fail if too few are."""
+    parts = {
+        "outputs": share_equal(result.outputs, reference.outputs),
+        "letters": share_equal(result.letters, reference.letters),
+        "right or wrong": share_equal(result.correct, reference.correct),
+    }
+    nlls = zip(result.letter_nlls, reference.letter_nlls, strict=True)
+    print(
+        "  equal item by item: "
+        + ", ".join(f"{name} {share:.2%}" for name, share in parts.items())
+        + f"; letter_nll differs by at most {max(abs(a - b) for a, b in nlls):.1e}; "
+        f"accuracy {result.accuracy:.4f} and {reference.accuracy:.4f}"
+    )
+    assert min(parts.values()) >= REQUIRED_EQUAL, "the answers differ"
+
+
+def share_equal(ours: Sequence[object], theirs: Sequence[object]) -> float:
+    return sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours)
+
+
+def timed(ask: Callable[[], MMStarResult], device: torch.device) -> tuple[float, MMStarResult]:
+    """Return the seconds that `ask` takes, and what it returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    result = ask()  # the answers are on the host, so the device is done
+    return time.perf_counter() - started, result
+
+
+if __name__ == "__main__":
+    main()

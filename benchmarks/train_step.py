@@ -1,0 +1,232 @@
+"""Training steps of this project against a plain loop over transformers' modules.
+
+    python benchmarks/train_step.py                             # tiny and small, CPU; minutes
+    python benchmarks/train_step.py --config 222m               # on a GPU; random weights
+    python benchmarks/train_step.py --config small --profile    # and where our time goes
+
+Both sides train the same model with the same initial weights on the same samples, in turns, in
+one process. It needs torch, transformers, safetensors, numpy, pillow and pydantic.
+
+(a) The peer (`peer.py`) does what nanoVLM v0.1 does: texts are padded on the left to 79 tokens, so
+that each line has 128 with the image, logits are computed at all positions, `loss.item()` is read
+each step, and on CUDA the pass runs under bf16 autocast. A text over 79 tokens is cut to its last
+79 and carries no label, yet costs as much as the others. The peer is spared everything around the
+step: its batches are made before the clock starts, as loader workers that keep up would do.
+v0.1 compiles its model by default; `--peer-compile` does so here.
+
+(b) This project runs `nanovlm.training.loop.train` as a trial does, batches included. Texts over
+79 tokens were left out when the data was prepared, so that all samples of its steps are useful.
+
+What is compared are useful samples a second, those that carry a label. On the lengths of
+`setups.py` 60 % of (a)'s samples do.
+
+Before that, the losses are held against each other over some steps on the useful samples alone,
+with the peer's padding on the right, where it moves no position: in v0.1's own layout the text's
+distance from the image depends on the padding, so its loss differs in principle. Both sides then
+take a constant learning rate and do not clip.
+"""
+
+import argparse
+import dataclasses
+import gc
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
+
+import torch
+import transformers
+
+from benchmarks.agreement import check_agreement
+from benchmarks.peer import Peer
+from benchmarks.profiles import profile_table
+from benchmarks.setups import VLM_CONFIGS, Texts, make_texts
+from benchmarks.sides import OurSide, PeerSide, Run
+from nanovlm.config import TrainConfig
+from nanovlm.messages import Speed
+from nanovlm.models.vision_language_model import VisionLanguageModel
+
+USEFUL_BATCHES = 8
+"""Size of the data in our batches."""
+MAX_IMAGES = 512
+CPU_CHECK_BATCH = 8
+"""Samples of a step of the check in float32, where the benchmark itself runs in bfloat16."""
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    on_gpu = device.type == "cuda"
+    where = torch.cuda.get_device_name() if on_gpu else f"CPU, {arguments.threads} threads"
+    print(f"{where}; torch {torch.__version__}, transformers {transformers.__version__}")
+    for name in arguments.config or (["222m"] if on_gpu else ["tiny", "small"]):
+        measure(name, arguments, device)
+
+
+def parse_arguments() -> argparse.Namespace:
+    on_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", nargs="+", choices=VLM_CONFIGS, help="tiny small, or 222m")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
+    parser.add_argument("--batch-size", type=int, help="32; 256 on a GPU")
+    parser.add_argument("--micro-batch-size", type=int, help="of our side; auto as a user has it")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="of a round; 2, and 10 on a GPU")
+    parser.add_argument(
+        "--warmup-steps", type=int, help="before the rounds; 2, and 20 where our side is compiled"
+    )
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--peer-compile", action="store_true")
+    parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--profile", action="store_true", help="print where our time goes")
+    arguments = parser.parse_args()
+    on_gpu = arguments.device == "cuda"
+    arguments.batch_size = arguments.batch_size or (256 if on_gpu else 32)
+    arguments.steps = arguments.steps or (10 if on_gpu else 2)
+    arguments.warmup_steps = arguments.warmup_steps or (20 if arguments.compile else 2)
+    return arguments
+
+
+def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> None:
+    """Check and time both sides on one configuration."""
+    config = train_config(name, arguments)
+    texts = training_texts(config)
+    print(
+        f"\n{name}: batch_size={config.batch_size}, micro_batch_size={config.micro_batch_size}, "
+        f"compile={config.compile}, peer compiled: {arguments.peer_compile}"
+    )
+    if arguments.check:
+        check(config, texts, device)
+    measured = run_rounds(config, texts, device, arguments)
+    report(measured, device)
+
+
+def train_config(name: str, arguments: argparse.Namespace) -> TrainConfig:
+    rounds = round_steps(arguments)
+    return TrainConfig(
+        batch_size=arguments.batch_size,
+        micro_batch_size=arguments.micro_batch_size or "auto",
+        epochs=-(-sum(rounds) // USEFUL_BATCHES),
+        compile=arguments.compile,
+        cpu_threads=arguments.threads,
+        vlm=VLM_CONFIGS[name],
+    )
+
+
+def round_steps(arguments: argparse.Namespace) -> list[int]:
+    """Return the steps of each round: warm-up, those that count, and one for the profile."""
+    return [arguments.warmup_steps, *[arguments.steps] * (arguments.rounds + 1)]
+
+
+def training_texts(config: TrainConfig) -> Texts:
+    """Return samples of which `USEFUL_BATCHES` batches fit into the model's length."""
+    num_useful = USEFUL_BATCHES * config.batch_size
+    num_samples = 20 * -(-num_useful // 12)  # 12 of 20 fit
+    return make_texts(config.vlm, num_samples, min(num_useful, MAX_IMAGES))
+
+
+def check(config: TrainConfig, texts: Texts, device: torch.device) -> None:
+    """Print the losses of both sides, which agree; on a GPU also in float32 on the CPU."""
+    fitting = texts.fitting(config.vlm.lm_max_length)
+    small = dataclasses.replace(config, batch_size=CPU_CHECK_BATCH, compile=False)
+    cpu = [("cpu, float32", small, torch.device("cpu"))] if device.type == "cuda" else []
+    for what, one_config, one_device in [*cpu, (device.type, config, device)]:
+        losses = check_agreement(one_config, fitting, one_device)
+        pairs = zip(losses.ours, losses.peer, strict=True)
+        print(
+            f"losses on {what}, ours and the peer's: "
+            + ", ".join(f"{ours:.6f} {peer:.6f}" for ours, peer in pairs)
+            + f"; relative difference {losses.differences()[0]:.1e} at the first step, "
+            f"at most {max(losses.differences()):.1e}"
+        )
+    release(device)
+
+
+class Measured(NamedTuple):
+    """What the rounds gave."""
+
+    ours: list[Run]
+    peer: list[Run]
+    our_peak_bytes: int
+    """Of our side alone, in its warm-up; 0 on the CPU."""
+    peer_peak_bytes: int
+    speeds: list[Speed]
+    """Of our rounds, by the meter of the training loop."""
+    profile: str
+
+
+def run_rounds(
+    config: TrainConfig, texts: Texts, device: torch.device, arguments: argparse.Namespace
+) -> Measured:
+    """Warm both sides up, and let them run in turns."""
+    rounds = round_steps(arguments)
+    with device:
+        model = VisionLanguageModel(config.vlm, config.seed, config.compile)
+    peer = Peer(config.vlm)  # not on the device until our memory there has been measured
+    peer.copy_weights(model)
+    our_side = OurSide(model, config, texts, device, rounds)
+    warm_up = our_side.run()
+    allocated = allocated_bytes(device)
+    peer.to(device)
+    peer_side = PeerSide(peer, config, texts, device, rounds, arguments.peer_compile)
+    peer_warm_up = peer_side.run()
+    print(
+        f"warm-up: {warm_up.seconds:.1f} s ({warm_up.num_graphs} graphs), "
+        f"peer {peer_warm_up.seconds:.1f} s ({peer_warm_up.num_graphs} graphs)",
+        flush=True,
+    )
+    ours, theirs = [], []
+    for number in range(1, arguments.rounds + 1):
+        ours.append(our_side.run())
+        theirs.append(peer_side.run())
+        speeds = f"{ours[-1].speed:.2f}, peer {theirs[-1].speed:.2f}"
+        graphs = ours[-1].num_graphs + theirs[-1].num_graphs
+        compiled = f"; {graphs} graphs were compiled: more --warmup-steps" if graphs else ""
+        print(f"round {number}: {speeds} useful samples/s{compiled}", flush=True)
+    return Measured(
+        ours,
+        theirs,
+        warm_up.peak_bytes,
+        peer_warm_up.peak_bytes - allocated,
+        our_side.speeds[1:],
+        profile_table(our_side.run, device) if arguments.profile else "",
+    )
+
+
+def report(measured: Measured, device: torch.device) -> None:
+    """Print the medians and their ratio, and what else was measured."""
+    ours = statistics.median(run.speed for run in measured.ours)
+    peer = statistics.median(run.speed for run in measured.peer)
+    print(f"median: {ours:.2f}, peer {peer:.2f} useful samples/s; ratio {ours / peer:.2f}")
+    if device.type == "cuda":
+        peaks = measured.our_peak_bytes, measured.peer_peak_bytes
+        print("peak memory: {:.1f} GB, peer {:.1f} GB".format(*(peak / 1e9 for peak in peaks)))
+    waited = max(speed.data_wait_fraction for speed in measured.speeds)
+    print(f"our data wait: at most {waited:.2%} of a round")
+    shares = [s.model_flops_utilization for s in measured.speeds if s.model_flops_utilization]
+    if shares:
+        print(f"our model FLOP utilisation: {statistics.median(shares):.1%}")
+    if measured.profile:
+        print(measured.profile)
+
+
+def allocated_bytes(device: torch.device) -> int:
+    return torch.cuda.memory_allocated() if device.type == "cuda" else 0
+
+
+def release(device: torch.device) -> None:
+    """Give back the memory of models that are gone."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
