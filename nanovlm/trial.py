@@ -75,11 +75,9 @@ def run_trial(
                 metrics = result.metrics() | _validate(model, val_samples, resources.device)
                 evaluated_at = time.perf_counter()
                 _check_finite(progress.step, metrics)
-                if job.answers_file is not None and rank() == 0:
-                    replace_text(Path(job.answers_file), result.json_lines())
                 output_dir = job.output_dir if progress.is_final else None
-                if output_dir is not None and rank() == 0:
-                    model.save_pretrained(output_dir)
+                if rank() == 0:
+                    _write_outputs(model, output_dir, result, job.answers_file)
                 yield Report(
                     samples_seen=progress.samples_seen,
                     step=progress.step,
@@ -94,6 +92,19 @@ def run_trial(
                 )
     finally:
         model.zero_grad()
+
+
+def _write_outputs(
+    model: VisionLanguageModel,
+    output_dir: str | None,
+    result: MMStarResult,
+    answers_file: str | None,
+) -> None:
+    """Write the answers and the model to where they are wanted."""
+    if answers_file is not None:
+        replace_text(Path(answers_file), result.json_lines())
+    if output_dir is not None:
+        model.save_pretrained(output_dir)
 
 
 def _all_notes(resources: Resources) -> tuple[str, ...]:
