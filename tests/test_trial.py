@@ -358,7 +358,7 @@ def test_more_variants_than_torch_compiles_on_its_own() -> None:
     with torch._dynamo.config.patch(recompile_limit=2):
         for freeze in ("none", "vision_encoder"):
             run(resources, compile=True, data_cutoff_idx=8, freeze=freeze)
-    assert counters["stats"]["unique_graphs"] >= before + 4  # each with and without gradients
+    assert counters["stats"]["unique_graphs"] == before + 3  # the decoder, and two vision encoders
 
 
 @pytest.mark.slow
@@ -369,6 +369,7 @@ def test_a_compiled_model_is_compiled_once() -> None:
     compiled = run(resources, compile=True)
     num_graphs = counters["stats"]["unique_graphs"]
     assert num_graphs > 0
+    run(resources, compile=True, seed=5, lr_mp=1e-2, weight_decay=0.1)
     assert numbers(run(resources, compile=True)) == numbers(compiled)
     assert counters["stats"]["unique_graphs"] == num_graphs
     assert compiled[-1].metrics["val_loss"] == pytest.approx(eager[-1].metrics["val_loss"], 1e-4)

@@ -60,13 +60,13 @@ def image_buffer(samples: PreparedSamples, num_samples: int, pin_memory: bool = 
 def collate(
     samples: PreparedSamples,
     indices: np.ndarray,
-    multiple: int = 1,
+    num_text: int | None = None,
     buffer: Tensor | None = None,
 ) -> Batch:
     """Return the samples `indices` (int64[B]) as a batch.
 
     Args:
-        multiple: M is rounded up to it.
+        num_text: M, more than the samples have; None takes one spare token.
         buffer: of `image_buffer`, for at least B samples. The batch's images lie in it, so they
             last until the next batch that is given it. Fresh memory for each batch costs several
             times what reading the images does.
@@ -75,7 +75,8 @@ def collate(
     starts = samples.offsets[index]  # (B,)
     lengths = samples.offsets[index + 1] - starts - 1
     num_real = int(lengths.sum())
-    num_text = -(-(num_real + 1) // multiple) * multiple
+    num_text = num_text or num_real + 1
+    assert num_real < num_text, f"no spare token among {num_text} for texts of {num_real}"
     sample = torch.arange(len(index)).repeat_interleave(lengths)  # (num_real,) of each token
     columns = torch.arange(num_real) - (lengths.cumsum(0) - lengths)[sample]
     places = starts[sample] + columns

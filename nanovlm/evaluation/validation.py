@@ -19,7 +19,7 @@ def validation_loss(
 ) -> float:
     """Return the mean cross-entropy of an answer token over all samples of all workers."""
     indices = np.arange(len(samples))
-    loader = Loader(samples, model, device)
+    loader = Loader(samples, model.config, device)
     total = torch.zeros((), device=device)
     with evaluating(model):
         for start in range(rank() * batch_size, len(samples), world_size() * batch_size):

@@ -37,19 +37,22 @@ class Packing(NamedTuple):
         return Packing(*(tensor.to(device) for tensor in self))
 
 
-def pack(text_lengths: Tensor, num_image_tokens: int, num_text: int, multiple: int = 1) -> Packing:
+def pack(
+    text_lengths: Tensor, num_image_tokens: int, num_text: int, line: int | None = None
+) -> Packing:
     """Return the packing of B samples, on the CPU.
 
     Args:
         text_lengths: int64[B], text tokens of each sample; 0 leaves the image alone.
         num_text: M, more than the sum of `text_lengths`.
-        multiple: T is rounded up to it.
+        line: T, at least the longest sample; None takes that.
     """
     num_samples = len(text_lengths)
     num_real = int(text_lengths.sum())
     assert num_real < num_text, f"no spare token among {num_text} for texts of {num_real}"
     longest = num_image_tokens + int(text_lengths.max())
-    line = -(-longest // multiple) * multiple
+    line = line or longest
+    assert line >= longest, f"no room in a line of {line} for a sample of {longest}"
     starts = text_lengths.cumsum(0) - text_lengths  # (B,) of each text among the text tokens
     sample = torch.arange(num_samples).repeat_interleave(text_lengths)  # of each real text token
     text_positions = num_image_tokens + torch.arange(num_real) - starts[sample]

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 
 from nanovlm.config import TrainConfig, VLMConfig
 from nanovlm.models.checkpoint import MODEL_FILES, read_config, read_weights, write_model
-from nanovlm.models.compiled import compiled_run_block
+from nanovlm.models.compiled import run_block_compiled
 from nanovlm.models.language_model import KVCache, LanguageModel
 from nanovlm.models.modality_projector import ModalityProjector
 from nanovlm.models.model_card import Score
@@ -59,7 +59,7 @@ class VisionLanguageModel(nn.Module):
         """Make the model.
 
         Args:
-            compiled: rows are read by compiled code; generation is not.
+            compiled: training runs compiled code.
         """
         super().__init__()
         self.config = config
@@ -71,7 +71,7 @@ class VisionLanguageModel(nn.Module):
             self.MP = ModalityProjector(config)
             self.decoder = LanguageModel(config)
         if compiled:
-            self.vision_encoder.run_block = self.decoder.run_block = compiled_run_block()
+            self.vision_encoder.run_block = self.decoder.run_block = run_block_compiled
         if device.type != "meta":
             self.to_empty(device=device)
             self.decoder.tie_weights()

@@ -75,18 +75,18 @@ class ModelInput(NamedTuple):
         )
 
 
-def model_input(batch: Batch, config: VLMConfig, line_multiple: int = 1) -> ModelInput:
+def model_input(batch: Batch, config: VLMConfig, line: int | None = None) -> ModelInput:
     """Return what a model of `config` reads of a batch, still on the CPU.
 
     Args:
-        line_multiple: lines of the padded view are rounded up to it.
+        line: places in a line of the padded view; None takes what the longest sample needs.
     """
     num_text = len(batch.token_ids)
     label_places = (batch.targets != IGNORED_TARGET).nonzero().squeeze(1)
     return ModelInput(
         token_ids=batch.token_ids,
         images=batch.images,
-        packing=pack(batch.text_lengths, config.num_image_tokens, num_text, line_multiple),
+        packing=pack(batch.text_lengths, config.num_image_tokens, num_text, line),
         label_places=label_places,
         labels=batch.targets[label_places],
     )

@@ -5,7 +5,6 @@ memory and copied on a stream of its own. There is no loader process; to collate
 few milliseconds, since they are decoded already and lie in memory that all processes share.
 """
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -13,32 +12,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanovlm.data.batches import collate, image_buffer
+from nanovlm.config import VLMConfig
+from nanovlm.data.batches import collate, image_buffer, text_lengths
 from nanovlm.data.tensors import PreparedSamples
-from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.training.fixed_shapes import FixedShapes
 from nanovlm.training.forward import ModelInput, model_input
-
-LINE_MULTIPLE = 32
-"""Lines of the padded view have few different lengths where the code is compiled for each."""
 
 
 class Loader:
-    """Brings samples to the device of a model."""
+    """Brings samples to the device."""
 
     def __init__(
         self,
         samples: PreparedSamples,
-        model: VisionLanguageModel,
+        config: VLMConfig,
         device: torch.device,
+        *,
+        has_fixed_shapes: bool = False,
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Bring nothing yet.
 
         Args:
+            config: of the model that reads them.
+            has_fixed_shapes: batches get spare tokens, so that they have few different shapes.
             waiting: a context in which each batch is brought, such as `Meter.waiting`.
         """
-        self._samples = samples
-        self._config, self._compiled = model.config, model.compiled
+        self._samples, self._config = samples, config
+        self._shapes = FixedShapes.of(samples) if has_fixed_shapes else None
         self._device = device
         self._waiting = waiting
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -63,10 +64,9 @@ class Loader:
             return self._load(indices)
 
     def _load(self, indices: np.ndarray) -> ModelInput:
-        text_multiple = row_multiple(len(indices)) if self._compiled else 1
-        line_multiple = LINE_MULTIPLE if self._compiled else 1
-        batch = collate(self._samples, indices, text_multiple, self._memory(len(indices)))
-        inputs = model_input(batch, self._config, line_multiple)
+        num_text, line = self._shape(indices)
+        batch = collate(self._samples, indices, num_text, self._memory(len(indices)))
+        inputs = model_input(batch, self._config, line)
         if self._stream is None:
             return inputs
         with torch.cuda.stream(self._stream):
@@ -75,6 +75,14 @@ class Loader:
         stream = torch.cuda.current_stream(self._device)
         stream.wait_stream(self._stream)
         return copied.apply(lambda tensor: _used_by(stream, tensor))
+
+    def _shape(self, indices: np.ndarray) -> tuple[int, int] | tuple[None, None]:
+        """Return the text tokens of the row and the places of a line, where they are fixed."""
+        if self._shapes is None:
+            return None, None
+        num_real = int(text_lengths(self._samples, indices).sum())
+        line = self._shapes.line(self._config.num_image_tokens)
+        return self._shapes.num_text(len(indices), num_real), line
 
     def _copy(self, tensor: Tensor) -> Tensor:
         """Begin to copy to the GPU; the host does not wait for the end."""
@@ -94,12 +102,3 @@ def _used_by(stream: torch.cuda.Stream, tensor: Tensor) -> Tensor:
     """Return the tensor; its memory is not given out again before `stream` is done with it."""
     tensor.record_stream(stream)
     return tensor
-
-
-def row_multiple(num_samples: int) -> int:
-    """Return the multiple to which the text tokens of so many samples are rounded up.
-
-    The tokens of random samples spread as the square root of their number; a power of two of that
-    order leaves a handful of different lengths, for a few spare tokens in a hundred.
-    """
-    return int(16 * 2 ** math.ceil(math.log2(math.sqrt(num_samples))))

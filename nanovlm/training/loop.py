@@ -160,7 +160,9 @@ class _Steps:
         self._optimizer = build_optimizer(model, config)
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         self._meter = meter
-        self._loader = Loader(samples, model, device, meter.waiting)
+        self._loader = Loader(
+            samples, model.config, device, has_fixed_shapes=model.compiled, waiting=meter.waiting
+        )
 
     def fetch(self, step: int) -> None:
         """Begin to bring what `step` starts with to the device."""

@@ -43,24 +43,24 @@ def naive_texts(indices: list[int], num_spare: int) -> tuple[list[int], list[int
 
 
 @pytest.mark.parametrize(
-    ("indices", "multiple", "num_spare"),
+    ("indices", "num_text", "num_spare"),
     [
-        ([0], 1, 1),
+        ([0], None, 1),
         ([0], 8, 4),
-        ([3, 1], 1, 1),
-        ([2, 0, 1, 3], 8, 5),
-        ([2, 0, 1, 3], 1, 1),
-        ([1, 1], 2, 2),
+        ([3, 1], None, 1),
+        ([2, 0, 1, 3], 24, 5),
+        ([2, 0, 1, 3], None, 1),
+        ([1, 1], 8, 2),
     ],
 )
 def test_collate_like_the_naive_reference(
-    samples: PreparedSamples, indices: list[int], multiple: int, num_spare: int
+    samples: PreparedSamples, indices: list[int], num_text: int | None, num_spare: int
 ) -> None:
-    batch = collate(samples, np.array(indices), multiple)
+    batch = collate(samples, np.array(indices), num_text)
     inputs, targets = naive_texts(indices, num_spare)
     assert batch.token_ids.tolist() == inputs
     assert batch.targets.tolist() == targets
-    assert len(batch.token_ids) % multiple == 0
+    assert num_text in (None, len(batch.token_ids))
     assert batch.text_lengths.tolist() == text_lengths(samples, np.array(indices)).tolist()
     assert batch.token_ids.dtype == batch.targets.dtype == torch.int64
     images = [samples.images[samples.image_index[i]] for i in indices]
