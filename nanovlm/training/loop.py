@@ -156,6 +156,7 @@ class _Steps:
         self._model, self._samples, self._config = model, samples, config
         self._total_steps = total_steps
         self._device = device
+        self._random = _generator(device)
         self._micro_batch_size = micro_batch_size or MicroBatchSize()
         self._optimizer = build_optimizer(model, config)
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -209,8 +210,10 @@ class _Steps:
 
     def _backward(self, step: int) -> Tensor:
         """Set this worker's part of the gradients of `step`; return its part of the loss."""
+        random_state = self._random.get_state()
         while True:
             self._optimizer.zero_grad()
+            self._random.set_state(random_state)  # the same dropout in each attempt
             try:
                 return self._backward_once(step)
             except torch.OutOfMemoryError:
@@ -240,6 +243,15 @@ class _Steps:
         stop = step * self._config.batch_size
         start = stop - self._config.batch_size
         return samples_in_order(len(self._samples), self._config.seed, start, stop)
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """Return what dropout draws from on `device`."""
+    if device.type == "cuda":
+        torch.cuda.init()
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return torch.cuda.default_generators[index]
+    return torch.default_generator
 
 
 def _report_steps(milestones: Sequence[int], batch_size: int, total_steps: int) -> set[int]:
