@@ -122,6 +122,11 @@ class VLMConfig:
         return self.vit_inter_dim or 4 * self.vit_hidden_dim
 
     @property
+    def num_patches(self) -> int:
+        """Patches that the vision encoder cuts an image into."""
+        return (self.vit_img_size // self.vit_patch_size) ** 2
+
+    @property
     def num_image_tokens(self) -> int:
         """Tokens that one image becomes in the decoder's sequence."""
         side = self.vit_img_size // self.vit_patch_size // self.mp_pixel_shuffle_factor
@@ -159,7 +164,7 @@ class TrainConfig:
     """Samples of one optimizer step, however many workers or micro-batches share it."""
     micro_batch_size: PositiveInt | Literal["auto"] = "auto"
     """Samples of one forward pass on one worker; `auto` takes the worker's whole share, or the
-    largest half, quarter, ... of it for which a GPU has the memory."""
+    largest half, quarter, ... of it for which a GPU has the memory; on CPU, 2,048 patches."""
     epochs: PositiveInt = 5
     weight_decay: NonNegativeFloat = tunable(0.01, "log_uniform", 1e-3, 0.3)
     warmup_ratio: Ratio = tunable(0.03, "uniform", 0.0, 0.2)

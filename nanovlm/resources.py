@@ -162,7 +162,7 @@ class Resources:
         """Return what earlier trials of such a model have found to fit into the memory."""
         is_frozen = config.lr_mp == 0, config.lr_backbones == 0
         key = (config.vlm, config.compile, config.freeze, is_frozen)
-        size = self._micro_batch_sizes.get(key, lambda: MicroBatchSize(self.note))
+        size = self._micro_batch_sizes.get(key, lambda: MicroBatchSize(self.device, self.note))
         size.begin_trial()
         return size
 

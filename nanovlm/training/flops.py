@@ -96,25 +96,21 @@ def model_flops(config: VLMConfig, trained: Trained = NOTHING) -> ModelFlops:
     )
 
 
-def _num_patches(config: VLMConfig) -> int:
-    return (config.vit_img_size // config.vit_patch_size) ** 2
-
-
 def _patch_embedding(config: VLMConfig) -> int:
     """2 N (3 P^2) D: the convolution; nothing ever wants the gradient of the image."""
-    return 2 * _num_patches(config) * 3 * config.vit_patch_size**2 * config.vit_hidden_dim
+    return 2 * config.num_patches * 3 * config.vit_patch_size**2 * config.vit_hidden_dim
 
 
 def _vision_matrices(config: VLMConfig) -> int:
     """2 N (3 D^2 + D^2 + 2 D F) a block: queries, keys and values; output; MLP."""
     dim = config.vit_hidden_dim
     weights = 4 * dim**2 + 2 * dim * config.vit_mlp_dim
-    return config.vit_n_blocks * 2 * _num_patches(config) * weights
+    return config.vit_n_blocks * 2 * config.num_patches * weights
 
 
 def _vision_attention(config: VLMConfig) -> int:
     """4 N^2 D a block: every patch looks at every patch."""
-    return config.vit_n_blocks * 4 * _num_patches(config) ** 2 * config.vit_hidden_dim
+    return config.vit_n_blocks * 4 * config.num_patches**2 * config.vit_hidden_dim
 
 
 def _projector(config: VLMConfig) -> int:

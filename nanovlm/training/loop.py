@@ -157,7 +157,7 @@ class _Steps:
         self._total_steps = total_steps
         self._device = device
         self._random = _generator(device)
-        self._micro_batch_size = micro_batch_size or MicroBatchSize()
+        self._micro_batch_size = micro_batch_size or MicroBatchSize(device)
         self._optimizer = build_optimizer(model, config)
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         self._meter = meter

@@ -4,10 +4,15 @@ import logging
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from nanovlm.config import TrainConfig
 
 logger = logging.getLogger(__name__)
+
+CPU_PATCHES = 2048
+"""Image patches of a pass on CPU, if the configuration leaves it open: 10 images at 224 pixels.
+More are no faster, and a computer without the memory ends the program instead of telling it."""
 
 
 class MicroBatchSize:
@@ -16,12 +21,13 @@ class MicroBatchSize:
     A worker keeps it from trial to trial, so that memory runs out once and not in every trial.
     """
 
-    def __init__(self, note: Callable[[str], None] = logger.warning) -> None:
+    def __init__(self, device: torch.device, note: Callable[[str], None] = logger.warning) -> None:
         """Know nothing yet.
 
         Args:
             note: is told when the memory was not enough.
         """
+        self._on_cpu = device.type == "cpu"
         self._limit: int | None = None
         self._note = note
 
@@ -37,6 +43,8 @@ class MicroBatchSize:
             size = config.micro_batch_size
         elif self._limit is not None:
             size = self._limit
+        elif self._on_cpu:
+            size = max(1, CPU_PATCHES // config.vlm.num_patches)
         return np.array_split(indices, -(-len(indices) // size))
 
     def halve(self, indices: np.ndarray, config: TrainConfig) -> bool:

@@ -9,32 +9,18 @@ from torch.nn import functional as F
 
 from nanovlm.config import Freeze, LearningRateSchedule, TrainConfig
 from nanovlm.data.batches import collate, count_answer_tokens, samples_in_order, text_lengths
-from nanovlm.data.tensors import PreparedSamples
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.flops import model_flops, trained_parts
 from nanovlm.training.forward import evaluating, image_input, model_input
 from nanovlm.training.loop import NonFiniteLossError, Progress, TrialInterrupted, num_steps, train
 from tests.tiny import vlm_config
+from tests.training.samples import NUM_SAMPLES, random_samples
 
 CPU = torch.device("cpu")
-NUM_SAMPLES = 12
 TINY = vlm_config(vit_patch_size=4, vit_img_size=8, lm_vocab_size=32, lm_max_length=16)
 CONFIG = TrainConfig(batch_size=4, epochs=3, lr_mp=1e-2, lr_backbones=1e-2, compile=False, vlm=TINY)
 EVERY_STEP = tuple(range(4, 37, 4))
-
-
-def random_samples() -> PreparedSamples:
-    """Twelve samples of 4 to 15 tokens, two to an image, with answers of 1 to 3 tokens."""
-    generator = torch.Generator().manual_seed(5)
-    lengths = torch.arange(4, 4 + NUM_SAMPLES)
-    return PreparedSamples(
-        images=torch.randint(256, (6, 3, 8, 8), generator=generator, dtype=torch.uint8),
-        image_index=torch.arange(NUM_SAMPLES) // 2,
-        tokens=torch.randint(32, (int(lengths.sum()),), generator=generator),
-        offsets=F.pad(lengths.cumsum(0), (1, 0)),
-        prompt_lengths=lengths - 2 - torch.arange(NUM_SAMPLES) % 3,
-    )
 
 
 def run(

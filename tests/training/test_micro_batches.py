@@ -1,0 +1,136 @@
+"""How a step is cut into passes, and what happens when the memory does not suffice for one."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nanovlm.config import TrainConfig
+from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.training.loop import Progress, train
+from nanovlm.training.micro_batches import CPU_PATCHES, MicroBatchSize
+from tests.tiny import vlm_config
+from tests.training.samples import random_samples
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+VLM = vlm_config(
+    vit_patch_size=4, vit_img_size=8, lm_vocab_size=32, lm_max_length=16, lm_dropout=0.2
+)
+CONFIG = TrainConfig(batch_size=12, epochs=2, lr_mp=1e-2, compile=False, vlm=VLM)
+
+
+def sizes(size: MicroBatchSize, num_samples: int, config: TrainConfig = CONFIG) -> list[int]:
+    parts = size.split(np.arange(num_samples), config)
+    assert np.concatenate(parts).tolist() == list(range(num_samples))
+    return list(map(len, parts))
+
+
+@pytest.mark.parametrize(
+    ("configured", "expected"), [(1, [1] * 7), (3, [3, 2, 2]), (4, [4, 3]), (7, [7]), (256, [7])]
+)
+def test_a_configured_size_need_not_divide(configured: int, expected: list[int]) -> None:
+    config = dataclasses.replace(CONFIG, micro_batch_size=configured)
+    assert (
+        sizes(MicroBatchSize(CPU), 7, config) == sizes(MicroBatchSize(GPU), 7, config) == expected
+    )
+
+
+def test_on_cpu_the_images_limit_it() -> None:
+    at_224 = dataclasses.replace(CONFIG, vlm=vlm_config(vit_img_size=224, vit_patch_size=16))
+    huge = dataclasses.replace(CONFIG, vlm=vlm_config(vit_img_size=1024, vit_patch_size=8))
+    assert CPU_PATCHES // 14**2 == 10
+    assert sizes(MicroBatchSize(CPU), 32, at_224) == [8, 8, 8, 8]
+    assert sizes(MicroBatchSize(CPU), 2, huge) == [1, 1]
+    assert sizes(MicroBatchSize(GPU), 256, at_224) == [256]
+
+
+def test_halving_ends_at_one_sample() -> None:
+    notes: list[str] = []
+    size = MicroBatchSize(GPU, notes.append)
+    seen = [sizes(size, 11)]
+    while size.halve(np.arange(11), CONFIG):
+        seen.append(sizes(size, 11))
+    assert [max(parts) for parts in seen] == [11, 6, 3, 2, 1]
+    assert notes[0] == "out of GPU memory with micro_batch_size 11: 6 from now on"
+    assert len(notes) == 4
+
+
+def test_a_configured_size_is_not_halved() -> None:
+    config = dataclasses.replace(CONFIG, micro_batch_size=4)
+    assert not MicroBatchSize(GPU, pytest.fail).halve(np.arange(12), config)
+
+
+class Memory:
+    """Lets a pass over more than `most` images run out of memory, in its forward or backward."""
+
+    def __init__(self, most: int, where: str) -> None:
+        self.most, self.where = most, where
+        self.passes: list[int] = []
+
+    def watch(self, encoder: nn.Module) -> None:
+        def hook(module: nn.Module, arguments: tuple[torch.Tensor], output: torch.Tensor) -> None:
+            self.passes.append(len(output))
+            if len(output) <= self.most:
+                return
+            if self.where == "forward":
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            output.register_hook(self._fail)
+
+        encoder.register_forward_hook(hook)
+
+    def _fail(self, gradient: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def run(
+    config: TrainConfig, size: MicroBatchSize, memory: Memory
+) -> tuple[list[Progress], VisionLanguageModel]:
+    torch.manual_seed(0)
+    model = VisionLanguageModel(config.vlm, seed=3)
+    memory.watch(model.vision_encoder)
+    return list(
+        train(model, random_samples(), config, (12, 24), device=CPU, micro_batch_size=size)
+    ), model
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_out_of_memory_repeats_the_step_with_the_same_result(where: str) -> None:
+    """To the bit that of a trial that was told the smaller size, with dropout."""
+    notes: list[str] = []
+    size = MicroBatchSize(CPU, notes.append)
+    small = Memory(most=3, where=where)
+    reports, model = run(CONFIG, size, small)
+    told = dataclasses.replace(CONFIG, micro_batch_size=3)
+    expected, expected_model = run(told, MicroBatchSize(CPU), Memory(most=100, where=where))
+    assert small.passes == [12, 6, *[3] * 8]
+    assert [r.train_loss for r in reports] == [r.train_loss for r in expected]
+    state = model.state_dict()
+    for name, tensor in expected_model.state_dict().items():
+        assert torch.equal(state[name], tensor), name
+    assert notes == [
+        "out of GPU memory with micro_batch_size 12: 6 from now on",
+        "out of GPU memory with micro_batch_size 6: 3 from now on",
+    ]
+
+
+def test_the_next_trial_begins_with_what_fits_and_says_so() -> None:
+    notes: list[str] = []
+    size = MicroBatchSize(CPU, notes.append)
+    size.begin_trial()
+    assert not notes
+    run(CONFIG, size, Memory(most=3, where="forward"))
+    notes.clear()
+    size.begin_trial()
+    assert notes == ["out of GPU memory before: micro_batch_size 3 at most"]
+    later = Memory(most=3, where="forward")
+    run(CONFIG, size, later)
+    assert later.passes == [3] * 8
+
+
+def test_a_sample_that_does_not_fit_ends_the_trial() -> None:
+    memory = Memory(most=0, where="forward")
+    with pytest.raises(torch.OutOfMemoryError):
+        run(CONFIG, MicroBatchSize(CPU, lambda text: None), memory)
+    assert memory.passes == [12, 6, 3, 2, 1]
