@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 
 import pytest
 import torch
@@ -280,3 +281,26 @@ def test_the_error_survives_the_way_between_processes() -> None:
     error = pickle.loads(pickle.dumps(NonFiniteLossError(7, "loss", math.inf)))
     assert (error.step, error.quantity, error.value) == (7, "loss", math.inf)
     assert str(error) == "loss is inf at step 7"
+
+
+@pytest.mark.gpu
+def test_a_step_waits_for_the_device_once() -> None:
+    """For its loss, with the next batch already on its way."""
+    cuda = torch.device("cuda")
+
+    def num_waits(num_steps: int) -> int:
+        config = dataclasses.replace(CONFIG, batch_size=12, epochs=num_steps)
+        with cuda:
+            model = VisionLanguageModel(config.vlm)
+        training = train(model, random_samples(), config, (), device=cuda)
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                list(training)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+
+    num_waits(1)  # what is set up once a process
+    assert num_waits(9) - num_waits(4) == 5
