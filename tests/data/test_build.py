@@ -29,8 +29,9 @@ from tests.data.conftest import CONFIG, change, write_rows
 NUM_ROWS = 2400
 
 # What another process runs: several small parts, and other processes even for few images.
+# A shell starts what runs in its background with Ctrl-C ignored, and a child inherits that.
 PROGRAM = """
-import sys
+import signal
 from nanovlm.config_files import Layer, build_config
 from nanovlm.data import build_images, build_text
 from nanovlm.data.prepared import prepare_training
@@ -39,6 +40,7 @@ from nanovlm.data.processors import load_tokenizer
 build_images._FEW_IMAGES, build_images.IMAGES_PER_PART, build_text.ROWS_PER_PART = 0, 16, 512
 values = {values!r}
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config = build_config(Layer("test", values))
     prepare_training(config, load_tokenizer("builtin:digits"))
 """
