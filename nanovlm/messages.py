@@ -39,6 +39,10 @@ class Job:
     """Folder of a model checkpoint (`save_pretrained`) to start from instead of initial weights."""
     output_dir: str | None = None
     """Folder that receives the model of the final report; None keeps no model."""
+    state_dir: str | None = None
+    """Folder for the state of the training, replaced before each report but the final one; a trial
+    that finds a state there makes the reports before it again and goes on from it. None keeps
+    none."""
     answers_file: str | None = None
     """File that receives the answers to the benchmark, replaced at each report; None keeps none."""
 
@@ -121,6 +125,8 @@ class TrialRecord:
     state: TrialState
     reason: str | None = None
     """Why the trial failed or was stopped."""
+    is_infeasible: bool = False
+    """Failed by its own values: out of memory, or a number that is not finite."""
     samples_seen: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Those of the last report."""

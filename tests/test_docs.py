@@ -11,14 +11,16 @@ import pytest
 from nanovlm.config import TrainConfig, VLMConfig
 from nanovlm.messages import Speed, TrialRecord
 from nanovlm.search.parameter import TUNABLE
-from nanovlm.search.space import (
+from nanovlm.search.sections import (
     Budget,
+    Confirm,
     Objective,
     Sampler,
     Scheduler,
+    Study,
     TrialResources,
-    load_space,
 )
+from nanovlm.search.space import load_space
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIG_DOC = (REPOSITORY / "docs/config.md").read_text(encoding="utf-8")
@@ -52,7 +54,7 @@ def test_every_config_key_stands_with_its_default_and_range() -> None:
 def test_every_setting_of_a_space_file_stands_with_its_default() -> None:
     expected = {
         f"{section.__name__.removeprefix('Trial').lower()}.{name}": shown(field.default)
-        for section in (Objective, Sampler, Scheduler, Budget, TrialResources)
+        for section in (Objective, Sampler, Scheduler, Budget, Confirm, Study, TrialResources)
         for name, field in section.model_fields.items()
     }
     assert {key: cells[0] for key, cells in ROWS.items() if key in expected} == expected

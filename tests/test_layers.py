@@ -15,7 +15,15 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 
 LAYERS = (
-    ("config", "config_files", "errors", "messages", "search.parameter", "search.space"),
+    (
+        "config",
+        "config_files",
+        "errors",
+        "messages",
+        "search.parameter",
+        "search.sections",
+        "search.space",
+    ),
     ("models", "data", "parallel", "results"),
     ("training", "evaluation"),
     ("resources", "trial"),

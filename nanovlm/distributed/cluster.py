@@ -13,7 +13,7 @@ from ray._private import services
 from ray._private.state import available_resources_per_node
 
 from nanovlm.errors import UserError
-from nanovlm.search.space import TrialResources
+from nanovlm.search.sections import TrialResources
 
 _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a config mean the user's folder

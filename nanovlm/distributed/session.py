@@ -19,7 +19,7 @@ from nanovlm.distributed.cluster import connect, num_concurrent_trials
 from nanovlm.distributed.worker import RunTrial
 from nanovlm.distributed.worker_group import WorkerGroup, open_channel, worker_groups
 from nanovlm.messages import TrialRecord
-from nanovlm.search.space import TrialResources
+from nanovlm.search.sections import TrialResources
 from nanovlm.trial import run_trial
 
 INTERRUPTED = "interrupted"

@@ -14,7 +14,7 @@ from nanovlm.distributed.session import OnRecord, OnStart, StopSwitch, session
 from nanovlm.errors import UserError
 from nanovlm.messages import Decision, Job, Report
 from nanovlm.resources import Resources
-from nanovlm.search.space import TrialResources
+from nanovlm.search.sections import TrialResources
 from nanovlm.training.loop import num_steps
 from nanovlm.trial import check_backbones, check_start
 

@@ -21,7 +21,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from nanovlm.distributed.channel import Channel
 from nanovlm.distributed.worker import RunTrial, WorkerSettings, serve_trials
-from nanovlm.search.space import TrialResources
+from nanovlm.search.sections import TrialResources
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from nanovlm.search.scheduler import (
     plan_milestones,
 )
 from nanovlm.search.searcher import StudySearch, build_searcher
-from nanovlm.search.space import Objective, SearchSpace
+from nanovlm.search.sections import Objective
+from nanovlm.search.space import SearchSpace
 from nanovlm.trial import check_backbones, check_start, metric_names, run_trial
 
 __all__ = ["INTERRUPTED", "SearchPlan", "plan_search", "run_search"]

@@ -7,10 +7,9 @@ that is wrong in the file is reported at once, before anything starts.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic import ValidationError as PydanticError
 
 from nanovlm.config import TrainConfig
@@ -26,78 +25,18 @@ from nanovlm.config_files import (
 )
 from nanovlm.errors import Problems, UserError, did_you_mean, plain_rule
 from nanovlm.search.parameter import Parameter, check_conditions, read_parameter
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class Objective(_Section):
-    """What makes one trial better than another."""
-
-    metric: str = "mmstar_accuracy"
-    """A metric that every report carries."""
-    mode: Literal["max", "min"] = "max"
-
-
-class Sampler(_Section):
-    """Where the next trial's values come from."""
-
-    name: Literal["tpe", "random"] = "tpe"
-    seed: Annotated[int, Field(ge=0)] = 0
-
-
-class Scheduler(_Section):
-    """When a trial is stopped before its full budget."""
-
-    name: Literal["asha", "none"] = "asha"
-    rungs: Annotated[int, Field(ge=1)] = 4
-    """Milestones at which trials are compared, the end of the full budget included."""
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
-    """One of so many trials goes on past a milestone; each milestone is so many times the last."""
-
-
-class Budget(_Section):
-    """When the search ends: at whichever limit is reached first."""
-
-    trials: PositiveInt | None = None
-    hours: PositiveFloat | None = None
-    gpu_hours: PositiveFloat | None = None
-    target: float | None = None
-    """A value of the objective that is good enough."""
-
-    def seconds_left(self, spent_seconds: float) -> float | None:
-        """Return what is left of the hours, None if they are not limited."""
-        return None if self.hours is None else self.hours * 3600 - spent_seconds
-
-
-class TrialResources(_Section):
-    """What one trial occupies."""
-
-    workers: PositiveInt = 1
-    cpus_per_worker: PositiveFloat = 1
-    gpus_per_worker: NonNegativeFloat = 0
-
-    @property
-    def gpus_per_trial(self) -> float:
-        return self.workers * self.gpus_per_worker
-
-
-class _SpaceFile(_Section):
-    preset: str = "nanovlm-222m"
-    base: dict[str, Any] = {}
-    search: Annotated[dict[str, Any], Field(min_length=1)]
-    objective: Objective = Objective()
-    sampler: Sampler = Sampler()
-    scheduler: Scheduler = Scheduler()
-    budget: Budget = Budget(trials=32)
-    resources: TrialResources = TrialResources()
-
-
-_SECTIONS = tuple(_SpaceFile.model_fields)
-_SETTINGS = ("objective", "sampler", "scheduler", "budget", "resources")
+from nanovlm.search.sections import (
+    SECTIONS,
+    SETTINGS,
+    Budget,
+    Confirm,
+    Objective,
+    Sampler,
+    Scheduler,
+    SpaceFile,
+    Study,
+    TrialResources,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,6 +53,10 @@ class SearchSpace:
     sampler: Sampler
     scheduler: Scheduler
     budget: Budget
+    confirm: Confirm
+    study: Study
+    warm_start: tuple[str, ...]
+    """Results folders of earlier searches."""
     resources: TrialResources
 
     def default_values(self) -> dict[str, Any]:
@@ -145,7 +88,7 @@ class SearchSpace:
             "preset": "nanovlm-222m",
             "base": config_values(self.base),
             "search": {parameter.key: parameter.to_yaml() for parameter in self.parameters},
-            **{section: getattr(self, section).model_dump() for section in _SETTINGS},
+            **{section: _plain(getattr(self, section)) for section in SETTINGS},
         }
         return yaml.safe_dump(content, sort_keys=False)
 
@@ -164,7 +107,7 @@ def load_space(
     place = str(path)
     sections, base_overrides = _apply(read_mapping(path), overrides or {})
     problems = Problems()
-    settings, base = _SpaceFile(search={"-": 0}), TrainConfig()
+    settings, base = SpaceFile(search={"-": 0}), TrainConfig()
     with problems:
         settings = _read_settings(place, sections)
     with problems:
@@ -181,17 +124,23 @@ def load_space(
         name=path.stem,
         base=base,
         parameters=parameters,
-        **{section: getattr(settings, section) for section in _SETTINGS},
+        **{section: getattr(settings, section) for section in SETTINGS},
     )
     _check_together(place, space)
     return space
 
 
-def _read_settings(place: str, sections: Mapping[str, Any]) -> _SpaceFile:
+def _read_settings(place: str, sections: Mapping[str, Any]) -> SpaceFile:
     try:
-        return _SpaceFile(**sections)
+        return SpaceFile(**sections)
     except PydanticError as error:
         raise UserError(*(_describe(place, dict(e)) for e in error.errors())) from None
+
+
+def _plain(section: Any) -> Any:
+    if isinstance(section, tuple):
+        return list(section)
+    return (section.without_password() if isinstance(section, Study) else section).model_dump()
 
 
 def _mapping_or_empty(content: Any) -> dict[str, Any]:
@@ -206,7 +155,7 @@ def _apply(
     base_overrides: dict[str, Any] = {}
     for key, value in overrides.items():
         section, _, rest = key.partition(".")
-        if section not in _SECTIONS:
+        if section not in SECTIONS:
             base_overrides[key] = value
         elif rest:
             sections[section] = {**(sections.get(section) or {}), rest: value}
@@ -273,7 +222,7 @@ def _describe(place: str, error: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{place}: {key}: must be given"
     if error["type"] == "extra_forbidden":
-        section = _SpaceFile.model_fields[path[0]].annotation if len(path) > 1 else _SpaceFile
+        section = SpaceFile.model_fields[path[0]].annotation if len(path) > 1 else SpaceFile
         known = section.model_fields if isinstance(section, type) else ()
         return f"{place}: unknown key {key!r}.{did_you_mean(path[-1], known)}"
     return f"{place}: {key}: {plain_rule(error['msg'])}, got {error['input']!r}"

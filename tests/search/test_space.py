@@ -118,7 +118,7 @@ def test_refused(tmp_path: Path, text: str, message: str) -> None:
     [
         ("budget: {trails: 3}", "unknown key 'budget.trails'. Did you mean 'trials'?"),
         ("budget: {trials: 0}", "budget.trials: must be greater than 0, got 0"),
-        ("budget: {}", "budget: one of trials, hours, gpu_hours, target must be given"),
+        ("budget: {}", "budget: one of trials, hours, gpu_hours, target, patience must be given"),
         ("scheduler: {rungs: 0}", "scheduler.rungs: must be greater than or equal to 1, got 0"),
         ("scheduler: {name: bohb}", "scheduler.name: must be 'asha' or 'none', got 'bohb'"),
         ("sampler: {name: gd}", "sampler.name: must be 'tpe' or 'random', got 'gd'"),

@@ -1,0 +1,114 @@
+"""The sections of a space file besides the searched keys: what they are called, and their rules."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Objective(_Section):
+    """What makes one trial better than another."""
+
+    metric: str = "mmstar_accuracy"
+    """A metric that every report carries."""
+    mode: Literal["max", "min"] = "max"
+
+
+class Sampler(_Section):
+    """Where the next trial's values come from."""
+
+    name: Literal["tpe", "gp", "cmaes", "qmc", "random"] = "tpe"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Scheduler(_Section):
+    """When a trial is stopped before its full budget."""
+
+    name: Literal["asha", "hyperband", "pasha", "none"] = "asha"
+    rungs: Annotated[int, Field(ge=1)] = 4
+    """Milestones at which trials are compared, the end of the full budget included."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """One of so many trials goes on past a milestone; each milestone is so many times the last."""
+
+
+class Budget(_Section):
+    """When the search ends: at whichever limit is reached first."""
+
+    trials: PositiveInt | None = None
+    hours: PositiveFloat | None = None
+    gpu_hours: PositiveFloat | None = None
+    target: float | None = None
+    """A value of the objective that is good enough."""
+    patience: PositiveInt | None = None
+    """Trials in a row that ran their full budget or were stopped, none of them a new best."""
+
+    def seconds_left(self, spent_seconds: float) -> float | None:
+        """Return what is left of the hours, None if they are not limited."""
+        return None if self.hours is None else self.hours * 3600 - spent_seconds
+
+
+class Study(_Section):
+    """Where Optuna keeps the search."""
+
+    storage: str | None = None
+    """URL of a database, such as postgresql+psycopg://USER:PASSWORD@HOST/NAME; the default is a
+    file in the results folder."""
+    name: str | None = None
+    """Of the study in the database; the default is the name of the results folder."""
+
+    def without_password(self) -> "Study":
+        """Return the section as it may be shown and written to files."""
+        shown = self.storage and re.sub(r"(://[^:/@]*):.*@", r"\1:***@", self.storage)
+        return self.model_copy(update={"storage": shown})
+
+
+class Confirm(_Section):
+    """The runs on fresh seeds that decide between the best configurations after the search."""
+
+    top: Annotated[int, Field(ge=0)] = 3
+    """So many configurations are run again, besides the default one; 0 confirms nothing."""
+    seeds: PositiveInt = 2
+    """Runs of each."""
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the benchmark's questions that only these runs are asked."""
+
+
+class TrialResources(_Section):
+    """What one trial occupies."""
+
+    workers: PositiveInt = 1
+    cpus_per_worker: PositiveFloat = 1
+    gpus_per_worker: NonNegativeFloat = 0
+
+    @property
+    def gpus_per_trial(self) -> float:
+        return self.workers * self.gpus_per_worker
+
+
+class SpaceFile(_Section):
+    """A space file as it is written."""
+
+    preset: str = "nanovlm-222m"
+    base: dict[str, Any] = {}
+    search: Annotated[dict[str, Any], Field(min_length=1)]
+    objective: Objective = Objective()
+    sampler: Sampler = Sampler()
+    scheduler: Scheduler = Scheduler()
+    budget: Budget = Budget(trials=32)
+    confirm: Confirm = Confirm()
+    study: Study = Study()
+    warm_start: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Results folders of earlier searches, whose trials the sampler learns from."""
+    resources: TrialResources = TrialResources()
+
+
+SECTIONS = tuple(SpaceFile.model_fields)
+SETTINGS = (
+    "objective", "sampler", "scheduler", "budget", "confirm", "study", "warm_start", "resources",
+)  # fmt: skip
