@@ -14,7 +14,7 @@ from nanovlm.search.space import SearchSpace
 MAX_FAILURES_IN_A_ROW = 5
 
 _ENDINGS = ("budget.", f"{MAX_FAILURES_IN_A_ROW} trials in a row failed", DESERTED)
-"""How the reasons for the end of a search begin; trials that run at that time are stopped for it."""
+"""How the reasons for the end of a search begin: trials that run then are stopped for it."""
 
 
 class Limits:
@@ -118,8 +118,8 @@ class Limits:
             self._trials_since_best += 1
         if patience is not None and self._best is not None and self._trials_since_best >= patience:
             self._switch.stop(
-                f"budget.patience: {self._trials_since_best} trials of {patience} are over without a new "
-                f"best since trial {self._best.number} ({metric} {self._best.metrics[metric]:.4g})"
+                f"budget.patience: {self._trials_since_best} trials of {patience} are over without a "
+                f"new best since trial {self._best.number} ({metric} {self._best.metrics[metric]:.4g})"
             )
 
     def _is_better(self, value: float, other: float) -> bool:
