@@ -66,6 +66,38 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Time:
+    """How long a search takes, evaluation included where it was measured."""
+
+    rate: Rate
+    trial_seconds: Range
+    """Summed over the trials."""
+    wall_seconds: Range
+    confirm_seconds: float
+    """Summed over the runs that confirm."""
+    confirm_wall_seconds: float
+
+    def lines(self, resources: TrialResources) -> list[str]:
+        """Return what it says in text, counted in the devices that a trial occupies."""
+        rate = self.rate
+        evaluation = (
+            "; evaluation is not counted, its time is unknown"
+            if rate.evaluation_seconds is None
+            else f", {rate.evaluation_seconds:.3g} s an evaluation"
+        )
+        name, devices = _device_hours(resources)
+        factor = devices / 3600
+        return [
+            f"rate            {rate.samples_per_second:.4g} samples/s a trial{evaluation} "
+            f"({rate.source})",
+            f"{name:<15} {self.trial_seconds.times(factor)}, and "
+            f"{_short(self.confirm_seconds * factor)} to confirm",
+            f"hours           {self.wall_seconds.times(1 / 3600)}, and "
+            f"{_short(self.confirm_wall_seconds / 3600)} to confirm",
+        ]
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What a search is expected to cost."""
 
@@ -75,17 +107,12 @@ class Forecast:
     """Why so many."""
     concurrency: int
     concurrency_by: str
-    rate: Rate | None
     reached: tuple[Range, ...]
     """Trials that reach each milestone, and last those of full length."""
     search_samples: Range
-    search_seconds: Range | None
-    """Summed over the trials, evaluation included where it was measured."""
-    wall_seconds: Range | None
+    time: Time | None
+    """None where the rate is unknown."""
     confirm_runs: int
-    confirm_seconds: float | None
-    """Summed over the runs."""
-    confirm_wall_seconds: float | None
     disk: DiskPeak
     free_bytes: int
 
@@ -118,36 +145,16 @@ class Forecast:
         return lines
 
     def _time_lines(self) -> list[str]:
-        rate = self.rate
-        if rate is None or self.search_seconds is None or self.wall_seconds is None:
+        if self.time is None:
             return [
                 "hours           unknown: give --samples-per-second, or run a search of this model "
                 "and data first"
             ]
-        evaluation = (
-            "; evaluation is not counted, its time is unknown"
-            if rate.evaluation_seconds is None
-            else f", {rate.evaluation_seconds:.3g} s an evaluation"
-        )
-        confirm_seconds, confirm_wall = self.confirm_seconds or 0.0, self.confirm_wall_seconds or 0
-        name, devices = _device_hours(self.plan.space.resources)
-        factor = devices / 3600
-        return [
-            f"rate            {rate.samples_per_second:.4g} samples/s a trial{evaluation} "
-            f"({rate.source})",
-            f"{name:<15} {self.search_seconds.times(factor)}, and "
-            f"{_short(confirm_seconds * factor)} to confirm",
-            f"hours           {self.wall_seconds.times(1 / 3600)}, and "
-            f"{_short(confirm_wall / 3600)} to confirm",
-            *self._hours_warning(),
-        ]
-
-    def _hours_warning(self) -> list[str]:
+        lines = self.time.lines(self.plan.space.resources)
         hours = self.plan.space.budget.hours
-        assert self.wall_seconds is not None, "only asked where the rate is known"
-        if hours is None or self.wall_seconds.mean / 3600 <= hours:
-            return []
-        return [f"                budget.hours={hours:g} may end the search before that"]
+        if hours is not None and self.time.wall_seconds.mean > hours * 3600:
+            lines.append(f"                budget.hours={hours:g} may end the search before that")
+        return lines
 
     def _disk_lines(self) -> list[str]:
         disk = self.disk
@@ -185,24 +192,18 @@ def forecast(
     num_trials, trials_by = _num_trials(plan, concurrency, rate, make_judge)
     searches = _simulate(plan, concurrency, rate, make_judge, num_trials)
     confirm_runs = (space.confirm.top + 1) * space.confirm.seeds if space.confirm.top else 0
-    run_seconds = rate and _seconds(rate, plan.trial_samples, 1)
     return Forecast(
         plan=plan,
         num_trials=num_trials,
         trials_by=trials_by,
         concurrency=concurrency,
         concurrency_by=concurrency_by,
-        rate=rate,
         reached=tuple(
             Range.of(counts) for counts in zip(*(s.reached for s in searches), strict=True)
         ),
         search_samples=Range.of([s.samples for s in searches]),
-        search_seconds=rate
-        and Range.of([_seconds(rate, s.samples, s.num_reports) for s in searches]),
-        wall_seconds=rate and Range.of([s.duration / rate.samples_per_second for s in searches]),
+        time=None if rate is None else _time(plan, concurrency, rate, searches, confirm_runs),
         confirm_runs=confirm_runs,
-        confirm_seconds=run_seconds and confirm_runs * run_seconds,
-        confirm_wall_seconds=run_seconds and math.ceil(confirm_runs / concurrency) * run_seconds,
         disk=disk_peak(
             space,
             num_trials=num_trials,
@@ -210,6 +211,23 @@ def forecast(
             num_questions=plan.data["benchmark"]["samples"],
         ),
         free_bytes=free_bytes(results),
+    )
+
+
+def _time(
+    plan: SearchPlan,
+    concurrency: int,
+    rate: Rate,
+    searches: Sequence[SimulatedSearch],
+    confirm_runs: int,
+) -> Time:
+    run_seconds = _seconds(rate, plan.trial_samples, 1)
+    return Time(
+        rate,
+        trial_seconds=Range.of([_seconds(rate, s.samples, s.num_reports) for s in searches]),
+        wall_seconds=Range.of([s.duration / rate.samples_per_second for s in searches]),
+        confirm_seconds=confirm_runs * run_seconds,
+        confirm_wall_seconds=math.ceil(confirm_runs / concurrency) * run_seconds,
     )
 
 
@@ -227,7 +245,7 @@ def _rate(plan: SearchPlan, samples_per_second: float | None, results: Path) -> 
         source = "as given"
         if past:
             source += "; evaluation as measured in " + _names(past.folders)
-        return Rate(samples_per_second, past and past.evaluation_seconds, source)
+        return Rate(samples_per_second, past.evaluation_seconds if past else None, source)
     if past is None:
         return None
     source = "as measured in " + _names(past.folders)

@@ -116,10 +116,11 @@ class Limits:
             self._best, self._trials_since_best = record, 0
         elif self._best is not None and _was_judged(record):
             self._trials_since_best += 1
-        if patience is not None and self._best is not None and self._trials_since_best >= patience:
+        if patience is not None and self._best and self._trials_since_best >= patience:
             self._switch.stop(
-                f"budget.patience: {self._trials_since_best} trials of {patience} are over without a "
-                f"new best since trial {self._best.number} ({metric} {self._best.metrics[metric]:.4g})"
+                f"budget.patience: {self._trials_since_best} trials of {patience} are over "
+                f"without a new best since trial {self._best.number} "
+                f"({metric} {self._best.metrics[metric]:.4g})"
             )
 
     def _is_better(self, value: float, other: float) -> bool:
