@@ -90,7 +90,7 @@ def test_how_many_trials_there_will_be(
 
 
 def test_the_rate_of_an_earlier_search(tmp_path: Path) -> None:
-    earlier_search(tmp_path / "results", [1.0, 2.0, 9.0], lr_mp=0.5, batch_size=16)
+    earlier_search(tmp_path / "results", [1.0, 2.0, 9.0], lr_mp=0.05, batch_size=16)
     expected = full_length(tmp_path, None, **{"budget.trials": 4})
     assert expected.time is not None
     assert expected.time.rate.samples_per_second == 2.0
