@@ -114,7 +114,7 @@ class Limits:
             or self._is_better(record.metrics[metric], self._best.metrics[metric])
         ):
             self._best, self._trials_since_best = record, 0
-        elif self._best is not None and _was_judged(record):
+        elif _was_judged(record):
             self._trials_since_best += 1
         if patience is not None and self._best and self._trials_since_best >= patience:
             self._switch.stop(
