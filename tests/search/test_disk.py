@@ -1,6 +1,7 @@
 """The predicted disk: sizes against files that were written, and a disk that is too small."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,9 +13,7 @@ from nanovlm.search.space import SearchSpace, load_space
 REPOSITORY = Path(__file__).parents[2]
 
 
-def digits_space(
-    tmp_path: Path, search: str = "lr_mp: default", **overrides: object
-) -> SearchSpace:
+def digits_space(tmp_path: Path, search: str = "lr_mp: default", **overrides: Any) -> SearchSpace:
     path = tmp_path / "space.yaml"
     path.write_text(f"preset: digits\nsearch: {{{search}}}")
     return load_space(path, overrides)
