@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from benchmarks import mmstar, train_step, trial_start
+from benchmarks import many_trials, mmstar, train_step, trial_start
 from benchmarks.agreement import NUM_STEPS, check_agreement
 from benchmarks.padded import NO_LABEL, padded_batch, peer_loss
 from benchmarks.peer import Peer, plain_name, renamed
@@ -107,3 +107,13 @@ def test_help(
 def test_a_machine_with_torch_and_transformers_is_enough() -> None:
     code = f"import sys; sys.modules |= dict.fromkeys({HEAVY!r}); import benchmarks.train_step"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+def test_many_trials_are_all_recorded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["many_trials.py", "--trials", "12", "--slots", "3"])
+    many_trials.main()
+    output = capsys.readouterr().out
+    assert output.startswith("12 trials, ")
+    assert "suggest" in output and "RSS after 12 trials" in output

@@ -36,8 +36,11 @@ OnRecord = Callable[[TrialRecord], None]
 class StopSwitch:
     """Ends a session from any thread or signal; the first reason counts."""
 
-    def __init__(self, limit_seconds: float | None = None) -> None:
+    def __init__(
+        self, limit_seconds: float | None = None, limit_reason: str = "the time limit is reached"
+    ) -> None:
         self.reason: str | None = None
+        self._limit_reason = limit_reason
         self._thrown = threading.Event()
         self._deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
 
@@ -60,7 +63,7 @@ class StopSwitch:
         """Return when the switch is thrown, which it is when the time is over."""
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         if not self._thrown.wait(left):
-            self.stop("the time limit is reached")
+            self.stop(self._limit_reason)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ CHECKPOINTS_DIR = "checkpoints"
 ANSWERS_DIR = "answers"
 LOGS_DIR = "logs"
 LOCK_FILE = ".lock"
+
+SECONDS_BETWEEN_SUMMARIES = 1.0
 
 
 def choose_folder(results: Path, name: str | None, default_name: str) -> Path:
@@ -96,6 +100,9 @@ class ResultsStore:
         self.has_begun = False
         self.records: list[TrialRecord] = []
         """Of the ended trials, in the order of their end."""
+        self._numbers: set[int] = set()
+        self._best: TrialRecord | None = None
+        self._summary_at = -math.inf  # by time.monotonic
 
     @contextlib.contextmanager
     def opened(self, resume: bool) -> Iterator[None]:
@@ -114,6 +121,8 @@ class ResultsStore:
                 raise UserError(f"{self.folder}: another program works in this folder") from None
             if resume:
                 self.records = _mend(self.folder)
+                self._numbers = {record.number for record in self.records}
+                self._best = best_record(self.records, self.objective)
             try:
                 yield
             finally:
@@ -131,7 +140,7 @@ class ResultsStore:
 
     def close(self, wall_seconds: float) -> None:
         """Write the last summary and remove the models and answers of trials that did not end."""
-        self.write_summary(wall_seconds)
+        self._write_summary(wall_seconds)
         shutil.rmtree(self.folder / CHECKPOINTS_DIR, ignore_errors=True)
         ended = {answers_file(self.folder, record.trial_id) for record in self.records}
         for path in (self.folder / ANSWERS_DIR).glob("*"):
@@ -149,9 +158,12 @@ class ResultsStore:
     def add(self, record: TrialRecord) -> None:
         """Append an ended trial, and keep its model if it is the best so far."""
         assert record.state != "running", f"{record.trial_id} has not ended"
-        assert record.number not in {r.number for r in self.records}, f"{record.number} twice"
+        assert record.number not in self._numbers, f"{record.number} twice"
         self.records.append(record)
-        is_best = best_record(self.records, self.objective) is record
+        self._numbers.add(record.number)
+        so_far = [record] if self._best is None else [self._best, record]
+        self._best = best_record(so_far, self.objective)
+        is_best = self._best is record
         if record.checkpoint:
             self._settle(Path(record.checkpoint), is_best)
         with (self.folder / TRIALS_FILE).open("a", encoding="utf-8") as file:
@@ -162,7 +174,15 @@ class ResultsStore:
             self.write_text(BEST_CONFIG_FILE, self._best_config(record))
 
     def write_summary(self, wall_seconds: float) -> None:
-        """Write `summary.json` as it is after `wall_seconds` of the program."""
+        """Write `summary.json` as it is after `wall_seconds` of the program.
+
+        At most once a second, since it looks at all trials; `close` writes the last one always.
+        """
+        if time.monotonic() - self._summary_at >= SECONDS_BETWEEN_SUMMARIES:
+            self._write_summary(wall_seconds)
+            self._summary_at = time.monotonic()
+
+    def _write_summary(self, wall_seconds: float) -> None:
         summary = summarize(
             self.folder.name,
             self.records,

@@ -15,6 +15,7 @@ from nanovlm.distributed.worker import RunTrial
 from nanovlm.errors import UserError, did_you_mean
 from nanovlm.messages import TrialRecord
 from nanovlm.resources import Resources
+from nanovlm.search.limits import Limits, hours_reason
 from nanovlm.search.scheduler import (
     AshaWithReasons,
     Scheduler,
@@ -26,10 +27,7 @@ from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace
 from nanovlm.trial import check_backbones, check_start, metric_names, run_trial
 
-__all__ = ["INTERRUPTED", "SearchPlan", "plan_search", "run_search"]
-
-_MAX_FAILURES_IN_A_ROW = 5
-
+__all__ = ["INTERRUPTED", "Limits", "SearchPlan", "plan_search", "run_search"]
 
 _LESS_IS_BETTER = ("_loss", "_nll")
 _MORE_IS_BETTER = ("_accuracy",)
@@ -124,9 +122,9 @@ def run_search(
         UserError: if the cluster cannot run the trials.
     """
     space, folder = plan.space, folder.resolve()
-    switch = StopSwitch(space.budget.seconds_left(earlier_seconds))
+    switch = StopSwitch(space.budget.seconds_left(earlier_seconds), hours_reason(space.budget))
     scheduler = build_scheduler(space, plan.milestones, plan.trial_samples)
-    limits, ended = Limits(space, switch), list[TrialRecord]()
+    limits, ended = Limits(space, switch, folder / "logs"), list[TrialRecord]()
     _replay(earlier, scheduler, limits)
     num_trials = space.budget.trials and space.budget.trials - len(earlier)
     if num_trials is not None and num_trials <= 0:
@@ -208,45 +206,11 @@ class _StopperOf(tune.Stopper):
         return self._switch.is_thrown()
 
 
-class Limits:
-    """The limits that an ended trial may reach; trials are counted by Tune, hours by the switch."""
-
-    def __init__(self, space: SearchSpace, switch: StopSwitch) -> None:
-        self._budget = space.budget
-        self._objective = space.objective
-        self._switch = switch
-        self._gpus = space.resources.gpus_per_trial
-        self._gpu_seconds = 0.0
-        self._failures_in_a_row = 0
-
-    def check(self, record: TrialRecord) -> None:
-        """Throw the switch if this trial's end reaches a limit."""
-        if record.state == "running":
-            return
-        self._failures_in_a_row = self._failures_in_a_row + 1 if record.state == "failed" else 0
-        if self._failures_in_a_row == _MAX_FAILURES_IN_A_ROW:
-            self._switch.stop(
-                f"{_MAX_FAILURES_IN_A_ROW} trials in a row failed: {record.reason} (see logs/)"
-            )
-        if not record.reports:
-            return
-        self._gpu_seconds += self._gpus * record.reports[-1]["seconds"]
-        if self._budget.gpu_hours and self._gpu_seconds >= self._budget.gpu_hours * 3600:
-            self._switch.stop(f"the budget of {self._budget.gpu_hours:g} GPU-hours is spent")
-        target, value = self._budget.target, record.metrics.get(self._objective.metric)
-        if target is not None and value is not None and record.state == "completed":
-            reached = value >= target if self._objective.mode == "max" else value <= target
-            if reached:
-                self._switch.stop(f"the target of {target:g} is reached")
-
-
 def _replay(earlier: Sequence[TrialRecord], scheduler: Scheduler, limits: Limits) -> None:
     """Let trials of an earlier run count, for what others are compared with and for the budget."""
     if isinstance(scheduler, AshaWithReasons):
         scheduler.replay(earlier)
-    for record in earlier:
-        if record.state != "failed":  # whoever resumes has put right what failed in a row
-            limits.check(record)
+    limits.replay(earlier)
 
 
 def _with_reason(record: TrialRecord, scheduler: Scheduler) -> TrialRecord:

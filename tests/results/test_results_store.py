@@ -114,6 +114,30 @@ def test_a_search_in_the_folder(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_the_summary_is_not_written_for_every_trial(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=0)
+    path = store.folder / "summary.json"
+    with store.opened(resume=False):
+        fill(store)
+        store.add(record(4, 0.6))
+        store.write_summary(wall_seconds=51.0)
+        assert json.loads(path.read_text())["trials"]["total"] == 4
+        store.close(52.0)
+    assert json.loads(path.read_text())["trials"]["total"] == 5
+
+
+def test_a_search_that_goes_on_knows_its_best(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=0)
+    with store.opened(resume=False):
+        fill(store)
+    again = ResultsStore(store.folder, OBJECTIVE, gpus_per_trial=0)
+    with again.opened(resume=True):
+        again.add(record(4, 0.79))
+        assert "trial 1:" in (store.folder / "best.yaml").read_text()
+        again.add(record(5, 0.81))
+    assert "trial 5:" in (store.folder / "best.yaml").read_text()
+
+
 def test_only_trials_of_full_length_can_be_best() -> None:
     records = [record(0, 0.5), record(1, 0.9, "stopped"), record(2, 0.5)]
     best = best_record(records, OBJECTIVE)

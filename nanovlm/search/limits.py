@@ -1,0 +1,145 @@
+"""What ends a search before its number of trials: each limit names its figure when it is reached.
+
+Trials are counted by Tune, and hours by the switch, which wakes up by itself.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from nanovlm.distributed.session import DESERTED, StopSwitch
+from nanovlm.messages import TrialRecord
+from nanovlm.search.sections import Budget
+from nanovlm.search.space import SearchSpace
+
+MAX_FAILURES_IN_A_ROW = 5
+
+_ENDINGS = ("budget.", f"{MAX_FAILURES_IN_A_ROW} trials in a row failed", DESERTED)
+"""How the reasons for the end of a search begin: trials that run then are stopped for it."""
+
+
+class Limits:
+    """Throws the switch when a trial's end reaches a limit.
+
+    `budget.patience` counts trials since the one that is best so far, in the order of their end:
+    those that ran their full budget and are not better, and those that a comparison stopped. It
+    begins with the first trial that ran its full budget, for until then there is no best to wait
+    for. Failed trials say nothing of the values around them and do not count, nor do trials that
+    the end of an earlier run stopped.
+
+    Five failed trials in a row end the search. One that is infeasible by its own values (out of
+    memory, not finite) counts only while it is in doubt whether anything works: before the first
+    report of any trial, and with no trial under way that began before it. Afterwards such trials
+    are the edge of the space, which the sampler learns.
+    """
+
+    def __init__(self, space: SearchSpace, switch: StopSwitch, logs: Path) -> None:
+        """Make the limits of a search.
+
+        Args:
+            logs: folder of the workers' logs, named where trials fail.
+        """
+        self._budget = space.budget
+        self._objective = space.objective
+        self._switch = switch
+        self._logs = logs
+        self._gpus = space.resources.gpus_per_trial
+        self._gpu_seconds = 0.0
+        self._best: TrialRecord | None = None
+        self._trials_since_best = 0
+        self._failures: list[str] = []  # reasons of the failed trials in a row
+        self._under_way: set[int] = set()  # numbers of running trials
+        self._has_report = False
+
+    def check(self, record: TrialRecord) -> None:
+        """Throw the switch if this change of a trial reaches a limit."""
+        self._has_report |= bool(record.reports)
+        if record.state == "running":
+            self._under_way.add(record.number)
+            return
+        self._under_way.discard(record.number)
+        self._check_failures(record)
+        self._count(record)
+
+    def replay(self, records: Iterable[TrialRecord]) -> None:
+        """Count trials that ended before the search was interrupted, in the order of their end.
+
+        Failures in a row start again at none: whoever resumes has put right what failed.
+        """
+        for record in records:
+            self._has_report |= bool(record.reports)
+            self._count(record)
+
+    def _count(self, record: TrialRecord) -> None:
+        """Let an ended trial count for the budget."""
+        if record.reports:
+            self._check_gpu_hours(self._gpus * record.reports[-1]["seconds"])
+        if record.state == "completed":
+            self._check_target(record)
+        self._check_patience(record)
+
+    def _check_failures(self, record: TrialRecord) -> None:
+        if record.state != "failed":
+            self._failures = []
+        elif not (record.is_infeasible and self._may_work(record)):
+            self._failures.append(record.reason or "no reason is known")
+        if len(self._failures) == MAX_FAILURES_IN_A_ROW:
+            self._switch.stop(
+                f"{MAX_FAILURES_IN_A_ROW} trials in a row failed: "
+                f"{_common_reason(self._failures)}; see {self._logs}"
+            )
+
+    def _may_work(self, failed: TrialRecord) -> bool:
+        """Return whether another trial works, or may still turn out to."""
+        return self._has_report or any(number < failed.number for number in self._under_way)
+
+    def _check_gpu_hours(self, gpu_seconds: float) -> None:
+        self._gpu_seconds += gpu_seconds
+        spent, limit = self._gpu_seconds / 3600, self._budget.gpu_hours
+        if limit is not None and spent >= limit:
+            self._switch.stop(f"budget.gpu_hours: {spent:.4g} GPU-hours of {limit:g} are spent")
+
+    def _check_target(self, record: TrialRecord) -> None:
+        target = self._budget.target
+        value = record.metrics[self._objective.metric]
+        if target is not None and not self._is_better(target, value):
+            self._switch.stop(
+                f"budget.target: trial {record.number} has {self._objective.metric} {value:.4g}, "
+                f"the target is {target:g}"
+            )
+
+    def _check_patience(self, record: TrialRecord) -> None:
+        patience, metric = self._budget.patience, self._objective.metric
+        if record.state == "completed" and (
+            self._best is None
+            or self._is_better(record.metrics[metric], self._best.metrics[metric])
+        ):
+            self._best, self._trials_since_best = record, 0
+        elif _was_judged(record):
+            self._trials_since_best += 1
+        if patience is not None and self._best and self._trials_since_best >= patience:
+            self._switch.stop(
+                f"budget.patience: {self._trials_since_best} trials of {patience} are over "
+                f"without a new best since trial {self._best.number} "
+                f"({metric} {self._best.metrics[metric]:.4g})"
+            )
+
+    def _is_better(self, value: float, other: float) -> bool:
+        return value > other if self._objective.mode == "max" else value < other
+
+
+def hours_reason(budget: Budget) -> str:
+    """Return why a search ended whose hours are over."""
+    return f"budget.hours: {budget.hours or 0:g} hours have passed"
+
+
+def _was_judged(record: TrialRecord) -> bool:
+    """Return whether the trial ended by its own merit."""
+    if record.state == "stopped":
+        return not (record.reason or "").startswith(_ENDINGS)
+    return record.state == "completed"
+
+
+def _common_reason(reasons: list[str]) -> str:
+    if len(set(reasons)) == 1:
+        return reasons[0]
+    return f"{reasons[-1]} (the last one; the others failed otherwise)"

@@ -1,0 +1,77 @@
+"""The predicted disk: sizes against files that were written, and a disk that is too small."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanovlm.errors import UserError
+from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.search.disk import POLICY, DiskPeak, check_disk, disk_peak
+from nanovlm.search.space import SearchSpace, load_space
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def digits_space(tmp_path: Path, search: str = "lr_mp: default", **overrides: Any) -> SearchSpace:
+    path = tmp_path / "space.yaml"
+    path.write_text(f"preset: digits\nsearch: {{{search}}}")
+    return load_space(path, overrides)
+
+
+def peak(space: SearchSpace, concurrency: int = 1, num_trials: int = 10) -> DiskPeak:
+    return disk_peak(space, num_trials=num_trials, concurrency=concurrency, num_questions=100)
+
+
+def test_a_model_is_as_large_as_its_file(tmp_path: Path) -> None:
+    space = digits_space(tmp_path)
+    VisionLanguageModel(space.base.vlm).save_pretrained(tmp_path / "model")
+    written = (tmp_path / "model" / "model.safetensors").stat().st_size
+    assert peak(space).model == pytest.approx(written, rel=0.01)
+
+
+def test_a_state_has_the_moments_of_what_is_trained(tmp_path: Path) -> None:
+    trained, frozen = (
+        peak(digits_space(tmp_path, freeze=freeze)) for freeze in ("none", "backbones")
+    )
+    assert trained.state - 2**20 == 3 * trained.model
+    assert frozen.model < frozen.state - 2**20 < 1.2 * frozen.model
+
+
+def test_the_largest_choice_counts(tmp_path: Path) -> None:
+    searched = peak(digits_space(tmp_path, "freeze: default", freeze="backbones"))
+    assert searched.state == peak(digits_space(tmp_path)).state
+
+
+def test_what_the_peak_grows_with(tmp_path: Path) -> None:
+    one, four = (peak(digits_space(tmp_path), concurrency=c) for c in (1, 4))
+    assert (one.states, four.states) == (2 * one.state, 8 * one.state)
+    assert one.models == four.models == (4 + 1 + 8) * one.model
+    unconfirmed: dict[str, Any] = {"confirm.top": 0}
+    none = peak(digits_space(tmp_path, **unconfirmed))
+    assert none.models == 2 * one.model
+    assert peak(digits_space(tmp_path), num_trials=1000).models == one.models
+
+
+def test_a_disk_that_is_too_small_is_an_error(tmp_path: Path) -> None:
+    small = DiskPeak(model=1, state=1, states=1, models=1, answers_and_logs=1)
+    check_disk(small, tmp_path / "results" / "demo")
+    huge = DiskPeak(model=1, state=1, states=2**60, models=1, answers_and_logs=1)
+    with pytest.raises(UserError, match=r"--results: the search takes up to 1.07e\+09 GiB in"):
+        check_disk(huge, tmp_path / "results" / "demo")
+
+
+def test_what_a_search_holds_already_is_part_of_its_peak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanovlm.search.disk.free_bytes", lambda folder: 10)
+    needed = DiskPeak(model=1, state=1, states=100, models=0, answers_and_logs=0)
+    with pytest.raises(UserError):
+        check_disk(needed, tmp_path)
+    (tmp_path / "model").write_bytes(b"0" * 90)
+    check_disk(needed, tmp_path)
+
+
+def test_the_policy_is_documented() -> None:
+    text = " ".join((REPOSITORY / "docs" / "results.md").read_text().split())
+    assert " ".join(POLICY.split()).removesuffix(".") in text

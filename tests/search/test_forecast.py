@@ -1,0 +1,113 @@
+"""The dry run's figures: counted by hand where the scheduler stops nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanovlm.search.forecast import Forecast, Range, forecast
+from nanovlm.search.past_speed import past_speed
+from nanovlm.search.runner import SearchPlan
+from nanovlm.search.space import SearchSpace, load_space
+
+CUDA_FREE = {"resources.workers": 1, "resources.gpus_per_worker": 0}
+
+
+def space_of(folder: Path, **overrides: Any) -> SearchSpace:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "space.yaml"
+    path.write_text("preset: digits\nsearch: {lr_mp: default}\n")
+    return load_space(path, CUDA_FREE | overrides)
+
+
+def full_length(
+    tmp_path: Path, rate: float | None, concurrency: int = 2, **overrides: Any
+) -> Forecast:
+    """Return the forecast of trials of 3,600 samples that all run their full budget."""
+    space = space_of(tmp_path / "spaces", **{"scheduler.name": "none"}, **overrides)
+    plan = SearchPlan(space, (), 3600, {"benchmark": {"samples": 100}})
+    return forecast(plan, concurrency, rate, tmp_path / "results")
+
+
+def earlier_search(results: Path, speeds: list[float], **overrides: Any) -> None:
+    space = space_of(results / "earlier", **overrides)
+    (results / "earlier" / "space.yaml").write_text(space.to_yaml())
+    reports = [
+        {"speed": {"samples_per_second": speed}, "evaluation_seconds": 5.0} for speed in speeds
+    ]
+    line = {
+        "trial_id": "trial-0000",
+        "number": 0,
+        "parameters": {},
+        "config": {},
+        "state": "completed",
+        "reports": [*reports, {"metrics": {}}],  # as an earlier version wrote it
+        "submitted_at": 0.0,
+    }
+    (results / "earlier" / "trials.jsonl").write_text(json.dumps(line) + "\n")
+
+
+def test_hours_at_a_given_rate(tmp_path: Path) -> None:
+    expected = full_length(tmp_path, 1.0, **{"budget.trials": 5})
+    assert expected.num_trials == 5
+    assert expected.reached == (Range(5, 5, 5),)
+    assert expected.search_samples == Range(18_000, 18_000, 18_000)
+    assert expected.time is not None
+    assert expected.time.trial_seconds.mean == 5 * 3600
+    assert expected.time.wall_seconds.mean == pytest.approx(3 * 3600, abs=1)
+    assert expected.confirm_runs == 8
+    assert expected.time.confirm_seconds == 8 * 3600
+    assert expected.time.confirm_wall_seconds == 4 * 3600
+    text = expected.describe()
+    assert "CPU-hours       5 (5 to 5), and 8 to confirm" in text
+    assert "hours           3 (3 to 3), and 4 to confirm" in text
+    assert "evaluation is not counted" in text
+
+
+def test_unknown_hours(tmp_path: Path) -> None:
+    expected = full_length(tmp_path, None, **{"budget.trials": 5})
+    assert expected.time is None
+    assert "unknown: give --samples-per-second" in expected.describe()
+
+
+@pytest.mark.parametrize(
+    ("budget", "num_trials", "by"),
+    [
+        ({"hours": 10.0}, 20, "what fits budget.hours=10"),
+        ({"hours": 10.0, "trials": 8}, 8, "budget.trials"),
+        ({"hours": 1.0, "trials": 8}, 2, "what fits budget.hours=1"),
+        ({"patience": 3}, 100, "an example"),
+    ],
+)
+def test_how_many_trials_there_will_be(
+    tmp_path: Path, budget: dict[str, Any], num_trials: int, by: str
+) -> None:
+    given = {f"budget.{key}": value for key, value in {"trials": None, **budget}.items()}
+    expected = full_length(tmp_path, 1.0, **given)
+    assert expected.num_trials == num_trials
+    assert by in expected.trials_by
+
+
+def test_the_rate_of_an_earlier_search(tmp_path: Path) -> None:
+    earlier_search(tmp_path / "results", [1.0, 2.0, 9.0], lr_mp=0.05, batch_size=16)
+    expected = full_length(tmp_path, None, **{"budget.trials": 4})
+    assert expected.time is not None
+    assert expected.time.rate.samples_per_second == 2.0
+    assert expected.time.trial_seconds.mean == 4 * (1800 + 5)
+    assert str(tmp_path / "results" / "earlier") in expected.describe()
+
+
+@pytest.mark.parametrize(
+    "change", [{"vlm.lm_n_blocks": 1}, {"cpu_threads": 2}, {"resources.workers": 2}]
+)
+def test_another_model_or_machine_says_nothing(tmp_path: Path, change: dict[str, Any]) -> None:
+    earlier_search(tmp_path / "results", [1.0], **change)
+    assert past_speed(space_of(tmp_path / "spaces"), tmp_path / "results") is None
+
+
+def test_a_folder_to_learn_from_is_asked_too(tmp_path: Path) -> None:
+    earlier_search(tmp_path / "elsewhere", [7.0])
+    space = space_of(tmp_path / "spaces", warm_start=[str(tmp_path / "elsewhere" / "earlier")])
+    speed = past_speed(space, tmp_path / "results")
+    assert speed is not None and speed.samples_per_second == 7.0
