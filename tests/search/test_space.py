@@ -120,8 +120,14 @@ def test_refused(tmp_path: Path, text: str, message: str) -> None:
         ("budget: {trials: 0}", "budget.trials: must be greater than 0, got 0"),
         ("budget: {}", "budget: one of trials, hours, gpu_hours, target, patience must be given"),
         ("scheduler: {rungs: 0}", "scheduler.rungs: must be greater than or equal to 1, got 0"),
-        ("scheduler: {name: bohb}", "scheduler.name: must be 'asha', 'hyperband', 'pasha' or 'none', got 'bohb'"),
-        ("sampler: {name: gd}", "sampler.name: must be 'tpe', 'gp', 'cmaes', 'qmc' or 'random', got 'gd'"),
+        (
+            "scheduler: {name: bohb}",
+            "scheduler.name: must be 'asha', 'hyperband', 'pasha' or 'none', got 'bohb'",
+        ),
+        (
+            "sampler: {name: gd}",
+            "sampler.name: must be 'tpe', 'gp', 'cmaes', 'qmc' or 'random', got 'gd'",
+        ),
         ("objective: {mode: best}", "objective.mode: must be 'max' or 'min', got 'best'"),
         ("resources: {workers: 300}", "resources.workers: must not exceed the smallest batch_size"),
         ("resources: {gpus_per_worker: -1}", "must be greater than or equal to 0, got -1"),
