@@ -93,8 +93,10 @@ class Driver:
 
     def run(self, num_trials: int) -> None:
         """Run `num_trials` trials to their end."""
-        self.searcher = build_searcher(self.space, self.store.folder, self.slots, StopSwitch())
-        self.scheduler = build_scheduler(self.space, ENDS[:-1], ENDS[-1])
+        self.searcher = build_searcher(
+            self.space, self.store.folder, self.slots, StopSwitch(), ENDS[:-1]
+        )
+        self.scheduler = build_scheduler(self.space, ENDS[:-1], self.store.folder)
         self._random = random.Random(0)
         self._under_way: list[tuple[float, int, int, Any]] = []
         begun = min(self.slots, num_trials)
@@ -119,6 +121,7 @@ class Driver:
     def _begin(self, number: int, now: float) -> None:
         with self._timed("suggest"):
             config = self.searcher.suggest(str(number))
+        assert config is not None, "the study file can be written"
         trial: Any = SimpleNamespace(trial_id=str(number), config=config, reports=[])
         trial.quality = self._random.random()
         with self._timed("scheduler"):

@@ -10,6 +10,7 @@ that were decided before the restart are answered from memory.
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from dataclasses import asdict, dataclass, field, replace
@@ -162,7 +163,9 @@ class Channel:
             trial = self._unfinished(group) or self._queue.popleft()
             trial.num_starts += 1
             if trial.num_starts > MAX_STARTS:
-                self._end(trial, "failed", f"its workers died {MAX_STARTS} times", at=None)
+                reason = f"its workers died {MAX_STARTS} times"
+                trial.record = replace(trial.record, is_infeasible=True)
+                self._end(trial, "failed", reason, at=None)
                 self._changed.notify_all()
                 return Order.ASK_AGAIN
             self._serving[group] = trial
@@ -181,6 +184,11 @@ class Channel:
             at: now, by the worker's clock.
         """
         trial = self._trials[trial_id]
+        if not_finite := [n for n, value in report.metrics.items() if not math.isfinite(value)]:
+            name = not_finite[0]
+            reason = f"{name} is {report.metrics[name]} after {report.samples_seen} samples"
+            await self.fail(trial_id, reason, at, is_infeasible=True)
+            return Decision.STOP
         async with self._changed:
             if not trial.reports or report.samples_seen > trial.reports[-1].samples_seen:
                 trial.reports.append(report)
@@ -196,11 +204,18 @@ class Channel:
             )
         return trial.decisions.get(report.samples_seen, Decision.STOP)
 
-    async def fail(self, trial_id: str, reason: str, at: float) -> None:
-        """End the trial as failed; the first rank that says so gives the reason."""
+    async def fail(
+        self, trial_id: str, reason: str, at: float, is_infeasible: bool = False
+    ) -> None:
+        """End the trial as failed; the first rank that says so gives the reason.
+
+        Args:
+            is_infeasible: whether its own values made it fail.
+        """
         trial = self._trials[trial_id]
         async with self._changed:
             if trial.is_running:
+                trial.record = replace(trial.record, is_infeasible=is_infeasible)
                 self._end(trial, "failed", reason, at=at)
             self._changed.notify_all()
 

@@ -19,6 +19,7 @@ NUMBER = "number"
 VALUES = "values"
 IS_FINAL = "is_final"
 FAILURE = "failure"
+INFEASIBLE = "infeasible"
 UNFINISHED = "unfinished"
 SAMPLES_SEEN = "samples_seen"
 
@@ -87,6 +88,8 @@ class TrialRelay(tune.Trainable):
 
     def _result(self, report: Report) -> dict[str, Any]:
         metric = self._space.objective.metric
+        if metric not in report.metrics:  # the program has seen it too and ends the search
+            return {"done": True, metric: float("nan"), SAMPLES_SEEN: 0, UNFINISHED: None}
         return {
             "done": report.is_final,
             metric: report.metrics[metric],
@@ -101,4 +104,5 @@ class TrialRelay(tune.Trainable):
             self._space.objective.metric: float("nan"),
             SAMPLES_SEEN: 0,
             how: record.reason,
+            INFEASIBLE: record.is_infeasible,
         }

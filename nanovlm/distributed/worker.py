@@ -86,16 +86,29 @@ def _serve(
         logger.info("trial %s was interrupted", job.trial_id)
     except Exception as error:
         logger.exception("trial %s failed", job.trial_id)
-        ray.get(channel.fail.remote(job.trial_id, _reason(error), time.time()))
+        failure = (_reason(error), time.time(), is_infeasible(error))
+        ray.get(channel.fail.remote(job.trial_id, *failure))
         if parallel.world_size() > 1 and not isinstance(error, _SEEN_BY_ALL_RANKS):
             raise  # the other ranks may wait for this one: the group has to start again
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
+def is_infeasible(error: Exception) -> bool:
+    """Return whether the trial failed by its own values and not by what is around it."""
+    return isinstance(error, NonFiniteLossError) or _is_out_of_memory(error)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # What the CPU allocator raises has no class of its own.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def _reason(error: Exception) -> str:
-    if isinstance(error, torch.OutOfMemoryError):
-        return "out of GPU memory: a smaller micro_batch_size needs less"
+    if _is_out_of_memory(error):
+        return "out of memory: a smaller micro_batch_size needs less"
     if isinstance(error, _SEEN_BY_ALL_RANKS):
         return str(error)
     return f"{type(error).__name__}: {error}"

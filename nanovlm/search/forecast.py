@@ -184,7 +184,7 @@ def forecast(
     if make_judge is None:
 
         def make_judge() -> Judge:
-            return scheduler_judge(space, plan.milestones, plan.trial_samples)
+            return scheduler_judge(space, plan.milestones)
 
     concurrency_by = "as given" if concurrency else "what fits on this machine"
     concurrency = concurrency or local_slots(space.resources)

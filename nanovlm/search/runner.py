@@ -12,12 +12,12 @@ from nanovlm.data.sources import pin_data
 from nanovlm.distributed.session import INTERRUPTED, OnRecord, OnStart, Session, StopSwitch, session
 from nanovlm.distributed.trainable import TrialRelay
 from nanovlm.distributed.worker import RunTrial
-from nanovlm.errors import UserError, did_you_mean
+from nanovlm.errors import Problems, UserError, did_you_mean
 from nanovlm.messages import TrialRecord
 from nanovlm.resources import Resources
 from nanovlm.search.limits import Limits, hours_reason
 from nanovlm.search.scheduler import (
-    AshaWithReasons,
+    RungScheduler,
     Scheduler,
     build_scheduler,
     plan_milestones,
@@ -25,6 +25,7 @@ from nanovlm.search.scheduler import (
 from nanovlm.search.searcher import StudySearch, build_searcher
 from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace
+from nanovlm.search.study import open_study
 from nanovlm.trial import check_backbones, check_start, metric_names, run_trial
 
 __all__ = ["INTERRUPTED", "Limits", "SearchPlan", "plan_search", "run_search"]
@@ -119,19 +120,27 @@ def run_search(
         run_trial: what the workers run for each trial.
 
     Raises:
-        UserError: if the cluster cannot run the trials.
+        UserError: the cluster cannot run the trials, the study cannot be used, or no report has the
+            objective.
     """
     space, folder = plan.space, folder.resolve()
+    open_study(space, folder)  # before Ray takes its time
     switch = StopSwitch(space.budget.seconds_left(earlier_seconds), hours_reason(space.budget))
-    scheduler = build_scheduler(space, plan.milestones, plan.trial_samples)
+    scheduler = build_scheduler(space, plan.milestones, folder)
     limits, ended = Limits(space, switch, folder / "logs"), list[TrialRecord]()
-    _replay(earlier, scheduler, limits)
+    limits.replay(earlier)
+    problems = Problems()
     num_trials = space.budget.trials and space.budget.trials - len(earlier)
     if num_trials is not None and num_trials <= 0:
         return f"{len(earlier)} trials done"
 
     def handle(record: TrialRecord) -> None:
         record = _with_reason(record, scheduler)
+        with problems:
+            _check_reported(space.objective, record)
+        if problems.messages:
+            switch.stop(problems.messages[0])
+            return
         if record.state == "stopped" and record.reason is None:
             return  # nobody decided that: Tune broke down and took its trials along
         if record.state != "running":
@@ -150,8 +159,11 @@ def run_search(
         on_record=handle,
         run_trial=run_trial,
     ) as running:
-        searcher = build_searcher(space, folder, running.num_slots, switch, earlier)
+        searcher = build_searcher(
+            space, folder, running.num_slots, switch, plan.milestones, earlier
+        )
         _tune(plan, folder, running, searcher, scheduler, switch, num_trials)
+    problems.raise_if_any()
     searcher.tell_ended(ended)
     return switch.reason or f"{space.budget.trials} trials done"
 
@@ -206,15 +218,17 @@ class _StopperOf(tune.Stopper):
         return self._switch.is_thrown()
 
 
-def _replay(earlier: Sequence[TrialRecord], scheduler: Scheduler, limits: Limits) -> None:
-    """Let trials of an earlier run count, for what others are compared with and for the budget."""
-    if isinstance(scheduler, AshaWithReasons):
-        scheduler.replay(earlier)
-    limits.replay(earlier)
+def _check_reported(objective: Objective, record: TrialRecord) -> None:
+    """Raise if a trial's report has not the objective."""
+    if record.reports and objective.metric not in record.metrics:
+        raise UserError(
+            f"objective.metric: the reports of {record.trial_id} have no {objective.metric!r}."
+            f"{did_you_mean(objective.metric, record.metrics)}"
+        )
 
 
 def _with_reason(record: TrialRecord, scheduler: Scheduler) -> TrialRecord:
     """Return the record of a stopped trial with the scheduler's reason."""
-    if record.state != "stopped" or record.reason or not isinstance(scheduler, AshaWithReasons):
+    if record.state != "stopped" or record.reason or not isinstance(scheduler, RungScheduler):
         return record
-    return replace(record, reason=scheduler.reasons.get(record.number))
+    return replace(record, reason=scheduler.rungs.reason(record.number))

@@ -1,4 +1,4 @@
-"""When a trial is stopped early: ASHA over milestones counted in samples seen.
+"""When a trial is stopped early: at milestones counted in samples seen, by the rungs' rules.
 
 The milestones are counted back from the full budget of a trial, so that the last comparison
 before the end always has the same distance to it: with `rungs: 4, reduction_factor: 3` trials are
@@ -6,17 +6,16 @@ compared at 1/27, 1/9 and 1/3 of the budget, and the end is the fourth rung.
 """
 
 import math
-from collections.abc import Iterable
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from nanovlm.distributed.trainable import NUMBER, SAMPLES_SEEN
+from nanovlm.distributed.trainable import FAILURE, IS_FINAL, NUMBER, SAMPLES_SEEN, UNFINISHED
 from nanovlm.errors import UserError
-from nanovlm.messages import TrialRecord
+from nanovlm.search.rungs import RUNGS_FILE, Rungs, build_rungs
 from nanovlm.search.space import SearchSpace
 
 
@@ -44,61 +43,50 @@ def plan_milestones(space: SearchSpace, budget: int) -> tuple[int, ...]:
     return tuple(first * factor**rung for rung in range(rungs - 1))
 
 
-def build_scheduler(space: SearchSpace, milestones: tuple[int, ...], budget: int) -> "Scheduler":
-    """Return Tune's scheduler for these milestones."""
+def build_scheduler(
+    space: SearchSpace, milestones: tuple[int, ...], folder: Path | None = None
+) -> "Scheduler":
+    """Return Tune's scheduler for these milestones.
+
+    Args:
+        folder: the results folder that keeps what is decided; None keeps it in memory.
+    """
     if not milestones:
         return FIFOScheduler()
-    return AshaWithReasons(
-        time_attr=SAMPLES_SEEN,
-        metric=space.objective.metric,
-        mode=space.objective.mode,
-        grace_period=milestones[0],
-        reduction_factor=space.scheduler.reduction_factor,
-        # Above every report, so that nothing but a comparison ends a trial early.
-        max_t=max(budget, milestones[-1]) + 1,
-    )
+    rungs = build_rungs(space, milestones, folder and folder / RUNGS_FILE)
+    return RungScheduler(rungs, space.objective.metric)
 
 
-class AshaWithReasons(ASHAScheduler):
-    """ASHA that says why it stopped a trial."""
+class RungScheduler(FIFOScheduler):
+    """Lets the rungs decide: `asha`, `hyperband` and `pasha`.
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.reasons: dict[int, str] = {}
-        """By the number of the trial."""
+    Tune's own classes lose their rungs when a search goes on after an interruption, keep the values
+    of trials that failed later, and draw brackets that differ from run to run.
+    """
+
+    def __init__(self, rungs: Rungs, metric: str) -> None:
+        super().__init__()
+        self.rungs = rungs
+        self._objective = metric
 
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> str:
-        assert SAMPLES_SEEN in result and self._metric in result, f"ASHA cannot read {result}"
-        rung = self._rung_reached(trial, result)
-        others = dict(rung[1]) if rung else {}
-        decision = super().on_trial_result(tune_controller, trial, result)
-        if rung and decision == TrialScheduler.STOP:
-            cutoff = self._metric_op * self._trial_info[trial.trial_id].cutoff(others)
-            side = "below" if self._mode == "max" else "above"
-            self.reasons[trial.config[NUMBER]] = (
-                f"{self._metric} {result[self._metric]:.4g} {side} {cutoff:.4g}, "
-                f"the cutoff of {len(others)} trials at {rung[0]} samples"
-            )
-        return decision
+        if FAILURE in result or UNFINISHED in result or result.get(IS_FINAL):
+            return TrialScheduler.CONTINUE
+        verdict = self.rungs.judge(
+            trial.config[NUMBER], result[SAMPLES_SEEN], result[self._objective]
+        )
+        return TrialScheduler.CONTINUE if verdict.goes_on else TrialScheduler.STOP
 
-    def replay(self, records: Iterable[TrialRecord]) -> None:
-        """Put the reports of trials that ended in an earlier run into the rungs."""
-        for record in records:
-            trial: Any = SimpleNamespace(trial_id=f"earlier-{record.number}")
-            controller: Any = None  # ASHA does not look at it
-            self.on_trial_add(controller, trial)
-            for report in record.reports:
-                result = {SAMPLES_SEEN: report["samples_seen"], **report["metrics"]}
-                super().on_trial_result(controller, trial, result)
-            self.on_trial_remove(controller, trial)
+    def on_trial_complete(
+        self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
+    ) -> None:
+        if FAILURE in result:
+            self.rungs.withdraw(trial.config[NUMBER])
 
-    def _rung_reached(self, trial: Trial, result: dict[str, Any]) -> tuple[int, dict] | None:
-        for milestone, recorded in self._trial_info[trial.trial_id]._rungs:
-            if result[SAMPLES_SEEN] >= milestone:
-                return (milestone, recorded) if trial.trial_id not in recorded else None
-        return None
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        self.rungs.withdraw(trial.config[NUMBER])
 
 
-Scheduler = AshaWithReasons | FIFOScheduler
+Scheduler = RungScheduler | FIFOScheduler

@@ -1,25 +1,28 @@
 """Where trials come from: Optuna, through Tune's `OptunaSearch`, told what really happened.
 
-Tune's own class tells every trial that the scheduler stopped as COMPLETE, and a trial without a
-number never. Here a stopped trial is told PRUNED with its values by samples seen, a failed one
-FAIL, and none stays RUNNING.
+Tune's own class tells every trial that the scheduler stopped as COMPLETE, one that ran out of
+memory FAIL, which samplers overlook, and one without a number never. Here a stopped trial is told
+PRUNED with its values by samples seen, one that its own values made impossible is told infeasible,
+any other failed one FAIL, and none stays RUNNING. A trial has one trial of Optuna for life: when a
+search goes on after an interruption, those under way are taken up again.
 """
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from nanovlm.distributed.session import StopSwitch
 from nanovlm.distributed.trainable import (
     FAILURE,
+    INFEASIBLE,
     IS_FINAL,
     NUMBER,
     SAMPLES_SEEN,
@@ -27,13 +30,24 @@ from nanovlm.distributed.trainable import (
     VALUES,
 )
 from nanovlm.messages import TrialRecord
-from nanovlm.search.parameter import Parameter
+from nanovlm.search.samplers import build_sampler, distributions, encode, suggest
 from nanovlm.search.space import SearchSpace
+from nanovlm.search.study import STORAGE_ERRORS, StudyFileStorage, StudyPlace, open_study
 
-STUDY_FILE = "study.journal"
-STUDY_NAME = "search"
+logger = logging.getLogger(__name__)
 
-_OPTUNA_STATES = {
+T = TypeVar("T")
+
+SEARCH = "search"
+"""Attribute of Optuna's trials: the id of the search that runs it."""
+
+IMPORTED = "imported"
+"""Attribute of Optuna's trials: the results folder and the trial that it was taken from."""
+
+_PATIENCE_SECONDS = 600.0
+"""So long the storage may be away before the search ends."""
+
+_STATES = {
     "completed": TrialState.COMPLETE,
     "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,
@@ -45,115 +59,280 @@ def build_searcher(
     folder: Path,
     concurrency: int,
     switch: StopSwitch,
+    milestones: Sequence[int] = (),
     earlier: Sequence[TrialRecord] = (),
 ) -> "StudySearch":
-    """Return the searcher of a space; its study lives in the results folder and is gone on with.
+    """Return the searcher of a space; the study of its results folder is gone on with.
 
-    Trials that an earlier run left unfinished are told FAIL, and their values come first again.
+    Args:
+        milestones: samples seen at which trials are compared.
+        earlier: trials of the folder that have ended.
+
+    Raises:
+        UserError: the storage cannot be reached, or the study is of another space.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    searcher = StudySearch(
-        space=functools.partial(_suggest_all, space.parameters),
-        metric=space.objective.metric,
-        mode=space.objective.mode,
-        study_name=STUDY_NAME,
-        storage=JournalStorage(JournalFileBackend(str(folder / STUDY_FILE))),
-    )
-    searcher.make_sampler = functools.partial(_sampler, space, concurrency)
-    searcher.switch = switch
-    study = searcher.study
-    if not study.trials:
-        study.enqueue_trial(space.default_values(), user_attrs={NUMBER: 0})
-    searcher.tell_ended(earlier)
-    for trial in study.get_trials(states=[TrialState.RUNNING]):
-        study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+    searcher = StudySearch(space, open_study(space, folder), concurrency, switch, milestones)
+    searcher.take_up(earlier)
     return searcher
 
 
-class StudySearch(OptunaSearch):
-    """OptunaSearch that numbers its suggestions and tells Optuna how each trial ended.
+@dataclass
+class _OpenTrial:
+    """A trial that Tune runs."""
 
-    The number is an attribute of Optuna's trial and not Optuna's own, so that a trial which is run
-    again after an interruption keeps it.
+    number: int
+    values: dict[str, Any]
+    trial: optuna.Trial | None
+    """None if Optuna was told of its end already, before the program was killed."""
+    steps: set[int] = field(default_factory=set)
+    """At which it has reported."""
+
+
+class StudySearch(OptunaSearch):
+    """OptunaSearch that numbers its trials and tells Optuna how each of them ended.
+
+    The number is an attribute of Optuna's trial and not Optuna's own, which counts imported trials
+    and those of other searches in the same study too.
     """
 
-    make_sampler: Callable[[int], BaseSampler]
-    """From the number of the trial. A sampler of its own for each trial, seeded by its number,
-    makes a search that was interrupted suggest what the undisturbed one would have."""
-
-    switch: StopSwitch
-    """Tells whether a trial ends because the search does; it stays RUNNING then, so that the search
-    knows what to begin with when it goes on."""
+    def __init__(
+        self,
+        space: SearchSpace,
+        place: StudyPlace,
+        concurrency: int,
+        switch: StopSwitch,
+        milestones: Sequence[int],
+    ) -> None:
+        super().__init__(
+            space=lambda trial: suggest(space.parameters, trial),
+            metric=space.objective.metric,
+            mode=space.objective.mode,
+            study_name=place.name,
+            storage=place.storage,
+        )
+        self._search_space = space
+        self._place = place
+        self._concurrency = concurrency
+        self._switch = switch
+        self._milestones = tuple(milestones)
+        self._open: dict[str, _OpenTrial] = {}
+        self._to_run: deque[_OpenTrial] = deque()
+        self._next_number = 0
 
     @property
     def study(self) -> optuna.Study:
         assert self._ot_study is not None, "the space was given, so the study is there"
         return self._ot_study
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        numbers = [t.user_attrs.get(NUMBER, -1) for t in self.study.get_trials(deepcopy=False)]
-        next_number = 1 + max(numbers, default=-1)
-        self.study.sampler = self.make_sampler(next_number)
-        values = super().suggest(trial_id)
-        trial = self._ot_trials[trial_id]
-        if NUMBER not in trial.user_attrs:
-            trial.set_user_attr(NUMBER, next_number)
-        return {NUMBER: trial.user_attrs[NUMBER], VALUES: values}
+    # ------------------------------------------------------------------ Tune's side
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Return number and values of the next trial; None if the storage cannot be written."""
+        if not self._to_run:
+            trial = self._patiently(self._ask)
+            if trial is None:
+                return None
+            self._to_run.append(trial)
+        opened = self._open[trial_id] = self._to_run.popleft()
+        return {NUMBER: opened.number, VALUES: opened.values}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._ot_trials[trial_id].report(result[self.metric], step=result[SAMPLES_SEEN])
+        self._patiently(lambda: self._report(self._open[trial_id], result))
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        trial = self._ot_trials.pop(trial_id)
-        if self.switch.is_thrown() or (result and UNFINISHED in result):
+        opened = self._open.pop(trial_id, None)
+        if opened is None or (result and UNFINISHED in result):
             return
-        if error or not result or FAILURE in result:
-            self.study.tell(trial, state=TrialState.FAIL)
+        if self._switch.is_thrown() and not (result and (IS_FINAL in result or FAILURE in result)):
+            return  # it ends because the search does; the records tell how
+        self._patiently(lambda: self._tell(opened, result, error))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write nothing of use: the study is in its storage, and Tune's state is not read again."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See `save`."""
+
+    # ------------------------------------------------------------------ what Optuna is told
+
+    def _ask(self) -> _OpenTrial:
+        number = self._next_number
+        self.study.sampler = build_sampler(self._search_space, self._concurrency, number)
+        trial = self.study.ask()
+        values = suggest(self._search_space.parameters, trial)
+        trial.set_user_attr(SEARCH, self._place.search_id)
+        trial.set_user_attr(NUMBER, number)
+        trial.set_user_attr(VALUES, values)  # last: a trial that has them is whole
+        self._next_number += 1
+        return _OpenTrial(number, values, trial)
+
+    def _report(self, opened: _OpenTrial, result: Mapping[str, Any]) -> None:
+        step = self._step(result[SAMPLES_SEEN], bool(result.get(IS_FINAL)))
+        if opened.trial is not None and step not in opened.steps:
+            opened.trial.report(result[self.metric], step=step)
+            opened.steps.add(step)
+
+    def _tell(self, opened: _OpenTrial, result: dict[str, Any] | None, error: bool) -> None:
+        trial = opened.trial
+        if trial is None:
             return
-        value = result[self.metric]
-        trial.report(value, step=result[SAMPLES_SEEN])
-        if result.get(IS_FINAL):
-            self.study.tell(trial, value)
+        if error or not result or (FAILURE in result and not result.get(INFEASIBLE)):
+            self._finish(trial, TrialState.FAIL)
+        elif FAILURE in result:
+            self._tell_infeasible(trial)
         else:
-            self.study.tell(trial, state=TrialState.PRUNED)
+            self._report(opened, result)
+            is_full = bool(result.get(IS_FINAL))
+            state = TrialState.COMPLETE if is_full else TrialState.PRUNED
+            self._finish(trial, state, result[self.metric] if is_full else None)
+
+    def _tell_infeasible(self, trial: optuna.Trial) -> None:
+        if not trial.storage.get_trial(trial._trial_id).constraints:
+            trial.set_constraint("feasible", 1.0)
+        self._finish(trial, TrialState.PRUNED)
+
+    def _finish(self, trial: optuna.Trial, state: TrialState, value: float | None = None) -> None:
+        self.study.tell(trial, value, state=state, skip_if_finished=True)
+        if isinstance(self._place.storage, StudyFileStorage):
+            self._place.storage.file.sync()
+
+    def _step(self, samples_seen: int, is_final: bool) -> int:
+        """Return the milestone of a report.
+
+        A report is made at the first step that reaches its milestone, which depends on the batch
+        size. Samplers compare trials by how far they came, so batches must make no difference.
+        """
+        if is_final:
+            return samples_seen
+        reached = [milestone for milestone in self._milestones if milestone <= samples_seen]
+        return reached[-1] if reached else samples_seen
+
+    # ------------------------------------------------------------------ what was before
+
+    def take_up(self, records: Sequence[TrialRecord]) -> None:
+        """Bring the study in line with the trials that have ended; go on with those under way.
+
+        `trials.jsonl` and the study are written one after the other, so after a kill either may
+        know more; after a power loss the study may lack trials. A trial that never got its values
+        is told FAIL.
+        """
+        ours = {
+            trial.user_attrs[NUMBER]: trial
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.user_attrs.get(SEARCH) == self._place.search_id and VALUES in trial.user_attrs
+        }
+        ended = {record.number: record for record in records}
+        for number, record in ended.items():
+            if number not in ours:
+                self._import(record, {SEARCH: self._place.search_id, NUMBER: number})
+        self.tell_ended(records)
+        for number in sorted(ours.keys() - ended.keys()):
+            trial = ours[number]
+            is_told = trial.state.is_finished()
+            reopened = None if is_told else self._reopen(trial)
+            steps = set(trial.intermediate_values)
+            self._to_run.append(_OpenTrial(number, dict(trial.user_attrs[VALUES]), reopened, steps))
+        self._next_number = 1 + max((*ours, *ended), default=-1)
 
     def tell_ended(self, records: Iterable[TrialRecord]) -> None:
         """Tell Optuna of trials that have ended, but not through Tune: at the end of the budget, or
-        because the program was killed in between. Others that run stay open."""
+        because the program was killed in between. Others that run stay open, unless they never got
+        their values."""
         ended = {record.number: record for record in records}
-        for trial in self.study.get_trials(states=[TrialState.RUNNING]):
-            record = ended.get(trial.user_attrs.get(NUMBER, -1))
-            if record is not None:
-                state = _OPTUNA_STATES[record.state]
-                value = record.metrics[self.metric] if state is TrialState.COMPLETE else None
-                self.study.tell(trial.number, value, state=state)
+        for trial in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            if trial.user_attrs.get(SEARCH) != self._place.search_id:
+                continue
+            if VALUES not in trial.user_attrs:
+                self._finish(self._reopen(trial), TrialState.FAIL)
+            elif record := ended.get(trial.user_attrs[NUMBER]):
+                self._tell_record(self._reopen(trial), record, set(trial.intermediate_values))
 
+    def _tell_record(self, trial: optuna.Trial, record: TrialRecord, steps: set[int]) -> None:
+        if record.state == "failed":
+            if record.is_infeasible:
+                self._tell_infeasible(trial)
+            else:
+                self._finish(trial, TrialState.FAIL)
+            return
+        for step, value in self._curve(record).items():
+            if step not in steps:
+                trial.report(value, step=step)
+        is_full = record.state == "completed"
+        self._finish(trial, _STATES[record.state], record.metrics[self.metric] if is_full else None)
 
-def _sampler(space: SearchSpace, concurrency: int, number: int) -> BaseSampler:
-    seed = hash((space.sampler.seed, number)) % 2**32  # of integers: the same in every process
-    if space.sampler.name == "random":
-        return RandomSampler(seed=seed)
-    # Random trials until the model has something to learn from; while `concurrency` of them are
-    # still running they teach nothing.
-    return TPESampler(seed=seed, n_startup_trials=10 + concurrency - 1)
+    def _curve(self, record: TrialRecord) -> dict[int, float]:
+        """Return a trial's values by milestone."""
+        last = len(record.reports) - 1
+        return {
+            self._step(report["samples_seen"], record.state == "completed" and place == last): (
+                report["metrics"][self.metric]
+            )
+            for place, report in enumerate(record.reports)
+        }
 
+    def _reopen(self, trial: FrozenTrial) -> optuna.Trial:
+        self.study.sampler = optuna.samplers.RandomSampler()  # draws nothing: all is drawn
+        return optuna.trial.Trial(self.study, trial._trial_id)
 
-def _suggest_all(parameters: Sequence[Parameter], trial: optuna.Trial) -> None:
-    values: dict[str, Any] = {}
-    for parameter in parameters:
-        if parameter.is_active(values):
-            values[parameter.key] = _suggest(trial, parameter)
+    def _import(
+        self, record: TrialRecord, attributes: Mapping[str, Any], is_full: bool = True
+    ) -> None:
+        """Add an ended trial that the study does not know.
 
+        Args:
+            is_full: whether a trial that ran its full budget counts for one here.
+        """
+        curve = self._curve(record)
+        state = _STATES[record.state]
+        if record.is_infeasible or (state is TrialState.COMPLETE and not is_full):
+            state = TrialState.PRUNED
+        told = state is not TrialState.FAIL and bool(curve)
+        ours = distributions(self._search_space.parameters)
+        params = encode(self._search_space.parameters, record.parameters)
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                value=curve[max(curve)] if told else None,
+                params=params,
+                distributions={key: ours[key] for key in params},
+                intermediate_values=curve,
+                user_attrs={VALUES: dict(record.parameters), **attributes},
+                constraints={"feasible": 1.0} if record.is_infeasible else None,
+            )
+        )
 
-def _suggest(trial: optuna.Trial, parameter: Parameter) -> Any:
-    key, values = parameter.key, parameter.values
-    if parameter.kind == "choice":
-        return trial.suggest_categorical(key, values)
-    log = parameter.kind.startswith("log_")
-    low, high = values
-    if parameter.kind.endswith("int"):
-        return trial.suggest_int(key, low, high, log=log)  # type: ignore[arg-type]
-    return trial.suggest_float(key, low, high, log=log)  # type: ignore[arg-type]
+    def import_trial(self, record: TrialRecord, source: str, is_full: bool) -> bool:
+        """Let the sampler learn from a trial of another search; return whether it was new.
+
+        Args:
+            source: the results folder that it is from.
+            is_full: whether it ran as long as a full trial does here.
+        """
+        name = f"{source}: {record.trial_id}"
+        known = (t.user_attrs.get(IMPORTED) for t in self.study.get_trials(deepcopy=False))
+        if name in known:
+            return False
+        self._import(record, {IMPORTED: name}, is_full)
+        return True
+
+    # ------------------------------------------------------------------ the storage
+
+    def _patiently(self, do: Callable[[], T]) -> T | None:
+        """Return what `do` returns; try again while the storage is away, None if it stays so."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        pause = 1.0
+        while True:
+            try:
+                return do()
+            except STORAGE_ERRORS as error:
+                logger.warning("the study's storage fails, trying again: %s", error)
+                if self._switch.is_thrown():
+                    return None
+                if time.monotonic() > deadline:
+                    self._switch.stop(f"study.storage: cannot be written: {error}")
+                    return None
+            time.sleep(pause)
+            pause = min(30.0, 2 * pause)

@@ -3,7 +3,15 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 
 
 class _Section(BaseModel):
@@ -61,6 +69,16 @@ class Study(_Section):
     file in the results folder."""
     name: str | None = None
     """Of the study in the database; the default is the name of the results folder."""
+
+    @field_validator("storage")
+    @classmethod
+    def _takes_parallel_writers(cls, storage: str | None) -> str | None:
+        if storage is not None and storage.startswith("sqlite"):
+            raise ValueError(
+                "must not be SQLite, which loses trials when several processes write; leave it out "
+                "for a file in the results folder, or name a database server"
+            )
+        return storage
 
     def without_password(self) -> "Study":
         """Return the section as it may be shown and written to files."""

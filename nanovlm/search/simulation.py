@@ -8,14 +8,10 @@ have random quality, and the rule that a real search uses says which of them go 
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from nanovlm.distributed.trainable import NUMBER, SAMPLES_SEEN
-from nanovlm.search.scheduler import build_scheduler
+from nanovlm.search.rungs import build_rungs
 from nanovlm.search.space import SearchSpace
 
 Judge = Callable[[int, int, float], bool]
@@ -39,23 +35,12 @@ class SimulatedSearch:
     """In the time of one trained sample: until the last slot has nothing left to do."""
 
 
-def scheduler_judge(space: SearchSpace, milestones: tuple[int, ...], trial_samples: int) -> Judge:
+def scheduler_judge(space: SearchSpace, milestones: Sequence[int]) -> Judge:
     """Return the rule of the space's scheduler, with nothing in its rungs."""
-    scheduler = build_scheduler(space, milestones, trial_samples)
-    if isinstance(scheduler, FIFOScheduler) and not milestones:
+    if not milestones:
         return lambda number, samples_seen, value: True
-    controller: Any = None  # no scheduler of ours looks at it
-    trials: dict[int, Any] = {}
-
-    def judge(number: int, samples_seen: int, value: float) -> bool:
-        if number not in trials:
-            trials[number] = SimpleNamespace(trial_id=str(number), config={NUMBER: number})
-            scheduler.on_trial_add(controller, trials[number])
-        result = {SAMPLES_SEEN: samples_seen, space.objective.metric: value}
-        decision = scheduler.on_trial_result(controller, trials[number], result)
-        return decision == TrialScheduler.CONTINUE
-
-    return judge
+    rungs = build_rungs(space, milestones)
+    return lambda number, samples_seen, value: rungs.judge(number, samples_seen, value).goes_on
 
 
 def simulate(

@@ -1,15 +1,22 @@
-"""ASHA: where trials are compared, what is stopped and why."""
+"""Where trials are compared, and what Tune is told of it."""
 
+import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from nanovlm.distributed.trainable import NUMBER, SAMPLES_SEEN
+from nanovlm.distributed.trainable import FAILURE, IS_FINAL, NUMBER, SAMPLES_SEEN
 from nanovlm.errors import UserError
-from nanovlm.messages import TrialRecord
-from nanovlm.search.scheduler import AshaWithReasons, build_scheduler, plan_milestones
+from nanovlm.search.rungs import RUNGS_FILE
+from nanovlm.search.scheduler import (
+    RungScheduler,
+    Scheduler,
+    build_scheduler,
+    plan_milestones,
+)
 from nanovlm.search.space import SearchSpace, load_space
 
 
@@ -51,76 +58,56 @@ def test_a_plan_longer_than_the_data(tmp_path: Path) -> None:
         plan_milestones(space(tmp_path), 50)
 
 
-class Trials:
-    """Feeds a scheduler as Tune does."""
-
-    def __init__(self, scheduler: AshaWithReasons) -> None:
-        self.scheduler = scheduler
-
-    def report(self, number: int, samples: int, value: float) -> str:
-        trial: Any = SimpleNamespace(trial_id=f"tune-{number}", config={NUMBER: number})
-        if trial.trial_id not in self.scheduler._trial_info:
-            self.scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
-        result = {SAMPLES_SEEN: samples, "mmstar_accuracy": value}
-        return self.scheduler.on_trial_result(None, trial, result)  # type: ignore[arg-type]
+def trial(number: int) -> Any:
+    return SimpleNamespace(trial_id=f"tune-{number}", config={NUMBER: number})
 
 
-@pytest.mark.parametrize("factor", [2, 3, 4, 5])
-@pytest.mark.parametrize("rungs", [2, 3, 4, 5])
-def test_ray_compares_exactly_at_our_milestones(tmp_path: Path, rungs: int, factor: int) -> None:
-    planned = space(tmp_path, **{"scheduler.rungs": rungs, "scheduler.reduction_factor": factor})
-    for budget in (100 * factor**rungs, 100 * factor**rungs + 37):
-        milestones = plan_milestones(planned, budget)
-        scheduler = build_scheduler(planned, milestones, budget)
-        assert isinstance(scheduler, AshaWithReasons)
-        compared = [int(milestone) for milestone, _ in scheduler._brackets[0]._rungs]
-        assert sorted(compared)[: len(milestones)] == list(milestones)
+def report(scheduler: Scheduler, number: int, samples: int, value: float, **more: Any) -> str:
+    result = {SAMPLES_SEEN: samples, "mmstar_accuracy": value, **more}
+    return scheduler.on_trial_result(None, trial(number), result)  # type: ignore[arg-type]
 
 
-def test_a_bad_trial_is_stopped_at_the_rung_with_a_reason(tmp_path: Path) -> None:
-    scheduler = build_scheduler(space(tmp_path), (1000, 3000, 9000), 27_000)
-    assert isinstance(scheduler, AshaWithReasons)
-    trials = Trials(scheduler)
+def test_a_bad_trial_is_stopped_with_a_reason(tmp_path: Path) -> None:
+    scheduler = build_scheduler(space(tmp_path), (1000, 3000, 9000))
+    assert isinstance(scheduler, RungScheduler)
     for number, value in enumerate([0.5, 0.6, 0.7]):
-        assert trials.report(number, 1000, value) == "CONTINUE"
-    assert trials.report(3, 1000, 0.4) == "STOP"
-    assert scheduler.reasons == {
-        3: "mmstar_accuracy 0.4 below 0.6333, the cutoff of 3 trials at 1000 samples"
-    }
-    assert trials.report(4, 1024, 0.8) == "CONTINUE"
-    assert trials.report(4, 3000, 0.1) == "CONTINUE"  # the first at its rung
-
-
-def test_a_result_that_asha_cannot_read_is_not_passed_over(tmp_path: Path) -> None:
-    scheduler = build_scheduler(space(tmp_path), (1000,), 3000)
-    trial: Any = SimpleNamespace(trial_id="t", config={NUMBER: 0})
-    scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
-    with pytest.raises(AssertionError, match="ASHA cannot read"):
-        scheduler.on_trial_result(None, trial, {"mmstar_accuracy": 1.0})  # type: ignore[arg-type]
-
-
-def test_the_rungs_of_an_earlier_run_count(tmp_path: Path) -> None:
-    scheduler = build_scheduler(space(tmp_path), (1000, 3000, 9000), 27_000)
-    assert isinstance(scheduler, AshaWithReasons)
-    scheduler.replay([record(0, [(1024, 0.5), (3000, 0.6)]), record(1, [(1000, 0.7)])])
-    trials = Trials(scheduler)
-    assert trials.report(2, 1000, 0.6) == "STOP"
-    assert "0.6333, the cutoff of 2 trials at 1000 samples" in scheduler.reasons[2]
-    assert trials.report(3, 1000, 0.8) == "CONTINUE"
-    assert trials.report(3, 3000, 0.5) == "STOP"
-    assert "0.6, the cutoff of 1 trials at 3000 samples" in scheduler.reasons[3]
-
-
-def record(number: int, reports: list[tuple[int, float]]) -> TrialRecord:
-    return TrialRecord(
-        trial_id=f"trial-{number}",
-        number=number,
-        parameters={},
-        config={},
-        state="stopped",
-        reports=tuple(
-            {"samples_seen": samples, "metrics": {"mmstar_accuracy": value}}
-            for samples, value in reports
-        ),
-        submitted_at=0.0,
+        assert report(scheduler, number, 1000, value) == "CONTINUE"
+    assert report(scheduler, 3, 1000, 0.4) == "STOP"
+    assert scheduler.rungs.reason(3) == (
+        "mmstar_accuracy 0.4 below 0.6333, the cutoff of 3 trials at 1000 samples"
     )
+    assert report(scheduler, 4, 1024, 0.8) == "CONTINUE"
+    assert report(scheduler, 4, 3000, 0.1) == "CONTINUE"  # the first at its rung
+
+
+def test_a_final_or_failed_result_is_compared_with_nothing(tmp_path: Path) -> None:
+    scheduler = build_scheduler(space(tmp_path), (1000, 3000))
+    report(scheduler, 0, 3000, 0.9)
+    assert report(scheduler, 1, 9000, 0.1, **{IS_FINAL: True}) == "CONTINUE"
+    assert report(scheduler, 2, 0, math.nan, **{FAILURE: "loss is nan"}) == "CONTINUE"
+
+
+@pytest.mark.parametrize("how", ["failed", "errored"])
+def test_a_failed_trial_leaves_no_value_behind(tmp_path: Path, how: str) -> None:
+    scheduler = build_scheduler(space(tmp_path), (1000, 3000), tmp_path)
+    report(scheduler, 0, 1000, 0.9)
+    none: Any = None
+    if how == "failed":
+        scheduler.on_trial_complete(none, trial(0), {FAILURE: "loss is nan"})
+    else:
+        scheduler.on_trial_error(none, trial(0))
+    for again in (scheduler, build_scheduler(space(tmp_path), (1000, 3000), tmp_path)):
+        assert report(again, 1, 1000, 0.1) == "CONTINUE"
+
+
+def test_what_was_decided_is_there_when_the_search_goes_on(tmp_path: Path) -> None:
+    scheduler = build_scheduler(space(tmp_path), (1000, 3000), tmp_path)
+    values = [(0, 0.5), (1, 0.6), (2, 0.3)]
+    decided = [report(scheduler, number, 1000, value) for number, value in values]
+    with (tmp_path / RUNGS_FILE).open("a") as log:
+        log.write('{"number": 3, "milest')  # a power loss
+    again = build_scheduler(space(tmp_path), (1000, 3000), tmp_path)
+    assert [report(again, number, 1000, value) for number, value in values] == decided
+    assert report(again, 4, 1000, 0.55) == report(scheduler, 4, 1000, 0.55)
+    lines = [json.loads(line) for line in (tmp_path / RUNGS_FILE).read_text().splitlines()]
+    assert [line["rung_size"] for line in lines] == [0, 1, 2, 3, 3]

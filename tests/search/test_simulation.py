@@ -51,11 +51,11 @@ def test_asha_stops_most_trials_and_none_stops_none(tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
     path.write_text("search: {lr_mp: default}")
     space = load_space(path, {"scheduler.reduction_factor": 3})
-    judge = scheduler_judge(space, MILESTONES, 900)
+    judge = scheduler_judge(space, MILESTONES)
     searched = simulate(judge, MILESTONES, 900, num_trials=300, concurrency=4)
     assert searched.reached[0] == 300
     assert 0.28 < searched.reached[1] / 300 < 0.45
     assert 0.28 < searched.reached[2] / searched.reached[1] < 0.6
     patient = load_space(path, {"scheduler.name": "none"})
-    all_run = simulate(scheduler_judge(patient, (), 900), (), 900, num_trials=7, concurrency=4)
+    all_run = simulate(scheduler_judge(patient, ()), (), 900, num_trials=7, concurrency=4)
     assert all_run.reached == (7,)

@@ -1,0 +1,247 @@
+"""Which trials go on at a milestone: ASHA, Hyperband and PASHA as pure rules, and their memory.
+
+A rung is the list of the values that trials had at a milestone. Each verdict is written to a log
+before anyone acts on it, so after a kill the rungs are as they were, and a report that is made
+again gets the verdict that it got.
+"""
+
+import bisect
+import dataclasses
+import itertools
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from nanovlm.search.sections import Scheduler
+from nanovlm.search.space import SearchSpace
+
+RUNGS_FILE = "rungs.jsonl"
+
+_SOFT_RANKING_PERCENTILE = 90
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What became of a trial at a milestone; a line of `rungs.jsonl`."""
+
+    number: int
+    """Of the trial."""
+    milestone: int
+    """In samples seen."""
+    samples_seen: int
+    """At the report, which is made at the first step that reaches the milestone."""
+    value: float
+    goes_on: bool
+    reason: str
+    cutoff: float | None = None
+    """What the value was compared with; None where there was nothing to compare with."""
+    rung_size: int = 0
+    """Trials that were at the milestone before."""
+
+
+def build_rungs(space: SearchSpace, milestones: Sequence[int], log: Path | None = None) -> "Rungs":
+    """Return the rungs of a space's scheduler; with a log, as its last line left them."""
+    return Rungs(
+        space.scheduler,
+        milestones,
+        metric=space.objective.metric,
+        mode=space.objective.mode,
+        seed=space.sampler.seed,
+        log=log,
+    )
+
+
+class Rungs:
+    """Judges the reports of a search's trials.
+
+    asha (Li et al. 2020, in the form that only stops): a trial goes on if its value is no worse
+    than the (1 - 1/factor) quantile of those that came to the milestone before it; the first goes
+    on. Ray Tune's rule, but that a milestone's rung takes only reports that were made at it.
+
+    hyperband (Li et al. 2018): asha in several brackets, of which each leaves out one more of the
+    first milestones, so that slow starters get their chance. A trial's bracket is drawn by its
+    number, as often as Hyperband gives it trials.
+
+    pasha (Bohdal et al. 2023): asha with a limit to the milestones. It is raised when the trials of
+    the two highest rungs are not in the same order, where values count as equal that differ by no
+    more than those of trials whose order changes on the way; a trial that reaches it ends there.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        milestones: Sequence[int],
+        *,
+        metric: str,
+        mode: Literal["max", "min"],
+        seed: int = 0,
+        log: Path | None = None,
+    ) -> None:
+        """Make the rungs; with a log, as they were when the last verdict was written to it."""
+        self._scheduler = scheduler
+        self._milestones = tuple(milestones)
+        self._metric, self._mode = metric, mode
+        self._sign = 1.0 if mode == "max" else -1.0
+        self._seed = seed
+        self._log = log
+        self._rungs: dict[tuple[int, int], list[float]] = {}  # sorted; by bracket and milestone
+        self._verdicts: dict[tuple[int, int], Verdict] = {}  # by number and milestone
+        self._stops: dict[int, str] = {}  # reasons, by number
+        self._limit = 2 if scheduler.name == "pasha" else 0  # milestones that pasha allows
+        if log is not None and log.exists():
+            self._restore(log)
+
+    def judge(self, number: int, samples_seen: int, value: float) -> Verdict:
+        """Return whether a trial goes on after a report that is not its last."""
+        milestone = max(m for m in self._milestones if m <= samples_seen)
+        known = self._verdicts.get((number, milestone))
+        if known is not None:
+            return known
+        verdict = self._compare(
+            Verdict(number, milestone, samples_seen, value, True, "compared with nothing here")
+        )
+        self._add(verdict)
+        if verdict.goes_on and self._is_at_limit(milestone):
+            verdict = self._within_limit(verdict)
+        self._write(dataclasses.asdict(verdict))
+        self._decide(verdict)
+        return verdict
+
+    def withdraw(self, number: int) -> None:
+        """Take the values of a failed trial out of the rungs."""
+        if any(key[0] == number for key in self._verdicts):
+            self._remove(number)
+            self._write({"withdrawn": number})
+
+    def reason(self, number: int) -> str | None:
+        """Return why a trial was stopped, None if it was not."""
+        return self._stops.get(number)
+
+    def bracket(self, number: int) -> int:
+        """Return how many of the first milestones a trial passes without a comparison."""
+        if self._scheduler.name != "hyperband":
+            return 0
+        num_rungs = np.arange(len(self._milestones), -1, -1)  # of each bracket
+        trials = float(self._scheduler.reduction_factor) ** num_rungs / (num_rungs + 1)
+        random = np.random.default_rng([self._seed, number])
+        return int(random.choice(len(num_rungs), p=trials / trials.sum()))
+
+    # ------------------------------------------------------------------ the rules
+
+    def _rung(self, number: int, milestone: int) -> list[float] | None:
+        bracket = self.bracket(number)
+        if self._milestones.index(milestone) < bracket:
+            return None
+        return self._rungs.setdefault((bracket, milestone), [])
+
+    def _compare(self, report: Verdict) -> Verdict:
+        """Return the verdict of asha on a report."""
+        rung = self._rung(report.number, report.milestone)
+        if not rung:
+            return report
+        cutoff = self._sign * _quantile(rung, 1 - 1 / self._scheduler.reduction_factor)
+        goes_on = self._sign * report.value >= self._sign * cutoff
+        side = "below" if self._mode == "max" else "above"
+        reason = (
+            f"{self._metric} {report.value:.4g} {'reaches' if goes_on else side} {cutoff:.4g}, the "
+            f"cutoff of {len(rung)} trials at {report.milestone} samples"
+        )
+        return dataclasses.replace(
+            report, goes_on=goes_on, reason=reason, cutoff=cutoff, rung_size=len(rung)
+        )
+
+    def _is_at_limit(self, milestone: int) -> bool:
+        return self._milestones.index(milestone) + 1 == self._limit
+
+    def _within_limit(self, verdict: Verdict) -> Verdict:
+        """Return the verdict of pasha on a trial at the limit that asha lets go on."""
+        if not self._has_stable_order():
+            return verdict
+        reason = (
+            f"trials are in the same order at {verdict.milestone} samples as at the milestone "
+            "before, so none trains longer"
+        )
+        return dataclasses.replace(verdict, goes_on=False, reason=reason)
+
+    def _has_stable_order(self) -> bool:
+        """Return whether the two highest rungs within the limit order their trials alike."""
+        below, top = self._limit - 2, self._limit - 1
+        pairs = [
+            [one - other for one, other in zip(*curves, strict=True)]
+            for curves in itertools.combinations(self._curves(top), 2)
+        ]
+        twice = [abs(gaps[top]) for gaps in pairs if _num_crossings(gaps) > 1]
+        equal = float(np.percentile(twice, _SOFT_RANKING_PERCENTILE)) if twice else 0.0
+        return not any(gaps[below] * gaps[top] < 0 and abs(gaps[top]) > equal for gaps in pairs)
+
+    def _curves(self, top: int) -> list[list[float]]:
+        """Return the values of the trials that came to milestone number `top`, at each up to it."""
+        numbers = [n for n, milestone in self._verdicts if milestone == self._milestones[top]]
+        return [
+            [self._verdicts[number, milestone].value for milestone in self._milestones[: top + 1]]
+            for number in numbers
+        ]
+
+    # ------------------------------------------------------------------ the memory
+
+    def _add(self, verdict: Verdict) -> None:
+        self._verdicts[verdict.number, verdict.milestone] = verdict
+        rung = self._rung(verdict.number, verdict.milestone)
+        if rung is not None:
+            bisect.insort(rung, self._sign * verdict.value)
+
+    def _decide(self, verdict: Verdict) -> None:
+        """Remember what is acted upon."""
+        self._verdicts[verdict.number, verdict.milestone] = verdict
+        if not verdict.goes_on:
+            self._stops[verdict.number] = verdict.reason
+        elif self._is_at_limit(verdict.milestone):
+            self._limit += 1
+
+    def _remove(self, number: int) -> None:
+        for key in [key for key in self._verdicts if key[0] == number]:
+            verdict = self._verdicts.pop(key)
+            rung = self._rung(number, verdict.milestone)
+            if rung is not None:
+                rung.remove(self._sign * verdict.value)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._log is None:
+            return
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _restore(self, log: Path) -> None:
+        """Read the log; a last line that was cut was not acted upon and is taken away."""
+        content = log.read_text(encoding="utf-8")
+        whole = content[: content.rfind("\n") + 1]
+        if whole != content:
+            os.truncate(log, len(whole.encode()))
+        for line in map(json.loads, whole.splitlines()):
+            if "withdrawn" in line:
+                self._remove(line["withdrawn"])
+            else:
+                verdict = Verdict(**line)
+                self._add(verdict)
+                self._decide(verdict)
+
+
+def _num_crossings(gaps: Sequence[float]) -> int:
+    """Return how often the sign changes."""
+    signs = [gap > 0 for gap in gaps if gap != 0]
+    return sum(sign != before for sign, before in itertools.pairwise(signs))
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    """Return the quantile of sorted values, interpolated linearly as numpy does."""
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

@@ -1,0 +1,263 @@
+"""Optuna's samplers, as this project uses them: seeded for each trial, and never in the way.
+
+A sampler of its own for each trial, seeded by the trial's number, makes a search that was
+interrupted suggest what the undisturbed one would have.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
+from optuna.trial import FrozenTrial, TrialState
+
+from nanovlm.search.feasibility import looks_infeasible
+from nanovlm.search.history import BestAndLatest, History, OneBudget, StudyView, WorstForInfeasible
+from nanovlm.search.parameter import Parameter
+from nanovlm.search.sections import Sampler
+from nanovlm.search.space import SearchSpace
+
+logger = logging.getLogger(__name__)
+
+STARTUP_TRIALS = 10
+"""Random trials before a model of the objective is asked, besides those that run meanwhile."""
+
+_MOST_DRAWS = 8
+"""Of TPE, while its proposals look infeasible. Its model of the bad trials is too wide to keep away
+from a region by itself; the last draw is taken as it is, so no region is closed for ever."""
+
+
+def build_sampler(space: SearchSpace, concurrency: int, number: int) -> BaseSampler:
+    """Return the sampler for one trial of a space.
+
+    Args:
+        concurrency: trials at once; while the first of them run there is nothing to learn from.
+        number: of the trial; 0 is the default configuration.
+    """
+    if number == 0:
+        return _Fixed(encode(space.parameters, space.default_values()))
+    seed = hash((space.sampler.seed, number)) % 2**32  # of integers: the same in every process
+    relative = None if _is_conditional(space) else distributions(space.parameters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        inner = _build(space, STARTUP_TRIALS + concurrency, seed)
+    history = _HISTORIES.get(space.sampler.name)
+    return _Guarded(
+        inner,
+        fallback=RandomSampler(seed=seed),
+        relative=relative if space.sampler.name in ("tpe", "gp") else None,
+        history=None if history is None else history(space.objective.mode == "max"),
+        # A Gaussian process learns it from the worst values, and the others do not look back.
+        avoids_infeasible=space.sampler.name == "tpe",
+    )
+
+
+def _build(space: SearchSpace, num_startup: int, seed: int) -> BaseSampler:
+    settings: Sampler = space.sampler
+    independent = RandomSampler(seed=seed)
+    if settings.name == "tpe":
+        return TPESampler(
+            seed=seed,
+            multivariate=True,
+            group=_is_conditional(space),
+            constant_liar=True,
+            n_startup_trials=num_startup,
+        )
+    if settings.name == "gp":
+        return GPSampler(
+            seed=seed,
+            n_startup_trials=STARTUP_TRIALS,
+            independent_sampler=independent,
+            warn_independent_sampling=False,
+        )
+    if settings.name == "cmaes":
+        return CmaEsSampler(
+            seed=seed,
+            n_startup_trials=STARTUP_TRIALS,
+            consider_pruned_trials=True,
+            independent_sampler=independent,
+            warn_independent_sampling=False,
+        )
+    if settings.name == "qmc":
+        # One sequence for the whole search, so the seed does not depend on the trial.
+        return QMCSampler(
+            seed=settings.seed,
+            scramble=True,
+            independent_sampler=independent,
+            warn_independent_sampling=False,
+        )
+    return independent
+
+
+def _is_conditional(space: SearchSpace) -> bool:
+    return any(parameter.when for parameter in space.parameters)
+
+
+def is_ordered(parameter: Parameter) -> bool:
+    """Return whether the choices are numbers, which have an order that the sampler can use."""
+    return parameter.kind == "choice" and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in parameter.values
+    )
+
+
+def distribution(parameter: Parameter) -> BaseDistribution:
+    """Return Optuna's distribution of a searched key.
+
+    Choices among numbers, such as batch sizes, become their places in ascending order.
+    """
+    if is_ordered(parameter):
+        return IntDistribution(0, len(parameter.values) - 1)
+    if parameter.kind == "choice":
+        return CategoricalDistribution(parameter.values)
+    low, high = parameter.values
+    log = parameter.kind.startswith("log_")
+    if parameter.kind.endswith("int"):
+        return IntDistribution(low, high, log=log)  # type: ignore[arg-type]
+    return FloatDistribution(low, high, log=log)  # type: ignore[arg-type]
+
+
+def distributions(parameters: Sequence[Parameter]) -> dict[str, BaseDistribution]:
+    """Return Optuna's distributions of searched keys, by key."""
+    return {parameter.key: distribution(parameter) for parameter in parameters}
+
+
+def encode(parameters: Sequence[Parameter], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of searched keys as Optuna's parameters."""
+    return {
+        p.key: sorted(p.values).index(values[p.key]) if is_ordered(p) else values[p.key]  # type: ignore[type-var]
+        for p in parameters
+        if p.key in values
+    }
+
+
+def suggest(parameters: Sequence[Parameter], trial: optuna.Trial) -> dict[str, Any]:
+    """Return the values of the searched keys that are active, as Optuna suggests them."""
+    values: dict[str, Any] = {}
+    for parameter in parameters:
+        if parameter.is_active(values):
+            values[parameter.key] = _suggest(trial, parameter)
+    return values
+
+
+def _suggest(trial: optuna.Trial, parameter: Parameter) -> Any:
+    key, asked = parameter.key, distribution(parameter)
+    if isinstance(asked, CategoricalDistribution):
+        return trial.suggest_categorical(key, asked.choices)
+    if isinstance(asked, IntDistribution):
+        number = trial.suggest_int(key, asked.low, asked.high, log=asked.log)
+        return sorted(parameter.values)[number] if is_ordered(parameter) else number  # type: ignore[type-var]
+    assert isinstance(asked, FloatDistribution), f"{parameter}: no such distribution"
+    return trial.suggest_float(key, asked.low, asked.high, log=asked.log)
+
+
+_HISTORIES: dict[str, type[History]] = {
+    "tpe": BestAndLatest,
+    "gp": OneBudget,
+    "cmaes": WorstForInfeasible,
+}
+
+
+class _Fixed(BaseSampler):
+    """Gives parameters that are known."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self._params = params
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
+        return {}
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict) -> dict:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
+        return self._params[param_name]
+
+
+class _Guarded(BaseSampler):
+    """A sampler whose errors do not end the search: the trial is drawn at random instead."""
+
+    def __init__(
+        self,
+        inner: BaseSampler,
+        fallback: BaseSampler,
+        relative: dict[str, BaseDistribution] | None,
+        history: History | None,
+        avoids_infeasible: bool,
+    ) -> None:
+        """
+        Args:
+            relative: the parameters that are drawn together; None lets the sampler find them out.
+            history: what the sampler learns from; None takes all trials.
+            avoids_infeasible: whether to draw again what looks infeasible.
+        """
+        self._inner, self._fallback = inner, fallback
+        self._relative, self._history = relative, history
+        self._avoids_infeasible = avoids_infeasible
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
+        if self._relative is not None:
+            return {k: d for k, d in self._relative.items() if not d.single()}
+        return self._try(
+            lambda: self._inner.infer_relative_search_space(self._view(study), trial), dict
+        )
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict) -> dict:
+        view = self._view(study)
+        params = self._try(lambda: self._inner.sample_relative(view, trial, search_space), dict)
+        if not (self._avoids_infeasible and params):
+            return params
+        trials = view.get_trials(deepcopy=False)
+        for _ in range(_MOST_DRAWS - 1):
+            if not looks_infeasible(params, search_space, trials):
+                break
+            params = self._try(lambda: self._inner.sample_relative(view, trial, search_space), dict)
+        return params
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
+        arguments = (trial, param_name, param_distribution)
+        return self._try(
+            lambda: self._inner.sample_independent(self._view(study), *arguments),
+            lambda: self._fallback.sample_independent(study, *arguments),
+        )
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._inner.before_trial(study, trial)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any
+    ) -> None:
+        with warnings.catch_warnings():
+            # CMA-ES knows no constraints; it is shown a bad value instead (`WorstForInfeasible`).
+            warnings.filterwarnings("ignore", "Constraints have been set")
+            self._inner.after_trial(study, trial, state, values)
+
+    def _view(self, study: optuna.Study) -> optuna.Study:
+        if self._history is None:
+            return study
+        return StudyView(study, self._history(study.get_trials(deepcopy=False)))
+
+    def _try(self, ask: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except Exception:  # of a model of the objective, whatever it meets
+            logger.warning("the sampler failed; this trial is drawn at random", exc_info=True)
+            return otherwise()

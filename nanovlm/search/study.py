@@ -1,0 +1,199 @@
+"""Where Optuna keeps a search: a file of the results folder, or a database of a cluster.
+
+A study is bound to its space. What it holds of another space would teach the sampler wrong things,
+so a study of another space under the same name is refused.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+
+from nanovlm.config_files import config_values
+from nanovlm.errors import UserError
+from nanovlm.search.sections import Study
+from nanovlm.search.space import SearchSpace
+
+STUDY_FILE = "study.journal"
+SEARCH_ID_FILE = "study.id"
+STUDY_NAME = "search"
+SPACE = "space"
+"""The study's attribute that holds what it is bound to."""
+
+STORAGE_ERRORS = (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, OSError)
+"""What a full disk or a database that is away for a while raises."""
+
+_CONNECT_SECONDS = 10
+_CONNECT_TIMEOUT = {"postgresql": "connect_timeout", "mysql": "connect_timeout"}
+_SHOWN_DIFFERENCES = 5
+
+
+@dataclass(frozen=True)
+class StudyPlace:
+    """Where a search finds its study."""
+
+    storage: BaseStorage
+    name: str
+    search_id: str
+    """Tells the trials of this results folder from those of others in the same study."""
+
+
+class StudyFile(JournalFileBackend):
+    """Optuna's journal for one writer: the results folder is locked, so the journal needs no lock,
+    and no lock is left behind when the program is killed.
+
+    Writing is left to the operating system, which keeps it if the program is killed. `sync` makes
+    it survive a power loss; the journal of a trial in between can be made again from
+    `trials.jsonl`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path = path
+        _cut_last_line(path)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        lines = "".join(f"{json.dumps(log, separators=(',', ':'))}\n" for log in logs)
+        with self._path.open("ab", buffering=0) as file:
+            file.write(lines.encode())
+
+    def sync(self) -> None:
+        with self._path.open("ab") as file:
+            os.fsync(file.fileno())
+
+
+class StudyFileStorage(JournalStorage):
+    """The study file as a storage."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = StudyFile(path)
+        super().__init__(self.file)
+
+
+def open_study(space: SearchSpace, folder: Path) -> StudyPlace:
+    """Return where the study of a results folder is; makes it if it is not there.
+
+    Raises:
+        UserError: the storage cannot be reached, or holds a study of another space by that name.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if space.study.storage is None:
+        storage: BaseStorage = StudyFileStorage(folder / STUDY_FILE)
+        name = space.study.name or STUDY_NAME
+    else:
+        storage = _open_database(space.study)
+        name = space.study.name or folder.name
+    _bind(storage, name, space)
+    return StudyPlace(storage, name, _search_id(folder))
+
+
+def _cut_last_line(path: Path) -> None:
+    """Take away a last line that a power loss or a full disk has cut."""
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def _open_database(study: Study) -> BaseStorage:
+    assert study.storage is not None, "a file was asked for"
+    shown = study.without_password().storage
+    try:
+        url = sqlalchemy.make_url(study.storage)
+    except sqlalchemy.exc.ArgumentError:
+        raise UserError(
+            f"study.storage: must be the URL of a database, such as "
+            f"postgresql+psycopg://USER:PASSWORD@HOST/NAME, got {shown!r}"
+        ) from None
+    timeout = _CONNECT_TIMEOUT.get(url.get_backend_name())
+    connect = {timeout: _CONNECT_SECONDS} if timeout else {}
+    try:
+        return RDBStorage(
+            study.storage, engine_kwargs={"connect_args": connect, "pool_pre_ping": True}
+        )
+    except ImportError as error:
+        raise UserError(
+            f"study.storage: {shown} needs a driver that is not installed ({error.name}); for "
+            "PostgreSQL: pip install -e '.[postgres]'"
+        ) from None
+    except (*STORAGE_ERRORS, RuntimeError) as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        if url.password:
+            reason = reason.replace(str(url.password), "***")
+        raise UserError(f"study.storage: {shown} cannot be used: {reason}") from None
+
+
+def _bind(storage: BaseStorage, name: str, space: SearchSpace) -> None:
+    """Make the study, or raise UserError if there is one of another space by that name."""
+    maximize = space.objective.mode == "max"
+    ours = _signature(space)
+    known = {summary.study_name for summary in optuna.get_all_study_summaries(storage, False)}
+    study = optuna.create_study(
+        storage=storage,
+        study_name=name,
+        direction="maximize" if maximize else "minimize",
+        load_if_exists=True,
+    )
+    if name not in known or (SPACE not in study.user_attrs and not study.trials):
+        study.set_user_attr(SPACE, ours)
+        return
+    theirs = study.user_attrs.get(SPACE)
+    where = space.study.without_password().storage or STUDY_FILE
+    if theirs is None:
+        raise UserError(
+            f"study.name: {name!r} in {where} was not made by this program; choose another name"
+        )
+    differing = _differences(theirs, ours)
+    if differing:
+        more = len(differing) - _SHOWN_DIFFERENCES
+        shown = differing[:_SHOWN_DIFFERENCES] + ([f"and {more} more"] if more > 0 else [])
+        raise UserError(
+            f"study.name: {name!r} in {where} is the study of another space; choose another name. "
+            f"It differs in {'; '.join(shown)}"
+        )
+
+
+def _signature(space: SearchSpace) -> dict[str, Any]:
+    """Return all that a value of the objective depends on, flat and as JSON gives it back."""
+    content = {
+        "base": config_values(space.base),
+        "search": {parameter.key: parameter.to_yaml() for parameter in space.parameters},
+        "objective": space.objective.model_dump(),
+    }
+    return dict(json.loads(json.dumps(_flat(content))))
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    keys = dict.fromkeys((*ours, *theirs))
+    return [
+        f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here"
+        for key in keys
+        if theirs.get(key) != ours.get(key)
+    ]
+
+
+def _search_id(folder: Path) -> str:
+    path = folder / SEARCH_ID_FILE
+    if not path.exists():
+        part = path.with_suffix(".part")
+        part.write_text(uuid.uuid4().hex)
+        os.replace(part, path)
+    return path.read_text()

@@ -1,0 +1,86 @@
+"""Where a search is kept: files that were cut, databases that do not answer, other spaces."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from nanovlm.errors import UserError
+from nanovlm.search.space import SearchSpace, load_space
+from nanovlm.search.study import STUDY_FILE, open_study
+
+SPACE = "search: {lr_mp: {log_uniform: [1e-4, 1e-1]}, batch_size: {choice: [64, 256]}}\n"
+
+
+def space(tmp_path: Path, text: str = SPACE, **overrides: Any) -> SearchSpace:
+    (tmp_path / "space.yaml").write_text(text)
+    return load_space(tmp_path / "space.yaml", overrides)
+
+
+def ask(searched: SearchSpace, folder: Path) -> optuna.Study:
+    place = open_study(searched, folder)
+    study = optuna.load_study(study_name=place.name, storage=place.storage)
+    study.tell(study.ask({"lr_mp": optuna.distributions.FloatDistribution(0, 1)}), 0.5)
+    return study
+
+
+def test_a_study_goes_on_after_its_last_line_was_cut(tmp_path: Path) -> None:
+    ask(space(tmp_path), tmp_path)
+    whole = (tmp_path / STUDY_FILE).read_bytes()
+    with (tmp_path / STUDY_FILE).open("ab") as file:
+        file.write(b'{"op_code": 4, "wor')
+    assert len(ask(space(tmp_path), tmp_path).trials) == 2
+    assert (tmp_path / STUDY_FILE).read_bytes().startswith(whole)
+
+
+def test_a_lock_that_a_killed_program_left_stops_nobody(tmp_path: Path) -> None:
+    ask(space(tmp_path), tmp_path)
+    (tmp_path / f"{STUDY_FILE}.lock").symlink_to(tmp_path / STUDY_FILE)
+    assert len(ask(space(tmp_path), tmp_path).trials) == 2
+
+
+def test_a_results_folder_keeps_its_id(tmp_path: Path) -> None:
+    one = open_study(space(tmp_path), tmp_path).search_id
+    assert open_study(space(tmp_path), tmp_path).search_id == one
+    (tmp_path / "other").mkdir()
+    assert open_study(space(tmp_path), tmp_path / "other").search_id != one
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        ({"epochs": 2}, "base.epochs: 5 there, 2 here"),
+        ({"objective.metric": "val_loss", "objective.mode": "min"}, "objective.metric: "),
+        ({"search.warmup_ratio": "default"}, "search.warmup_ratio.uniform: None there"),
+    ],
+)
+def test_a_study_of_another_space_is_refused(
+    tmp_path: Path, changed: dict[str, Any], difference: str
+) -> None:
+    open_study(space(tmp_path), tmp_path)
+    more: dict[str, Any] = {"budget.trials": 99, "sampler.seed": 3}  # of these it may be another
+    open_study(space(tmp_path, **more), tmp_path)
+    with pytest.raises(UserError, match="is the study of another space") as refused:
+        open_study(space(tmp_path, **changed), tmp_path)
+    assert difference in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("postgresql+psycopg://me:hush@127.0.0.1:1/db", "postgresql+psycopg://me:***@127.0.0.1:1"),
+        ("nonsense", "must be the URL of a database"),
+        ("oracle+nosuchdriver://me:hush@127.0.0.1/db", "cannot be used"),
+    ],
+)
+def test_a_database_that_cannot_be_reached(tmp_path: Path, url: str, message: str) -> None:
+    with pytest.raises(UserError, match=r"study\.storage: ") as refused:
+        open_study(space(tmp_path, **{"study.storage": url}), tmp_path)
+    assert message in str(refused.value)
+    assert "hush" not in str(refused.value)
+
+
+def test_sqlite_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"study\.storage: must not be SQLite"):
+        space(tmp_path, **{"study.storage": "sqlite:///study.db"})
