@@ -13,11 +13,13 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from nanovlm.config import TrainConfig
+from nanovlm.config_files import config_values
 from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples
 from nanovlm.errors import Problems, UserError
 from nanovlm.evaluation.mmstar import evaluate_mmstar
@@ -26,11 +28,12 @@ from nanovlm.evaluation.validation import validation_loss
 from nanovlm.messages import Job, Report
 from nanovlm.models.pretrained import check_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.parallel import gather_objects, rank
+from nanovlm.parallel import gather_objects, rank, world_size
 from nanovlm.resources import Resources
 from nanovlm.results.store import replace_text
 from nanovlm.training.checkpoint import find_checkpoint
-from nanovlm.training.loop import NonFiniteLossError, never, train
+from nanovlm.training.loop import NonFiniteLossError, Progress, never, train
+from nanovlm.training.state import SavedTrial, read_state, write_state
 
 
 def run_trial(
@@ -39,8 +42,9 @@ def run_trial(
     """Train and evaluate `job`; yield a report at each milestone and at the end.
 
     All workers of a trial run this together and get the same reports. Closing the generator stops
-    the trial. Each report's answers to the benchmark go to `job.answers_file`, and the final
-    report's model to `job.output_dir`, if there are such.
+    the trial. Each report's answers to the benchmark go to `job.answers_file`, the final report's
+    model to `job.output_dir`, and the state after each other report to `job.state_dir`, if there
+    are such. A trial that finds its state there makes the reports before it again and goes on.
 
     Raises:
         UserError: the configuration, the data or the checkpoint cannot be used.
@@ -58,6 +62,11 @@ def run_trial(
         train_samples, val_samples = resources.training_data(config)
         benchmark = resources.benchmark(config)
     _raise_together(problems.messages)
+    saved = _find_state(job, resources)
+    reports = [] if saved is None else list(saved.reports)
+    if reports:
+        started -= reports[-1].seconds
+    yield from reports
     training = train(
         model,
         train_samples,
@@ -66,6 +75,7 @@ def run_trial(
         device=resources.device,
         interrupted=interrupted,
         micro_batch_size=resources.micro_batch_size(config),
+        start=None if saved is None else saved.training,
     )
     try:
         with closing(training):
@@ -78,18 +88,26 @@ def run_trial(
                 output_dir = job.output_dir if progress.is_final else None
                 if rank() == 0:
                     _write_outputs(model, output_dir, result, job.answers_file)
-                yield Report(
+                report = Report(
                     samples_seen=progress.samples_seen,
                     step=progress.step,
                     metrics=metrics | {"train_loss": progress.train_loss},
                     checkpoint=output_dir,
                     seconds=time.perf_counter() - started,
-                    first_step_seconds=progress.first_step_at - started,
+                    first_step_seconds=(
+                        reports[0].first_step_seconds
+                        if reports
+                        else progress.first_step_at - started
+                    ),
                     evaluation_seconds=evaluated_at - trained_at,
                     speed=progress.speed,
                     is_final=progress.is_final,
                     notes=_all_notes(resources),
                 )
+                reports.append(report)
+                if job.state_dir is not None and not progress.is_final:
+                    _write_state(job, progress, reports)
+                yield report
     finally:
         model.zero_grad()
 
@@ -105,6 +123,37 @@ def _write_outputs(
         replace_text(Path(answers_file), result.json_lines())
     if output_dir is not None:
         model.save_pretrained(output_dir)
+
+
+def _belongs_to(job: Job) -> dict[str, Any]:
+    """Return what a trial must have in common with another one to go on from its state."""
+    return config_values(job.config) | {
+        "milestones": list(job.milestones),
+        "checkpoint": job.checkpoint,
+        "workers": world_size(),
+    }
+
+
+def _find_state(job: Job, resources: Resources) -> SavedTrial | None:
+    """Return what the trial goes on from; all workers find the same, or nothing."""
+    if job.state_dir is None:
+        return None
+    found = read_state(Path(job.state_dir), _belongs_to(job))
+    everywhere = gather_objects(found if found is None or isinstance(found, str) else "")
+    obstacle = next((f for f in everywhere if f), None)
+    if obstacle is not None:
+        resources.note(f"started from the beginning: {obstacle}")
+    if obstacle is not None or None in everywhere or isinstance(found, str):
+        return None
+    return found
+
+
+def _write_state(job: Job, progress: Progress, reports: Sequence[Report]) -> None:
+    """Write the state of the training; all workers take part."""
+    assert job.state_dir is not None, "the state is wanted"
+    state = progress.state()
+    if rank() == 0:
+        write_state(Path(job.state_dir), state, reports, _belongs_to(job))
 
 
 def _all_notes(resources: Resources) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ import ray
 from ray import tune
 
 from nanovlm.messages import Decision, Job, Report, TrialRecord
-from nanovlm.results.store import answers_file, model_dir
+from nanovlm.results.kept_models import model_dir, state_dir
+from nanovlm.results.store import answers_file
 from nanovlm.search.space import SearchSpace
 
 NUMBER = "number"
@@ -76,6 +77,7 @@ class TrialRelay(tune.Trainable):
             config=self._space.config_for(values),
             milestones=self._milestones,
             output_dir=str(model_dir(self._folder, trial_id)),
+            state_dir=str(state_dir(self._folder, trial_id)),
             answers_file=str(answers_file(self._folder, trial_id)),
         )
         self._num_reports = 0

@@ -4,6 +4,7 @@ One optimizer step takes `batch_size` samples, however many workers and micro-ba
 the loss is the sum over all answer tokens of the global batch divided by their number.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -25,13 +26,14 @@ from nanovlm.data.tensors import PreparedSamples
 from nanovlm.errors import UserError
 from nanovlm.messages import Speed
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.parallel import all_reduce_sum_, rank, world_size
+from nanovlm.parallel import all_reduce_sum_, gather_objects, rank, world_size
 from nanovlm.training.forward import answer_loss_sum
 from nanovlm.training.loader import Loader
 from nanovlm.training.meter import Meter
 from nanovlm.training.micro_batches import MicroBatchSize
 from nanovlm.training.optim import build_optimizer, set_learning_rates
 from nanovlm.training.schedule import learning_rate_factor
+from nanovlm.training.state import TrainingState, collect_tensors, restore_tensors
 
 LOSS_DECAY = 0.95
 """What one step leaves of the steps before it in the smoothed training loss."""
@@ -69,6 +71,9 @@ class Progress:
     """Since the progress before; what the caller does in between is left out."""
     is_final: bool
     """True after the last step of the full budget."""
+    state: Callable[[], TrainingState]
+    """Gives what a later training can start from; to be called by all workers or none, before the
+    training goes on."""
 
 
 def never() -> bool:
@@ -90,6 +95,7 @@ def train(
     device: torch.device,
     interrupted: Callable[[], bool] = never,
     micro_batch_size: MicroBatchSize | None = None,
+    start: TrainingState | None = None,
 ) -> Generator[Progress, None, None]:
     """Train `model` in place; yield at the first step that reaches each milestone and at the end.
 
@@ -99,6 +105,8 @@ def train(
 
     Args:
         micro_batch_size: what an earlier trial of the same model has found to fit.
+        start: the state of such a training to go on from; what it yielded before is not yielded
+            again.
     """
     _check_shares(config.batch_size)
     check_lengths(samples, config.vlm.lm_max_length)
@@ -107,8 +115,13 @@ def train(
     meter = Meter(config, device)
     steps = _Steps(model, samples, config, total_steps, device, meter, micro_batch_size)
     train_loss = _SmoothedLoss()
+    first_step = 1
+    if start is not None:
+        steps.restore(start)
+        train_loss.restore(start.loss_sum, start.loss_weight)
+        first_step = start.step + 1
     model.train()
-    for step in range(1, total_steps + 1):
+    for step in range(first_step, total_steps + 1):
         numbers = steps.take(step, interrupted())
         if step < total_steps:
             steps.fetch(step + 1)  # while the device computes
@@ -117,7 +130,7 @@ def train(
             raise TrialInterrupted(f"interrupted at step {step}")
         _check_finite(step, loss, norm)
         train_loss.add(loss)
-        if step == 1:
+        if step == first_step:
             first_step_at = time.perf_counter()
         if step in report_steps:
             yield Progress(
@@ -128,6 +141,7 @@ def train(
                 first_step_at=first_step_at,
                 speed=meter.read(),
                 is_final=step == total_steps,
+                state=functools.partial(steps.state, step, train_loss),
             )
             meter.start()
 
@@ -192,6 +206,23 @@ class _Steps:
             text_lengths(self._samples, indices), count_answer_tokens(self._samples, indices)
         )
         return torch.stack([loss, norm, stop])
+
+    def state(self, step: int, train_loss: "_SmoothedLoss") -> TrainingState:
+        """Return the state after `step`; all workers call this."""
+        return TrainingState(
+            step=step,
+            loss_sum=train_loss.sum,
+            loss_weight=train_loss.weight,
+            micro_batch_limit=self._micro_batch_size.limit,
+            random=tuple(gather_objects(self._random.get_state())),
+            tensors=collect_tensors(self._model, self._optimizer),
+        )
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on from a state."""
+        restore_tensors(state.tensors, self._model, self._optimizer)
+        self._random.set_state(state.random[rank()])
+        self._micro_batch_size.restore(state.micro_batch_limit)
 
     def learning_rates(self) -> dict[str, float]:
         """Return the learning rates of the last step, by parameter group."""
@@ -277,12 +308,15 @@ class _SmoothedLoss:
     """An exponential average without the pull of its start towards 0."""
 
     def __init__(self) -> None:
-        self._sum = self._weight = 0.0
+        self.sum = self.weight = 0.0
+
+    def restore(self, loss_sum: float, weight: float) -> None:
+        self.sum, self.weight = loss_sum, weight
 
     def add(self, loss: float) -> None:
-        self._sum = LOSS_DECAY * self._sum + loss
-        self._weight = LOSS_DECAY * self._weight + 1
+        self.sum = LOSS_DECAY * self.sum + loss
+        self.weight = LOSS_DECAY * self.weight + 1
 
     @property
     def value(self) -> float:
-        return self._sum / self._weight
+        return self.sum / self.weight

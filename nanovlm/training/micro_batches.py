@@ -31,6 +31,16 @@ class MicroBatchSize:
         self._limit: int | None = None
         self._note = note
 
+    @property
+    def limit(self) -> int | None:
+        """Samples that have been found to fit, None before the memory was ever not enough."""
+        return self._limit
+
+    def restore(self, limit: int | None) -> None:
+        """Take over what a worker before this one has found."""
+        if limit is not None:
+            self._limit = min(limit, self._limit or limit)
+
     def begin_trial(self) -> None:
         """Note what an earlier trial has found."""
         if self._limit is not None:

@@ -1,0 +1,140 @@
+"""The state of a training between two steps, and the file that keeps it.
+
+A training that starts from it takes the same steps as one that was never interrupted: on CPU to the
+last bit. What depends on the step alone, learning rates and the order of the data, is not in it.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nanovlm.messages import Report, Speed
+
+STATE_FILE = "state.safetensors"
+
+_ABOUT = "about"
+_MODEL, _OPTIMIZER, _RANDOM = "model.", "optimizer.", "random."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """A training after `step` optimizer steps."""
+
+    step: int
+    loss_sum: float
+    loss_weight: float
+    """Of the smoothed training loss."""
+    micro_batch_limit: int | None
+    """Samples of a pass that have been found to fit into the memory."""
+    random: tuple[Tensor, ...]
+    """uint8[any]: what dropout draws from, of each rank."""
+    tensors: Mapping[str, Tensor]
+    """Weights and AdamW's state, by name; those of the training itself unless they were read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedTrial:
+    """A trial that was cut off after its last report."""
+
+    training: TrainingState
+    reports: tuple[Report, ...]
+
+
+def collect_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return weights and AdamW's state by name; no copies."""
+    tensors = {
+        f"{_MODEL}{name}": parameter.detach() for name, parameter in model.named_parameters()
+    }
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"{_OPTIMIZER}{index}.{key}": value for key, value in values.items()}
+    return tensors
+
+
+@torch.no_grad()
+def restore_tensors(tensors: Mapping[str, Tensor], model: nn.Module, optimizer: Optimizer) -> None:
+    """Set weights, in place, and AdamW's state to what `collect_tensors` returned."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(tensors[f"{_MODEL}{name}"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(_OPTIMIZER):
+            index, key = name.removeprefix(_OPTIMIZER).split(".")
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def write_state(
+    folder: Path, training: TrainingState, reports: Sequence[Report], belongs_to: Mapping[str, Any]
+) -> None:
+    """Replace the state in `folder`; a kill at any moment leaves the old one or the new one.
+
+    Args:
+        reports: all that the trial has made so far.
+        belongs_to: what a trial must have in common with this one to go on from here; JSON.
+    """
+    about = {
+        "step": training.step,
+        "loss_sum": training.loss_sum,
+        "loss_weight": training.loss_weight,
+        "micro_batch_limit": training.micro_batch_limit,
+        "reports": [dataclasses.asdict(report) for report in reports],
+        "belongs_to": belongs_to,
+    }
+    random = {f"{_RANDOM}{rank}": state for rank, state in enumerate(training.random)}
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{STATE_FILE}.part"
+    tensors = {name: tensor.contiguous() for name, tensor in (training.tensors | random).items()}
+    save_file(tensors, part, {_ABOUT: json.dumps(about)})
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, folder / STATE_FILE)
+
+
+def read_state(folder: Path, belongs_to: Mapping[str, Any]) -> SavedTrial | str | None:
+    """Return the state in `folder`, None if there is none, or why it cannot be used."""
+    path = folder / STATE_FILE
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()[_ABOUT])
+            differing = _differences(about["belongs_to"], json.loads(json.dumps(belongs_to)))
+            if differing:
+                return f"the state in {folder} is of a trial with other {', '.join(differing)}"
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        return f"the state in {folder} cannot be read: {error}"
+    random = [name for name in tensors if name.startswith(_RANDOM)]
+    training = TrainingState(
+        step=about["step"],
+        loss_sum=about["loss_sum"],
+        loss_weight=about["loss_weight"],
+        micro_batch_limit=about["micro_batch_limit"],
+        random=tuple(tensors.pop(f"{_RANDOM}{rank}") for rank in range(len(random))),
+        tensors=tensors,
+    )
+    return SavedTrial(training, tuple(_report(report) for report in about["reports"]))
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    return [key for key in ours if theirs.get(key) != ours[key]]
+
+
+def _report(content: Mapping[str, Any]) -> Report:
+    speed = content["speed"]
+    return Report(
+        **{
+            **content,
+            "speed": None if speed is None else Speed(**speed),
+            "notes": tuple(content["notes"]),
+        }
+    )
