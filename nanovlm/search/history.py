@@ -1,13 +1,13 @@
 """What a sampler is shown of the trials before: each kind of model learns from something else."""
 
-import heapq
+import bisect
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-_MOST_TRIALS = 500
-_BEST_TRIALS = 100
+_MOST_TRIALS = 250
+_BEST_TRIALS = 50
 _ENOUGH_VALUES = 10
 
 
@@ -28,19 +28,33 @@ class BestAndLatest(History):
     """For TPE: all running trials and, of very many finished ones, the best and the latest.
 
     TPE takes 25 trials at most for good ones, and of the others needs no more than where they lie;
-    its time grows with their number.
+    its time grows with their number. What is finished does not change, so each trial is ranked once
+    however long the search is.
     """
 
+    def __init__(self, maximize: bool) -> None:
+        super().__init__(maximize)
+        self._num_seen = 0
+        self._unfinished: list[int] = []  # numbers, ascending
+        self._finished: list[int] = []  # numbers, ascending
+        self._best: list[tuple[Any, int]] = []  # rank and number, the best first
+
     def __call__(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-        finished = _finished(trials)
-        if len(finished) <= _MOST_TRIALS:
+        self._take_in(trials)
+        if len(self._finished) <= _MOST_TRIALS:
             return trials
-        before, latest = (
-            finished[: _BEST_TRIALS - _MOST_TRIALS],
-            finished[_BEST_TRIALS - _MOST_TRIALS :],
-        )
-        best = heapq.nsmallest(_BEST_TRIALS, before, self._rank)
-        return sorted((*best, *latest, *_running(trials)), key=lambda trial: trial.number)
+        shown = {number for _, number in self._best}
+        shown |= {*self._finished[_BEST_TRIALS - _MOST_TRIALS :], *self._unfinished}
+        return [trials[number] for number in sorted(shown)]
+
+    def _take_in(self, trials: list[FrozenTrial]) -> None:
+        open_ = [*self._unfinished, *range(self._num_seen, len(trials))]
+        self._num_seen = len(trials)
+        self._unfinished = [number for number in open_ if not trials[number].state.is_finished()]
+        for trial in _finished([trials[number] for number in open_]):
+            bisect.insort(self._finished, trial.number)
+            bisect.insort(self._best, (self._rank(trial), trial.number))
+        del self._best[_BEST_TRIALS:]
 
     def _rank(self, trial: FrozenTrial) -> tuple[bool, bool, int, float]:
         """Order as TPE does: feasible, complete, then by how far it came, then by value."""

@@ -42,12 +42,21 @@ _MOST_DRAWS = 8
 from a region by itself; the last draw is taken as it is, so no region is closed for ever."""
 
 
-def build_sampler(space: SearchSpace, concurrency: int, number: int) -> BaseSampler:
+def build_history(space: SearchSpace) -> History | None:
+    """Return what the samplers of a search are shown; None shows them all trials."""
+    kind = _HISTORIES.get(space.sampler.name)
+    return None if kind is None else kind(space.objective.mode == "max")
+
+
+def build_sampler(
+    space: SearchSpace, concurrency: int, number: int, history: History | None
+) -> BaseSampler:
     """Return the sampler for one trial of a space.
 
     Args:
         concurrency: trials at once; while the first of them run there is nothing to learn from.
         number: of the trial; 0 is the default configuration.
+        history: one for the whole search, see `build_history`.
     """
     if number == 0:
         return _Fixed(encode(space.parameters, space.default_values()))
@@ -56,12 +65,11 @@ def build_sampler(space: SearchSpace, concurrency: int, number: int) -> BaseSamp
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         inner = _build(space, STARTUP_TRIALS + concurrency, seed)
-    history = _HISTORIES.get(space.sampler.name)
     return _Guarded(
         inner,
         fallback=RandomSampler(seed=seed),
         relative=relative if space.sampler.name in ("tpe", "gp") else None,
-        history=None if history is None else history(space.objective.mode == "max"),
+        history=history,
         # A Gaussian process learns it from the worst values, and the others do not look back.
         avoids_infeasible=space.sampler.name == "tpe",
     )

@@ -30,7 +30,7 @@ from nanovlm.distributed.trainable import (
     VALUES,
 )
 from nanovlm.messages import TrialRecord
-from nanovlm.search.samplers import build_sampler, distributions, encode, suggest
+from nanovlm.search.samplers import build_history, build_sampler, distributions, encode, suggest
 from nanovlm.search.space import SearchSpace
 from nanovlm.search.study import STORAGE_ERRORS, StudyFileStorage, StudyPlace, open_study
 
@@ -118,6 +118,7 @@ class StudySearch(OptunaSearch):
         self._open: dict[str, _OpenTrial] = {}
         self._to_run: deque[_OpenTrial] = deque()
         self._next_number = 0
+        self._history = build_history(space)
 
     @property
     def study(self) -> optuna.Study:
@@ -160,7 +161,9 @@ class StudySearch(OptunaSearch):
 
     def _ask(self) -> _OpenTrial:
         number = self._next_number
-        self.study.sampler = build_sampler(self._search_space, self._concurrency, number)
+        self.study.sampler = build_sampler(
+            self._search_space, self._concurrency, number, self._history
+        )
         trial = self.study.ask()
         values = suggest(self._search_space.parameters, trial)
         trial.set_user_attr(SEARCH, self._place.search_id)
