@@ -59,11 +59,18 @@ class StopSwitch:
     def is_thrown(self) -> bool:
         return self._thrown.is_set()
 
+    def lift_limit(self) -> None:
+        """Let the time limit go: what it limits is done."""
+        self._deadline = None
+
     def wait(self) -> None:
         """Return when the switch is thrown, which it is when the time is over."""
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
         if not self._thrown.wait(left):
-            self.stop(self._limit_reason)
+            if self._deadline is None:  # it was lifted meanwhile
+                self._thrown.wait()
+            else:
+                self.stop(self._limit_reason)
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ray
 import torch
 
 from nanovlm.config import TrainConfig
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.sources import pin_data
+from nanovlm.distributed.jobs import run_to_end
 from nanovlm.distributed.session import OnRecord, OnStart, StopSwitch, session
 from nanovlm.errors import UserError
-from nanovlm.messages import Decision, Job, Report
+from nanovlm.messages import Job
 from nanovlm.resources import Resources
 from nanovlm.search.sections import TrialResources
 from nanovlm.training.loop import num_steps
@@ -95,9 +95,4 @@ def run_single(
     with session(
         address, resources, 1, 1, folder.resolve(), switch, on_start, on_record
     ) as running:
-        channel = running.channel
-        ray.get(channel.submit.remote(job))
-        index = 0
-        while isinstance(ray.get(channel.next_report.remote(job.trial_id, index)), Report):
-            ray.get(channel.decide.remote(job.trial_id, Decision.CONTINUE))
-            index += 1
+        run_to_end(running.channel, [job])

@@ -20,15 +20,22 @@ import yaml
 
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
-from nanovlm.results.summary import Objective, best_record, describe_accuracy, summarize
+from nanovlm.results.confirmation import summarize_confirmation
+from nanovlm.results.kept_models import KeptModels, state_dir
+from nanovlm.results.summary import (
+    Objective,
+    best_record,
+    describe_accuracy,
+    final_best,
+    summarize,
+)
 
 SPACE_FILE = "space.yaml"
 DATA_FILE = "data.json"
 TRIALS_FILE = "trials.jsonl"
 SUMMARY_FILE = "summary.json"
 BEST_CONFIG_FILE = "best.yaml"
-BEST_MODEL_DIR = "best"
-CHECKPOINTS_DIR = "checkpoints"
+CONFIRM_FILE = "confirm.jsonl"
 ANSWERS_DIR = "answers"
 LOGS_DIR = "logs"
 LOCK_FILE = ".lock"
@@ -50,11 +57,6 @@ def choose_folder(results: Path, name: str | None, default_name: str) -> Path:
     if folder.exists():
         raise UserError(f"--name: {folder} holds results already; choose another name or remove it")
     return folder
-
-
-def model_dir(folder: Path, trial_id: str) -> Path:
-    """Return where a trial of the results folder writes its model."""
-    return folder / CHECKPOINTS_DIR / trial_id
 
 
 def answers_file(folder: Path, trial_id: str) -> Path:
@@ -93,15 +95,25 @@ def _discard(folder: Path, parents: list[Path]) -> None:
 class ResultsStore:
     """The results folder that the running program writes."""
 
-    def __init__(self, folder: Path, objective: Objective, gpus_per_trial: float) -> None:
+    def __init__(
+        self, folder: Path, objective: Objective, gpus_per_trial: float, num_models: int = 1
+    ) -> None:
+        """
+        Args:
+            num_models: so many of the best trials keep their models.
+        """
         self.folder = folder
         self.objective = objective
         self._gpus_per_trial = gpus_per_trial
         self.has_begun = False
         self.records: list[TrialRecord] = []
         """Of the ended trials, in the order of their end."""
-        self._numbers: set[int] = set()
-        self._best: TrialRecord | None = None
+        self.confirmed: list[TrialRecord] = []
+        """Of the ended runs that confirm, in the order of their end."""
+        self._models = KeptModels(folder, objective, num_models)
+        self._ended: set[str] = set()
+        self.best: TrialRecord | None = None
+        """The trial, or the run that confirms it, that `best.yaml` and `best/` are of."""
         self._summary_at = -math.inf  # by time.monotonic
 
     @contextlib.contextmanager
@@ -120,9 +132,11 @@ class ResultsStore:
             except BlockingIOError:
                 raise UserError(f"{self.folder}: another program works in this folder") from None
             if resume:
-                self.records = _mend(self.folder)
-                self._numbers = {record.number for record in self.records}
-                self._best = best_record(self.records, self.objective)
+                self.records = _mend(self.folder / TRIALS_FILE)
+                self.confirmed = _mend(self.folder / CONFIRM_FILE)
+                self._ended = {record.trial_id for record in (*self.records, *self.confirmed)}
+                self._models.restore(self.records)
+                self.best = self._find_best()
             try:
                 yield
             finally:
@@ -139,10 +153,12 @@ class ResultsStore:
         return json.loads(path.read_text())["wall_seconds"] if path.exists() else 0.0
 
     def close(self, wall_seconds: float) -> None:
-        """Write the last summary and remove the models and answers of trials that did not end."""
+        """Write the last summary; remove models and answers that nobody needs any more."""
         self._write_summary(wall_seconds)
-        shutil.rmtree(self.folder / CHECKPOINTS_DIR, ignore_errors=True)
-        ended = {answers_file(self.folder, record.trial_id) for record in self.records}
+        is_settled = bool(self.confirmed) and self.best in self.confirmed
+        confirmed = () if is_settled else [record.trial_id for record in self.confirmed]
+        self._models.clean(self._ended, confirmed)
+        ended = {answers_file(self.folder, trial_id) for trial_id in self._ended}
         for path in (self.folder / ANSWERS_DIR).glob("*"):
             if path not in ended:
                 path.unlink()
@@ -156,22 +172,59 @@ class ResultsStore:
         self.write_text(name, json.dumps(content, indent=2) + "\n")
 
     def add(self, record: TrialRecord) -> None:
-        """Append an ended trial, and keep its model if it is the best so far."""
-        assert record.state != "running", f"{record.trial_id} has not ended"
-        assert record.number not in self._numbers, f"{record.number} twice"
+        """Append an ended trial, and keep its model if it is among the best."""
+        self._check_new(record)
         self.records.append(record)
-        self._numbers.add(record.number)
-        so_far = [record] if self._best is None else [self._best, record]
-        self._best = best_record(so_far, self.objective)
-        is_best = self._best is record
-        if record.checkpoint:
-            self._settle(Path(record.checkpoint), is_best)
-        with (self.folder / TRIALS_FILE).open("a", encoding="utf-8") as file:
+        # After a confirmation only the next one changes what is best.
+        is_best = not self.confirmed and self._beats_best(record)
+        self._models.settle(record)
+        if is_best and record.checkpoint:
+            self._models.show_as_best(record.trial_id)
+        self._append(TRIALS_FILE, record)
+        if is_best:
+            self._write_best(record)
+
+    def add_confirmed(self, record: TrialRecord) -> None:
+        """Append an ended run that confirms."""
+        self._check_new(record)
+        self.confirmed.append(record)
+        shutil.rmtree(state_dir(self.folder, record.trial_id), ignore_errors=True)
+        self._append(CONFIRM_FILE, record)
+
+    def confirmation(self) -> dict[str, Any] | None:
+        """Return what the runs that confirm have come to; None if there are none."""
+        return summarize_confirmation(
+            self.confirmed, self.records, self.objective, self.folder / ANSWERS_DIR
+        )
+
+    def settle_confirmed(self) -> None:
+        """Make the winner of the confirmation the best, with its model."""
+        best = self._find_best()
+        if best in self.confirmed and best is not self.best:
+            self._models.show_as_best(best.trial_id)
+            self._write_best(best)
+
+    def _beats_best(self, record: TrialRecord) -> bool:
+        so_far = [record] if self.best is None else [self.best, record]
+        return best_record(so_far, self.objective) is record
+
+    def _find_best(self) -> TrialRecord | None:
+        return final_best(self.records, self.objective, self.confirmed, self.confirmation())
+
+    def _check_new(self, record: TrialRecord) -> None:
+        assert record.state != "running", f"{record.trial_id} has not ended"
+        assert record.trial_id not in self._ended, f"{record.trial_id} twice"
+        self._ended.add(record.trial_id)
+
+    def _append(self, name: str, record: TrialRecord) -> None:
+        with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record_line(record)) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        if is_best:
-            self.write_text(BEST_CONFIG_FILE, self._best_config(record))
+
+    def _write_best(self, record: TrialRecord) -> None:
+        self.best = record
+        self.write_text(BEST_CONFIG_FILE, self._best_config(record))
 
     def write_summary(self, wall_seconds: float) -> None:
         """Write `summary.json` as it is after `wall_seconds` of the program.
@@ -189,30 +242,25 @@ class ResultsStore:
             self.objective,
             wall_seconds=wall_seconds,
             gpus_per_trial=self._gpus_per_trial,
+            confirmed=self.confirmed,
+            confirmation=self.confirmation(),
         )
         self.write_json(SUMMARY_FILE, summary)
-
-    def _settle(self, model: Path, is_best: bool) -> None:
-        """Move a trial's model to best/, or remove it."""
-        if not is_best:
-            shutil.rmtree(model)
-            return
-        best = self.folder / BEST_MODEL_DIR
-        previous = self.folder / f".{BEST_MODEL_DIR}.previous"
-        if best.exists():
-            best.rename(previous)
-        model.rename(best)
-        if previous.exists():
-            shutil.rmtree(previous)
 
     def _best_config(self, record: TrialRecord) -> str:
         score = describe_accuracy(record.metrics, self.objective.metric)
         head = (
             f"# python run_single.py --config {self.folder / BEST_CONFIG_FILE}\n"
-            f"# trial {record.number}: {self.objective.metric} {score} "
+            f"# {describe_run(record)}: {self.objective.metric} {score} "
             f"after {record.samples_seen} samples\n"
         )
         return head + yaml.safe_dump(dict(record.config), sort_keys=False)
+
+
+def describe_run(record: TrialRecord) -> str:
+    """Return `trial 7`, or for a run that confirms it `trial 7 on seed 3`."""
+    is_trial = record.trial_id.startswith("trial-")
+    return f"trial {record.number}" + ("" if is_trial else f" on seed {record.config['seed']}")
 
 
 def record_line(record: TrialRecord) -> dict[str, Any]:
@@ -230,31 +278,33 @@ def read_records(folder: Path) -> list[TrialRecord]:
     Raises:
         UserError: for any other line that is not a trial.
     """
-    return [_record(folder, number, line) for number, line in enumerate(_whole_lines(folder), 1)]
+    return _read(folder / TRIALS_FILE)
 
 
-def _whole_lines(folder: Path) -> list[str]:
-    path = folder / TRIALS_FILE
+def _read(path: Path) -> list[TrialRecord]:
+    return [_record(path, number, line) for number, line in enumerate(_whole_lines(path), 1)]
+
+
+def _whole_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
     *lines, _cut = path.read_text(encoding="utf-8").split("\n")
     return lines
 
 
-def _record(folder: Path, number: int, line: str) -> TrialRecord:
+def _record(path: Path, number: int, line: str) -> TrialRecord:
     try:
         content = json.loads(line)
         return TrialRecord(**{**content, "reports": tuple(content["reports"])})
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{folder / TRIALS_FILE}: line {number}: is not a trial: {error}") from None
+        raise UserError(f"{path}: line {number}: is not a trial: {error}") from None
 
 
-def _mend(folder: Path) -> list[TrialRecord]:
+def _mend(path: Path) -> list[TrialRecord]:
     """Return the ended trials, and take away a last line that was cut."""
-    records = read_records(folder)
-    path = folder / TRIALS_FILE
+    records = _read(path)
     if path.exists():
-        whole = "".join(f"{line}\n" for line in _whole_lines(folder))
+        whole = "".join(f"{line}\n" for line in _whole_lines(path))
         os.truncate(path, len(whole.encode("utf-8")))
     return records
 

@@ -25,9 +25,15 @@ class Objective:
 
 def best_record(records: Sequence[TrialRecord], objective: Objective) -> TrialRecord | None:
     """Return the best trial that ran its full budget; of equal ones the first."""
-    completed = [r for r in records if r.state == "completed" and objective.metric in r.metrics]
-    sign = 1 if objective.mode == "max" else -1
-    return max(completed, key=lambda r: sign * r.metrics[objective.metric], default=None)
+    completed = [record for record in records if record.state == "completed"]
+    return next(iter(rank(completed, objective)), None)
+
+
+def rank(records: Sequence[TrialRecord], objective: Objective) -> list[TrialRecord]:
+    """Return the trials that have the objective, the best first; of equal ones the earlier."""
+    judged = [record for record in records if objective.metric in record.metrics]
+    sign = -1 if objective.mode == "max" else 1
+    return sorted(judged, key=lambda record: sign * record.metrics[objective.metric])
 
 
 def summarize(
@@ -37,10 +43,18 @@ def summarize(
     *,
     wall_seconds: float,
     gpus_per_trial: float,
+    confirmed: Sequence[TrialRecord] = (),
+    confirmation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the content of `summary.json`."""
-    best = best_record(records, objective)
-    training_seconds = sum(r.reports[-1]["seconds"] for r in records if r.reports)
+    """Return the content of `summary.json`.
+
+    Args:
+        confirmed: the runs that confirm; their time counts.
+        confirmation: what they come to; its winner is the best.
+    """
+    best = final_best(records, objective, confirmed, confirmation)
+    everything = [*records, *confirmed]
+    training_seconds = sum(r.reports[-1]["seconds"] for r in everything if r.reports)
     states = [record.state for record in records]
     return {
         "name": name,
@@ -50,11 +64,28 @@ def summarize(
             **{state: states.count(state) for state in ("completed", "stopped", "failed")},
         },
         "best": best and _best(best, objective.metric),
-        "turnaround_seconds": _median_p95_max(turnarounds(records)),
+        "confirmation": confirmation,
+        "turnaround_seconds": _median_p95_max(turnarounds(everything)),
         "wall_seconds": wall_seconds,
         "training_seconds": training_seconds,
         "gpu_hours": training_seconds * gpus_per_trial / 3600,
     }
+
+
+def final_best(
+    records: Sequence[TrialRecord],
+    objective: Objective,
+    confirmed: Sequence[TrialRecord],
+    confirmation: Mapping[str, Any] | None,
+) -> TrialRecord | None:
+    """Return the run that `best.yaml` and `best/` are of.
+
+    That is the first run that confirms the winner, or before there is one the best trial.
+    """
+    if confirmation is None or confirmation["winner"] is None:
+        return best_record(records, objective)
+    runs = [r for r in confirmed if r.number == confirmation["winner"] and r.state == "completed"]
+    return min(runs, key=lambda run: run.config["seed"])
 
 
 def turnarounds(records: Sequence[TrialRecord]) -> list[float]:

@@ -87,6 +87,7 @@ class SearchDisplay(_Display):
         self._objective = objective
         self._ended = list(earlier)
         self._running: dict[str, TrialRecord] = {}
+        self._confirming: dict[str, TrialRecord] = {}
         self._notes = NotesDisplay(console)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -119,12 +120,27 @@ class SearchDisplay(_Display):
             self._task, completed=len(self._ended), description=self._description()
         )
 
-    def _line(self, record: TrialRecord) -> str:
+    def update_confirmed(self, record: TrialRecord) -> None:
+        """Take in a change of a run that confirms."""
+        self._notes.update(record)
+        numbers = self._confirming
+        if record.state == "running":
+            numbers[record.trial_id] = record
+        else:
+            numbers.pop(record.trial_id, None)
+            seed = f"  seed {record.config['seed']}"
+            self._console.print(
+                self._line(record, "confirm") + seed, highlight=False, soft_wrap=True
+            )
+        shown = ", ".join(f"{r.number} on seed {r.config['seed']}" for r in numbers.values())
+        self._progress.update(self._task, description=escape(f"confirming: {shown or '-'}"))
+
+    def _line(self, record: TrialRecord, what: str = "trial") -> str:
         metric, color = self._objective.metric, _COLORS[record.state]
         score = describe_accuracy(record.metrics, metric) if metric in record.metrics else "-"
         seconds = f"{record.reports[-1]['seconds']:.0f} s" if record.reports else ""
         parts = [
-            f"trial {record.number:<3} [{color}]{record.state:<9}[/{color}]",
+            f"{what} {record.number:<3} [{color}]{record.state:<9}[/{color}]",
             escape(f"{score:<22}"),
             escape(format_parameters(record.parameters)),
             seconds,

@@ -15,7 +15,7 @@ import torch
 
 from nanovlm.search.disk import DiskPeak, disk_peak, free_bytes, gib
 from nanovlm.search.past_speed import past_speed
-from nanovlm.search.runner import SearchPlan
+from nanovlm.search.plan import SearchPlan
 from nanovlm.search.sections import TrialResources
 from nanovlm.search.simulation import (
     CORRELATIONS,
@@ -25,7 +25,7 @@ from nanovlm.search.simulation import (
     simulate,
 )
 
-_UNKNOWN_TRIALS = 100
+UNKNOWN_TRIALS = 100
 """Trials of the forecast where nothing known limits their number."""
 
 _MAX_SIMULATED_TRIALS = 4000
@@ -264,9 +264,9 @@ def _num_trials(
     budget = plan.space.budget
     options = [(budget.trials, "budget.trials")] if budget.trials is not None else []
     if rate is not None:
-        sample = _simulate(plan, concurrency, rate, make_judge, _UNKNOWN_TRIALS)
+        sample = _simulate(plan, concurrency, rate, make_judge, UNKNOWN_TRIALS)
         seconds = statistics.fmean(_seconds(rate, s.samples, s.num_reports) for s in sample)
-        per_trial = seconds / _UNKNOWN_TRIALS
+        per_trial = seconds / UNKNOWN_TRIALS
         gpus = plan.space.resources.gpus_per_trial
         if budget.hours is not None:
             fits = budget.hours * 3600 * concurrency / per_trial
@@ -277,7 +277,7 @@ def _num_trials(
             options.append((max(1, round(fits)), by))
     if options:
         return min(options)
-    return _UNKNOWN_TRIALS, "an example: how many there will be is not known"
+    return UNKNOWN_TRIALS, "an example: how many there will be is not known"
 
 
 def _simulate(

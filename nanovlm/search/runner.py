@@ -1,208 +1,249 @@
-"""Runs a search: Optuna suggests, Tune and ASHA decide, the worker groups train."""
+"""Runs a search: Optuna suggests, Tune and the rungs decide, the worker groups train.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+A search has two stages. In the first one trials run until a limit of the budget is reached; in the
+second one the best configurations run again on fresh seeds, which decides between them. Both can be
+interrupted and gone on with.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from nanovlm.data.build import OnProgress, log_progress
-from nanovlm.data.sources import pin_data
+from nanovlm.distributed.jobs import run_to_end
 from nanovlm.distributed.session import INTERRUPTED, OnRecord, OnStart, Session, StopSwitch, session
 from nanovlm.distributed.trainable import TrialRelay
 from nanovlm.distributed.worker import RunTrial
-from nanovlm.errors import Problems, UserError, did_you_mean
-from nanovlm.messages import TrialRecord
-from nanovlm.resources import Resources
+from nanovlm.errors import UserError, did_you_mean
+from nanovlm.messages import Job, TrialRecord
+from nanovlm.results.kept_models import model_dir, state_dir
+from nanovlm.results.store import answers_file
+from nanovlm.search.confirm_plan import ConfirmRun, plan_confirmation
 from nanovlm.search.limits import Limits, hours_reason
-from nanovlm.search.scheduler import (
-    RungScheduler,
-    Scheduler,
-    build_scheduler,
-    plan_milestones,
-)
+from nanovlm.search.plan import SearchPlan
+from nanovlm.search.scheduler import RungScheduler, build_scheduler
 from nanovlm.search.searcher import StudySearch, build_searcher
 from nanovlm.search.sections import Objective
-from nanovlm.search.space import SearchSpace
 from nanovlm.search.study import open_study
-from nanovlm.trial import check_backbones, check_start, metric_names, run_trial
-
-__all__ = ["INTERRUPTED", "Limits", "SearchPlan", "plan_search", "run_search"]
-
-_LESS_IS_BETTER = ("_loss", "_nll")
-_MORE_IS_BETTER = ("_accuracy",)
-"""How the metrics' names end that can be objectives; the parts of an accuracy have a `/`."""
+from nanovlm.search.warm_start import learn_from
+from nanovlm.trial import run_trial
 
 _UNLIMITED_TRIALS = -1
 """Tune's word for a search that something else ends."""
 
 
 @dataclass(frozen=True)
-class SearchPlan:
-    """What a search was made up to be, before it starts."""
+class EarlierRun:
+    """What there is already of a search that goes on."""
 
-    space: SearchSpace
-    """With the version of each data set of the hub."""
-    milestones: tuple[int, ...]
-    """Samples seen at which trials report and are compared, before the end."""
-    trial_samples: int
-    """Samples that a trial of full length sees, at most."""
-    data: Mapping[str, Any]
-    """What the data was made from and what was left out of it; JSON."""
-
-    def describe(self) -> str:
-        """Return the plan in one line."""
-        at = ", ".join(str(milestone) for milestone in self.milestones)
-        compared = f", compared at {at}" if at else ""
-        return f"{self.space.name}: trials of {self.trial_samples} samples{compared}"
+    records: Sequence[TrialRecord] = ()
+    """Trials that have ended; they count for the budget and for what others are compared with."""
+    confirmed: Sequence[TrialRecord] = ()
+    """Runs of the second stage that have ended."""
+    seconds: float = 0.0
+    """How long it ran."""
 
 
-def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> SearchPlan:
-    """Return the plan of a search; prepares the data, since the milestones follow from its size.
+@dataclass(frozen=True)
+class Place:
+    """Where a search runs, and who is told of it."""
 
-    Args:
-        on_progress: told how far it is when data has to be prepared.
-
-    Raises:
-        UserError: if the data cannot be had, is smaller than a batch or too small for the rungs, or
-            if no report will carry the objective.
-    """
-    resources = Resources("cpu", on_progress)
-    check_start(space.base)
-    check_backbones(space.base)
-    resources.tokenizer(space.base.vlm.lm_tokenizer)
-    space = replace(space, base=pin_data(space.base))
-    config = replace(space.base, batch_size=space.batch_sizes()[1])
-    train_samples, _ = resources.training_data(config)
-    _check_objective(space.objective, metric_names(config, resources))
-    budget = config.epochs * len(train_samples)
-    return SearchPlan(
-        space, plan_milestones(space, budget), budget, resources.describe_data(config)
-    )
+    folder: Path
+    """The results folder."""
+    on_start: OnStart
+    on_record: OnRecord
+    """Told of every change of a trial."""
+    on_confirmed: OnRecord
+    """Told of every change of a run of the second stage."""
+    address: str | None = None
+    """Of a Ray cluster to join; None starts one here and ends it afterwards."""
+    concurrency: int | None = None
+    """Trials at once; None takes what fits on the cluster."""
+    run_trial: RunTrial = run_trial
+    """What the workers run for each trial."""
 
 
-def _check_objective(objective: Objective, metrics: Sequence[str]) -> None:
-    """Raise if no report will carry the objective, or if its mode looks for the worst trial."""
-    metric = objective.metric
-    scores = (*_LESS_IS_BETTER, *_MORE_IS_BETTER)
-    usable = [name for name in metrics if name.endswith(scores) or "/" in name]
-    if metric not in usable:
-        raise UserError(
-            f"objective.metric: no report has {metric!r} as a score.{did_you_mean(metric, usable)}"
-        )
-    better = "min" if metric.endswith(_LESS_IS_BETTER) else "max"
-    if objective.mode != better:
-        raise UserError(f"objective.mode: must be {better!r} for {metric}, got {objective.mode!r}")
+def run_search(plan: SearchPlan, place: Place, earlier: EarlierRun | None = None) -> str:
+    """Run the search of `plan` in a results folder that exists; return why it ended.
 
-
-def run_search(
-    plan: SearchPlan,
-    folder: Path,
-    *,
-    address: str | None = None,
-    concurrency: int | None = None,
-    earlier: Sequence[TrialRecord] = (),
-    earlier_seconds: float = 0.0,
-    on_start: OnStart,
-    on_record: OnRecord,
-    run_trial: RunTrial = run_trial,
-) -> str:
-    """Run the search of `plan`; return why it ended (`INTERRUPTED`: by a signal).
-
-    Args:
-        folder: the results folder; `on_start` makes it.
-        address: of a Ray cluster to join; None starts one here and ends it afterwards.
-        concurrency: trials at once; None takes what fits on the cluster.
-        earlier: trials that ended before the search was interrupted; they count for the budget and
-            for what later trials are compared with.
-        earlier_seconds: how long the search ran before that.
-        run_trial: what the workers run for each trial.
+    `INTERRUPTED` is by a signal; any other reason is that of the first stage's end, after which the
+    second one has run.
 
     Raises:
         UserError: the cluster cannot run the trials, the study cannot be used, or no report has the
             objective.
     """
-    space, folder = plan.space, folder.resolve()
-    open_study(space, folder)  # before Ray takes its time
-    switch = StopSwitch(space.budget.seconds_left(earlier_seconds), hours_reason(space.budget))
-    scheduler = build_scheduler(space, plan.milestones, folder)
-    limits, ended = Limits(space, switch, folder / "logs"), list[TrialRecord]()
-    limits.replay(earlier)
-    problems = Problems()
-    num_trials = space.budget.trials and space.budget.trials - len(earlier)
-    if num_trials is not None and num_trials <= 0:
-        return f"{len(earlier)} trials done"
+    search = _Search(plan, replace(place, folder=place.folder.resolve()), earlier or EarlierRun())
+    open_study(plan.space, search.place.folder)  # before Ray takes its time
+    reason = search.reason_to_end()
+    if reason is None:
+        with search.session(search.switch, max_slots=search.trials_left()) as running:
+            search.run_trials(running)
+            reason = search.switch.reason or search.reason_to_end()
+            if search.switch.reason is None:  # the workers are there
+                search.switch.lift_limit()
+                search.confirm(running)
+        search.raise_problem()
+    reason = search.switch.reason or reason
+    assert reason is not None, "the first stage has ended for a reason"
+    if reason == INTERRUPTED or not search.runs_to_confirm():
+        return reason
+    # A limit has sent the workers home, or the search was interrupted in its second stage.
+    switch = StopSwitch()
+    with search.session(switch, max_slots=len(search.runs_to_confirm())) as running:
+        search.confirm(running)
+    return switch.reason or reason
 
-    def handle(record: TrialRecord) -> None:
-        record = _with_reason(record, scheduler)
-        with problems:
-            _check_reported(space.objective, record)
-        if problems.messages:
-            switch.stop(problems.messages[0])
+
+@dataclass
+class _Search:
+    """A search on its way."""
+
+    plan: SearchPlan
+    place: Place
+    earlier: EarlierRun
+    switch: StopSwitch = field(init=False)
+    _ended: list[TrialRecord] = field(init=False)
+    _confirmed: list[TrialRecord] = field(init=False)
+    _problem: UserError | None = None
+
+    def __post_init__(self) -> None:
+        budget = self.plan.space.budget
+        self.switch = StopSwitch(budget.seconds_left(self.earlier.seconds), hours_reason(budget))
+        self._ended, self._confirmed = list(self.earlier.records), list(self.earlier.confirmed)
+        self._scheduler = build_scheduler(self.plan.space, self.plan.milestones, self.place.folder)
+        self._limits = Limits(self.plan.space, self.switch, self.place.folder / "logs")
+        self._limits.replay(self.earlier.records)
+
+    def session(self, switch: StopSwitch, max_slots: int | None) -> Any:
+        """Return the context of the worker groups."""
+        place = self.place
+        return session(
+            place.address,
+            self.plan.space.resources,
+            num_slots=place.concurrency,
+            max_slots=max_slots,
+            folder=place.folder,
+            switch=switch,
+            on_start=place.on_start,
+            on_record=self._take,
+            run_trial=place.run_trial,
+        )
+
+    def trials_left(self) -> int | None:
+        """Return how many trials the budget still allows, None if it does not count them."""
+        trials = self.plan.space.budget.trials
+        return None if trials is None else trials - len(self._ended)
+
+    def reason_to_end(self) -> str | None:
+        """Return why no trial is to run any more, None if there are some to run."""
+        left = self.trials_left()
+        if self.switch.reason:
+            return self.switch.reason
+        if left is not None and left <= 0:
+            return f"budget.trials: {len(self._ended)} trials are done"
+        seconds = self.plan.space.budget.seconds_left(self.earlier.seconds)
+        return (
+            hours_reason(self.plan.space.budget) if seconds is not None and seconds <= 0 else None
+        )
+
+    def run_trials(self, running: Session) -> None:
+        """Run the first stage; returns when the budget is used up or the switch is thrown."""
+        searcher = build_searcher(
+            self.plan.space,
+            self.place.folder,
+            running.num_slots,
+            self.switch,
+            self.plan.milestones,
+            self.earlier.records,
+        )
+        learn_from(searcher, self.plan.earlier_trials, self.plan.trial_samples)
+        self._tune(running, searcher)
+        searcher.tell_ended(self._ended)
+
+    def runs_to_confirm(self) -> tuple[ConfirmRun, ...]:
+        """Return the runs of the second stage that have not ended."""
+        return plan_confirmation(self.plan.space, self._ended, self._confirmed)
+
+    def confirm(self, running: Session) -> None:
+        """Run the second stage."""
+        runs = self.runs_to_confirm()
+        first_seed = min((run.seed for run in runs), default=0)
+        run_to_end(running.channel, [self._job(run, run.seed == first_seed) for run in runs])
+
+    def raise_problem(self) -> None:
+        """Raise the user's mistake that a report has shown."""
+        if self._problem is not None:
+            raise self._problem
+
+    def _job(self, run: ConfirmRun, keeps_model: bool) -> Job:
+        folder = self.place.folder
+        return Job(
+            trial_id=run.trial_id,
+            number=run.number,
+            parameters=run.parameters,
+            config=run.config,
+            milestones=self.plan.milestones,
+            output_dir=str(model_dir(folder, run.trial_id)) if keeps_model else None,
+            state_dir=str(state_dir(folder, run.trial_id)),
+            answers_file=str(answers_file(folder, run.trial_id)),
+        )
+
+    def _take(self, record: TrialRecord) -> None:
+        """Take in a change of a trial or of a run that confirms."""
+        if record.trial_id.startswith("confirm-"):
+            if record.state != "running":
+                self._confirmed.append(record)
+            self.place.on_confirmed(record)
             return
+        self._problem = self._problem or _wrong_objective(self.plan.space.objective, record)
+        if self._problem is not None:
+            self.switch.stop(str(self._problem))
+            return
+        record = self._with_reason(record)
         if record.state == "stopped" and record.reason is None:
             return  # nobody decided that: Tune broke down and took its trials along
         if record.state != "running":
-            ended.append(record)
-        on_record(record)
-        limits.check(record)
+            self._ended.append(record)
+        self.place.on_record(record)
+        self._limits.check(record)
 
-    with session(
-        address,
-        space.resources,
-        num_slots=concurrency,
-        max_slots=num_trials,
-        folder=folder,
-        switch=switch,
-        on_start=on_start,
-        on_record=handle,
-        run_trial=run_trial,
-    ) as running:
-        searcher = build_searcher(
-            space, folder, running.num_slots, switch, plan.milestones, earlier
+    def _with_reason(self, record: TrialRecord) -> TrialRecord:
+        """Return the record of a stopped trial with the scheduler's reason."""
+        is_open = record.state == "stopped" and record.reason is None
+        if not is_open or not isinstance(self._scheduler, RungScheduler):
+            return record
+        return replace(record, reason=self._scheduler.rungs.reason(record.number))
+
+    def _tune(self, running: Session, searcher: StudySearch) -> None:
+        """Let Ray Tune run the trials; returns after them or when the switch is thrown."""
+        trainable = tune.with_parameters(
+            TrialRelay,
+            channel=running.channel,
+            space=self.plan.space,
+            milestones=self.plan.milestones,
+            folder=self.place.folder,
         )
-        _tune(plan, folder, running, searcher, scheduler, switch, num_trials)
-    problems.raise_if_any()
-    searcher.tell_ended(ended)
-    return switch.reason or f"{space.budget.trials} trials done"
-
-
-def _tune(
-    plan: SearchPlan,
-    folder: Path,
-    running: Session,
-    searcher: StudySearch,
-    scheduler: Scheduler,
-    switch: StopSwitch,
-    num_trials: int | None,
-) -> None:
-    """Let Ray Tune run `num_trials` trials; returns after them or when the switch is thrown."""
-    trainable = tune.with_parameters(
-        TrialRelay,
-        channel=running.channel,
-        space=plan.space,
-        milestones=plan.milestones,
-        folder=folder,
-    )
-    tuner = tune.Tuner(
-        # Tune wants every trial to ask for something; this takes nothing from the workers.
-        tune.with_resources(trainable, {"node:__internal_head__": 0.001}),
-        tune_config=tune.TuneConfig(
-            num_samples=num_trials or _UNLIMITED_TRIALS,
-            search_alg=searcher,
-            scheduler=scheduler,
-            max_concurrent_trials=running.num_slots,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(folder / "logs" / "ray"),
-            stop=_StopperOf(switch),
-            verbose=0,
-        ),
-    )
-    tuner.fit()
+        tuner = tune.Tuner(
+            # Tune wants every trial to ask for something; this takes nothing from the workers.
+            tune.with_resources(trainable, {"node:__internal_head__": 0.001}),
+            tune_config=tune.TuneConfig(
+                num_samples=self.trials_left() or _UNLIMITED_TRIALS,
+                search_alg=searcher,
+                scheduler=self._scheduler,
+                max_concurrent_trials=running.num_slots,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(self.place.folder / "logs" / "ray"),
+                stop=_StopperOf(self.switch),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
 
 
 class _StopperOf(tune.Stopper):
@@ -218,17 +259,11 @@ class _StopperOf(tune.Stopper):
         return self._switch.is_thrown()
 
 
-def _check_reported(objective: Objective, record: TrialRecord) -> None:
-    """Raise if a trial's report has not the objective."""
-    if record.reports and objective.metric not in record.metrics:
-        raise UserError(
-            f"objective.metric: the reports of {record.trial_id} have no {objective.metric!r}."
-            f"{did_you_mean(objective.metric, record.metrics)}"
-        )
-
-
-def _with_reason(record: TrialRecord, scheduler: Scheduler) -> TrialRecord:
-    """Return the record of a stopped trial with the scheduler's reason."""
-    if record.state != "stopped" or record.reason or not isinstance(scheduler, RungScheduler):
-        return record
-    return replace(record, reason=scheduler.rungs.reason(record.number))
+def _wrong_objective(objective: Objective, record: TrialRecord) -> UserError | None:
+    """Return what is wrong if a trial's report has not the objective."""
+    if not record.reports or objective.metric in record.metrics:
+        return None
+    return UserError(
+        f"objective.metric: the reports of {record.trial_id} have no {objective.metric!r}."
+        f"{did_you_mean(objective.metric, record.metrics)}"
+    )

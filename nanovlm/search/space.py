@@ -206,6 +206,12 @@ def _check_together(place: str, space: SearchSpace) -> None:
     budget = space.budget.model_dump()
     if all(value is None for value in budget.values()):
         messages.append(f"{place}: budget: one of {', '.join(budget)} must be given")
+    limits = [name for name, value in budget.items() if value is not None]
+    if limits == ["gpu_hours"] and not space.resources.gpus_per_worker:
+        messages.append(
+            f"{place}: budget.gpu_hours: trials on CPU spend none, so the search would not end; "
+            "give budget.trials or budget.hours, or resources.gpus_per_worker"
+        )
     if messages:
         raise UserError(*messages)
 

@@ -8,7 +8,7 @@ import pytest
 
 from nanovlm.search.forecast import Forecast, Range, forecast
 from nanovlm.search.past_speed import past_speed
-from nanovlm.search.runner import SearchPlan
+from nanovlm.search.plan import SearchPlan
 from nanovlm.search.space import SearchSpace, load_space
 
 CUDA_FREE = {"resources.workers": 1, "resources.gpus_per_worker": 0}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nanovlm.errors import UserError
-from nanovlm.search.runner import plan_search
+from nanovlm.search.plan import plan_search
 from nanovlm.search.space import SearchSpace, load_space
 
 

@@ -1,0 +1,86 @@
+"""What a search is made up to be before it starts: data, milestones, what it learns from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nanovlm.data.build import OnProgress, log_progress
+from nanovlm.data.sources import pin_data
+from nanovlm.errors import UserError, did_you_mean
+from nanovlm.resources import Resources
+from nanovlm.search.confirm_plan import with_holdout
+from nanovlm.search.scheduler import plan_milestones
+from nanovlm.search.sections import Objective
+from nanovlm.search.space import SearchSpace
+from nanovlm.search.warm_start import EarlierTrials, read_earlier_trials
+from nanovlm.trial import check_backbones, check_start, metric_names
+
+_LESS_IS_BETTER = ("_loss", "_nll")
+_MORE_IS_BETTER = ("_accuracy",)
+"""How the metrics' names end that can be objectives; the parts of an accuracy have a `/`."""
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """What a search was made up to be, before it starts."""
+
+    space: SearchSpace
+    """With the version of each data set of the hub, and what its trials are asked."""
+    milestones: tuple[int, ...]
+    """Samples seen at which trials report and are compared, before the end."""
+    trial_samples: int
+    """Samples that a trial of full length sees, at most."""
+    data: Mapping[str, Any]
+    """What the data was made from and what was left out of it; JSON."""
+    earlier_trials: tuple[EarlierTrials, ...] = ()
+    """Of other searches, for the sampler to learn from."""
+
+    def describe(self) -> str:
+        """Return the plan in a line, and one for each earlier search that it learns from."""
+        at = ", ".join(str(milestone) for milestone in self.milestones)
+        compared = f", compared at {at}" if at else ""
+        plan = f"{self.space.name}: trials of {self.trial_samples} samples{compared}"
+        return "\n".join([plan, *map(str, self.earlier_trials)])
+
+
+def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> SearchPlan:
+    """Return the plan of a search; prepares the data, since the milestones follow from its size.
+
+    Args:
+        on_progress: told how far it is when data has to be prepared.
+
+    Raises:
+        UserError: if the data cannot be had, is smaller than a batch or too small for the rungs, if
+            no report will carry the objective, or if an earlier search does not fit.
+    """
+    earlier_trials = read_earlier_trials(space)
+    resources = Resources("cpu", on_progress)
+    check_start(space.base)
+    check_backbones(space.base)
+    resources.tokenizer(space.base.vlm.lm_tokenizer)
+    space = with_holdout(replace(space, base=pin_data(space.base)))
+    config = replace(space.base, batch_size=space.batch_sizes()[1])
+    train_samples, _ = resources.training_data(config)
+    _check_objective(space.objective, metric_names(config, resources))
+    budget = config.epochs * len(train_samples)
+    return SearchPlan(
+        space,
+        plan_milestones(space, budget),
+        budget,
+        resources.describe_data(config),
+        earlier_trials,
+    )
+
+
+def _check_objective(objective: Objective, metrics: Sequence[str]) -> None:
+    """Raise if no report will carry the objective, or if its mode looks for the worst trial."""
+    metric = objective.metric
+    scores = (*_LESS_IS_BETTER, *_MORE_IS_BETTER)
+    usable = [name for name in metrics if name.endswith(scores) or "/" in name]
+    if metric not in usable:
+        raise UserError(
+            f"objective.metric: no report has {metric!r} as a score.{did_you_mean(metric, usable)}"
+        )
+    better = "min" if metric.endswith(_LESS_IS_BETTER) else "max"
+    if objective.mode != better:
+        raise UserError(f"objective.mode: must be {better!r} for {metric}, got {objective.mode!r}")

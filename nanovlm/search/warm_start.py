@@ -1,0 +1,146 @@
+"""What the sampler learns from earlier searches before its own first trial."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nanovlm.config_files import config_values
+from nanovlm.errors import Problems, UserError
+from nanovlm.messages import TrialRecord
+from nanovlm.results.store import TRIALS_FILE, read_records
+from nanovlm.search.searcher import StudySearch
+from nanovlm.search.space import SearchSpace
+
+_SAME_BUDGET = 0.01
+"""Share by which full trials may differ in samples; the last step of an epoch depends on the batch
+size."""
+
+_SHOWN_DIFFERENCES = 5
+
+
+@dataclass(frozen=True)
+class EarlierTrials:
+    """The trials of a results folder that fit a space."""
+
+    folder: str
+    records: tuple[TrialRecord, ...]
+    """With the values that they have for the keys of this space."""
+    left_out: Mapping[str, int]
+    """How many trials were not taken, by the reason."""
+    differences: tuple[str, ...]
+    """Keys besides the searched ones that their configuration has otherwise."""
+
+    def __str__(self) -> str:
+        total = len(self.records) + sum(self.left_out.values())
+        parts = [f"warm start: {self.folder}: {len(self.records)} of {total} trials taken"]
+        if self.left_out:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
+            parts.append(f" ({reasons})")
+        if self.differences:
+            more = len(self.differences) - _SHOWN_DIFFERENCES
+            shown = ", ".join(self.differences[:_SHOWN_DIFFERENCES])
+            parts.append(f"; there {shown}{f' and {more} more keys' if more > 0 else ''}")
+        return "".join(parts)
+
+
+def read_earlier_trials(space: SearchSpace) -> tuple[EarlierTrials, ...]:
+    """Return the trials of the space's `warm_start` folders.
+
+    Raises:
+        UserError: a folder holds no trials, or none that fits the space; says why.
+    """
+    problems = Problems()
+    taken = list[EarlierTrials]()
+    for name in space.warm_start:
+        with problems:
+            taken.append(_read(space, name))
+    problems.raise_if_any()
+    return tuple(taken)
+
+
+def learn_from(
+    searcher: StudySearch, earlier: tuple[EarlierTrials, ...], trial_samples: int
+) -> None:
+    """Let the searcher learn from trials of earlier searches, each once.
+
+    A trial that ran its full budget counts as a full one if that was as long as it is here, else as
+    one that was stopped at its last report.
+    """
+    for trials in earlier:
+        source = str(Path(trials.folder).resolve())
+        for record in trials.records:
+            gap = abs(record.samples_seen - trial_samples)
+            searcher.import_trial(record, source, is_full=gap <= _SAME_BUDGET * trial_samples)
+
+
+def _read(space: SearchSpace, name: str) -> EarlierTrials:
+    folder = Path(name)
+    if not (folder / TRIALS_FILE).exists():
+        raise UserError(f"warm_start: {name} is no results folder of a search (no {TRIALS_FILE})")
+    records = read_records(folder)
+    taken, left_out = list[TrialRecord](), dict[str, int]()
+    for record in records:
+        values = _values(space, record.config)
+        reason = _reason_against(space, record, values)
+        if reason is None:
+            taken.append(replace(record, parameters=values))
+        else:
+            left_out[reason] = left_out.get(reason, 0) + 1
+    if not taken:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise UserError(
+            f"warm_start: {name} has no trial that fits this space: {reasons or 'it is empty'}; "
+            "take it out, or search the same keys over ranges that hold its values"
+        )
+    return EarlierTrials(name, tuple(taken), left_out, _differences(space, taken[0].config))
+
+
+def _values(space: SearchSpace, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a trial's configuration has for the keys that are searched and active."""
+    flat = _flat(config)
+    values: dict[str, Any] = {}
+    for parameter in space.parameters:
+        if parameter.is_active(values) and parameter.key in flat:
+            values[parameter.key] = flat[parameter.key]
+    return values
+
+
+def _reason_against(
+    space: SearchSpace, record: TrialRecord, values: Mapping[str, Any]
+) -> str | None:
+    """Return why a trial cannot be taken, None if it can."""
+    if record.state == "failed":
+        return "failed"
+    if not all(space.objective.metric in report["metrics"] for report in record.reports):
+        return f"without {space.objective.metric}"
+    active: dict[str, Any] = {}
+    for parameter in space.parameters:
+        if not parameter.is_active(active):
+            continue
+        if parameter.key not in values:
+            return f"without {parameter.key}"
+        if not parameter.contains(values[parameter.key]):
+            return f"with {parameter.key} outside {parameter}"
+        active[parameter.key] = values[parameter.key]
+    return None
+
+
+def _differences(space: SearchSpace, theirs: Mapping[str, Any]) -> tuple[str, ...]:
+    searched = {parameter.key for parameter in space.parameters}
+    ours, flat = _flat(config_values(space.base)), _flat(theirs)
+    return tuple(
+        f"{key}={flat[key]!r}"
+        for key in ours
+        if key not in searched and key in flat and flat[key] != ours[key]
+    )
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration by key, the model's keys as `vlm.KEY`; sequences as lists."""
+    train = {key: value for key, value in config.items() if key != "vlm"}
+    vlm = {f"vlm.{key}": value for key, value in config.get("vlm", {}).items()}
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in (train | vlm).items()
+    }
