@@ -24,6 +24,7 @@ Channels = Annotated[tuple[float, ...], _THREE]
 PositiveChannels = Annotated[tuple[PositiveFloat, ...], _THREE]
 LearningRateSchedule = Literal["cosine", "linear", "constant"]
 Freeze = Literal["none", "vision_encoder", "backbones"]
+BenchmarkPart = Literal["all", "search", "holdout"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -189,6 +190,11 @@ class TrainConfig:
     """Images that cannot be read are left out and listed; a larger share of them is an error."""
     test_dataset_path: str = "Lin-Chen/MMStar"
     mmstar_batch_size: PositiveInt = 32
+    mmstar_holdout: Ratio = 0.0
+    """Share of the benchmark's questions that is kept apart: the same ones in every run, as many of
+    each axis as its size asks for (`data/benchmark_parts.py`)."""
+    mmstar_part: BenchmarkPart = "all"
+    """Which questions are asked: all, those that are kept apart, or the others (`search`)."""
     eval_in_epochs: bool = True
     """`run_single.py` also evaluates after each epoch, and every `eval_interval` steps."""
     eval_interval: PositiveInt | None = None
@@ -204,3 +210,10 @@ class TrainConfig:
     wandb_entity: str | None = None
 
     vlm: VLMConfig = field(default_factory=VLMConfig)
+
+    def __post_init__(self) -> None:
+        if self.mmstar_part == "holdout" and not self.mmstar_holdout:
+            raise ValueError(
+                "mmstar_part='holdout' asks the questions that mmstar_holdout keeps apart; "
+                f"mmstar_holdout must be above 0, got {self.mmstar_holdout}"
+            )

@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from nanovlm.config import TrainConfig
+from nanovlm.data.benchmark_parts import select_part
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.prepared import (
     check_batch_size,
@@ -106,9 +107,10 @@ class Resources:
         return train, val
 
     def benchmark(self, config: TrainConfig) -> PreparedBenchmark:
-        """Return the questions of the benchmark.
+        """Return the questions of the benchmark that `config` asks; its parts share their images.
 
-        Raises UserError if it cannot be had, or its answers are not letters that can be told apart.
+        Raises UserError if it cannot be had, its answers are not letters that can be told apart, or
+        the part has no question.
         """
         tokenizer = self.tokenizer(config.vlm.lm_tokenizer)
 
@@ -117,7 +119,8 @@ class Resources:
             letter_tokens(benchmark, tokenizer)  # said before the training, not after
             return benchmark
 
-        return self._benchmarks.get(benchmark_key(config), prepare)
+        whole = self._benchmarks.get(benchmark_key(config), prepare)
+        return select_part(whole, config.mmstar_holdout, config.mmstar_part)
 
     def describe_data(self, config: TrainConfig) -> dict[str, Any]:
         """Return what the data was made from and what was left out of it, once it is prepared."""

@@ -153,3 +153,12 @@ def test_image_values_that_cannot_be(values: dict[str, Any], rule: str) -> None:
     with pytest.raises(UserError) as caught:
         build_config(Layer("file", {"vlm": values}))
     assert caught.value.messages[0].startswith(f"file: {rule}")
+
+
+def test_the_holdout_cannot_be_asked_where_nothing_is_kept_apart() -> None:
+    layer = Layer("command line", {"mmstar_part": "holdout"})
+    with pytest.raises(UserError, match=r"command line: .*mmstar_holdout must be above 0, got 0"):
+        build_config(layer)
+    kept = Layer("preset", {"mmstar_holdout": 0.5})
+    assert build_config(kept, layer).mmstar_part == "holdout"
+    assert build_config(Layer("file", {"mmstar_part": "search"})).mmstar_holdout == 0

@@ -71,6 +71,24 @@ def test_training_data_is_kept_for_its_key_alone() -> None:
     assert len(more_val) > len(val_samples)
 
 
+def test_the_parts_of_the_benchmark_share_what_is_prepared() -> None:
+    resources = Resources("cpu")
+    parts = {
+        part: resources.benchmark(
+            dataclasses.replace(CONFIG, mmstar_holdout=0.25, mmstar_part=part)
+        )
+        for part in ("search", "holdout", "all")
+    }
+    whole = parts["all"]
+    assert whole is resources.benchmark(CONFIG)
+    assert len(parts["holdout"]) == len(whole) / 4
+    assert sorted(parts["search"].indices + parts["holdout"].indices) == list(whole.indices)
+    assert all(part.images is whole.images for part in parts.values())
+    assert len(resources._benchmarks._values) == 1
+    other_seed = dataclasses.replace(CONFIG, mmstar_holdout=0.25, mmstar_part="holdout", seed=9)
+    assert resources.benchmark(other_seed).indices == parts["holdout"].indices
+
+
 def test_the_batch_size_is_checked_for_every_trial() -> None:
     resources = Resources("cpu")
     resources.training_data(CONFIG)
