@@ -11,13 +11,8 @@ from rich.console import Console
 from nanovlm import cli
 from nanovlm.config_files import load_config, parse_overrides
 from nanovlm.messages import Job, TrialRecord
-from nanovlm.results.store import (
-    DATA_FILE,
-    ResultsStore,
-    answers_file,
-    choose_folder,
-    model_dir,
-)
+from nanovlm.results.kept_models import model_dir
+from nanovlm.results.store import DATA_FILE, ResultsStore, answers_file, choose_folder
 from nanovlm.results.summary import Objective, describe_accuracy
 from nanovlm.results.terminal import (
     NotesDisplay,

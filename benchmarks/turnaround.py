@@ -32,7 +32,8 @@ from nanovlm.distributed.cluster import connect
 from nanovlm.messages import Job, Report, TrialRecord
 from nanovlm.resources import Resources
 from nanovlm.results.summary import turnarounds
-from nanovlm.search.runner import SearchPlan, run_search
+from nanovlm.search.plan import SearchPlan
+from nanovlm.search.runner import Place, run_search
 from nanovlm.search.space import load_space
 
 NUM_REPORTS = 8
@@ -130,7 +131,7 @@ def run_warm(num_trials: int, folder: Path) -> list[float]:
     """Return the turnarounds of this project, in seconds."""
     space_file = folder / "space.yaml"
     space_file.write_text(SPACE)
-    space = load_space(space_file, {"budget.trials": num_trials})
+    space = load_space(space_file, {"budget.trials": num_trials, "confirm.top": 0})
     plan = SearchPlan(space, MILESTONES, NUM_REPORTS * SAMPLES_PER_REPORT, data={})
     results = folder / "results"
     ended: list[TrialRecord] = []
@@ -139,14 +140,16 @@ def run_warm(num_trials: int, folder: Path) -> list[float]:
         if record.state != "running":
             ended.append(record)
 
-    run_search(
-        plan,
+    (results / "logs").mkdir(parents=True)
+    place = Place(
         results,
-        concurrency=1,
-        on_start=lambda *_: (results / "logs").mkdir(parents=True),
+        on_start=lambda *_: None,
         on_record=on_record,
+        on_confirmed=lambda _: None,
+        concurrency=1,
         run_trial=fake_trial,
     )
+    run_search(plan, place)
     assert len(ended) == num_trials, f"{len(ended)} of {num_trials} trials ended"
     return turnarounds(ended)
 

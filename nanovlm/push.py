@@ -10,7 +10,8 @@ from nanovlm.config_files import Layer, build_config
 from nanovlm.models.model_card import Score
 from nanovlm.models.model_files import read_json_object
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.results.store import BEST_MODEL_DIR, SUMMARY_FILE
+from nanovlm.results.kept_models import BEST_MODEL_DIR
+from nanovlm.results.store import SUMMARY_FILE
 from nanovlm.results.summary import NUM_ITEMS, wilson_interval
 
 EXAMPLES = """examples:

@@ -22,9 +22,10 @@ POLICY = """\
 Kept on disk are only files that can still be needed:
 
 - of each running trial the state of its last report, and while a new one is written both;
-- the final models of the `confirm.top` best trials and of trial 0, and for the moment of the
-  exchange one more;
-- the models of the confirming runs, `confirm.seeds` for each of these configurations;
+- the final models of the `confirm.top` best trials, and for the moment of the exchange one more;
+  `best/` is a second name for one of the models kept;
+- until the winner is known the models of the confirming runs, `confirm.seeds` for each of these
+  configurations and the default one;
 - of every ended trial its answers, its line in `trials.jsonl` and its log lines.
 
 A state holds the weights and, of what is trained, AdamW's two moments, all in float32."""
@@ -54,7 +55,7 @@ class DiskPeak:
     states: int
     """Of all running trials."""
     models: int
-    """Of the best trials, trial 0 and the confirming runs."""
+    """Of the best trials and the confirming runs."""
     answers_and_logs: int
 
     @property
@@ -70,7 +71,7 @@ def disk_peak(
     model = max(model for model, _ in sizes)
     state = max(state for _, state in sizes)
     confirmed = space.confirm.top + 1 if space.confirm.top else 0
-    num_models = max(1, confirmed) + 1 + confirmed * space.confirm.seeds
+    num_models = max(1, space.confirm.top) + 1 + confirmed * space.confirm.seeds
     num_runs = num_trials + confirmed * space.confirm.seeds
     return DiskPeak(
         model=model,

@@ -165,20 +165,18 @@ class _Search:
 
     def runs_to_confirm(self) -> tuple[ConfirmRun, ...]:
         """Return the runs of the second stage that have not ended."""
-        return plan_confirmation(self.plan.space, self._ended, self._confirmed)
+        return plan_confirmation(self.plan.space, self._ended, self._confirmed).runs
 
     def confirm(self, running: Session) -> None:
         """Run the second stage."""
-        runs = self.runs_to_confirm()
-        first_seed = min((run.seed for run in runs), default=0)
-        run_to_end(running.channel, [self._job(run, run.seed == first_seed) for run in runs])
+        run_to_end(running.channel, [self._job(run) for run in self.runs_to_confirm()])
 
     def raise_problem(self) -> None:
         """Raise the user's mistake that a report has shown."""
         if self._problem is not None:
             raise self._problem
 
-    def _job(self, run: ConfirmRun, keeps_model: bool) -> Job:
+    def _job(self, run: ConfirmRun) -> Job:
         folder = self.place.folder
         return Job(
             trial_id=run.trial_id,
@@ -186,7 +184,7 @@ class _Search:
             parameters=run.parameters,
             config=run.config,
             milestones=self.plan.milestones,
-            output_dir=str(model_dir(folder, run.trial_id)) if keeps_model else None,
+            output_dir=str(model_dir(folder, run.trial_id)),
             state_dir=str(state_dir(folder, run.trial_id)),
             answers_file=str(answers_file(folder, run.trial_id)),
         )

@@ -92,7 +92,7 @@ def write_state(
     random = {f"{_RANDOM}{rank}": state for rank, state in enumerate(training.random)}
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{STATE_FILE}.part"
-    tensors = {name: tensor.contiguous() for name, tensor in (training.tensors | random).items()}
+    tensors = {name: tensor.contiguous() for name, tensor in {**training.tensors, **random}.items()}
     save_file(tensors, part, {_ABOUT: json.dumps(about)})
     with part.open("rb") as file:
         os.fsync(file.fileno())
