@@ -1,0 +1,195 @@
+"""What the confirming runs say: which configuration is best, and whether that is more than chance.
+
+Pure functions of the runs' records and of their answers to the benchmark.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanovlm.errors import UserError
+from nanovlm.messages import TrialRecord
+from nanovlm.results.comparison import (
+    ANSWER_METRICS,
+    PairedComparison,
+    Spread,
+    compare_answers,
+    pooled_spread,
+    read_answers,
+)
+from nanovlm.results.summary import Objective
+from nanovlm.results.verdict import DEFAULT_NUMBER, describe_verdict
+
+
+@dataclass(frozen=True)
+class _Configuration:
+    """The confirming runs of one configuration."""
+
+    number: int
+    finished: Mapping[int, TrialRecord]
+    """By their seed."""
+    failed: Sequence[TrialRecord]
+    metric: str
+
+    @property
+    def values(self) -> dict[int, float]:
+        """The objective of each finished run, by its seed."""
+        return {seed: run.metrics[self.metric] for seed, run in self.finished.items()}
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.values.values()) if self.finished else None
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of the mean, from the spread of this configuration's own seeds."""
+        if len(self.finished) < 2:
+            return None
+        return statistics.stdev(self.values.values()) / math.sqrt(len(self.finished))
+
+    @property
+    def is_infeasible(self) -> bool:
+        """Whether a seed has made it fail by its own values."""
+        return any(run.is_infeasible for run in self.failed)
+
+
+def summarize_confirmation(
+    runs: Sequence[TrialRecord],
+    searched: Sequence[TrialRecord],
+    objective: Objective,
+    answers_dir: Path,
+) -> dict[str, Any] | None:
+    """Return what `summary.json` has under `confirmation`; None without runs.
+
+    The winner is the configuration with the best mean; of equal ones the default, then the one of
+    the earlier trial. One that a seed has made fail by its own values comes after all others.
+
+    Args:
+        runs: the ended confirming runs, each with the number of the trial whose configuration it
+            is and a configuration with its seed.
+        searched: the ended trials of the search.
+        answers_dir: folder with `<trial_id>.jsonl` of the confirming runs.
+
+    Raises:
+        UserError: a file of answers is broken, or runs were asked different questions.
+    """
+    if not runs:
+        return None
+    metric = objective.metric
+    sign = 1 if objective.mode == "max" else -1
+    numbers = sorted({run.number for run in runs})
+    configurations = {number: _configuration(runs, number, metric) for number in numbers}
+    spread = pooled_spread([[*c.values.values()] for c in configurations.values()])
+    default = configurations.get(DEFAULT_NUMBER)
+    search_values = {r.number: r.metrics.get(metric) for r in searched if r.state == "completed"}
+
+    def rank(configuration: _Configuration) -> tuple[bool, bool, float]:
+        mean = configuration.mean
+        return mean is None, configuration.is_infeasible, 0.0 if mean is None else -sign * mean
+
+    ordered = sorted(configurations.values(), key=rank)
+    described = [
+        _describe(c, search_values.get(c.number))
+        | {"difference_to_default": _difference(c, default, answers_dir, spread)}
+        for c in ordered
+    ]
+    return {
+        "winner": None if ordered[0].mean is None else ordered[0].number,
+        "verdict": describe_verdict(described, objective, _is_held_out(runs)),
+        "seed_deviation": spread and spread.deviation,
+        "seed_degrees_of_freedom": spread and spread.degrees,
+        "configurations": described,
+    }
+
+
+def _configuration(runs: Sequence[TrialRecord], number: int, metric: str) -> _Configuration:
+    own = [run for run in runs if run.number == number]
+    finished = [run for run in own if run.state == "completed" and metric in run.metrics]
+    return _Configuration(
+        number=number,
+        finished={_seed(run): run for run in sorted(finished, key=_seed)},
+        failed=[run for run in own if run not in finished],
+        metric=metric,
+    )
+
+
+def _seed(run: TrialRecord) -> int:
+    seed: int = run.config["seed"]
+    return seed
+
+
+def _is_held_out(runs: Sequence[TrialRecord]) -> bool:
+    return all(run.config.get("mmstar_part") == "holdout" for run in runs)
+
+
+def _describe(configuration: _Configuration, search_value: float | None) -> dict[str, Any]:
+    runs = [*configuration.finished.values(), *configuration.failed]
+    return {
+        "number": configuration.number,
+        "parameters": dict(runs[0].parameters),
+        "mean": configuration.mean,
+        "standard_error": configuration.standard_error,
+        "search_value": search_value,
+        "runs": [
+            {"trial_id": run.trial_id, "seed": seed, "value": configuration.values[seed]}
+            for seed, run in configuration.finished.items()
+        ],
+        "failed": [
+            {"trial_id": run.trial_id, "seed": _seed(run), "reason": run.reason}
+            for run in configuration.failed
+        ],
+    }
+
+
+def _difference(
+    this: _Configuration,
+    default: _Configuration | None,
+    answers_dir: Path,
+    spread: Spread | None,
+) -> dict[str, Any] | None:
+    """Return this configuration less the default one, over the seeds that both have finished."""
+    if default is None or this is default:
+        return None
+    seeds = sorted(this.finished.keys() & default.finished.keys())
+    if not seeds:
+        return None
+    mean = statistics.fmean(this.values[seed] - default.values[seed] for seed in seeds)
+    items = _compare_items(this, default, seeds, answers_dir)
+    seeds_interval = None
+    if spread is not None:
+        half = spread.difference_half_width(len(seeds), len(seeds))
+        seeds_interval = mean - half, mean + half
+    return {
+        "mean": mean,
+        "seeds": seeds,
+        "seeds_interval_95": seeds_interval,
+        "interval_95": items and items.interval_95,
+        "p_value": items and items.p_value,
+        "num_items": items and items.num_items,
+        "only_this_right": items and items.only_a,
+        "only_default_right": items and items.only_b,
+    }
+
+
+def _compare_items(
+    this: _Configuration, default: _Configuration, seeds: Sequence[int], answers_dir: Path
+) -> PairedComparison | None:
+    """Return the comparison by questions; None if the metric does not stand on the answers to
+    single questions, or answers are gone."""
+    if this.metric not in ANSWER_METRICS:
+        return None
+    files = [
+        [answers_dir / f"{side.finished[seed].trial_id}.jsonl" for seed in seeds]
+        for side in (this, default)
+    ]
+    if not all(file.exists() for side in files for file in side):
+        return None
+    ours, others = ([read_answers(file, this.metric) for file in side] for side in files)
+    try:
+        return compare_answers(ours, others)
+    except ValueError as error:
+        names = ", ".join(file.name for side in files for file in side)
+        raise UserError(f"{answers_dir}: {names}: {error}") from None

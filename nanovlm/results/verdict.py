@@ -1,0 +1,121 @@
+"""The one sentence that a confirmed search ends with, in plain words."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nanovlm.results.summary import Objective
+
+DEFAULT_NUMBER = 0
+"""Of the trial that runs the base configuration."""
+
+SIGNIFICANT = 0.05
+
+_DEFAULT = "the default configuration"
+
+
+def describe_verdict(
+    configurations: Sequence[Mapping[str, Any]], objective: Objective, is_held_out: bool
+) -> str:
+    """Return who is best, by how much, and whether that is more than chance.
+
+    A gain counts if neither other questions nor other seeds could easily have undone it: p below
+    0.05, and an interval over seeds (where there are two) that does not hold 0.
+
+    Args:
+        configurations: as in `summary.json`, the best first.
+        is_held_out: whether the questions are ones that the search did not ask.
+    """
+    failed = sum(len(c["failed"]) for c in configurations)
+    total = failed + sum(len(c["runs"]) for c in configurations)
+    tail = f"; {failed} of {total} runs failed" if failed else ""
+    return _Sentence(configurations, objective, is_held_out).text() + tail
+
+
+class _Sentence:
+    def __init__(
+        self, configurations: Sequence[Mapping[str, Any]], objective: Objective, is_held_out: bool
+    ) -> None:
+        self._best = configurations[0]
+        self._difference = self._best["difference_to_default"]
+        self._metric = objective.metric
+        self._sign = 1 if objective.mode == "max" else -1
+        self._questions = "held-out questions" if is_held_out else "questions"
+
+    def text(self) -> str:
+        best, difference = self._best, self._difference
+        if best["mean"] is None:
+            return "no configuration has a finished run on a fresh seed"
+        mean = f"mean {self._metric} {best['mean']:.4g} over {_seeds(len(best['runs']))}"
+        if best["number"] == DEFAULT_NUMBER:
+            return f"{_DEFAULT} is best: {mean}"
+        if difference is None:
+            return (
+                f"trial {best['number']} has the best mean, and {_DEFAULT} has no finished run to "
+                f"compare it with: {mean}"
+            )
+        if difference["p_value"] is None:
+            return self._by_seeds()
+        return self._by_questions()
+
+    def _by_questions(self) -> str:
+        difference, name = self._difference, f"trial {self._best['number']}"
+        gain = self._amount(difference["interval_95"])
+        where = f"on {difference['num_items']} {self._questions}"
+        p = f"p = {difference['p_value']:.2g}"
+        if difference["p_value"] >= SIGNIFICANT or self._gain <= 0:
+            return f"the gain of {name} over {_DEFAULT}, {gain} {where}, is inside the noise ({p})"
+        interval = difference["seeds_interval_95"]
+        if interval is None:
+            return (
+                f"{name} beats {_DEFAULT} by {gain} {where} ({p}), with one seed: how far other "
+                "seeds would lie apart is not known"
+            )
+        if _holds_zero(interval):
+            return (
+                f"the gain of {name} over {_DEFAULT}, {gain} {where} ({p}), is inside the noise "
+                f"between seeds: {self._interval(interval)}"
+            )
+        return f"{name} beats {_DEFAULT} by {gain} {where} ({p})"
+
+    def _by_seeds(self) -> str:
+        difference, name = self._difference, f"trial {self._best['number']}"
+        interval = difference["seeds_interval_95"]
+        over = f"over {_seeds(len(difference['seeds']))}, not compared by questions"
+        gain = self._amount(interval)
+        if interval is None:
+            return (
+                f"the gain of {name} over {_DEFAULT}, {gain} {over}, may be noise: how far other "
+                "seeds would lie apart is not known"
+            )
+        if _holds_zero(interval) or self._gain <= 0:
+            return f"the gain of {name} over {_DEFAULT}, {gain} {over}, is inside the noise"
+        return f"{name} beats {_DEFAULT} by {gain} {over}"
+
+    @property
+    def _gain(self) -> float:
+        gain: float = self._sign * self._difference["mean"]
+        return gain
+
+    @property
+    def _is_accuracy(self) -> bool:
+        return "accuracy" in self._metric
+
+    def _amount(self, interval: Sequence[float] | None) -> str:
+        unit = "points" if self._is_accuracy else self._metric
+        text = f"{self._number(self._gain)} {unit}"
+        return text if interval is None else f"{text} {self._interval(interval)}"
+
+    def _interval(self, interval: Sequence[float]) -> str:
+        low, high = sorted(self._sign * end for end in interval)
+        return f"[{self._number(low)}, {self._number(high)}]"
+
+    def _number(self, value: float) -> str:
+        return f"{100 * value:.1f}" if self._is_accuracy else f"{value:.3g}"
+
+
+def _holds_zero(interval: Sequence[float]) -> bool:
+    return interval[0] <= 0 <= interval[1]
+
+
+def _seeds(number: int) -> str:
+    return "1 seed" if number == 1 else f"{number} seeds"
