@@ -15,6 +15,7 @@ from nanovlm import cli
 from nanovlm.config_files import parse_overrides
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
+from nanovlm.results.confirmation_table import confirmation_table
 from nanovlm.results.store import (
     BEST_CONFIG_FILE,
     DATA_FILE,
@@ -23,7 +24,6 @@ from nanovlm.results.store import (
     choose_folder,
     describe_run,
 )
-from nanovlm.results.confirmation_table import confirmation_table
 from nanovlm.results.summary import Objective, describe_accuracy
 from nanovlm.results.terminal import (
     PreparationDisplay,

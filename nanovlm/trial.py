@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def run_trial(
     if reports:
         started -= reports[-1].seconds
     yield from reports
+    trial = _Trial(job, resources, model, val_samples, benchmark, started, reports)
     training = train(
         model,
         train_samples,
@@ -80,36 +82,55 @@ def run_trial(
     try:
         with closing(training):
             for progress in training:
-                trained_at = time.perf_counter()
-                result = _ask(model, benchmark, config, resources)
-                metrics = result.metrics() | _validate(model, val_samples, resources.device)
-                evaluated_at = time.perf_counter()
-                _check_finite(progress.step, metrics)
-                output_dir = job.output_dir if progress.is_final else None
-                if rank() == 0:
-                    _write_outputs(model, output_dir, result, job.answers_file)
-                report = Report(
-                    samples_seen=progress.samples_seen,
-                    step=progress.step,
-                    metrics=metrics | {"train_loss": progress.train_loss},
-                    checkpoint=output_dir,
-                    seconds=time.perf_counter() - started,
-                    first_step_seconds=(
-                        reports[0].first_step_seconds
-                        if reports
-                        else progress.first_step_at - started
-                    ),
-                    evaluation_seconds=evaluated_at - trained_at,
-                    speed=progress.speed,
-                    is_final=progress.is_final,
-                    notes=_all_notes(resources),
-                )
-                reports.append(report)
-                if job.state_dir is not None and not progress.is_final:
-                    _write_state(job, progress, reports)
-                yield report
+                yield trial.report(progress)
     finally:
         model.zero_grad()
+
+
+@dataclass
+class _Trial:
+    """A trial on its way, between its steps."""
+
+    job: Job
+    resources: Resources
+    model: VisionLanguageModel
+    val_samples: PreparedSamples
+    benchmark: PreparedBenchmark
+    started: float
+    """On the clock of `time.perf_counter`."""
+    reports: list[Report]
+    """Those made so far."""
+
+    def report(self, progress: Progress) -> Report:
+        """Evaluate the model and write down what is wanted; all workers do this together."""
+        job, resources, device = self.job, self.resources, self.resources.device
+        trained_at = time.perf_counter()
+        result = _ask(self.model, self.benchmark, job.config, resources)
+        metrics = result.metrics() | _validate(self.model, self.val_samples, device)
+        evaluated_at = time.perf_counter()
+        _check_finite(progress.step, metrics)
+        output_dir = job.output_dir if progress.is_final else None
+        if rank() == 0:
+            _write_outputs(self.model, output_dir, result, job.answers_file)
+        first_step_seconds = progress.first_step_at - self.started
+        if self.reports:  # also of the run before this one, if the trial was cut off
+            first_step_seconds = self.reports[0].first_step_seconds
+        report = Report(
+            samples_seen=progress.samples_seen,
+            step=progress.step,
+            metrics=metrics | {"train_loss": progress.train_loss},
+            checkpoint=output_dir,
+            seconds=time.perf_counter() - self.started,
+            first_step_seconds=first_step_seconds,
+            evaluation_seconds=evaluated_at - trained_at,
+            speed=progress.speed,
+            is_final=progress.is_final,
+            notes=_all_notes(resources),
+        )
+        self.reports.append(report)
+        if job.state_dir is not None and not progress.is_final:
+            _write_state(job, progress, self.reports)
+        return report
 
 
 def _write_outputs(

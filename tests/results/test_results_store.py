@@ -100,7 +100,7 @@ def test_a_search_in_the_folder(tmp_path: Path) -> None:
     kept = [dataclasses.replace(trial, checkpoint=None) for trial in store.records]
     assert read_records(store.folder) == kept
     assert (store.folder / "best" / "model.safetensors").read_text() == "trial-0001"
-    assert not list((store.folder / "checkpoints").iterdir())
+    assert [path.name for path in (store.folder / "checkpoints").iterdir()] == ["trial-0001"]
     best = read_mapping(store.folder / "best.yaml")
     assert build_config(Layer("best.yaml", best)) == TrainConfig(lr_mp=0.02)
     summary = json.loads((store.folder / "summary.json").read_text())
