@@ -46,7 +46,7 @@ def test_the_largest_choice_counts(tmp_path: Path) -> None:
 def test_what_the_peak_grows_with(tmp_path: Path) -> None:
     one, four = (peak(digits_space(tmp_path), concurrency=c) for c in (1, 4))
     assert (one.states, four.states) == (2 * one.state, 8 * one.state)
-    assert one.models == four.models == (4 + 1 + 8) * one.model
+    assert one.models == four.models == (3 + 1 + 8) * one.model
     unconfirmed: dict[str, Any] = {"confirm.top": 0}
     none = peak(digits_space(tmp_path, **unconfirmed))
     assert none.models == 2 * one.model
