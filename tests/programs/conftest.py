@@ -29,6 +29,7 @@ search:
   batch_size: {choice: [16, 32]}
 scheduler: {rungs: 3, reduction_factor: 3}
 budget: {trials: 6}
+confirm: {top: 1, seeds: 1}
 resources: {workers: 1, cpus_per_worker: 1}
 """
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from nanovlm.config_files import Layer, build_config, read_mapping
+from nanovlm.config_files import Layer, build_config
+from nanovlm.messages import TrialRecord
 from nanovlm.results.store import answers_file
 from nanovlm.search.space import load_space
 from tests.programs.conftest import (
@@ -29,9 +31,12 @@ def test_the_program_says_what_it_does(search: Finished) -> None:
     assert lines[0].startswith("own Ray cluster, dashboard: http://127.0.0.1:")
     assert "ray get-auth-token" in lines[0]
     assert "compared at" in lines[1]
-    assert sum(line.startswith("trial ") for line in lines) == 6 + 1  # and the table's head
-    assert sum(" samples/s, data " in line for line in lines) == 6
-    assert "ended: 6 trials done" in lines
+    assert (
+        sum(re.match(r"trial \d+ +(completed|stopped) ", line) is not None for line in lines) == 6
+    )
+    assert sum(line.startswith("confirm ") for line in lines) == 2
+    assert sum(" samples/s, data " in line for line in lines) == 6 + 2
+    assert "ended: budget.trials: 6 trials are done" in lines
     assert lines[-1] == "python run_single.py --config results/demo/best.yaml"
 
 
@@ -83,17 +88,23 @@ def test_the_summary(search: Finished) -> None:
     )
     assert summary["name"] == "demo"
     assert summary["trials"]["total"] == 6
-    assert summary["best"]["number"] == best.number
+    confirmed = {c["number"]: c for c in summary["confirmation"]["configurations"]}
+    assert best.number in confirmed and 0 in confirmed
+    winner = confirmed[summary["confirmation"]["winner"]]
+    assert winner["mean"] == max(c["mean"] for c in confirmed.values())
+    assert summary["best"]["trial_id"] == winner["runs"][0]["trial_id"]
     low, high = summary["best"]["interval_95"]
-    assert low < best.metrics["mmstar_accuracy"] < high
+    assert low < winner["mean"] < high
     assert summary["turnaround_seconds"]["median"] < 5  # promised: 0.5
     assert summary["training_seconds"] < summary["wall_seconds"]
-    assert yaml.safe_load((search.folder / "best.yaml").read_text()) == dict(best.config)
+    assert yaml.safe_load((search.folder / "best.yaml").read_text()) == summary["best"]["config"]
+    assert summary["best"]["config"]["seed"] == 1, "a fresh one"
 
 
 def test_every_trial_leaves_its_last_answers(search: Finished) -> None:
     names = {path.name for path in (search.folder / "answers").iterdir()}
-    assert names == {f"{record.trial_id}.jsonl" for record in search.records}
+    confirmed = {f"{run}.jsonl" for run in confirming_runs(search)}
+    assert names == {f"{record.trial_id}.jsonl" for record in search.records} | confirmed
     for record in search.records:
         lines = answers_file(search.folder, record.trial_id).read_text().splitlines()
         right = [json.loads(line)["correct"] for line in lines]
@@ -106,13 +117,28 @@ def test_nothing_else_is_left(search: Finished) -> None:
         "answers",
         "best",
         "best.yaml",
+        "checkpoints",
+        "confirm.jsonl",
         "data.json",
         "logs",
+        "rungs.jsonl",
         "space.yaml",
+        "study.id",
         "study.journal",
         "summary.json",
         "trials.jsonl",
     }
+    best = max(
+        (record for record in search.records if record.state == "completed"),
+        key=lambda record: record.metrics["mmstar_accuracy"],
+    )
+    assert [path.name for path in (search.folder / "checkpoints").iterdir()] == [best.trial_id]
+
+
+def confirming_runs(finished: Finished) -> dict[str, TrialRecord]:
+    lines = (finished.folder / "confirm.jsonl").read_text().splitlines()
+    runs = [TrialRecord(**json.loads(line)) for line in lines]
+    return {run.trial_id: run for run in runs}
 
 
 def test_the_best_configuration_run_alone_gives_the_same_bits(
@@ -123,8 +149,8 @@ def test_the_best_configuration_run_alone_gives_the_same_bits(
     )
     assert single.code == 0, single.output
     (record,) = single.records
-    config = read_mapping(search.folder / "best.yaml")
-    (trial,) = (r for r in search.records if r.config == config and r.state == "completed")
+    best = json.loads((search.folder / "summary.json").read_text())["best"]
+    trial = confirming_runs(search)[best["trial_id"]]
     assert record.metrics == trial.metrics
     weights = load_file(single.folder / "best" / "model.safetensors")
     searched = load_file(search.folder / "best" / "model.safetensors")
@@ -167,6 +193,11 @@ def test_ctrl_c_and_resume_give_the_search_that_was_not_disturbed(
     assert resumed.code == 0, resumed.output
     assert resumed.records[: len(finished_before)] == finished_before
     assert outcomes(resumed) == outcomes(search)
+    confirmed = [
+        {name: run.metrics for name, run in confirming_runs(each).items()}
+        for each in (resumed, search)
+    ]
+    assert confirmed[0] == confirmed[1]
 
 
 def outcomes(finished: Finished) -> dict[int, tuple[object, ...]]:

@@ -1,0 +1,87 @@
+"""Which models and states are on disk as trials end."""
+
+from pathlib import Path
+
+from nanovlm.messages import TrialRecord, TrialState
+from nanovlm.results.kept_models import KeptModels, model_dir, state_dir
+from nanovlm.results.summary import Objective
+
+OBJECTIVE = Objective("mmstar_accuracy", "max")
+
+
+def ended(
+    folder: Path, number: int, accuracy: float, state: TrialState = "completed"
+) -> TrialRecord:
+    """A trial with a model, if it ran to its end, and a state."""
+    trial_id = f"trial-{number:04d}"
+    state_dir(folder, trial_id).mkdir(parents=True)
+    if state == "completed":
+        model_dir(folder, trial_id).mkdir()
+        (model_dir(folder, trial_id) / "model.safetensors").write_text(trial_id)
+    return TrialRecord(
+        trial_id=trial_id,
+        number=number,
+        parameters={},
+        config={},
+        state=state,
+        metrics={"mmstar_accuracy": accuracy},
+        submitted_at=0.0,
+    )
+
+
+def names(folder: Path) -> list[str]:
+    root = folder / "checkpoints"
+    return sorted(path.name for path in root.iterdir()) if root.exists() else []
+
+
+def test_the_models_of_the_best_trials_stay(tmp_path: Path) -> None:
+    kept = KeptModels(tmp_path, OBJECTIVE, num_best=2)
+    for number, accuracy in enumerate([0.5, 0.4, 0.7, 0.1]):
+        kept.settle(ended(tmp_path, number, accuracy))
+    kept.settle(ended(tmp_path, 4, 0.9, "stopped"))
+    assert names(tmp_path) == ["trial-0000", "trial-0002"]
+
+
+def test_they_stay_when_the_search_goes_on(tmp_path: Path) -> None:
+    records = [ended(tmp_path, number, accuracy) for number, accuracy in enumerate([0.5, 0.7])]
+    first = KeptModels(tmp_path, OBJECTIVE, num_best=2)
+    for record in records:
+        first.settle(record)
+    again = KeptModels(tmp_path, OBJECTIVE, num_best=2)
+    again.restore(records)
+    again.settle(ended(tmp_path, 2, 0.6))
+    assert names(tmp_path) == ["trial-0001", "trial-0002"]
+
+
+def test_best_takes_no_disk_of_its_own(tmp_path: Path) -> None:
+    kept = KeptModels(tmp_path, OBJECTIVE, num_best=1)
+    for number, accuracy in enumerate([0.5, 0.7]):
+        record = ended(tmp_path, number, accuracy)
+        kept.settle(record)
+        kept.show_as_best(record.trial_id)
+    (file,) = (tmp_path / "best").iterdir()
+    assert file.read_text() == "trial-0001"
+    assert file.stat().st_ino == (model_dir(tmp_path, "trial-0001") / file.name).stat().st_ino
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "checkpoints"]
+
+
+def test_what_a_kill_left_half_done_is_no_obstacle(tmp_path: Path) -> None:
+    kept = KeptModels(tmp_path, OBJECTIVE, num_best=1)
+    for name in (".best.part", ".best.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("half")
+    record = ended(tmp_path, 0, 0.5)
+    kept.settle(record)
+    kept.show_as_best(record.trial_id)
+    assert (tmp_path / "best" / "model.safetensors").read_text() == "trial-0000"
+
+
+def test_cleaning_leaves_what_a_later_run_needs(tmp_path: Path) -> None:
+    kept = KeptModels(tmp_path, OBJECTIVE, num_best=1)
+    best = ended(tmp_path, 0, 0.5)
+    kept.settle(best)
+    state_dir(tmp_path, best.trial_id).mkdir()  # the program was killed before it was removed
+    for name in ("trial-0001", "trial-0002.state", "confirm-0-seed-1", "confirm-0-seed-2"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    kept.clean({best.trial_id, "confirm-0-seed-1"}, {"confirm-0-seed-1"})
+    assert names(tmp_path) == ["confirm-0-seed-1", "trial-0000", "trial-0002.state"]

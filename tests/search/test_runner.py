@@ -1,0 +1,121 @@
+"""The two stages of a search on real Ray, with trials that only pretend to train."""
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanovlm.errors import UserError
+from nanovlm.messages import Job, Report, TrialRecord
+from nanovlm.resources import Resources
+from nanovlm.search.plan import SearchPlan
+from nanovlm.search.runner import EarlierRun, Place, run_search
+from nanovlm.search.space import load_space
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+SPACE = """
+preset: digits
+search: {lr_mp: {log_uniform: [1.0e-4, 1.0e-1]}}
+confirm: {top: 1, seeds: 2}
+"""
+
+
+def pretend(
+    job: Job, resources: Resources, interrupted: Callable[[], bool]
+) -> Generator[Report, None, None]:
+    for samples_seen in (*job.milestones, 900):
+        yield Report(
+            samples_seen=samples_seen,
+            step=samples_seen // 100,
+            metrics={"mmstar_accuracy": job.config.lr_mp * samples_seen, "train_loss": 1.0},
+            seconds=1.0,
+            first_step_seconds=0.1,
+            is_final=samples_seen == 900,
+        )
+
+
+def pretend_without_objective(
+    job: Job, resources: Resources, interrupted: Callable[[], bool]
+) -> Generator[Report, None, None]:
+    for report in pretend(job, resources, interrupted):
+        yield replace(report, metrics={"train_loss": 1.0})
+
+
+def pretend_to_diverge(
+    job: Job, resources: Resources, interrupted: Callable[[], bool]
+) -> Generator[Report, None, None]:
+    for report in pretend(job, resources, interrupted):
+        yield replace(report, metrics={"mmstar_accuracy": float("nan"), "train_loss": 1.0})
+
+
+class Run:
+    """A search in a folder, and what it told."""
+
+    def __init__(self, folder: Path, **overrides: Any) -> None:
+        (folder / "logs").mkdir(exist_ok=True)
+        (folder / "space.yaml").write_text(SPACE)
+        space = load_space(folder / "space.yaml", overrides)
+        self.plan = SearchPlan(space, (100, 300), 900, data={})
+        self.folder = folder
+        self.ended: list[TrialRecord] = []
+        self.confirmed: list[TrialRecord] = []
+
+    def __call__(self, run_trial: Any = pretend, earlier: EarlierRun | None = None) -> str:
+        place = Place(
+            self.folder,
+            on_start=lambda *_: None,
+            on_record=lambda r: self.ended.append(r) if r.state != "running" else None,
+            on_confirmed=lambda r: self.confirmed.append(r) if r.state != "running" else None,
+            concurrency=1,
+            run_trial=run_trial,
+        )
+        return run_search(self.plan, place, earlier)
+
+
+def test_a_limit_ends_the_first_stage_and_the_second_one_follows(tmp_path: Path) -> None:
+    run = Run(tmp_path, **{"budget.trials": 50, "budget.target": 20.0})
+    reason = run()
+    assert reason.startswith("budget.target: trial ")
+    best = max(
+        (r for r in run.ended if r.state == "completed"), key=lambda r: r.metrics["mmstar_accuracy"]
+    )
+    assert best.metrics["mmstar_accuracy"] >= 20
+    wanted = [(number, seed) for seed in (1, 2) for number in (best.number, 0)]
+    assert [(r.number, r.config["seed"]) for r in run.confirmed] == wanted
+
+    again = Run(tmp_path, **{"budget.trials": 50, "budget.target": 20.0})
+    earlier = EarlierRun(tuple(run.ended), tuple(run.confirmed[:3]), seconds=10.0)
+    assert again(earlier=earlier) == reason
+    assert again.ended == []
+    assert [(r.number, r.config["seed"]) for r in again.confirmed] == wanted[3:]
+
+
+def test_more_trials_may_be_asked_for(tmp_path: Path) -> None:
+    run = Run(tmp_path, **{"budget.trials": 3, "confirm.top": 0})
+    assert run() == "budget.trials: 3 trials are done"
+    more = Run(tmp_path, **{"budget.trials": 5, "confirm.top": 0})
+    assert more(earlier=EarlierRun(tuple(run.ended))) == "budget.trials: 5 trials are done"
+    assert sorted(record.number for record in more.ended) == [3, 4]
+
+
+def test_reports_without_the_objective_end_the_search_at_once(tmp_path: Path) -> None:
+    run = Run(tmp_path, **{"budget.trials": 50})
+    with pytest.raises(UserError) as refused:
+        run(pretend_without_objective)
+    assert str(refused.value) == (
+        "objective.metric: the reports of trial-0000 have no 'mmstar_accuracy'. Choices: train_loss."
+    )
+    assert run.ended == []
+
+
+def test_an_objective_that_is_not_finite_fails_the_trial(tmp_path: Path) -> None:
+    run = Run(tmp_path, **{"budget.trials": 50})
+    reason = run(pretend_to_diverge)
+    assert reason == (
+        "5 trials in a row failed: mmstar_accuracy is nan after 100 samples; "
+        f"see {tmp_path / 'logs'}"
+    )
+    assert all(record.is_infeasible for record in run.ended)

@@ -1,0 +1,114 @@
+"""What a search takes over from the trials of another one."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanovlm.config_files import config_values
+from nanovlm.distributed.session import StopSwitch
+from nanovlm.distributed.trainable import NUMBER, VALUES
+from nanovlm.errors import UserError
+from nanovlm.messages import TrialRecord
+from nanovlm.results.store import record_line
+from nanovlm.search.searcher import build_searcher
+from nanovlm.search.space import SearchSpace, load_space
+from nanovlm.search.warm_start import learn_from, read_earlier_trials
+
+SPACE = """
+search:
+  lr_mp: {log_uniform: [1.0e-4, 1.0e-1]}
+  batch_size: {choice: [64, 256]}
+"""
+
+
+def space(folder: Path, text: str = SPACE, **overrides: Any) -> SearchSpace:
+    path = folder / "space.yaml"
+    path.write_text(f"warm_start: [{folder / 'older'}]\n{text}")
+    return load_space(path, overrides)
+
+
+def older(folder: Path, *changes: dict[str, Any]) -> None:
+    """Make a results folder with a trial for each of the changes of the default one."""
+    (folder / "older").mkdir(exist_ok=True)
+    base = space(folder).base
+    lines = []
+    for number, change in enumerate(changes):
+        values = {"lr_mp": 0.001 * (number + 1), "batch_size": 64, **change.pop("values", {})}
+        reports = [
+            {"samples_seen": seen, "metrics": {"mmstar_accuracy": value}}
+            for seen, value in change.pop("reports", [(104, 0.2), (1000, 0.5)])
+        ]
+        record = TrialRecord(
+            trial_id=f"trial-{number:04d}",
+            number=number,
+            parameters=values,
+            config=config_values(dataclasses.replace(base, **values)),
+            state=change.pop("state", "completed"),
+            samples_seen=reports[-1]["samples_seen"],
+            metrics=reports[-1]["metrics"],
+            reports=tuple(reports),
+            submitted_at=0.0,
+            **change,
+        )
+        lines.append(json.dumps(record_line(record)) + "\n")
+    (folder / "older" / "trials.jsonl").write_text("".join(lines))
+
+
+def test_finished_and_stopped_trials_are_learnt_from(tmp_path: Path) -> None:
+    older(
+        tmp_path,
+        {},
+        {"state": "stopped", "reports": [(104, 0.3)]},
+        {"state": "failed"},
+        {"values": {"lr_mp": 0.5}},
+        {"values": {"batch_size": 128}},
+    )
+    searched = space(tmp_path)
+    (earlier,) = read_earlier_trials(searched)
+    assert str(earlier) == (
+        f"warm start: {tmp_path / 'older'}: 2 of 5 trials taken (1 failed, 1 with lr_mp outside "
+        "log_uniform [0.0001, 0.1], 1 with batch_size outside choice [64, 256])"
+    )
+    searcher = build_searcher(searched, tmp_path, 1, StopSwitch(), (100,))
+    for _ in range(2):  # when the search goes on, they are there already
+        learn_from(searcher, (earlier,), trial_samples=1000)
+    full, stopped = searcher.study.trials
+    assert (full.state.name, full.value) == ("COMPLETE", 0.5)
+    assert (stopped.state.name, stopped.value) == ("PRUNED", 0.3)
+    assert full.params == {"lr_mp": 0.001, "batch_size": 0}
+    assert full.intermediate_values == {100: 0.2, 1000: 0.5}
+    suggestion = searcher.suggest("tune-0")
+    assert suggestion == {NUMBER: 0, VALUES: searched.default_values()}
+
+
+def test_a_full_trial_of_a_shorter_search_is_no_full_one_here(tmp_path: Path) -> None:
+    older(tmp_path, {})
+    searcher = build_searcher(space(tmp_path), tmp_path, 1, StopSwitch())
+    learn_from(searcher, read_earlier_trials(space(tmp_path)), trial_samples=3000)
+    (trial,) = searcher.study.trials
+    assert (trial.state.name, trial.value) == ("PRUNED", 0.5)
+
+
+def test_a_key_that_was_not_searched_there_has_its_value(tmp_path: Path) -> None:
+    older(tmp_path, {})
+    text = f"{SPACE}  weight_decay: default\nbase: {{epochs: 2}}"
+    (earlier,) = read_earlier_trials(space(tmp_path, text))
+    assert earlier.records[0].parameters["weight_decay"] == 0.01
+    assert earlier.differences == ("epochs=5",)
+    assert str(earlier).endswith("1 of 1 trials taken; there epochs=5")
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no results folder of a search"):
+        read_earlier_trials(space(tmp_path))
+    older(tmp_path, {"state": "failed"}, {"values": {"lr_mp": 0.5}})
+    with pytest.raises(UserError) as refused:
+        read_earlier_trials(space(tmp_path))
+    assert "has no trial that fits this space: 1 failed, 1 with lr_mp outside" in str(refused.value)
+    with pytest.raises(UserError, match=r"2 without val_loss|1 failed, 1 without val_loss"):
+        read_earlier_trials(
+            space(tmp_path, **{"objective.metric": "val_loss", "objective.mode": "min"})
+        )
