@@ -276,7 +276,7 @@ def test_equal_configurations_rarely_beat_each_other(tmp_path: Path) -> None:
     """Runs lie further apart than the questions explain, as trainings do: the questions alone would
     call a third of these gains real."""
     by_questions = by_both = 0
-    for search in range(60):
+    for search in range(24):
         rng = random.Random(search)
 
         def trained(number: int, seed: int, rng: random.Random = rng) -> TrialRecord:
@@ -289,8 +289,8 @@ def test_equal_configurations_rarely_beat_each_other(tmp_path: Path) -> None:
         difference = summary["configurations"][0]["difference_to_default"]
         by_questions += bool(difference and difference["p_value"] < 0.05)
         by_both += " beats " in summary["verdict"]
-    assert by_questions >= 15
-    assert by_both <= 6
+    assert by_questions >= 6
+    assert by_both <= 2
 
 
 def test_the_table(tmp_path: Path) -> None:
