@@ -1,54 +1,24 @@
 """The two stages of a search on real Ray, with trials that only pretend to train."""
 
-from collections.abc import Callable, Generator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nanovlm.errors import UserError
-from nanovlm.messages import Job, Report, TrialRecord
-from nanovlm.resources import Resources
+from nanovlm.messages import TrialRecord
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.runner import EarlierRun, Place, run_search
 from nanovlm.search.space import load_space
+from tests.search.pretend import pretend, pretend_to_diverge, pretend_without_objective
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SPACE = """
 preset: digits
 search: {lr_mp: {log_uniform: [1.0e-4, 1.0e-1]}}
 confirm: {top: 1, seeds: 2}
 """
-
-
-def pretend(
-    job: Job, resources: Resources, interrupted: Callable[[], bool]
-) -> Generator[Report, None, None]:
-    for samples_seen in (*job.milestones, 900):
-        yield Report(
-            samples_seen=samples_seen,
-            step=samples_seen // 100,
-            metrics={"mmstar_accuracy": job.config.lr_mp * samples_seen, "train_loss": 1.0},
-            seconds=1.0,
-            first_step_seconds=0.1,
-            is_final=samples_seen == 900,
-        )
-
-
-def pretend_without_objective(
-    job: Job, resources: Resources, interrupted: Callable[[], bool]
-) -> Generator[Report, None, None]:
-    for report in pretend(job, resources, interrupted):
-        yield replace(report, metrics={"train_loss": 1.0})
-
-
-def pretend_to_diverge(
-    job: Job, resources: Resources, interrupted: Callable[[], bool]
-) -> Generator[Report, None, None]:
-    for report in pretend(job, resources, interrupted):
-        yield replace(report, metrics={"mmstar_accuracy": float("nan"), "train_loss": 1.0})
 
 
 class Run:
@@ -106,7 +76,8 @@ def test_reports_without_the_objective_end_the_search_at_once(tmp_path: Path) ->
     with pytest.raises(UserError) as refused:
         run(pretend_without_objective)
     assert str(refused.value) == (
-        "objective.metric: the reports of trial-0000 have no 'mmstar_accuracy'. Choices: train_loss."
+        "objective.metric: the reports of trial-0000 have no 'mmstar_accuracy'. "
+        "Choices: train_loss."
     )
     assert run.ended == []
 
