@@ -39,7 +39,7 @@ search:
   lr_backbones: {log_uniform: [3.0e-5, 1.0e-2]}
   batch_size:   {choice: [16, 32, 64]}
 """
-SHOWN = (1, 2, 4, 8, 16)
+SHOWN = (1, 2, 4, 8, 12)
 REFERENCE = "random, full"
 REFERENCE_COMPUTE = 8
 GRID = np.arange(0.1, SHOWN[-1] + 0.05, 0.1)

@@ -7,10 +7,12 @@ work take none, so what is compared is what the methods spend on training.
 import heapq
 import itertools
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
 from benchmarks.replay_table import CurveTable
+from nanovlm.search.confirm_plan import ENOUGH_TRIALS
 
 
 @dataclass(eq=False)
@@ -92,8 +94,8 @@ class Trace:
 def simulate(table: CurveTable, method: Method, concurrency: int, limit: int) -> Trace:
     """Run a method until the next report would exceed the limit, or nothing is left to run.
 
-    The pick is the best trial among those that have come furthest, so once a trial has run in full
-    the best of these.
+    The pick is what a confirmation would run first: the best trial at the furthest point that
+    ENOUGH_TRIALS have reached.
 
     Args:
         concurrency: trials at once.
@@ -101,8 +103,9 @@ def simulate(table: CurveTable, method: Method, concurrency: int, limit: int) ->
     """
     order = itertools.count()
     under_way: list[tuple[int, int, Run]] = []
-    runs: dict[str, Run] = {}
-    best, picks = (-1, 0.0), list[Pick]()
+    leaders = Leaders()
+    picks = list[Pick]()
+    begun: set[str] = set()
     now = spent = num_full = 0
 
     def go_on(run: Run) -> None:
@@ -111,17 +114,31 @@ def simulate(table: CurveTable, method: Method, concurrency: int, limit: int) ->
 
     while True:
         while len(under_way) < concurrency and (run := method.start()) is not None:
-            runs[run.trial_id] = run
+            begun.add(run.trial_id)
             go_on(run)
         if not under_way or spent + len(under_way) * (under_way[0][0] - now) > limit:
-            return Trace(tuple(picks), now, spent, len(runs), num_full)
+            return Trace(tuple(picks), now, spent, len(begun), num_full)
         spent += len(under_way) * (under_way[0][0] - now)
         now, _, run = heapq.heappop(under_way)
         run.num_reports += 1
         num_full += run.is_final
-        result = (run.columns[run.num_reports - 1], run.value(table))
-        if result > best:
-            best = result
-            picks.append(Pick(now, spent, run.row))
+        row = leaders.add(run.columns[run.num_reports - 1], run.value(table), run.row)
+        if not picks or picks[-1].row != row:
+            picks.append(Pick(now, spent, row))
         if method.report(run) and not run.is_final:
             go_on(run)
+
+
+class Leaders:
+    """The best row at each column, of those that a search has seen there."""
+
+    def __init__(self) -> None:
+        self._best: dict[int, tuple[float, int]] = {}  # value and row
+        self._reached: Counter[int] = Counter()
+
+    def add(self, column: int, value: float, row: int) -> int:
+        """Take in a report; return the best row of the last column that enough trials reached."""
+        self._reached[column] += 1
+        self._best[column] = max(self._best.get(column, (value, row)), (value, row))
+        usable = [c for c, reached in self._reached.items() if reached >= ENOUGH_TRIALS]
+        return self._best[max(usable, default=min(self._reached))][1]

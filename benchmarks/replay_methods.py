@@ -107,6 +107,8 @@ METHODS: dict[str, Build] = {
     },
     "stock optuna + asha": lambda s: stock_search(s.table, s.space, s.seed),
     "tpe + asha (default)": our("tpe", "asha"),
+    "tpe + asha, 4 rungs": our("tpe", "asha", rungs=4),
+    "tpe + asha, factor 2": our("tpe", "asha", reduction_factor=2),
     "tpe + hyperband": our("tpe", "hyperband"),
     "tpe + pasha": our("tpe", "pasha"),
     "tpe, full": our("tpe", "none"),

@@ -134,4 +134,5 @@ def _domain(parameter: Parameter) -> Any:
         "int": tune.randint,
         "log_int": tune.lograndint,
     }
-    return domains[parameter.kind](*parameter.values)
+    low, high = parameter.values
+    return domains[parameter.kind](low, high)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@
 On CPU a trial gives the same numbers to the last bit wherever and after whatever it runs.
 """
 
+import logging
 import math
 import random
 import time
@@ -35,6 +36,8 @@ from nanovlm.results.store import replace_text
 from nanovlm.training.checkpoint import find_checkpoint
 from nanovlm.training.loop import NonFiniteLossError, Progress, never, train
 from nanovlm.training.state import SavedTrial, read_state, write_state
+
+logger = logging.getLogger(__name__)
 
 
 def run_trial(
@@ -67,6 +70,7 @@ def run_trial(
     reports = [] if saved is None else list(saved.reports)
     if reports:
         started -= reports[-1].seconds
+        logger.info("trial %s goes on after %d samples", job.trial_id, reports[-1].samples_seen)
     yield from reports
     trial = _Trial(job, resources, model, val_samples, benchmark, started, reports)
     training = train(

@@ -79,6 +79,7 @@ def _serve(
     try:
         with contextlib.closing(settings.run_trial(job, resources, interrupted)) as reports:
             for report in reports:
+                logger.info("trial %s reports at %d samples", job.trial_id, report.samples_seen)
                 if _from_rank_0(lambda: hand_in(report)) is Decision.STOP:  # noqa: B023
                     break
         logger.info("trial %s ended at %d samples", job.trial_id, report.samples_seen)

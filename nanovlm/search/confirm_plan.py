@@ -17,6 +17,10 @@ from nanovlm.messages import TrialRecord
 from nanovlm.results.verdict import DEFAULT_NUMBER
 from nanovlm.search.space import SearchSpace
 
+ENOUGH_TRIALS = 3
+"""So many must have come to a milestone for its values to choose between configurations. The very
+first trials get far with whatever values they have."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConfirmRun:
@@ -78,9 +82,10 @@ def plan_confirmation(
 ) -> ConfirmPlan:
     """Return the runs that confirm the search, without those that are done.
 
-    These are the `confirm.top` best configurations of full length and the default one; trials that
-    differ in their seed alone are one configuration. The runs go seed by seed, and of each seed the
-    best configuration and the default one come first: whatever the time suffices for is comparable.
+    These are the `confirm.top` best configurations, as far as most trials came to be compared, and
+    the default one; trials that differ in their seed alone are one configuration. The runs go seed
+    by seed, and of each seed the best configuration and the default one come first: whatever the
+    time suffices for is comparable.
 
     Args:
         records: the ended trials of the search.
@@ -119,18 +124,30 @@ def _division(config: TrainConfig) -> tuple[float, str]:
 def _notes_without_runs(space: SearchSpace) -> tuple[str, ...]:
     if not space.confirm.top:
         return ()
-    return ("nothing to confirm: no configuration but the default one ran its full budget",)
+    return ("nothing to confirm: no configuration but the default one has reported",)
 
 
 def _best_configurations(
     space: SearchSpace, records: Sequence[TrialRecord], default: TrainConfig
 ) -> list[TrialRecord]:
-    """Return the best trial of each configuration besides the default one, the best first."""
+    """Return the best trial of each configuration besides the default one, the best first.
+
+    Trials are compared at the furthest milestone that ENOUGH_TRIALS have reached; those that have
+    not come there follow, by how far they came.
+    """
     metric = space.objective.metric
     sign = -1 if space.objective.mode == "max" else 1
-    completed = [r for r in records if r.state == "completed" and metric in r.metrics]
+    judged = [r for r in records if r.state != "failed" and metric in r.metrics]
+    counts = sorted((len(record.reports) for record in judged), reverse=True)
+    furthest = counts[min(ENOUGH_TRIALS, len(counts)) - 1] if counts else 0
+
+    def rank(record: TrialRecord) -> tuple[int, float, int]:
+        reached = min(len(record.reports), furthest)
+        value = record.reports[reached - 1]["metrics"][metric]
+        return -reached, sign * value, record.number
+
     best: dict[str, TrialRecord] = {}
-    for record in sorted(completed, key=lambda r: (sign * r.metrics[metric], r.number)):
+    for record in sorted(judged, key=rank):
         best.setdefault(_identity(_config_of(record)), record)
     best.pop(_identity(default), None)
     return list(best.values())

@@ -36,7 +36,9 @@ def space_of(
 def record(
     space: SearchSpace, number: int, value: float | None, state: Any = "completed", **changes: Any
 ) -> TrialRecord:
-    """Return a trial as it is read from `trials.jsonl`."""
+    """Return a trial as it is read from `trials.jsonl`; a full one has reported twice."""
+    metrics = {} if value is None else {space.objective.metric: value}
+    num_reports = {"failed": 0, "stopped": 1, "completed": 2}[state]
     parameters = space.default_values() | changes
     config = json.loads(json.dumps(config_values(space.config_for(parameters))))
     return TrialRecord(
@@ -45,7 +47,8 @@ def record(
         parameters=parameters,
         config=config,
         state=state,
-        metrics={} if value is None else {space.objective.metric: value},
+        metrics=metrics,
+        reports=({"metrics": metrics},) * num_reports,
         reason="out of memory" if state == "failed" else None,
         submitted_at=0.0,
     )
@@ -101,6 +104,18 @@ def test_a_run_differs_from_its_trial_in_the_seed_alone(tmp_path: Path) -> None:
         assert run.config.lr_mp == pytest.approx(trial.lr_mp)
         assert run.config.seed == run.seed
         assert run.parameters.keys() == {"lr_mp", "batch_size"}
+
+
+def test_until_three_have_run_in_full_values_of_the_milestone_before_decide(tmp_path: Path) -> None:
+    space = space_of(tmp_path)
+    records = [
+        record(space, 0, 0.50),
+        record(space, 1, 0.60, lr_mp=0.01),  # got far as one of the first
+        record(space, 2, 0.80, "stopped", lr_mp=0.02),
+        record(space, 3, 0.70, "stopped", lr_mp=0.03),
+    ]
+    runs = plan_confirmation(space, records).runs
+    assert [run.number for run in runs if run.seed == 4] == [2, 0, 3, 1]
 
 
 def test_the_number_of_runs_is_as_asked(tmp_path: Path) -> None:
