@@ -10,6 +10,7 @@ its last report.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ confirm: {top: 1, seeds: 1}
 """
 MOST_SECONDS = 600
 DONE = 0
+STARTING_SHARE = 0.2
+"""Of the kills: while Ray starts, before any trial."""
 
 
 def main() -> None:
@@ -61,17 +65,18 @@ def compare(folder: Path, num_kills: int, num_trials: int, seed: int) -> list[st
     """Run both searches in `folder` and return in what they differ."""
     (folder / "space.yaml").write_text(SPACE)
     started = time.monotonic()
-    run(folder, "whole", num_trials, kill_after=None)
+    run(folder, "whole", num_trials, moment=None)
     seconds = time.monotonic() - started
     print(f"undisturbed: {seconds:.0f} s", flush=True)
     moments, kills, code = random.Random(seed), 0, -1
     while code != DONE:
-        # Ray takes some ten seconds to start; what is left is spread over the kills.
-        wait = moments.uniform(1.0, 14.0 + seconds / (num_kills + 1))
-        code = run(folder, "parts", num_trials, wait if kills < num_kills else None)
+        is_starting = moments.random() < STARTING_SHARE
+        wait = moments.uniform(0.0, 10.0 if is_starting else 1.5 * seconds / (num_kills + 1))
+        moment = None if kills == num_kills else Moment(wait, is_starting)
+        code = run(folder, "parts", num_trials, moment)
         kills += code != DONE
         done = count_lines(folder / "results" / "parts" / "trials.jsonl")
-        print(f"kill {kills} after {wait:.1f} s: {done} trials have ended", flush=True)
+        print(f"kill {kills}, {moment}: {done} trials have ended", flush=True)
     whole, parts = (outcome(folder / "results" / name) for name in ("whole", "parts"))
     behind = starts_behind(folder / "results" / "parts")
     problems = [f"began before the last report: {', '.join(behind)}"] if behind else []
@@ -79,7 +84,29 @@ def compare(folder: Path, num_kills: int, num_trials: int, seed: int) -> list[st
     return [*problems, *(["it was not killed"] if kills < num_kills else [])]
 
 
-def run(folder: Path, name: str, num_trials: int, kill_after: float | None) -> int:
+@dataclass(frozen=True)
+class Moment:
+    """When a program is killed."""
+
+    seconds: float
+    is_starting: bool
+    """Whether they count from its start, or from the moment when its workers are at work."""
+
+    def wait(self, process: "subprocess.Popen[bytes]", logs: Path) -> None:
+        """Return at the moment, or when the program has ended."""
+        before = log_sizes(logs)
+        while not self.is_starting and process.poll() is None and log_sizes(logs) == before:
+            time.sleep(0.05)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(self.seconds)
+
+
+def log_sizes(folder: Path) -> dict[str, int]:
+    """Return the sizes of the workers' logs."""
+    return {path.name: path.stat().st_size for path in folder.glob("*-rank-0.log")}
+
+
+def run(folder: Path, name: str, num_trials: int, moment: Moment | None) -> int:
     """Start or resume a search; return its exit code, or -9 if it was killed."""
     exists = (folder / "results" / name / "space.yaml").exists()
     command = [
@@ -91,10 +118,12 @@ def run(folder: Path, name: str, num_trials: int, kill_after: float | None) -> i
         process = subprocess.Popen(
             command, cwd=folder, stdout=log, stderr=log, start_new_session=True
         )
-        try:
-            return process.wait(kill_after or MOST_SECONDS)
-        except subprocess.TimeoutExpired:
-            kill(process)
+        if moment is None:
+            return process.wait(MOST_SECONDS)
+        moment.wait(process, folder / "results" / name / "logs")
+        if process.poll() is not None:
+            return process.returncode
+        kill(process)
     if not exists and not (folder / "results" / name / "space.yaml").exists():
         subprocess.run(["rm", "-rf", str(folder / "results" / name)], check=True)  # nothing began
     return -signal.SIGKILL

@@ -188,11 +188,11 @@ def test_a_default_one_that_failed_is_left_out_and_that_is_said(tmp_path: Path) 
 def test_with_nothing_to_compare_nothing_is_run(tmp_path: Path) -> None:
     space = space_of(tmp_path)
     alone: Sequence[TrialRecord]
-    for alone in ([], [record(space, 0, 0.5)], [record(space, 3, 0.9, "stopped", lr_mp=0.1)]):
+    for alone in ([], [record(space, 0, 0.5)], [record(space, 3, None, "failed", lr_mp=0.1)]):
         plan = plan_confirmation(space, alone)
         assert plan.runs == ()
         assert plan.notes == (
-            "nothing to confirm: no configuration but the default one ran its full budget",
+            "nothing to confirm: no configuration but the default one has reported",
         )
 
 
