@@ -1,0 +1,97 @@
+"""The replayed searches: what the clock counts, and that better methods look better."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.replay import GRID, load, replay, search
+from benchmarks.replay_clock import ENOUGH_TRIALS, Leaders, Run, simulate
+from benchmarks.replay_methods import METHODS, RandomSearch, Setting
+from benchmarks.replay_table import CurveTable
+from nanovlm.config_files import get_value
+
+
+class Counting(RandomSearch):
+    """Random search that knows how many of its trials run."""
+
+    def __init__(self, table: CurveTable, seed: int) -> None:
+        super().__init__(table, seed)
+        self.running = self.most = 0
+
+    def start(self) -> Run | None:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        return super().start()
+
+    def report(self, run: Run) -> bool:
+        self.running -= 1
+        return super().report(run)
+
+
+def test_the_recorded_trainings() -> None:
+    table, _ = load()
+    assert len(table) == 240
+    assert table.values.min() >= 0 and table.values.max() < 1
+    assert (np.diff(table.seen, axis=1) > 0).all()
+    assert (table.seen[:, -1] == table.budget).all()
+    assert [table.nearest_to(point) for point in table.points[:20]] == list(range(20))
+    assert table.column_of_share(1 / 3) == 5 and table.column_of_share(1.0) == table.last
+
+
+def test_a_configuration_is_looked_up_by_its_values() -> None:
+    table, space = load()
+    values = space.default_values()
+    row = table.nearest(values)
+    assert 16 <= get_value(space.base, "batch_size") <= 64
+    assert abs(table.points[row] - table.points[table.nearest(values)]).max() == 0
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_the_clock(concurrency: int) -> None:
+    table, _ = load()
+    method = Counting(table, seed=0)
+    trace = simulate(table, method, concurrency, limit=6 * table.budget)
+    assert trace.num_full == 6 and trace.spent == 6 * table.budget
+    assert trace.time == 6 * table.budget / concurrency
+    assert method.most == concurrency
+    again = RandomSearch(table, 0)
+    drawn = [again.draw() for _ in range(6)]
+    assert trace.picks[-1].row in drawn
+    finals = table.values[drawn, -1]
+    assert table.values[trace.picks[-1].row, -1] == finals.max()
+
+
+def test_the_pick_is_the_best_where_enough_trials_have_been() -> None:
+    leaders = Leaders()
+    assert leaders.add(0, 0.3, 7) == 7
+    assert leaders.add(2, 0.9, 7) == 7, "its value at the end says nothing yet"
+    for row, value in enumerate([0.4, 0.6, 0.5][:ENOUGH_TRIALS]):
+        picked = leaders.add(0, value, row)
+    assert picked == 1
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "top" not in name])
+def test_no_method_spends_more_than_it_may(name: str) -> None:
+    table, _ = load()
+    trace = search(name, concurrency=4, seed=0)
+    assert 0 < trace.spent <= 12 * table.budget
+    assert trace.num_full <= trace.num_trials
+    assert [pick.spent for pick in trace.picks] == sorted(pick.spent for pick in trace.picks)
+
+
+def test_one_epoch_then_the_best_spends_the_reference(tmp_path: Path) -> None:
+    table, space = load()
+    setting = Setting(table, space, 0, 4, 8 * table.budget, tmp_path)
+    method: Any = METHODS["one epoch, then top 2"](setting)
+    trace = simulate(table, method, 4, limit=20 * table.budget)
+    assert trace.num_full == 2
+    assert 7.5 * table.budget < trace.spent <= 8 * table.budget
+
+
+def test_a_search_finds_more_than_full_trainings_for_its_first_compute() -> None:
+    place = int(np.argmin(abs(GRID - 4)))
+    ours = replay("tpe + asha (default)", num_seeds=10, concurrency=4)[:, place]
+    full = replay("random, full", num_seeds=10, concurrency=4)[:, place]
+    assert np.median(ours) < np.median(full)
