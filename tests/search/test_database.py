@@ -1,0 +1,139 @@
+"""A study in a real PostgreSQL; skipped where there is none, or no driver for it."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanovlm.distributed.session import StopSwitch
+from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
+from nanovlm.errors import UserError
+from nanovlm.search.searcher import StudySearch, build_searcher
+from nanovlm.search.space import SearchSpace, load_space
+
+pytest.importorskip("psycopg")
+
+NOBODY = 65534
+
+
+class Database:
+    """A server in a folder of its own, which root may not run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        if os.getuid() == 0:
+            os.chown(folder, NOBODY, NOBODY)
+        self._call("initdb", "-D", str(folder / "data"), "-U", "me", "--auth=trust")
+
+    @property
+    def url(self) -> str:
+        return f"postgresql+psycopg://me:hush@127.0.0.1:{self._port}/postgres"
+
+    def start(self) -> None:
+        options = f"-p {self._port} -k {self._folder} -h 127.0.0.1"
+        log = str(self._folder / "log")
+        self._call("pg_ctl", "-D", str(self._folder / "data"), "-o", options, "-l", log, "start")
+
+    def stop(self) -> None:
+        self._call("pg_ctl", "-D", str(self._folder / "data"), "-m", "immediate", "stop")
+
+    def _call(self, *command: str) -> None:
+        as_nobody: dict[str, Any] = {}
+        if os.getuid() == 0:
+            as_nobody = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        with (self._folder.parent / "calls.log").open("ab") as log:
+            subprocess.run(
+                command, check=True, stdout=log, stderr=log, cwd=self._folder, **as_nobody
+            )
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Database]:
+    if shutil.which("initdb") is None:
+        pytest.skip("needs PostgreSQL")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        place = Path(folder) / "server"
+        place.mkdir()
+        server = Database(place)
+        server.start()
+        yield server
+        server.stop()
+
+
+def space(folder: Path, database: Database, **overrides: Any) -> SearchSpace:
+    path = folder / "space.yaml"
+    path.write_text("search: {lr_mp: {log_uniform: [1e-4, 1e-1]}}")
+    study = {"study.storage": database.url, "study.name": folder.name}
+    return load_space(path, {**study, **overrides})
+
+
+def ask(searcher: StudySearch, trial_id: str) -> dict[str, Any]:
+    suggestion = searcher.suggest(trial_id)
+    assert suggestion is not None, "the database answers"
+    return suggestion
+
+
+def finish(searcher: StudySearch, trial_id: str, value: float) -> None:
+    result = {"mmstar_accuracy": value, SAMPLES_SEEN: 100, IS_FINAL: True}
+    searcher.on_trial_complete(trial_id, result)
+
+
+def test_a_search_goes_on_in_the_database(tmp_path: Path, database: Database) -> None:
+    searched = space(tmp_path, database)
+    first = build_searcher(searched, tmp_path, 1, StopSwitch())
+    ask(first, "a")
+    finish(first, "a", 0.5)
+    under_way = ask(first, "b")
+    again = build_searcher(searched, tmp_path, 1, StopSwitch())
+    # There is no line for 0 in trials.jsonl yet, so that it runs again; it is told once.
+    assert ask(again, "c")[NUMBER] == 0
+    finish(again, "c", 0.1)
+    assert ask(again, "d") == under_way
+    finish(again, "d", 0.6)
+    assert [trial.value for trial in again.study.trials] == [0.5, 0.6]
+
+
+def test_two_searches_share_a_study(tmp_path: Path, database: Database) -> None:
+    searched = space(tmp_path, database)
+    searchers = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        searchers.append(build_searcher(searched, tmp_path / name, 1, StopSwitch()))
+    for number in range(3):
+        for searcher in searchers:
+            assert ask(searcher, str(number))[NUMBER] == number
+            finish(searcher, str(number), 0.1 * number)
+    trials = searchers[0].study.trials
+    assert [trial.user_attrs[NUMBER] for trial in trials] == [0, 0, 1, 1, 2, 2]
+    assert len({trial.user_attrs[VALUES]["lr_mp"] for trial in trials[2:]}) >= 2
+    with pytest.raises(UserError, match="is the study of another space") as refused:
+        build_searcher(space(tmp_path, database, epochs=2), tmp_path / "one", 1, StopSwitch())
+    assert "***@127.0.0.1" in str(refused.value) and "hush" not in str(refused.value)
+
+
+def test_a_database_that_comes_back_is_waited_for(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searcher = build_searcher(space(tmp_path, database), tmp_path, 1, StopSwitch())
+    ask(searcher, "a")
+    database.stop()
+    pauses: list[float] = []
+
+    def come_back(seconds: float) -> None:
+        pauses.append(seconds)
+        database.start()
+
+    monkeypatch.setattr("nanovlm.search.searcher.time.sleep", come_back)
+    finish(searcher, "a", 0.5)
+    assert pauses == [1.0]
+    assert [trial.value for trial in searcher.study.trials] == [0.5]
