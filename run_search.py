@@ -32,6 +32,7 @@ from nanovlm.results.terminal import (
     make_console,
     results_table,
 )
+from nanovlm.search.confirm_plan import plan_confirmation
 from nanovlm.search.space import SearchSpace, load_space
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def main() -> int:
     with store.opened(resume=arguments.resume):
         ended_by = search(arguments, space, plan, store, console)
     show_results(console, store, ended_by)
+    for note in plan_confirmation(plan.space, store.records).notes:
+        console.print(f"note: {note}", style="yellow", **cli.PLAIN)
     if ended_by == INTERRUPTED:
         console.print(f"\nto go on:\n{resume_command(folder)}", **cli.PLAIN)
         return cli.INTERRUPTED

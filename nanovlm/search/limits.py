@@ -13,7 +13,13 @@ from nanovlm.search.space import SearchSpace
 
 MAX_FAILURES_IN_A_ROW = 5
 
-_ENDINGS = ("budget.", f"{MAX_FAILURES_IN_A_ROW} trials in a row failed", DESERTED)
+_ENDINGS = (
+    "budget.",
+    "study.storage:",
+    "objective.metric:",
+    f"{MAX_FAILURES_IN_A_ROW} trials in a row failed",
+    DESERTED,
+)
 """How the reasons for the end of a search begin: trials that run then are stopped for it."""
 
 

@@ -13,7 +13,7 @@ from nanovlm.search.space import SearchSpace
 _SAME_WORK = ("train_dataset_path", "train_dataset_name", "turns", "compile", "cpu_threads", "vlm")
 """Keys of the configuration that the time of a sample depends on, and that all trials share."""
 
-_SAME_QUESTIONS = ("test_dataset_path", "mmstar_batch_size")
+_SAME_QUESTIONS = ("test_dataset_path", "mmstar_batch_size", "mmstar_holdout", "mmstar_part")
 """And those of an evaluation."""
 
 _NO_WORK = ("vlm_checkpoint_path", "vlm_load_backbone_weights", "vit_dropout", "lm_dropout")

@@ -86,8 +86,7 @@ def run_search(plan: SearchPlan, place: Place, earlier: EarlierRun | None = None
                 search.switch.lift_limit()
                 search.confirm(running)
         search.raise_problem()
-    reason = search.switch.reason or reason
-    assert reason is not None, "the first stage has ended for a reason"
+    reason = search.switch.reason or reason or f"Ray Tune has ended early; see {search.logs}"
     if reason == INTERRUPTED or not search.runs_to_confirm():
         return reason
     # A limit has sent the workers home, or the search was interrupted in its second stage.
@@ -105,6 +104,7 @@ class _Search:
     place: Place
     earlier: EarlierRun
     switch: StopSwitch = field(init=False)
+    logs: Path = field(init=False)
     _ended: list[TrialRecord] = field(init=False)
     _confirmed: list[TrialRecord] = field(init=False)
     _problem: UserError | None = None
@@ -114,7 +114,8 @@ class _Search:
         self.switch = StopSwitch(budget.seconds_left(self.earlier.seconds), hours_reason(budget))
         self._ended, self._confirmed = list(self.earlier.records), list(self.earlier.confirmed)
         self._scheduler = build_scheduler(self.plan.space, self.plan.milestones, self.place.folder)
-        self._limits = Limits(self.plan.space, self.switch, self.place.folder / "logs")
+        self.logs = self.place.folder / "logs"
+        self._limits = Limits(self.plan.space, self.switch, self.logs)
         self._limits.replay(self.earlier.records)
 
     def session(self, switch: StopSwitch, max_slots: int | None) -> Any:

@@ -146,7 +146,8 @@ class StudySearch(OptunaSearch):
         opened = self._open.pop(trial_id, None)
         if opened is None or (result and UNFINISHED in result):
             return
-        if self._switch.is_thrown() and not (result and (IS_FINAL in result or FAILURE in result)):
+        has_ended = result and (result.get(IS_FINAL) or FAILURE in result)
+        if self._switch.is_thrown() and not has_ended:
             return  # it ends because the search does; the records tell how
         self._patiently(lambda: self._tell(opened, result, error))
 

@@ -185,7 +185,7 @@ def test_trials_under_way_at_an_interruption_stay_open(tmp_path: Path) -> None:
     searcher.suggest("tune-0")
     searcher.on_trial_result("tune-0", result(0.3, 100))
     switch.stop(INTERRUPTED)
-    searcher.on_trial_complete("tune-0", result(0.3, 100))
+    searcher.on_trial_complete("tune-0", result(0.3, 100, **{IS_FINAL: False}))
     assert searcher.study.trials[0].state.name == "RUNNING"
 
 
@@ -223,7 +223,7 @@ def test_ends_that_tune_did_not_see_are_told_and_open_trials_stay_open(tmp_path:
     values = [ask(searcher, f"tune-{number}")[VALUES] for number in range(3)]
     switch.stop("the target of 0.5 is reached")
     for number in range(3):
-        searcher.on_trial_complete(f"tune-{number}", result(0.3, 100))
+        searcher.on_trial_complete(f"tune-{number}", result(0.3, 100, **{IS_FINAL: False}))
     searcher.tell_ended([record(0, "completed", values[0]), record(1, "stopped", values[1])])
     states = [trial.state.name for trial in searcher.study.trials]
     assert states == ["COMPLETE", "PRUNED", "RUNNING"]
