@@ -164,13 +164,15 @@ def _find_state(job: Job, resources: Resources) -> SavedTrial | None:
     if job.state_dir is None:
         return None
     found = read_state(Path(job.state_dir), _belongs_to(job))
-    everywhere = gather_objects(found if found is None or isinstance(found, str) else "")
-    obstacle = next((f for f in everywhere if f), None)
-    if obstacle is not None:
-        resources.note(f"started from the beginning: {obstacle}")
-    if obstacle is not None or None in everywhere or isinstance(found, str):
+    saved = found if isinstance(found, SavedTrial) else None
+    obstacles = [o for o in gather_objects(found if isinstance(found, str) else None) if o]
+    steps = gather_objects(None if saved is None else saved.training.step)
+    if len(set(steps)) > 1 and not obstacles:
+        obstacles = [f"the workers find different states in {job.state_dir}"]
+    if obstacles:
+        resources.note(f"started from the beginning: {obstacles[0]}")
         return None
-    return found
+    return saved
 
 
 def _write_state(job: Job, progress: Progress, reports: Sequence[Report]) -> None:

@@ -33,6 +33,9 @@ CONFIG = digits_config(
     batch_size=7,  # one worker takes 4 samples of a step, the other 3
     mmstar_batch_size=100,
 )
+DROPPING = dataclasses.replace(
+    CONFIG, vlm=dataclasses.replace(CONFIG.vlm, vit_dropout=0.1, lm_dropout=0.1)
+)
 NUM_STEPS = 12
 EVERY_STEP = tuple(range(7, 7 * NUM_STEPS + 1, 7))
 
@@ -92,6 +95,21 @@ def failed_set_up(resources: Resources) -> str:
     return str(caught.value)
 
 
+def resumed_metrics(resources: Resources, folder: Path) -> list[dict[str, float]]:
+    """Cut a trial off after its first report, and go on with it."""
+    job = Job(trial_id="t", config=DROPPING, milestones=(35,), state_dir=str(folder / "state"))
+    running = run_trial(job, resources)
+    next(running)
+    running.close()
+    gather_objects(None)  # rank 0 writes the state
+    return [report.metrics for report in run_trial(job, resources)]
+
+
+def undisturbed_metrics(resources: Resources) -> list[dict[str, float]]:
+    job = Job(trial_id="t", config=DROPPING, milestones=(35,))
+    return [report.metrics for report in run_trial(job, resources)]
+
+
 class SetClock:
     """Time passes when the test says so."""
 
@@ -141,6 +159,8 @@ def worker(number: int, folder: Path) -> None:
     with pytest.raises(UserError) as caught:
         loss_curve(Resources("cpu"), batch_size=1)
     numbers["one_sample"] = str(caught.value)
+    numbers["undisturbed"] = undisturbed_metrics(Resources("cpu"))
+    numbers["resumed"] = resumed_metrics(Resources("cpu"), folder)
     tensors = [torch.tensor(1.0 + number), torch.full((2, 2), 10.0 * number).T]
     all_reduce_sum_(tensors)
     numbers["sums"] = [tensor.tolist() for tensor in tensors]
@@ -174,6 +194,12 @@ def test_a_trial_of_two_workers_gives_the_numbers_of_one(numbers: list[dict[str,
     assert len(first) == len(alone) == 2
     for shared_report, report in zip(first, alone, strict=True):
         assert shared_report == pytest.approx(report, abs=1e-4)
+
+
+def test_a_trial_of_two_workers_goes_on_from_its_state(numbers: list[dict[str, Any]]) -> None:
+    for shared in numbers[:2]:
+        assert len(shared["resumed"]) == 2
+        assert shared["resumed"] == shared["undisturbed"], "each rank has its own dropout"
 
 
 def test_the_speed_is_that_of_all_workers(numbers: list[dict[str, Any]]) -> None:
