@@ -15,6 +15,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,8 +56,12 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        problems = compare(Path(folder), arguments.kills, arguments.trials, arguments.seed)
+    folder = Path(tempfile.mkdtemp())
+    problems = compare(folder, arguments.kills, arguments.trials, arguments.seed)
+    if problems:
+        print(f"look at {folder}")
+    else:
+        shutil.rmtree(folder)
     print("\n".join(problems) or "the same search, each trial told once")
     sys.exit(bool(problems))
 
@@ -125,7 +130,7 @@ def run(folder: Path, name: str, num_trials: int, moment: Moment | None) -> int:
             return process.returncode
         kill(process)
     if not exists and not (folder / "results" / name / "space.yaml").exists():
-        subprocess.run(["rm", "-rf", str(folder / "results" / name)], check=True)  # nothing began
+        shutil.rmtree(folder / "results" / name, ignore_errors=True)  # nothing has begun
     return -signal.SIGKILL
 
 
@@ -134,7 +139,7 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(children, timeout=20)
+    _, alive = psutil.wait_procs(children, timeout=5)
     for child in alive:
         child.kill()
     psutil.wait_procs(alive, timeout=20)
@@ -178,8 +183,11 @@ def told(folder: Path) -> dict[int, Any]:
 def starts_behind(folder: Path) -> list[str]:
     """Return the trials that began again before their last report, by the workers' logs.
 
-    So that at most what was trained since a report is trained twice.
+    So that at most what was trained since a report is trained twice. Final reports do not count:
+    they are lost if the program is killed before it has written the trial's line, which happens
+    since workers live a second or two longer than the program.
     """
+    full = min(t["samples_seen"] for t in read_lines(folder / "trials.jsonl") if is_full(t))
     reported: dict[str, int] = {}
     behind, starting = [], ""
     for path in sorted((folder / "logs").glob("*-rank-0.log")):
@@ -194,8 +202,13 @@ def starts_behind(folder: Path) -> list[str]:
                 if match[1] == starting and match[1] in reported:
                     behind.append(f"{match[1]} at 0")
                 starting = ""
-                reported[match[1]] = max(reported.get(match[1], 0), int(match[2]))
+                if int(match[2]) < full:
+                    reported[match[1]] = max(reported.get(match[1], 0), int(match[2]))
     return behind
+
+
+def is_full(trial: dict[str, Any]) -> bool:
+    return bool(trial["state"] == "completed")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
