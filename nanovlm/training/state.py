@@ -77,10 +77,15 @@ def write_state(
 ) -> None:
     """Replace the state in `folder`; a kill at any moment leaves the old one or the new one.
 
+    A state of the same trial that has come further stays: workers may outlive a program that was
+    killed, and this one may be such a worker's, with a new one at work already.
+
     Args:
         reports: all that the trial has made so far.
         belongs_to: what a trial must have in common with this one to go on from here; JSON.
     """
+    if _step_on_disk(folder, belongs_to) >= training.step:
+        return
     about = {
         "step": training.step,
         "loss_sum": training.loss_sum,
@@ -91,12 +96,25 @@ def write_state(
     }
     random = {f"{_RANDOM}{rank}": state for rank, state in enumerate(training.random)}
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{STATE_FILE}.part"
+    for leftover in folder.glob(".*.part"):
+        leftover.unlink(missing_ok=True)
+    part = folder / f".{STATE_FILE}.{os.getpid()}.part"
     tensors = {name: tensor.contiguous() for name, tensor in {**training.tensors, **random}.items()}
     save_file(tensors, part, {_ABOUT: json.dumps(about)})
     with part.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(part, folder / STATE_FILE)
+
+
+def _step_on_disk(folder: Path, belongs_to: Mapping[str, Any]) -> int:
+    """Return how far the state in `folder` has come; -1 if there is none that can be used."""
+    try:
+        with safe_open(folder / STATE_FILE, framework="pt") as file:
+            about = json.loads(file.metadata()[_ABOUT])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return -1
+    step: int = about["step"]
+    return -1 if _differences(about["belongs_to"], json.loads(json.dumps(belongs_to))) else step
 
 
 def read_state(folder: Path, belongs_to: Mapping[str, Any]) -> SavedTrial | str | None:

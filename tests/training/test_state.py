@@ -1,6 +1,7 @@
 """A trial that was cut off goes on as if it had not been: every number, to the bit."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from safetensors.torch import load_file
 
 from nanovlm.messages import Job, Report
 from nanovlm.resources import Resources
-from nanovlm.training.state import STATE_FILE
-from nanovlm.trial import run_trial
+from nanovlm.training.state import STATE_FILE, SavedTrial, read_state, write_state
+from nanovlm.trial import _belongs_to, run_trial
 from tests.tiny import digits_config, vlm_config
 
 VLM = vlm_config(
@@ -129,6 +130,20 @@ def test_a_kill_while_the_state_is_written_leaves_the_old_one(
         with pytest.raises(KeyboardInterrupt):
             run(job(tmp_path), resources)
     assert numbers(run(job(tmp_path), resources)) == numbers(whole)
+
+
+def test_a_worker_that_outlived_its_program_does_not_set_the_state_back(
+    tmp_path: Path, resources: Resources
+) -> None:
+    run(job(tmp_path), resources, 1)
+    left = shutil.copytree(tmp_path, tmp_path / "left")  # as the old worker has it in memory
+    run(job(tmp_path), resources, 2)
+    further = (tmp_path / "state" / STATE_FILE).read_bytes()
+    (old,) = run(job(left), resources, 1)
+    saved = read_state(left / "state", _belongs_to(job(left)))
+    assert isinstance(saved, SavedTrial)
+    write_state(tmp_path / "state", saved.training, [old], _belongs_to(job(tmp_path)))
+    assert (tmp_path / "state" / STATE_FILE).read_bytes() == further
 
 
 def test_no_state_is_written_for_the_final_report(tmp_path: Path, resources: Resources) -> None:
