@@ -161,7 +161,7 @@ def search(
             ended_by = INTERRUPTED
     if ended_by != INTERRUPTED:
         store.settle_confirmed()
-    store.close(time.monotonic() - started)
+    store.close(time.monotonic() - started, ended_by)
     return ended_by
 
 

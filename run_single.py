@@ -93,7 +93,7 @@ def main() -> int:
             command = shlex.join(["python", *sys.argv])
             console.print(f"\ninterrupted; to begin again:\n{command}", **cli.PLAIN)
             return cli.INTERRUPTED
-        store.close(time.monotonic() - started)
+        store.close(time.monotonic() - started, store.records[-1].reason or "completed")
     return cli.DONE if store.records[-1].state == "completed" else cli.FAILED
 
 

@@ -60,7 +60,7 @@ def main() -> None:
         with driver.store.opened(resume=False):
             driver.store.begin()
             driver.run(arguments.trials)
-            driver.store.close(0.0)
+            driver.store.close(0.0, "done")
         check_complete(driver.store.folder, arguments.trials)
     driver.print_times(arguments.trials)
     print_memory(driver)

@@ -95,6 +95,25 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Pulse:
+    """How far a running trial is, between two reports; about one a second."""
+
+    trial_id: str
+    stage: Literal["training", "evaluating"]
+    step: int
+    """Optimizer steps taken."""
+    samples_seen: int
+    total_samples: int
+    """Samples of the trial's full budget."""
+    train_loss: float
+    """Loss per answer token, smoothed over some twenty steps."""
+    samples_per_second: float
+    """Since the pulse before, of all workers of the trial together."""
+    data_wait_fraction: float
+    """Share of the time since the pulse before in which the compute waited for a batch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BuildProgress:
     """How far the preparation of a data set is."""
 
@@ -141,3 +160,8 @@ class TrialRecord:
     worker_group: str | None = None
     checkpoint: str | None = None
     """Folder that the trial wrote its final model to; not in `trials.jsonl`."""
+
+    @property
+    def confirms(self) -> bool:
+        """Whether it is a run after the search, which confirms the configuration of a trial."""
+        return self.trial_id.startswith("confirm-")

@@ -152,9 +152,9 @@ class ResultsStore:
         path = self.folder / SUMMARY_FILE
         return json.loads(path.read_text())["wall_seconds"] if path.exists() else 0.0
 
-    def close(self, wall_seconds: float) -> None:
-        """Write the last summary; remove models and answers that nobody needs any more."""
-        self._write_summary(wall_seconds)
+    def close(self, wall_seconds: float, ended_by: str) -> dict[str, Any]:
+        """Write the last summary and return it; remove models and answers that nobody needs."""
+        summary = self._write_summary(wall_seconds, ended_by)
         is_settled = bool(self.confirmed) and self.best in self.confirmed
         confirmed = () if is_settled else [record.trial_id for record in self.confirmed]
         self._models.clean(self._ended, confirmed)
@@ -162,6 +162,7 @@ class ResultsStore:
         for path in (self.folder / ANSWERS_DIR).glob("*"):
             if path not in ended:
                 path.unlink()
+        return summary
 
     def write_text(self, name: str, text: str) -> None:
         """Write the file `name` of the folder as a whole."""
@@ -235,7 +236,7 @@ class ResultsStore:
             self._write_summary(wall_seconds)
             self._summary_at = time.monotonic()
 
-    def _write_summary(self, wall_seconds: float) -> None:
+    def _write_summary(self, wall_seconds: float, ended_by: str | None = None) -> dict[str, Any]:
         summary = summarize(
             self.folder.name,
             self.records,
@@ -244,8 +245,10 @@ class ResultsStore:
             gpus_per_trial=self._gpus_per_trial,
             confirmed=self.confirmed,
             confirmation=self.confirmation(),
+            ended_by=ended_by,
         )
         self.write_json(SUMMARY_FILE, summary)
+        return summary
 
     def _best_config(self, record: TrialRecord) -> str:
         score = describe_accuracy(record.metrics, self.objective.metric)

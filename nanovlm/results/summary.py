@@ -45,10 +45,12 @@ def summarize(
     gpus_per_trial: float,
     confirmed: Sequence[TrialRecord] = (),
     confirmation: Mapping[str, Any] | None = None,
+    ended_by: str | None = None,
 ) -> dict[str, Any]:
     """Return the content of `summary.json`.
 
     Args:
+        ended_by: why it is over; None while it runs.
         confirmed: the runs that confirm; their time counts.
         confirmation: what they come to; its winner is the best.
     """
@@ -58,6 +60,7 @@ def summarize(
     states = [record.state for record in records]
     return {
         "name": name,
+        "ended_by": ended_by,
         "objective": {"metric": objective.metric, "mode": objective.mode},
         "trials": {
             "total": len(records),

@@ -192,7 +192,7 @@ class _Search:
 
     def _take(self, record: TrialRecord) -> None:
         """Take in a change of a trial or of a run that confirms."""
-        if record.trial_id.startswith("confirm-"):
+        if record.confirms:
             if record.state != "running":
                 self._confirmed.append(record)
             self.place.on_confirmed(record)

@@ -85,7 +85,7 @@ def test_answers_are_kept_of_trials_that_ended(tmp_path: Path) -> None:
         for number in range(5):  # the last one was under way when the search was interrupted
             replace_text(answers_file(store.folder, f"trial-{number:04d}"), "{}\n")
         (store.folder / "answers" / ".trial-0005.jsonl.part").write_text("{")
-        store.close(1.0)
+        store.close(1.0, "budget.trials")
     kept = {path.name for path in (store.folder / "answers").iterdir()}
     assert kept == {f"trial-000{number}.jsonl" for number in range(4)}
 
@@ -122,7 +122,7 @@ def test_the_summary_is_not_written_for_every_trial(tmp_path: Path) -> None:
         store.add(record(4, 0.6))
         store.write_summary(wall_seconds=51.0)
         assert json.loads(path.read_text())["trials"]["total"] == 4
-        store.close(52.0)
+        store.close(52.0, "budget.trials")
     assert json.loads(path.read_text())["trials"]["total"] == 5
 
 
@@ -242,7 +242,7 @@ def test_a_search_of_before_the_speed_was_measured_goes_on(tmp_path: Path) -> No
     again = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=0)
     with again.opened(resume=True):
         again.add(record(4, 0.9))
-        again.close(wall_seconds=60.0)
+        again.close(wall_seconds=60.0, ended_by="budget.trials")
     read = read_records(store.folder)
     assert ["speed" in trial.reports[-1] for trial in read] == [False] * 4 + [True]
     summary = json.loads((store.folder / "summary.json").read_text())
