@@ -29,12 +29,13 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from nanovlm.distributed.cluster import connect
-from nanovlm.messages import Job, Report, TrialRecord
+from nanovlm.messages import Job, Pulse, Report, TrialRecord
 from nanovlm.resources import Resources
 from nanovlm.results.summary import turnarounds
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.runner import Place, run_search
 from nanovlm.search.space import load_space
+from nanovlm.search.stages import Place, run_stages
+from nanovlm.training.pulse import OnPulse, ignore
 
 NUM_REPORTS = 8
 SECONDS_PER_REPORT = 0.2
@@ -107,7 +108,7 @@ def run_recipe(num_trials: int, folder: Path) -> list[float]:
 
 
 def fake_trial(
-    job: Job, resources: Resources, interrupted: Callable[[], bool]
+    job: Job, resources: Resources, interrupted: Callable[[], bool], on_pulse: OnPulse = ignore
 ) -> Generator[Report, None, None]:
     started = time.perf_counter()
     for report in range(NUM_REPORTS):
@@ -136,20 +137,19 @@ def run_warm(num_trials: int, folder: Path) -> list[float]:
     results = folder / "results"
     ended: list[TrialRecord] = []
 
-    def on_record(record: TrialRecord) -> None:
-        if record.state != "running":
-            ended.append(record)
+    def on_event(event: TrialRecord | Pulse) -> None:
+        if isinstance(event, TrialRecord) and event.state != "running":
+            ended.append(event)
 
     (results / "logs").mkdir(parents=True)
     place = Place(
         results,
         on_start=lambda *_: None,
-        on_record=on_record,
-        on_confirmed=lambda _: None,
+        on_event=on_event,
         concurrency=1,
         run_trial=fake_trial,
     )
-    run_search(plan, place)
+    run_stages(plan, place)
     assert len(ended) == num_trials, f"{len(ended)} of {num_trials} trials ended"
     return turnarounds(ended)
 

@@ -4,13 +4,9 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from nanovlm.config_files import Layer, given_values
 from nanovlm.errors import UserError
-
-PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
-"""How the programs print to a rich console what others read: as it is, without line breaks."""
 
 START_KEYS = {"vlm.vit_model_type", "vlm.lm_model_type", "resume_from_vlm_checkpoint"}
 """Without one of these a run starts from the default backbones, or from random weights."""
@@ -50,6 +46,12 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address", help="Ray cluster to join (auto: the one on this machine); default: own one"
     )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with what was interrupted in the folder"
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="print plain lines, also on a terminal"
+    )
 
 
 def start_layers(layers: Sequence[Layer]) -> Sequence[Layer]:
@@ -80,9 +82,9 @@ def above_zero(text: str) -> float:
     return value
 
 
-def describe_cluster(dashboard_url: str | None, is_own: bool) -> str:
-    """Return the line on the Ray cluster and its dashboard."""
-    kind = "own Ray cluster" if is_own else "joined Ray cluster"
-    if dashboard_url is None:
-        return f"{kind}, without a dashboard"
-    return f"{kind}, dashboard: {dashboard_url} (its token: `ray get-auth-token`)"
+def resume_words(words: Sequence[str], folder: Path) -> list[str]:
+    """Return the arguments of a program that goes on with what these have begun in `folder`."""
+    kept = [word for word in words if word != "--resume"]
+    if not any(word == "--name" or word.startswith("--name=") for word in kept):
+        kept += ["--name", folder.name]
+    return [*kept, "--resume"]

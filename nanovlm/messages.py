@@ -94,12 +94,15 @@ class Report:
     """What the trial's workers have done so far otherwise than configured, and why."""
 
 
+Stage = Literal["training", "evaluating"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pulse:
     """How far a running trial is, between two reports; about one a second."""
 
     trial_id: str
-    stage: Literal["training", "evaluating"]
+    stage: Stage
     step: int
     """Optimizer steps taken."""
     samples_seen: int
@@ -108,9 +111,10 @@ class Pulse:
     train_loss: float
     """Loss per answer token, smoothed over some twenty steps."""
     samples_per_second: float
-    """Since the pulse before, of all workers of the trial together."""
+    """Over the last second or so of training, of all workers of the trial together; 0 if there has
+    been none."""
     data_wait_fraction: float
-    """Share of the time since the pulse before in which the compute waited for a batch."""
+    """Share of that time in which the compute of the first worker waited for a batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

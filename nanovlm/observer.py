@@ -54,6 +54,9 @@ class Observer:
     takes long belongs into a thread of the observer's own. An exception ends the run in order.
     """
 
+    problem: str | None = None
+    """What went wrong in the observer without ending the run; told at its end."""
+
     def begin(self, start: RunStart) -> None:
         """The cluster is there; trials are about to begin."""
 
@@ -61,9 +64,10 @@ class Observer:
         """A running trial is so far."""
 
     def trial_changed(self, record: TrialRecord) -> None:
-        """A trial, or a run that confirms one, was taken up, has reported or has ended.
+        """A trial, or a run that confirms one, was submitted, taken up, has reported or has ended.
 
-        What has ended is in the results folder already.
+        One that waits for a free worker group has no `worker_group` yet. What has ended is in the
+        results folder already.
         """
 
     def end(self, summary: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from nanovlm.data.cache import (
     size_on_disk,
 )
 from nanovlm.errors import UserError, did_you_mean
-from nanovlm.results.terminal import make_console
+from nanovlm.results.terminal.console import PLAIN, make_console
 
 EXAMPLES = """examples:
   python -m nanovlm.prepared_data list
@@ -54,7 +54,7 @@ def main() -> int:
     for folder in chosen(arguments, prepared_folders()):
         size = size_on_disk(folder.path)
         delete(folder)
-        console.print(f"deleted {folder.path.name}: {gigabytes(size)} GB", **cli.PLAIN)
+        console.print(f"deleted {folder.path.name}: {gigabytes(size)} GB", **PLAIN)
     return cli.DONE
 
 
@@ -79,7 +79,7 @@ def show(console: Console, folders: list[PreparedFolder]) -> None:
         )
     if folders:
         console.print(table)
-    console.print(f"{len(folders)} in {prepared_root()}", **cli.PLAIN)
+    console.print(f"{len(folders)} in {prepared_root()}", **PLAIN)
 
 
 def chosen(arguments: argparse.Namespace, folders: list[PreparedFolder]) -> list[PreparedFolder]:

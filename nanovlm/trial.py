@@ -34,14 +34,18 @@ from nanovlm.parallel import gather_objects, rank, world_size
 from nanovlm.resources import Resources
 from nanovlm.results.store import replace_text
 from nanovlm.training.checkpoint import find_checkpoint
-from nanovlm.training.loop import NonFiniteLossError, Progress, never, train
+from nanovlm.training.loop import NonFiniteLossError, Progress, never, num_steps, train
+from nanovlm.training.pulse import OnPulse, PulseTaker, ignore
 from nanovlm.training.state import SavedTrial, read_state, write_state
 
 logger = logging.getLogger(__name__)
 
 
 def run_trial(
-    job: Job, resources: Resources, interrupted: Callable[[], bool] = never
+    job: Job,
+    resources: Resources,
+    interrupted: Callable[[], bool] = never,
+    on_pulse: OnPulse = ignore,
 ) -> Generator[Report, None, None]:
     """Train and evaluate `job`; yield a report at each milestone and at the end.
 
@@ -50,9 +54,13 @@ def run_trial(
     model to `job.output_dir`, and the state after each other report to `job.state_dir`, if there
     are such. A trial that finds its state there makes the reports before it again and goes on.
 
+    Args:
+        interrupted: asked once an optimizer step whether to end.
+        on_pulse: told about once a second how far the trial is.
+
     Raises:
         UserError: the configuration, the data or the checkpoint cannot be used.
-        TrialInterrupted: `interrupted()`, asked once an optimizer step, was true.
+        TrialInterrupted: `interrupted()` was true.
         NonFiniteLossError: the loss, the gradient or a metric became NaN or infinite.
     """
     _set_up_worker(job.config, resources.device)
@@ -72,7 +80,9 @@ def run_trial(
         started -= reports[-1].seconds
         logger.info("trial %s goes on after %d samples", job.trial_id, reports[-1].samples_seen)
     yield from reports
-    trial = _Trial(job, resources, model, val_samples, benchmark, started, reports)
+    total_steps = num_steps(config, len(train_samples))
+    pulses = PulseTaker(job.trial_id, config.batch_size, total_steps, on_pulse)
+    trial = _Trial(job, resources, model, val_samples, benchmark, pulses, started, reports)
     training = train(
         model,
         train_samples,
@@ -80,6 +90,7 @@ def run_trial(
         job.milestones,
         device=resources.device,
         interrupted=interrupted,
+        on_step=pulses.after_step,
         micro_batch_size=resources.micro_batch_size(config),
         start=None if saved is None else saved.training,
     )
@@ -100,6 +111,7 @@ class _Trial:
     model: VisionLanguageModel
     val_samples: PreparedSamples
     benchmark: PreparedBenchmark
+    pulses: PulseTaker
     started: float
     """On the clock of `time.perf_counter`."""
     reports: list[Report]
@@ -109,6 +121,7 @@ class _Trial:
         """Evaluate the model and write down what is wanted; all workers do this together."""
         job, resources, device = self.job, self.resources, self.resources.device
         trained_at = time.perf_counter()
+        self.pulses.evaluation_begins()
         result = _ask(self.model, self.benchmark, job.config, resources)
         metrics = result.metrics() | _validate(self.model, self.val_samples, device)
         evaluated_at = time.perf_counter()
@@ -134,6 +147,7 @@ class _Trial:
         self.reports.append(report)
         if job.state_dir is not None and not progress.is_final:
             _write_state(job, progress, self.reports)
+        self.pulses.training_goes_on()
         return report
 
 

@@ -16,7 +16,8 @@ from nanovlm import prepared_data
 from nanovlm.data.cache import ABOUT_FILE, MANIFEST_FILE, PreparedFolder, prepared_folders
 from nanovlm.errors import UserError
 from nanovlm.messages import BuildProgress
-from nanovlm.results.terminal import PreparationDisplay, describe_data
+from nanovlm.results.terminal.preparation import PreparationDisplay
+from nanovlm.results.terminal.texts import describe_data
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -146,7 +147,7 @@ def test_what_was_left_out_is_said_in_a_line() -> None:
 def shown(is_terminal: bool, seconds_between_lines: float) -> str:
     """Return what is written while images are prepared."""
     console = Console(file=io.StringIO(), force_terminal=is_terminal, width=120)
-    with PreparationDisplay(console, seconds_between_lines) as display:
+    with PreparationDisplay(console, seconds_between_lines=seconds_between_lines) as display:
         for done in (256, 512, 600):
             progress = BuildProgress(what="training data", stage="images", done=done, total=600)
             display.update(progress)

@@ -2,7 +2,7 @@
 
     trainable ──submit, next_report, decide──▶ Channel ◀──next_job, report, fail── rank 0 of a group
                                                   │
-                                       next_records▼ (driver: results folder, terminal)
+                                       next_events▼ (driver: results folder, terminal)
 
 One channel serves a whole search. Any free worker group takes the next job, so neither side knows
 the other, and a group may be restarted at any time: it gets its unfinished job again, and reports
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from nanovlm.config_files import config_values
-from nanovlm.messages import Decision, Job, Order, Report, TrialRecord, TrialState
+from nanovlm.messages import Decision, Job, Order, Pulse, Report, TrialRecord, TrialState
 
 MAX_STARTS = 3
 """A job whose workers died so many times is given up."""
@@ -47,6 +47,7 @@ class Channel:
         self._serving: dict[str, _Trial] = {}  # worker group -> the trial that it works on
         self._calls: dict[str, object] = {}  # worker group -> its latest call of next_job
         self._records: list[TrialRecord] = []
+        self._pulses: dict[str, Pulse] = {}  # trial id -> the latest that was not taken
         self._controllers: list[Any] = []
         self._closed = False
         self._close_reason: str | None = None
@@ -71,6 +72,7 @@ class Channel:
             trial = _Trial(job, record)
             self._trials[job.trial_id] = trial
             self._queue.append(trial)
+            self._records.append(record)
             self._changed.notify_all()
 
     async def next_report(self, trial_id: str, index: int) -> Report | TrialRecord:
@@ -95,12 +97,18 @@ class Channel:
                     self._end(trial, "stopped", None, at=trial.record.ended_at)
             self._changed.notify_all()
 
-    async def next_records(self) -> list[TrialRecord]:
-        """Wait for trials to change and return their records; an empty list once finished."""
+    async def next_events(self) -> list[TrialRecord | Pulse]:
+        """Wait for trials to change or to go on; an empty list once finished.
+
+        Returns:
+            The records of trials that have changed, in order, and the latest pulse of each trial
+            that runs.
+        """
         async with self._changed:
-            await self._changed.wait_for(lambda: self._records or self._finished)
+            await self._changed.wait_for(lambda: self._records or self._pulses or self._finished)
             records, self._records = self._records, []
-        return records
+            pulses, self._pulses = self._pulses, {}
+        return [*records, *pulses.values()]
 
     async def close(self, reason: str | None = None) -> None:
         """Hand out no more jobs and interrupt running trials at their next step.
@@ -134,7 +142,7 @@ class Channel:
         return self._controllers
 
     async def finish(self) -> None:
-        """Let `next_records` end: the workers have gone home, nothing comes any more."""
+        """Let `next_events` end: the workers have gone home, nothing comes any more."""
         async with self._changed:
             self._finished = True
             self._changed.notify_all()
@@ -204,6 +212,13 @@ class Channel:
             )
         return trial.decisions.get(report.samples_seen, Decision.STOP)
 
+    async def pulse(self, pulse: Pulse) -> None:
+        """Take in how far a trial is; only the latest counts."""
+        async with self._changed:
+            if self._trials[pulse.trial_id].is_running:
+                self._pulses[pulse.trial_id] = pulse
+                self._changed.notify_all()
+
     async def fail(
         self, trial_id: str, reason: str, at: float, is_infeasible: bool = False
     ) -> None:
@@ -262,4 +277,5 @@ class Channel:
 
     def _end(self, trial: _Trial, state: TrialState, reason: str | None, at: float | None) -> None:
         trial.record = replace(trial.record, state=state, reason=reason, ended_at=at)
+        self._pulses.pop(trial.job.trial_id, None)
         self._records.append(trial.record)

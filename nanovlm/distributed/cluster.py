@@ -1,7 +1,6 @@
 """The Ray cluster: join one or start one, and what fits on it."""
 
 import contextlib
-import logging
 import math
 import os
 import socket
@@ -56,7 +55,7 @@ def connect(address: str | None) -> Iterator[Cluster]:
             address=address or "local",
             include_dashboard=None if address else True,
             log_to_driver=False,
-            logging_level=logging.ERROR,
+            configure_logging=False,  # see driver_log.py
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:

@@ -18,7 +18,7 @@ import ray
 from nanovlm.distributed.cluster import connect, num_concurrent_trials
 from nanovlm.distributed.worker import RunTrial
 from nanovlm.distributed.worker_group import WorkerGroup, open_channel, worker_groups
-from nanovlm.messages import TrialRecord
+from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.search.sections import TrialResources
 from nanovlm.trial import run_trial
 
@@ -29,8 +29,8 @@ OnStart = Callable[[str | None, bool, int], None]
 """Called before any trial with the dashboard's URL, whether the cluster was started here, and the
 number of trials at once."""
 
-OnRecord = Callable[[TrialRecord], None]
-"""Called in another thread with a trial's record whenever it changes."""
+OnEvent = Callable[[TrialRecord | Pulse], None]
+"""Called in another thread with a trial's record whenever it changes, and with its pulses."""
 
 
 class StopSwitch:
@@ -91,7 +91,7 @@ def session(
     folder: Path,
     switch: StopSwitch,
     on_start: OnStart,
-    on_record: OnRecord,
+    on_event: OnEvent,
     run_trial: RunTrial = run_trial,
 ) -> Iterator[Session]:
     """Join or start Ray and run worker groups for as long as the context lasts.
@@ -113,7 +113,7 @@ def session(
         channel = open_channel()
         with (
             _stopped_by_signals(switch),
-            _records_passed_on(channel, on_record, switch),
+            _events_passed_on(channel, on_event, switch),
             worker_groups(
                 num_slots, channel, resources, folder / "logs", run_trial, cluster.is_own
             ) as groups,
@@ -141,20 +141,20 @@ def _stopped_by_signals(switch: StopSwitch) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _records_passed_on(channel: Any, on_record: OnRecord, switch: StopSwitch) -> Iterator[None]:
-    """Pass every changed record on, in a thread, until the last worker has gone home."""
+def _events_passed_on(channel: Any, on_event: OnEvent, switch: StopSwitch) -> Iterator[None]:
+    """Pass everything that happens on, in a thread, until the last worker has gone home."""
     errors: list[Exception] = []
 
     def follow() -> None:
         try:
-            while records := ray.get(channel.next_records.remote()):
-                for record in records:
-                    on_record(record)
+            while events := ray.get(channel.next_events.remote()):
+                for event in events:
+                    on_event(event)
         except Exception as error:
             errors.append(error)
             switch.stop(f"a trial could not be recorded: {error}")
 
-    thread = threading.Thread(target=follow, name="records", daemon=True)
+    thread = threading.Thread(target=follow, name="events", daemon=True)
     thread.start()
     try:
         yield

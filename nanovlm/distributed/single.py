@@ -1,22 +1,34 @@
 """Runs one job through the same worker group that serves the trials of a search."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from nanovlm.config import TrainConfig
+from nanovlm.config_files import config_values, read_mapping
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.sources import pin_data
 from nanovlm.distributed.jobs import run_to_end
-from nanovlm.distributed.session import OnRecord, OnStart, StopSwitch, session
+from nanovlm.distributed.driver_log import logged_to
+from nanovlm.distributed.observers import standard_observers
+from nanovlm.distributed.recorder import Recorder, RunOutcome
+from nanovlm.distributed.session import INTERRUPTED, StopSwitch, session
 from nanovlm.errors import UserError
 from nanovlm.messages import Job
+from nanovlm.observer import Observer, RunStart
 from nanovlm.resources import Resources
+from nanovlm.results.kept_models import model_dir, state_dir
+from nanovlm.results.store import CONFIG_FILE, LOGS_DIR, ResultsStore, answers_file, read_records
+from nanovlm.results.summary import Objective
+from nanovlm.search import sections
 from nanovlm.search.sections import TrialResources
 from nanovlm.training.loop import num_steps
 from nanovlm.trial import check_backbones, check_start
+
+TRIAL_ID = "trial-0000"
+OBJECTIVE = sections.Objective()
 
 
 def trial_resources(config: TrainConfig, workers: int) -> TrialResources:
@@ -41,6 +53,8 @@ class SinglePlan(NamedTuple):
     """With the version of each data set of the hub."""
     milestones: tuple[int, ...]
     """Samples seen at which it reports before the end."""
+    trial_samples: int
+    """Samples that it sees until its end."""
     data: Mapping[str, Any]
     """What the data was made from and what was left out of it; JSON."""
 
@@ -65,7 +79,8 @@ def plan_single(config: TrainConfig, on_progress: OnProgress = log_progress) -> 
     train_samples, _ = resources.training_data(config)
     resources.benchmark(config)
     milestones = _milestones(config, len(train_samples)) if config.eval_in_epochs else ()
-    return SinglePlan(config, milestones, resources.describe_data(config))
+    total = num_steps(config, len(train_samples)) * config.batch_size
+    return SinglePlan(config, milestones, total, resources.describe_data(config))
 
 
 def _milestones(config: TrainConfig, num_samples: int) -> tuple[int, ...]:
@@ -78,21 +93,74 @@ def _milestones(config: TrainConfig, num_samples: int) -> tuple[int, ...]:
 
 
 def run_single(
-    job: Job,
-    resources: TrialResources,
+    plan: SinglePlan,
     folder: Path,
+    resources: TrialResources,
     *,
-    address: str | None,
-    on_start: OnStart,
-    on_record: OnRecord,
-) -> None:
-    """Run `job` to its end, or until a signal ends it before.
+    resume: bool = False,
+    address: str | None = None,
+    observers: Sequence[Observer] = (),
+) -> RunOutcome:
+    """Run what `plan_single` has planned to its end, or until a signal ends it before.
+
+    Args:
+        folder: the results folder, which must not exist yet.
+        resume: go on with the run that was interrupted in `folder`, from its last report.
+        address: of a Ray cluster to join; None starts one here and ends it afterwards.
+        observers: told what happens, besides those that every run has.
 
     Raises:
-        UserError: if the cluster has not the resources.
+        UserError: if the cluster has not the resources, or there is no such run to go on with.
     """
-    switch = StopSwitch()
-    with session(
-        address, resources, 1, 1, folder.resolve(), switch, on_start, on_record
-    ) as running:
-        run_to_end(running.channel, [job])
+    if resume:
+        check_same_config(folder, plan.config)
+    store = ResultsStore(
+        folder, Objective(OBJECTIVE.metric, OBJECTIVE.mode), resources.gpus_per_trial
+    )
+    watching = [*standard_observers(plan.config), *observers]
+    with store.opened(resume=resume), logged_to(folder / LOGS_DIR):
+        start = RunStart(
+            folder=folder,
+            config=plan.config,
+            objective=OBJECTIVE,
+            milestones=plan.milestones,
+            trial_samples=plan.trial_samples,
+            data=plan.data,
+            earlier_seconds=store.earlier_seconds(),
+        )
+        recorder = Recorder(store, start, watching)
+        with session(
+            address, resources, 1, 1, folder.resolve(), StopSwitch(), recorder.begin, recorder.take
+        ) as running:
+            run_to_end(running.channel, [_job(plan, folder.resolve())])
+        ended = store.records
+        summary = recorder.end((ended[-1].reason or "completed") if ended else INTERRUPTED)
+    problems = [observer.problem for observer in watching if observer.problem]
+    return RunOutcome(folder, summary, tuple(problems))
+
+
+def check_same_config(folder: Path, config: TrainConfig) -> None:
+    """Raise UserError if the folder holds no run of this configuration that can go on."""
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        raise UserError(f"--resume: {folder} holds no single run to go on with (no {CONFIG_FILE})")
+    if read_records(folder):
+        raise UserError(f"--resume: the run in {folder} is over; another --name starts a new one")
+    before, now = read_mapping(path), config_values(config)
+    differing = [key for key in now if before.get(key) != now[key]]
+    if differing:
+        raise UserError(
+            f"--resume: the run in {folder} has another configuration; it differs in "
+            f"{', '.join(differing)}"
+        )
+
+
+def _job(plan: SinglePlan, folder: Path) -> Job:
+    return Job(
+        trial_id=TRIAL_ID,
+        config=plan.config,
+        milestones=plan.milestones,
+        output_dir=str(model_dir(folder, TRIAL_ID)),
+        state_dir=str(state_dir(folder, TRIAL_ID)),
+        answers_file=str(answers_file(folder, TRIAL_ID)),
+    )

@@ -21,9 +21,10 @@ import torch
 
 from nanovlm import parallel
 from nanovlm.errors import UserError
-from nanovlm.messages import Decision, Job, Order, Report
+from nanovlm.messages import Decision, Job, Order, Pulse, Report
 from nanovlm.resources import Resources
 from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted
+from nanovlm.training.pulse import OnPulse
 from nanovlm.trial import run_trial
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ _SEEN_BY_ALL_RANKS = (UserError, NonFiniteLossError)
 """Failures that every rank meets at the same step; after any other one ranks may be out of step."""
 
 
-RunTrial = Callable[[Job, Resources, Callable[[], bool]], Generator[Report, None, None]]
+RunTrial = Callable[[Job, Resources, Callable[[], bool], OnPulse], Generator[Report, None, None]]
 """`nanovlm.trial.run_trial`, or what takes its place in a measurement."""
 
 
@@ -72,12 +73,17 @@ def _serve(
     channel = settings.channel
     started_at = time.time()
 
+    def on_pulse(pulse: Pulse) -> None:
+        if parallel.rank() == 0:
+            channel.pulse.remote(pulse)  # nobody waits for it
+
     def hand_in(report: Report) -> Decision:
         first_step_at = started_at + report.first_step_seconds
         return ray.get(channel.report.remote(job.trial_id, report, first_step_at, time.time()))
 
     try:
-        with contextlib.closing(settings.run_trial(job, resources, interrupted)) as reports:
+        trial = settings.run_trial(job, resources, interrupted, on_pulse)
+        with contextlib.closing(trial) as reports:
             for report in reports:
                 logger.info("trial %s reports at %d samples", job.trial_id, report.samples_seen)
                 if _from_rank_0(lambda: hand_in(report)) is Decision.STOP:  # noqa: B023

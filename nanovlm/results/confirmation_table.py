@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nanovlm.results.summary import Objective
-from nanovlm.results.terminal import format_value
+from nanovlm.results.terminal.texts import format_value
 from nanovlm.results.verdict import DEFAULT_NUMBER
 
 

@@ -31,11 +31,13 @@ from nanovlm.results.summary import (
 )
 
 SPACE_FILE = "space.yaml"
+CONFIG_FILE = "config.yaml"
 DATA_FILE = "data.json"
 TRIALS_FILE = "trials.jsonl"
 SUMMARY_FILE = "summary.json"
 BEST_CONFIG_FILE = "best.yaml"
 CONFIRM_FILE = "confirm.jsonl"
+REPORT_FILE = "report.html"
 ANSWERS_DIR = "answers"
 LOGS_DIR = "logs"
 LOCK_FILE = ".lock"
@@ -173,8 +175,14 @@ class ResultsStore:
         self.write_text(name, json.dumps(content, indent=2) + "\n")
 
     def add(self, record: TrialRecord) -> None:
-        """Append an ended trial, and keep its model if it is among the best."""
+        """Append an ended trial, and keep its model if it is among the best; or an ended run that
+        confirms one."""
         self._check_new(record)
+        if record.confirms:
+            self.confirmed.append(record)
+            shutil.rmtree(state_dir(self.folder, record.trial_id), ignore_errors=True)
+            self._append(CONFIRM_FILE, record)
+            return
         self.records.append(record)
         # After a confirmation only the next one changes what is best.
         is_best = not self.confirmed and self._beats_best(record)
@@ -184,13 +192,6 @@ class ResultsStore:
         self._append(TRIALS_FILE, record)
         if is_best:
             self._write_best(record)
-
-    def add_confirmed(self, record: TrialRecord) -> None:
-        """Append an ended run that confirms."""
-        self._check_new(record)
-        self.confirmed.append(record)
-        shutil.rmtree(state_dir(self.folder, record.trial_id), ignore_errors=True)
-        self._append(CONFIRM_FILE, record)
 
     def confirmation(self) -> dict[str, Any] | None:
         """Return what the runs that confirm have come to; None if there are none."""

@@ -56,7 +56,7 @@ def summarize(
     """
     best = final_best(records, objective, confirmed, confirmation)
     everything = [*records, *confirmed]
-    training_seconds = sum(r.reports[-1]["seconds"] for r in everything if r.reports)
+    seconds = training_seconds(everything)
     states = [record.state for record in records]
     return {
         "name": name,
@@ -70,9 +70,14 @@ def summarize(
         "confirmation": confirmation,
         "turnaround_seconds": _median_p95_max(turnarounds(everything)),
         "wall_seconds": wall_seconds,
-        "training_seconds": training_seconds,
-        "gpu_hours": training_seconds * gpus_per_trial / 3600,
+        "training_seconds": seconds,
+        "gpu_hours": seconds * gpus_per_trial / 3600,
     }
+
+
+def training_seconds(records: Sequence[TrialRecord]) -> float:
+    """Return how long the trials took up to their last reports, evaluation included."""
+    return sum(r.reports[-1]["seconds"] for r in records if r.reports)
 
 
 def final_best(

@@ -1,8 +1,11 @@
 """The one sentence that a confirmed search ends with, in plain words."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from nanovlm.messages import TrialRecord
+from nanovlm.results.comparison import ANSWER_METRICS, compare_answers, read_answers
 from nanovlm.results.summary import Objective
 
 DEFAULT_NUMBER = 0
@@ -31,6 +34,58 @@ def describe_verdict(
     return _Sentence(configurations, objective, is_held_out).text() + tail
 
 
+def describe_unconfirmed_gain(
+    best: TrialRecord, records: Sequence[TrialRecord], objective: Objective, answers_dir: Path
+) -> str | None:
+    """Return what a search's best trial gains over the default one, where no run confirms it.
+
+    None if the default one is the best, or has not run in full.
+
+    Args:
+        answers_dir: folder with `<trial_id>.jsonl` of the trials.
+
+    Raises:
+        UserError: a file of answers is broken.
+    """
+    default = next((r for r in records if r.number == DEFAULT_NUMBER), None)
+    if default is None or default.state != "completed" or best.number == DEFAULT_NUMBER:
+        return None
+    metric = objective.metric
+    gain = best.metrics[metric] - default.metrics[metric]
+    files = [answers_dir / f"{record.trial_id}.jsonl" for record in (best, default)]
+    interval = None
+    if metric in ANSWER_METRICS and all(file.exists() for file in files):
+        answers = [[read_answers(file, metric)] for file in files]
+        interval = compare_answers(*answers).interval_95
+    text = _Unit(objective).amount(gain, interval)
+    return f"{text} over {_DEFAULT}, not confirmed on fresh seeds"
+
+
+class _Unit:
+    """Writes differences of the objective as gains: more is better."""
+
+    def __init__(self, objective: Objective) -> None:
+        self._sign = 1 if objective.mode == "max" else -1
+        self._is_accuracy = "accuracy" in objective.metric
+        self._name = "points" if self._is_accuracy else objective.metric
+
+    def gain(self, difference: float) -> float:
+        """Return how much better something with this difference is."""
+        return self._sign * difference
+
+    def amount(self, difference: float, interval: Sequence[float] | None) -> str:
+        """Return `10.9 points [8.9, 12.8]`."""
+        text = f"{self._number(self.gain(difference))} {self._name}"
+        return text if interval is None else f"{text} {self.interval(interval)}"
+
+    def interval(self, interval: Sequence[float]) -> str:
+        low, high = sorted(map(self.gain, interval))
+        return f"[{self._number(low)}, {self._number(high)}]"
+
+    def _number(self, value: float) -> str:
+        return f"{100 * value:.1f}" if self._is_accuracy else f"{value:.3g}"
+
+
 class _Sentence:
     def __init__(
         self, configurations: Sequence[Mapping[str, Any]], objective: Objective, is_held_out: bool
@@ -38,7 +93,7 @@ class _Sentence:
         self._best = configurations[0]
         self._difference = self._best["difference_to_default"]
         self._metric = objective.metric
-        self._sign = 1 if objective.mode == "max" else -1
+        self._unit = _Unit(objective)
         self._questions = "held-out questions" if is_held_out else "questions"
 
     def text(self) -> str:
@@ -73,7 +128,7 @@ class _Sentence:
         if _holds_zero(interval):
             return (
                 f"the gain of {name} over {_DEFAULT}, {gain} {where} ({p}), is inside the noise "
-                f"between seeds: {self._interval(interval)}"
+                f"between seeds: {self._unit.interval(interval)}"
             )
         return f"{name} beats {_DEFAULT} by {gain} {where} ({p})"
 
@@ -93,24 +148,10 @@ class _Sentence:
 
     @property
     def _gain(self) -> float:
-        gain: float = self._sign * self._difference["mean"]
-        return gain
-
-    @property
-    def _is_accuracy(self) -> bool:
-        return "accuracy" in self._metric
+        return self._unit.gain(self._difference["mean"])
 
     def _amount(self, interval: Sequence[float] | None) -> str:
-        unit = "points" if self._is_accuracy else self._metric
-        text = f"{self._number(self._gain)} {unit}"
-        return text if interval is None else f"{text} {self._interval(interval)}"
-
-    def _interval(self, interval: Sequence[float]) -> str:
-        low, high = sorted(self._sign * end for end in interval)
-        return f"[{self._number(low)}, {self._number(high)}]"
-
-    def _number(self, value: float) -> str:
-        return f"{100 * value:.1f}" if self._is_accuracy else f"{value:.3g}"
+        return self._unit.amount(self._difference["mean"], interval)
 
 
 def _holds_zero(interval: Sequence[float]) -> bool:

@@ -76,9 +76,18 @@ class Progress:
     training goes on."""
 
 
+OnStep = Callable[[int, float, float], None]
+"""Told after each optimizer step: its number, the smoothed loss, and the seconds that the training
+has waited for batches so far."""
+
+
 def never() -> bool:
     """Return False: nobody interrupts."""
     return False
+
+
+def unwatched(step: int, train_loss: float, waited_seconds: float) -> None:
+    """Nobody looks at single steps."""
 
 
 def num_steps(config: TrainConfig, num_samples: int) -> int:
@@ -94,6 +103,7 @@ def train(
     *,
     device: torch.device,
     interrupted: Callable[[], bool] = never,
+    on_step: OnStep = unwatched,
     micro_batch_size: MicroBatchSize | None = None,
     start: TrainingState | None = None,
 ) -> Generator[Progress, None, None]:
@@ -132,6 +142,7 @@ def train(
         train_loss.add(loss)
         if step == first_step:
             first_step_at = time.perf_counter()
+        on_step(step, train_loss.value, meter.waited_seconds)
         if step in report_steps:
             yield Progress(
                 step=step,

@@ -115,6 +115,8 @@ class Meter:
         self._peak = peak_flops_per_second(torch.cuda.get_device_name(device)) if on_gpu else None
         self._first_step: _Window | None = None
         self._num_steps = 0
+        self.waited_seconds = 0.0
+        """Of all waits since the meter was made that are known to be over."""
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
         self.start()
@@ -175,7 +177,9 @@ class Meter:
     def _fold_waits(self, window: _Window) -> None:
         """Add up the waits that are over, so that few marks are kept."""
         while window.waits and self._clock.has_passed(window.waits[0][1]):
-            window.waited_seconds += self._clock.seconds(*window.waits.popleft())
+            seconds = self._clock.seconds(*window.waits.popleft())
+            window.waited_seconds += seconds
+            self.waited_seconds += seconds
 
     def _peak_memory_bytes(self) -> int:
         if self._device.type == "cuda":

@@ -8,7 +8,7 @@ import pytest
 
 from nanovlm.config import TrainConfig
 from nanovlm.distributed.channel import MAX_STARTS, Channel
-from nanovlm.messages import Decision, Job, Order, Report, Speed, TrialRecord
+from nanovlm.messages import Decision, Job, Order, Pulse, Report, Speed, TrialRecord
 
 SPEED = Speed(
     samples_per_second=800.0,
@@ -42,8 +42,12 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(scenario, timeout=5))
 
 
+async def records(channel: Channel) -> list[TrialRecord]:
+    return [event for event in await channel.next_events() if isinstance(event, TrialRecord)]
+
+
 async def ended(channel: Channel) -> list[TrialRecord]:
-    return [record for record in await channel.next_records() if record.state != "running"]
+    return [record for record in await records(channel) if record.state != "running"]
 
 
 def test_a_trial_that_is_stopped_at_its_second_report() -> None:
@@ -202,7 +206,7 @@ def test_closing_frees_everyone(reason: str | None) -> None:
         assert await channel.next_report("trial-0", 0) == report(10)
         reading = asyncio.create_task(channel.next_report("trial-0", 1))
         await asyncio.sleep(0)
-        await channel.next_records()
+        await channel.next_events()
         await channel.close(reason)
         await channel.decide("trial-0", Decision.STOP)  # Tune takes its trials down
         await closed
@@ -214,11 +218,11 @@ def test_closing_frees_everyone(reason: str | None) -> None:
         for number in range(2):
             assert await channel.next_job(f"group-{number}") is Order.GO_HOME
         await channel.finish()
-        records = await channel.next_records()
+        told = await records(channel)
         if reason is None:  # interrupted: unfinished, to go on another day
-            assert records == []
+            assert told == []
         else:  # the trial without a report stays unfinished
-            assert [(r.number, r.state, r.reason) for r in records] == [(0, "stopped", reason)]
+            assert [(r.number, r.state, r.reason) for r in told] == [(0, "stopped", reason)]
 
     run(scenario())
 
@@ -228,7 +232,7 @@ def test_a_trial_that_completes_after_the_close_is_not_lost() -> None:
         channel = Channel()
         await channel.submit(job(0))
         await channel.next_job("group-0")
-        await channel.next_records()
+        await channel.next_events()
         await channel.close("the target is reached")
         await channel.report("trial-0", report(10, is_final=True), 1.0, 2.0)
         assert await channel.next_job("group-0") is Order.GO_HOME
@@ -263,5 +267,50 @@ def test_a_group_without_a_job_asks_again_and_loses_nothing() -> None:
         await asyncio.sleep(0)
         await channel.submit(job(0))
         assert await asking == job(0)
+
+    run(scenario())
+
+
+def pulse(number: int, samples: int) -> Pulse:
+    return Pulse(
+        trial_id=f"trial-{number}",
+        stage="training",
+        step=samples,
+        samples_seen=samples,
+        total_samples=100,
+        train_loss=1.0,
+        samples_per_second=2.0,
+        data_wait_fraction=0.5,
+    )
+
+
+def test_only_the_latest_pulse_of_a_running_trial_is_told() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        for number in range(3):
+            await channel.submit(job(number))
+            await channel.next_job(f"group-{number}")
+        await channel.next_events()
+        for number, samples in ((0, 1), (1, 1), (2, 1), (0, 2)):
+            await channel.pulse(pulse(number, samples))
+        await channel.fail("trial-1", "out of memory", at=1.0)
+        await channel.pulse(pulse(1, 3))
+        record, *pulses = await channel.next_events()
+        assert isinstance(record, TrialRecord)
+        assert (record.number, record.state) == (1, "failed")
+        assert pulses == [pulse(0, 2), pulse(2, 1)]
+
+    run(scenario())
+
+
+def test_a_trial_is_told_before_a_group_takes_it_up() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        await channel.submit(job(0))
+        (queued,) = await records(channel)
+        assert (queued.state, queued.worker_group) == ("running", None)
+        await channel.next_job("group-0")
+        (taken,) = await records(channel)
+        assert (taken.state, taken.worker_group) == ("running", "group-0")
 
     run(scenario())

@@ -7,12 +7,12 @@ import pytest
 from rich.console import Console
 
 from nanovlm.messages import TrialRecord
-from nanovlm.results.summary import Objective
-from nanovlm.results.terminal import NotesDisplay, SearchDisplay
+from nanovlm.results.terminal.notes import NotesDisplay
+from nanovlm.results.terminal.search_display import SearchDisplay
+from tests.results.starts import search_start
 
 UNCOMPILED = "compile=true: no compiler [g++]; the model runs uncompiled"
 FLOAT32 = "Tesla V100 has no bfloat16: computing in float32"
-OBJECTIVE = Objective("mmstar_accuracy", "max")
 
 
 def record(number: int, state: Any, *notes_of_reports: list[str] | None) -> TrialRecord:
@@ -43,9 +43,10 @@ RECORDS = (
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_a_search_shows_each_note_once(is_terminal: bool) -> None:
     console = Console(file=io.StringIO(), force_terminal=is_terminal, width=40)
-    with SearchDisplay(console, OBJECTIVE, num_trials=2) as display:
+    with SearchDisplay(console) as display:
+        display.begin(search_start())
         for changed in RECORDS:
-            display.update(changed)
+            display.trial_changed(changed)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert text.count(f"note: {UNCOMPILED}") == 1  # as it is, though it is wider than the console

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 from nanovlm.messages import Job, Report
 from nanovlm.resources import Resources
+from nanovlm.training.pulse import OnPulse, ignore
 
 
 def pretend(
-    job: Job, resources: Resources, interrupted: Callable[[], bool]
+    job: Job, resources: Resources, interrupted: Callable[[], bool], on_pulse: OnPulse = ignore
 ) -> Generator[Report, None, None]:
     for samples_seen in (*job.milestones, 900):
         yield Report(
@@ -22,14 +23,14 @@ def pretend(
 
 
 def pretend_without_objective(
-    job: Job, resources: Resources, interrupted: Callable[[], bool]
+    job: Job, resources: Resources, interrupted: Callable[[], bool], on_pulse: OnPulse = ignore
 ) -> Generator[Report, None, None]:
     for report in pretend(job, resources, interrupted):
         yield replace(report, metrics={"train_loss": 1.0})
 
 
 def pretend_to_diverge(
-    job: Job, resources: Resources, interrupted: Callable[[], bool]
+    job: Job, resources: Resources, interrupted: Callable[[], bool], on_pulse: OnPulse = ignore
 ) -> Generator[Report, None, None]:
     for report in pretend(job, resources, interrupted):
         yield replace(report, metrics={"mmstar_accuracy": float("nan"), "train_loss": 1.0})

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from nanovlm.errors import UserError
-from nanovlm.messages import TrialRecord
+from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.runner import EarlierRun, Place, run_search
 from nanovlm.search.space import load_space
+from nanovlm.search.stages import EarlierRun, Place, run_stages
 from tests.search.pretend import pretend, pretend_to_diverge, pretend_without_objective
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -37,12 +37,15 @@ class Run:
         place = Place(
             self.folder,
             on_start=lambda *_: None,
-            on_record=lambda r: self.ended.append(r) if r.state != "running" else None,
-            on_confirmed=lambda r: self.confirmed.append(r) if r.state != "running" else None,
+            on_event=self._take,
             concurrency=1,
             run_trial=run_trial,
         )
-        return run_search(self.plan, place, earlier)
+        return run_stages(self.plan, place, earlier)
+
+    def _take(self, event: TrialRecord | Pulse) -> None:
+        if isinstance(event, TrialRecord) and event.state != "running":
+            (self.confirmed if event.confirms else self.ended).append(event)
 
 
 def test_a_limit_ends_the_first_stage_and_the_second_one_follows(tmp_path: Path) -> None:

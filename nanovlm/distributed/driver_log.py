@@ -1,0 +1,36 @@
+"""Keeps what libraries say in the program's own process off the terminal, and in a file."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+DRIVER_LOG = "driver.log"
+
+_TALKATIVE = ("ray", "optuna")
+"""Loggers of libraries that bring handlers of their own, for the terminal."""
+
+
+@contextlib.contextmanager
+def logged_to(folder: Path) -> Iterator[None]:
+    """Send log records and warnings of this process to `driver.log` in the folder meanwhile.
+
+    Handlers that the program has set for its own use keep what they get.
+    """
+    handler = logging.FileHandler(folder / DRIVER_LOG, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    talkative = [logging.getLogger(name) for name in _TALKATIVE]
+    before = [(logger.handlers, logger.propagate) for logger in talkative]
+    root.addHandler(handler)
+    for logger in talkative:
+        logger.handlers, logger.propagate = [], True
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for logger, (handlers, propagate) in zip(talkative, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+        root.removeHandler(handler)
+        handler.close()

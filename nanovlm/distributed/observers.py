@@ -1,0 +1,13 @@
+"""Who watches every run, whoever started it."""
+
+from nanovlm.config import TrainConfig
+from nanovlm.observer import Observer
+
+
+def standard_observers(config: TrainConfig) -> list[Observer]:
+    """Return the observers that a run with this configuration has.
+
+    Args:
+        config: of a single run, or the base of a search.
+    """
+    return []

@@ -1,0 +1,55 @@
+"""The last lines of a search: the best configuration, its gain, how to run it, where to look."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nanovlm.messages import TrialRecord
+from nanovlm.results.confirmation_table import confirmation_table
+from nanovlm.results.store import ANSWERS_DIR, BEST_CONFIG_FILE, REPORT_FILE, describe_run
+from nanovlm.results.summary import Objective, describe_accuracy, final_best
+from nanovlm.results.terminal.console import PLAIN
+from nanovlm.results.terminal.tables import results_table
+from nanovlm.results.verdict import describe_unconfirmed_gain
+
+
+def show_results(
+    console: Console,
+    folder: Path,
+    objective: Objective,
+    records: Sequence[TrialRecord],
+    confirmed: Sequence[TrialRecord],
+    summary: Mapping[str, Any],
+) -> None:
+    """Print what a search has come to.
+
+    Args:
+        records: of the ended trials.
+        confirmed: of the ended runs that confirm.
+        summary: the content of `summary.json`.
+    """
+    console.print(f"\nended: {summary['ended_by']}\n", **PLAIN)
+    if records:
+        console.print(results_table(records, objective))
+    confirmation = summary["confirmation"]
+    if confirmation is not None:
+        console.print()
+        console.print(confirmation_table(confirmation, objective))
+        console.print(f"\n{confirmation['verdict']}", **PLAIN)
+    best = final_best(records, objective, confirmed, confirmation)
+    report = folder / REPORT_FILE
+    if report.exists():
+        console.print(f"\nreport: {report}", **PLAIN)
+    if best is None:
+        console.print("\nno trial ran its full budget, so there is no best.yaml")
+        return
+    score = describe_accuracy(best.metrics, objective.metric)
+    line = f"best: {describe_run(best)}, {objective.metric} {score}"
+    gain = None
+    if confirmation is None:
+        gain = describe_unconfirmed_gain(best, records, objective, folder / ANSWERS_DIR)
+    command = f"python run_single.py --config {shlex.quote(str(folder / BEST_CONFIG_FILE))}"
+    console.print(f"\n{line}{(gain and f'; {gain}') or ''}; run it again:\n{command}", **PLAIN)

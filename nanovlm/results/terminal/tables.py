@@ -1,0 +1,44 @@
+"""The trials of a search as a table."""
+
+import math
+from collections.abc import Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from nanovlm.messages import TrialRecord
+from nanovlm.results.summary import Objective, describe_accuracy
+from nanovlm.results.terminal.texts import format_value
+
+MAX_ROWS = 20
+"""Trials in the final table."""
+
+COLORS = {"completed": "green", "stopped": "yellow", "failed": "red", "running": "blue"}
+"""Of a trial's state."""
+
+
+def results_table(records: Sequence[TrialRecord], objective: Objective) -> Table:
+    """Return the trials as a table, the best first; a shorter trial never before a full one."""
+    sign = -1 if objective.mode == "max" else 1
+    order = {"completed": 0, "stopped": 1, "failed": 2}
+
+    def rank(record: TrialRecord) -> tuple[int, int, float]:
+        value = record.metrics.get(objective.metric, math.inf)
+        length = 0 if record.state == "completed" else record.samples_seen
+        return order[record.state], -length, sign * value
+
+    shown = sorted(records, key=rank)[:MAX_ROWS]
+    keys = sorted({key for record in records for key in record.parameters})
+    table = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for name in ("trial", "state", "samples", objective.metric, *keys):
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+    for record in shown:
+        has_score = objective.metric in record.metrics
+        table.add_row(
+            str(record.number),
+            f"[{COLORS[record.state]}]{record.state}[/]",
+            str(record.samples_seen),
+            escape(describe_accuracy(record.metrics, objective.metric) if has_score else "-"),
+            *(escape(format_value(record.parameters.get(key, "-"))) for key in keys),
+        )
+    return table

@@ -1,0 +1,272 @@
+"""The two stages of a search: Optuna suggests, Tune and the rungs decide, worker groups train.
+
+In the first one trials run until a limit of the budget is reached; in the second one the best
+configurations run again on fresh seeds, which decides between them. Both can be interrupted and
+gone on with.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from nanovlm.distributed.jobs import run_to_end
+from nanovlm.distributed.session import INTERRUPTED, OnEvent, OnStart, Session, StopSwitch, session
+from nanovlm.distributed.trainable import TrialRelay
+from nanovlm.distributed.worker import RunTrial
+from nanovlm.errors import UserError, did_you_mean
+from nanovlm.messages import Job, Pulse, TrialRecord
+from nanovlm.results.kept_models import model_dir, state_dir
+from nanovlm.results.store import answers_file
+from nanovlm.search.confirm_plan import ConfirmRun, plan_confirmation
+from nanovlm.search.limits import Limits, hours_reason
+from nanovlm.search.plan import SearchPlan
+from nanovlm.search.scheduler import RungScheduler, build_scheduler
+from nanovlm.search.searcher import StudySearch, build_searcher
+from nanovlm.search.sections import Objective
+from nanovlm.search.study import open_study
+from nanovlm.search.warm_start import learn_from
+from nanovlm.trial import run_trial
+
+_UNLIMITED_TRIALS = -1
+"""Tune's word for a search that something else ends."""
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """What there is already of a search that goes on."""
+
+    records: Sequence[TrialRecord] = ()
+    """Trials that have ended; they count for the budget and for what others are compared with."""
+    confirmed: Sequence[TrialRecord] = ()
+    """Runs of the second stage that have ended."""
+    seconds: float = 0.0
+    """How long it ran."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a search runs, and who is told of it."""
+
+    folder: Path
+    """The results folder."""
+    on_start: OnStart
+    """Told once for each time that worker groups start."""
+    on_event: OnEvent
+    """Told of every change of a trial or of a run of the second stage, and of their pulses."""
+    address: str | None = None
+    """Of a Ray cluster to join; None starts one here and ends it afterwards."""
+    concurrency: int | None = None
+    """Trials at once; None takes what fits on the cluster."""
+    run_trial: RunTrial = run_trial
+    """What the workers run for each trial."""
+
+
+def run_stages(plan: SearchPlan, place: Place, earlier: EarlierRun | None = None) -> str:
+    """Run the search of `plan` in a results folder that exists; return why it ended.
+
+    `INTERRUPTED` is by a signal; any other reason is that of the first stage's end, after which the
+    second one has run.
+
+    Raises:
+        UserError: the cluster cannot run the trials, the study cannot be used, or no report has the
+            objective.
+    """
+    search = _Search(plan, replace(place, folder=place.folder.resolve()), earlier or EarlierRun())
+    open_study(plan.space, search.place.folder)  # before Ray takes its time
+    reason = search.reason_to_end()
+    if reason is None:
+        with search.session(search.switch, max_slots=search.trials_left()) as running:
+            search.run_trials(running)
+            reason = search.switch.reason or search.reason_to_end()
+            if search.switch.reason is None:  # the workers are there
+                search.switch.lift_limit()
+                search.confirm(running)
+        search.raise_problem()
+    reason = search.switch.reason or reason or f"Ray Tune has ended early; see {search.logs}"
+    if reason == INTERRUPTED or not search.runs_to_confirm():
+        return reason
+    # A limit has sent the workers home, or the search was interrupted in its second stage.
+    switch = StopSwitch()
+    with search.session(switch, max_slots=len(search.runs_to_confirm())) as running:
+        search.confirm(running)
+    return switch.reason or reason
+
+
+@dataclass
+class _Search:
+    """A search on its way."""
+
+    plan: SearchPlan
+    place: Place
+    earlier: EarlierRun
+    switch: StopSwitch = field(init=False)
+    logs: Path = field(init=False)
+    _ended: list[TrialRecord] = field(init=False)
+    _confirmed: list[TrialRecord] = field(init=False)
+    _problem: UserError | None = None
+
+    def __post_init__(self) -> None:
+        budget = self.plan.space.budget
+        self.switch = StopSwitch(budget.seconds_left(self.earlier.seconds), hours_reason(budget))
+        self._ended, self._confirmed = list(self.earlier.records), list(self.earlier.confirmed)
+        self._scheduler = build_scheduler(self.plan.space, self.plan.milestones, self.place.folder)
+        self.logs = self.place.folder / "logs"
+        self._limits = Limits(self.plan.space, self.switch, self.logs)
+        self._limits.replay(self.earlier.records)
+
+    def session(self, switch: StopSwitch, max_slots: int | None) -> Any:
+        """Return the context of the worker groups."""
+        place = self.place
+        return session(
+            place.address,
+            self.plan.space.resources,
+            num_slots=place.concurrency,
+            max_slots=max_slots,
+            folder=place.folder,
+            switch=switch,
+            on_start=place.on_start,
+            on_event=self._take,
+            run_trial=place.run_trial,
+        )
+
+    def trials_left(self) -> int | None:
+        """Return how many trials the budget still allows, None if it does not count them."""
+        trials = self.plan.space.budget.trials
+        return None if trials is None else trials - len(self._ended)
+
+    def reason_to_end(self) -> str | None:
+        """Return why no trial is to run any more, None if there are some to run."""
+        left = self.trials_left()
+        if self.switch.reason:
+            return self.switch.reason
+        if left is not None and left <= 0:
+            return f"budget.trials: {len(self._ended)} trials are done"
+        seconds = self.plan.space.budget.seconds_left(self.earlier.seconds)
+        return (
+            hours_reason(self.plan.space.budget) if seconds is not None and seconds <= 0 else None
+        )
+
+    def run_trials(self, running: Session) -> None:
+        """Run the first stage; returns when the budget is used up or the switch is thrown."""
+        searcher = build_searcher(
+            self.plan.space,
+            self.place.folder,
+            running.num_slots,
+            self.switch,
+            self.plan.milestones,
+            self.earlier.records,
+        )
+        learn_from(searcher, self.plan.earlier_trials, self.plan.trial_samples)
+        self._tune(running, searcher)
+        searcher.tell_ended(self._ended)
+
+    def runs_to_confirm(self) -> tuple[ConfirmRun, ...]:
+        """Return the runs of the second stage that have not ended."""
+        return plan_confirmation(self.plan.space, self._ended, self._confirmed).runs
+
+    def confirm(self, running: Session) -> None:
+        """Run the second stage."""
+        run_to_end(running.channel, [self._job(run) for run in self.runs_to_confirm()])
+
+    def raise_problem(self) -> None:
+        """Raise the user's mistake that a report has shown."""
+        if self._problem is not None:
+            raise self._problem
+
+    def _job(self, run: ConfirmRun) -> Job:
+        folder = self.place.folder
+        return Job(
+            trial_id=run.trial_id,
+            number=run.number,
+            parameters=run.parameters,
+            config=run.config,
+            milestones=self.plan.milestones,
+            output_dir=str(model_dir(folder, run.trial_id)),
+            state_dir=str(state_dir(folder, run.trial_id)),
+            answers_file=str(answers_file(folder, run.trial_id)),
+        )
+
+    def _take(self, event: TrialRecord | Pulse) -> None:
+        """Take in a change of a trial or of a run that confirms, or a pulse."""
+        if isinstance(event, Pulse):
+            self.place.on_event(event)
+        elif event.confirms:
+            if event.state != "running":
+                self._confirmed.append(event)
+            self.place.on_event(event)
+        else:
+            self._take_trial(event)
+
+    def _take_trial(self, record: TrialRecord) -> None:
+        self._problem = self._problem or _wrong_objective(self.plan.space.objective, record)
+        if self._problem is not None:
+            self.switch.stop(str(self._problem))
+            return
+        record = self._with_reason(record)
+        if record.state == "stopped" and record.reason is None:
+            return  # nobody decided that: Tune broke down and took its trials along
+        if record.state != "running":
+            self._ended.append(record)
+        self.place.on_event(record)
+        self._limits.check(record)
+
+    def _with_reason(self, record: TrialRecord) -> TrialRecord:
+        """Return the record of a stopped trial with the scheduler's reason."""
+        is_open = record.state == "stopped" and record.reason is None
+        if not is_open or not isinstance(self._scheduler, RungScheduler):
+            return record
+        return replace(record, reason=self._scheduler.rungs.reason(record.number))
+
+    def _tune(self, running: Session, searcher: StudySearch) -> None:
+        """Let Ray Tune run the trials; returns after them or when the switch is thrown."""
+        trainable = tune.with_parameters(
+            TrialRelay,
+            channel=running.channel,
+            space=self.plan.space,
+            milestones=self.plan.milestones,
+            folder=self.place.folder,
+        )
+        tuner = tune.Tuner(
+            # Tune wants every trial to ask for something; this takes nothing from the workers.
+            tune.with_resources(trainable, {"node:__internal_head__": 0.001}),
+            tune_config=tune.TuneConfig(
+                num_samples=self.trials_left() or _UNLIMITED_TRIALS,
+                search_alg=searcher,
+                scheduler=self._scheduler,
+                max_concurrent_trials=running.num_slots,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(self.place.folder / "logs" / "ray"),
+                stop=_StopperOf(self.switch),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+
+
+class _StopperOf(tune.Stopper):
+    """Ends the experiment when the switch is thrown."""
+
+    def __init__(self, switch: StopSwitch) -> None:
+        self._switch = switch
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._switch.is_thrown()
+
+
+def _wrong_objective(objective: Objective, record: TrialRecord) -> UserError | None:
+    """Return what is wrong if a trial's report has not the objective."""
+    if not record.reports or objective.metric in record.metrics:
+        return None
+    return UserError(
+        f"objective.metric: the reports of {record.trial_id} have no {objective.metric!r}."
+        f"{did_you_mean(objective.metric, record.metrics)}"
+    )
