@@ -21,7 +21,7 @@ from torch._dynamo.utils import counters
 from nanovlm.config import Freeze
 from nanovlm.config_files import Layer, build_config, config_values, parse_overrides
 from nanovlm.errors import UserError
-from nanovlm.messages import Job, Report
+from nanovlm.messages import Job, Pulse, Report
 from nanovlm.models.checkpoint import PUBLISHED_IMAGES
 from nanovlm.models.compiler import find_compile_obstacle
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -373,3 +373,14 @@ def test_a_compiled_model_is_compiled_once() -> None:
     assert numbers(run(resources, compile=True)) == numbers(compiled)
     assert counters["stats"]["unique_graphs"] == num_graphs
     assert compiled[-1].metrics["val_loss"] == pytest.approx(eager[-1].metrics["val_loss"], 1e-4)
+
+
+def test_a_trial_that_is_watched_gives_the_same_numbers(resources: Resources) -> None:
+    pulses: list[Pulse] = []
+    job = Job(trial_id="t", config=CONFIG, milestones=(20,))
+    watched = list(run_trial(job, resources, on_pulse=pulses.append))
+    assert numbers(watched) == numbers(run(resources, milestones=(20,)))
+    asked = [pulse for pulse in pulses if pulse.stage == "evaluating"]
+    assert [(p.step, p.samples_seen) for p in asked] == [(r.step, r.samples_seen) for r in watched]
+    assert {(p.trial_id, p.total_samples) for p in pulses} == {("t", watched[-1].samples_seen)}
+    assert [p.train_loss for p in asked] == [r.metrics["train_loss"] for r in watched]

@@ -10,8 +10,8 @@ from nanovlm.config import TrainConfig
 from nanovlm.config_files import config_values, read_mapping
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.sources import pin_data
-from nanovlm.distributed.jobs import run_to_end
 from nanovlm.distributed.driver_log import logged_to
+from nanovlm.distributed.jobs import run_to_end
 from nanovlm.distributed.observers import standard_observers
 from nanovlm.distributed.recorder import Recorder, RunOutcome
 from nanovlm.distributed.session import INTERRUPTED, StopSwitch, session

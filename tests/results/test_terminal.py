@@ -123,7 +123,7 @@ def test_what_a_search_says_when_it_begins() -> None:
         "digits: trials of 900 samples, compared at 100, 300",
         "searched: lr_mp, lr_backbones, batch_size; budget: 16 trials; 2 at once",
         "results: results/digits",
-        "own Ray cluster, dashboard: http://127.0.0.1:8265 (its token: `ray get-auth-token`)",
+        "own Ray cluster, dashboard: http://127.0.0.1:8265 (token: `ray get-auth-token`)",
         "data: 900 samples of 300 rows, 1224 questions",
     ]
 

@@ -36,6 +36,8 @@ def running_table(
     table = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("running", "", "samples", "next", metric, "loss", "/s", "left"):
         table.add_column(name, no_wrap=True, justify="left" if name in ("running", "") else "right")
+    if not trials:
+        table.add_row("waiting for workers")
     for trial in trials[:max_rows]:
         table.add_row(*_row(trial, metric, milestones))
     if len(trials) > max_rows:

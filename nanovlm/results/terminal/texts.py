@@ -33,7 +33,7 @@ def describe_cluster(dashboard_url: str | None, is_own: bool) -> str:
     kind = "own Ray cluster" if is_own else "joined Ray cluster"
     if dashboard_url is None:
         return f"{kind}, without a dashboard"
-    return f"{kind}, dashboard: {dashboard_url} (its token: `ray get-auth-token`)"
+    return f"{kind}, dashboard: {dashboard_url} (token: `ray get-auth-token`)"
 
 
 def describe_speed(record: TrialRecord) -> str:
