@@ -30,7 +30,16 @@ LAYERS = (
     ("resources", "trial"),
     ("distributed",),
     ("search",),
-    ("cli", "generate", "prepared_data", "push", "run_search", "run_single"),
+    (
+        "cli",
+        "dashboard",
+        "generate",
+        "prepared_data",
+        "push",
+        "run_search",
+        "run_single",
+        "space_schema",
+    ),
 )
 """The areas of the project, lowest layer first. An area is a module or a package."""
 

@@ -274,6 +274,11 @@ def record_line(record: TrialRecord) -> dict[str, Any]:
     return line
 
 
+def read_confirmed(folder: Path) -> list[TrialRecord]:
+    """Return the ended runs that confirm, as `read_records` does the trials."""
+    return _read(folder / CONFIRM_FILE)
+
+
 def read_records(folder: Path) -> list[TrialRecord]:
     """Return the ended trials of a results folder, in the order of their end.
 

@@ -88,12 +88,17 @@ def open_study(space: SearchSpace, folder: Path) -> StudyPlace:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if space.study.storage is None:
         storage: BaseStorage = StudyFileStorage(folder / STUDY_FILE)
-        name = space.study.name or STUDY_NAME
     else:
-        storage = _open_database(space.study)
-        name = space.study.name or folder.name
+        storage = open_database(space.study)
+    name = study_name(space, folder)
     _bind(storage, name, space)
     return StudyPlace(storage, name, _search_id(folder))
+
+
+def study_name(space: SearchSpace, folder: Path) -> str:
+    """Return the name of a results folder's study where it is kept."""
+    default = STUDY_NAME if space.study.storage is None else folder.name
+    return space.study.name or default
 
 
 def _cut_last_line(path: Path) -> None:
@@ -103,7 +108,8 @@ def _cut_last_line(path: Path) -> None:
         os.truncate(path, content.rfind(b"\n") + 1)
 
 
-def _open_database(study: Study) -> BaseStorage:
+def open_database(study: Study) -> BaseStorage:
+    """Return the database that a space file names. Raises UserError if it cannot be used."""
     assert study.storage is not None, "a file was asked for"
     shown = study.without_password().storage
     try:

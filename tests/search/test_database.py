@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from nanovlm.dashboard import read_space
 from nanovlm.distributed.session import StopSwitch
 from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
 from nanovlm.errors import UserError
 from nanovlm.search.searcher import StudySearch, build_searcher
+from nanovlm.search.shown_study import show_study
 from nanovlm.search.space import SearchSpace, load_space
 
 pytest.importorskip("psycopg")
@@ -137,3 +139,22 @@ def test_a_database_that_comes_back_is_waited_for(
     finish(searcher, "a", 0.5)
     assert pauses == [1.0]
     assert [trial.value for trial in searcher.study.trials] == [0.5]
+
+
+def test_a_study_in_the_database_is_shown(tmp_path: Path, database: Database) -> None:
+    searched = space(tmp_path, database, **{"search.batch_size": {"choice": [64, 256]}})
+    build_searcher(
+        space(tmp_path, database, **{"study.name": "another"}), tmp_path, 1, StopSwitch()
+    )
+    searcher = build_searcher(searched, tmp_path, 1, StopSwitch())
+    suggested = [ask(searcher, "a")[VALUES]]
+    finish(searcher, "a", 0.5)
+    (tmp_path / "space.yaml").write_text(searched.to_yaml())
+    with pytest.raises(UserError, match="leaves the password out; give the URL with it"):
+        read_space(tmp_path, None)
+    shown = show_study(read_space(tmp_path, database.url), tmp_path)
+    (study,) = shown.get_all_studies()
+    suggested.append(ask(searcher, "b")[VALUES])
+    trials = shown.get_all_trials(study._study_id)
+    assert [trial.params for trial in trials] == suggested
+    assert [trial.value for trial in trials] == [0.5, None]

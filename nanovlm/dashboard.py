@@ -1,0 +1,172 @@
+"""Look at a search in Optuna's dashboard while it runs, or afterwards."""
+
+import argparse
+import contextlib
+import errno
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import optuna
+
+from nanovlm import cli
+from nanovlm.errors import UserError
+from nanovlm.results.store import SPACE_FILE
+from nanovlm.results.terminal import make_console
+from nanovlm.search.shown_study import ShownStudy, show_study
+from nanovlm.search.space import SearchSpace, load_space
+
+EXAMPLES = """examples:
+  python run_search.py dashboard results/digits
+  python run_search.py dashboard results/digits --port 8090
+
+The page is read-only and open to this machine alone. From another one: ssh -L 8080:localhost:8080
+"""
+
+HOST = "127.0.0.1"
+DEFAULT_PORT = 8080
+_MORE_PORTS = 20
+_REFUSAL = "The study is shown read-only: the search that writes it may be running."
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+"""What WSGI calls so: the environment of a request and a function that begins the response."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Keep the terminal free of a line for every request."""
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python run_search.py dashboard",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="the results folder of a search")
+    parser.add_argument(
+        "--port",
+        type=_port,
+        default=DEFAULT_PORT,
+        help=f"default: {DEFAULT_PORT}; the next free one if it is in use",
+    )
+    parser.add_argument(
+        "--storage",
+        metavar="URL",
+        help="the database of study.storage with its password, which the results folder leaves out",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve the dashboard until Ctrl-C.
+
+    Args:
+        argv: the arguments after `dashboard`.
+    """
+    arguments = parse_arguments(argv)
+    if importlib.util.find_spec("optuna_dashboard") is None:
+        raise UserError(
+            "dashboard: needs a package that is not installed: pip install -e '.[dashboard]'"
+        )
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space = read_space(arguments.folder, arguments.storage)
+    study = show_study(space, arguments.folder.resolve())
+    server = bind(arguments.port, read_only(dashboard_application(study)))
+    console = make_console()
+    if server.server_port != arguments.port:
+        console.print(f"port {arguments.port} is in use; another one was chosen", **cli.PLAIN)
+    (shown,) = study.get_all_studies()
+    address = f"http://{HOST}:{server.server_port}/dashboard/studies/{shown._study_id}"
+    console.print(f"{arguments.folder}, read-only: {address}\nCtrl-C ends it", **cli.PLAIN)
+    os.nice(10)  # the search comes first
+    with server, contextlib.suppress(KeyboardInterrupt):
+        server.serve_forever()
+    console.print("\nthe dashboard is closed", **cli.PLAIN)
+    return cli.DONE
+
+
+def read_space(folder: Path, storage: str | None) -> SearchSpace:
+    """Return the space of a results folder, with the database that its study is in.
+
+    Raises:
+        UserError: it is not the folder of a search, or the database's password is missing.
+    """
+    path = folder / SPACE_FILE
+    if not path.is_file():
+        others = ", ".join(sorted(str(p.parent) for p in folder.parent.glob(f"*/{SPACE_FILE}")))
+        searches = f" Searches beside it: {others}." if others else ""
+        raise UserError(f"{folder}: is not the results folder of a search, no {path}.{searches}")
+    space = load_space(path)
+    kept = space.study.storage
+    if storage is None and kept is not None and ":***@" in kept:
+        raise UserError(
+            f"--storage: the study is in {kept}, and the results folder leaves the password out; "
+            "give the URL with it"
+        )
+    if storage is not None and kept is None:
+        raise UserError("--storage: the study of this search is in a file of the results folder")
+    return space if storage is None else load_space(path, {"study.storage": storage})
+
+
+def dashboard_application(study: ShownStudy) -> Application:
+    """Return Optuna's dashboard of a study."""
+    package = importlib.import_module("optuna_dashboard")  # an optional one
+    application: Application = package.wsgi(study)
+    return application
+
+
+def read_only(application: Application) -> Application:
+    """Return the application without the requests that change something (notes, renaming, ...)."""
+
+    def readable(
+        environment: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        if environment["REQUEST_METHOD"] in ("GET", "HEAD"):
+            return application(environment, start_response)
+        start_response("403 Forbidden", [("Content-Type", "application/json")])
+        return [json.dumps({"reason": _REFUSAL}).encode()]
+
+    return readable
+
+
+def bind(port: int, application: Application) -> WSGIServer:
+    """Return a server of the application at the port, or at the next one that is free.
+
+    Raises:
+        UserError: the port may not be used, or so many after it are in use.
+    """
+    last = min(port + _MORE_PORTS, 65535)
+    for candidate in range(port, last + 1):
+        try:
+            return make_server(
+                HOST, candidate, application, server_class=_Server, handler_class=_QuietHandler
+            )
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise UserError(
+                    f"--port: {candidate} cannot be used: {error.strerror}; choose one above 1023"
+                ) from None
+    raise UserError(f"--port: {port} and all to {last} are in use; choose another")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"must be a port from 1 to 65535, got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    cli.run_program(lambda: main(sys.argv[1:]))

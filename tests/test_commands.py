@@ -1,0 +1,265 @@
+"""Every command that the documents and `--help` show: parsed by its own program, and run if cheap.
+
+A command must be in one of two tables. `RUN` has what is run here, one after another in one folder;
+`NOT_RUN_HERE` says of all others why not. Each is parsed in any case: `python` programs by their
+own argparse, `make` targets by the Makefile, and so on (`PARSERS`). Space files are loaded.
+"""
+
+import argparse
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanovlm.config_files import load_config, parse_overrides
+from nanovlm.data.digits import digits_benchmark_rows
+from nanovlm.search.space import load_space
+from tests.doc_commands import Command, document_commands, shown_commands
+from tests.programs.conftest import finish
+
+REPOSITORY = Path(__file__).parents[1]
+COMMANDS = shown_commands()
+
+SMALL = "data_cutoff_idx=200 epochs=1"
+RUN = {
+    "python run_search.py --space search_spaces/digits.yaml": f"{SMALL} --trials 2 --no-confirm",
+    "python run_single.py --preset digits": SMALL,
+    "python -m nanovlm.generate --checkpoint results/digits/best --image digit.png "
+    "--prompt 'Which digit is this?'": "",
+}
+"""What is run here, in this order, and what is added to make it small."""
+
+NOT_RUN_HERE = {
+    r"python run_search.py --space search_spaces/digits.yaml .+": "RUN has it without the rest",
+    r"python run_search.py --space (my_space.yaml|FILE)( .+)?": "tests/programs/ has such",
+    r"python run_search.py --space search_spaces/(lr|full).yaml.*": "hub; programs/test_hub_search",
+    r"python run_search.py dashboard .+": "tests/test_dashboard.py",
+    r"python run_single.py --preset digits .+": "RUN has it without the rest",
+    r"python run_single.py --config results/digits/best.yaml": "programs/test_search_program.py",
+    r"python run_single.py --preset nanovlm-222m": "hub and GPU",
+    r"python -m nanovlm.generate --checkpoint results/digits/best .+Options.+": "as in RUN",
+    r"python -m nanovlm.generate --checkpoint lusxvr/.+": "hub; programs/test_generate_program.py",
+    r"python -m nanovlm.push .+": "hub; programs/test_push_program.py",
+    r"python -m nanovlm.prepared_data .+": "tests/test_prepared_data.py",
+    r"python -m nanovlm.space_schema.*": "tests/test_space_schema.py",
+    r"python -m pytest .+": "is the suite itself",
+    r"python benchmarks/.+": "minutes to hours; docs/benchmarks.md has what they measured",
+    r"make .+": "what continuous integration does",
+    r"pip install .+": "changes what is installed",
+    r"pre-commit install": "changes the git repository",
+    r"ray get-auth-token": "prints a secret",
+}
+"""Pattern of the whole command: why it is not run here, or where it is."""
+
+PLACEHOLDERS = {"FILE": "my_space.yaml", "NAME": "digits"}
+
+
+class Parsed(BaseException):
+    """Comes out of a program that has read its arguments; no program catches it."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder like this repository, in which the commands are typed."""
+    folder = tmp_path_factory.mktemp("commands")
+    for name in ("search_spaces", "presets", "benchmarks", "tests", "Makefile"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    (folder / "my_space.yaml").write_text("preset: digits\nsearch: {lr_mp: default}\n")
+    digits_benchmark_rows()[0]["image"].save(folder / "digit.png")
+    return folder
+
+
+def parse_python(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a program read its arguments, and what it would read first of the files they name."""
+    if words[0] == "-m" and words[1] == "pytest":
+        assert [path for path in words[2:] if not Path(path).exists()] == []
+        return
+    if words[:2] == ["run_search.py", "dashboard"]:
+        words = ["-m", "nanovlm.dashboard", *words[2:]]
+    arguments = parsed_arguments(words, monkeypatch)
+    if words[0] == "run_search.py":
+        load_space(arguments.space, parse_overrides(arguments.overrides))
+    elif words[0] == "run_single.py":
+        config = arguments.config and Path("presets/digits.yaml")  # best.yaml is made by a search
+        load_config(config, arguments.preset, parse_overrides(arguments.overrides))
+
+
+def parsed_arguments(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """Return what the program makes of its arguments; it goes no further."""
+    for method in ("parse_args", "parse_intermixed_args"):
+        parse = getattr(argparse.ArgumentParser, method)
+
+        def parse_only(
+            *given: Any, _parse: Callable[..., argparse.Namespace] = parse, **named: Any
+        ) -> argparse.Namespace:
+            raise Parsed(_parse(*given, **named))
+
+        monkeypatch.setattr(argparse.ArgumentParser, method, parse_only)
+    is_module = words[0] == "-m"
+    monkeypatch.setattr("sys.argv", list(words[1:] if is_module else words))
+    monkeypatch.setattr("sys.path", list(sys.path))  # a benchmark adds to it
+    with pytest.raises(Parsed) as parsed:
+        if is_module:
+            runpy.run_module(words[1], run_name="__main__", alter_sys=False)
+        else:
+            runpy.run_path(str(REPOSITORY / words[0]), run_name="__main__")
+    return parsed.value.arguments
+
+
+def parse_make(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    assert set(words) <= set(targets)
+
+
+def parse_pip(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert words[:2] == ["install", "-e"]
+    (extras,) = re.findall(r"^\.\[(.+)\]$", words[2])
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
+def parse_ray(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.scripts.scripts import cli
+
+    name, *options = words
+    cli.commands[name].make_context(name, list(options))
+
+
+def parse_pre_commit(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert words == ["install"] and (REPOSITORY / ".pre-commit-config.yaml").exists()
+
+
+PARSERS: dict[str, Callable[[Sequence[str], pytest.MonkeyPatch], None]] = {
+    "python": parse_python,
+    "make": parse_make,
+    "pip": parse_pip,
+    "ray": parse_ray,
+    "pre-commit": parse_pre_commit,
+}
+"""By the first word of a command."""
+
+
+def rules_for(command: str) -> list[str]:
+    return [rule for rule in NOT_RUN_HERE if re.fullmatch(rule, command)] + [
+        rule for rule in RUN if rule == command
+    ]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_a_command_can_be_typed(
+    command: Command, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(rules_for(str(command))) == 1, (
+        f"{command.place}: put {str(command)!r} into RUN or NOT_RUN_HERE of tests/test_commands.py"
+    )
+    program, *words = command.words
+    assert program in PARSERS, f"{command.place}: add a parser of {program} to PARSERS"
+    monkeypatch.chdir(place)
+    names = r"\b(" + "|".join(PLACEHOLDERS) + r")\b"
+    filled = [re.sub(names, lambda found: PLACEHOLDERS[found[1]], word) for word in words]
+    PARSERS[program](filled, monkeypatch)
+
+
+def test_every_rule_has_a_command() -> None:
+    used = {rule for command in COMMANDS for rule in rules_for(str(command))}
+    assert {*RUN, *NOT_RUN_HERE} - used == set()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_commands_of_a_first_day(place: Path) -> None:
+    for command, smaller in RUN.items():
+        program, *words = shlex.split(f"{command} {smaller}")
+        assert program == "python"
+        if words[0] != "-m":
+            words[0] = str(REPOSITORY / words[0])
+        process = subprocess.Popen(
+            [sys.executable, *words],
+            cwd=place,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        done = finish(process, place, timeout=300)
+        assert done.code == 0, f"{command}\n{done.output}"
+        assert "Traceback" not in done.output
+    assert (place / "results" / "digits" / "best.yaml").exists()
+    assert (place / "results" / "single" / "trials.jsonl").exists()
+    assert len(done.output.splitlines()) == 1  # the answer of nanovlm.generate
+
+
+DOCUMENT = """
+To begin:
+
+    python run_search.py --space \\
+        my.yaml     # a comment
+
+A list:
+
+- an item that goes on
+    over two lines
+
+```console
+$ HF_HOME=/x .venv/bin/python -m nanovlm.push
+what it prints
+```
+
+```yaml
+make: no command
+```
+
+Or `make demo`, but not `trials.jsonl`; and `python
+run_single.py --preset digits` as well.
+"""
+
+
+def test_commands_are_found_in_a_document() -> None:
+    found = [(c.place, str(c)) for c in document_commands("x.md", DOCUMENT)]
+    assert found == [
+        ("x.md:4", "python run_search.py --space my.yaml"),
+        ("x.md:12", "python -m nanovlm.push"),
+        ("x.md:21", "make demo"),
+        ("x.md:21", "python run_single.py --preset digits"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["    nobody knows this\n", "```fish\nls\n```\n", "```\nconda install x\n```\n"]
+)
+def test_what_may_be_a_command_is_not_passed_over(text: str) -> None:
+    try:
+        found = list(document_commands("x.md", text))
+    except AssertionError:
+        return
+    assert [rules_for(str(command)) for command in found] == [[]]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "run_search.py --space my_space.yaml --trails 3",
+        "run_search.py --space my_space.yaml --trials 0",
+        "run_single.py --preset digits --worker two",
+        "-m nanovlm.prepared_data remove",
+        "benchmarks/demo.py --spaces x",
+    ],
+)
+def test_a_wrong_argument_is_found(
+    command: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    with pytest.raises(SystemExit):
+        parse_python(shlex.split(command), monkeypatch)
