@@ -19,7 +19,10 @@ from nanovlm.search.space import load_space
 if TYPE_CHECKING:
     from nanovlm.search.plan import SearchPlan
 
-EXAMPLES = """examples:
+EXAMPLES = """look at a search while it runs, in Optuna's dashboard:
+  python run_search.py dashboard results/NAME      # its own options: dashboard --help
+
+examples:
   python run_search.py --space search_spaces/digits.yaml
   python run_search.py --space search_spaces/digits.yaml --dry-run
   python run_search.py --space search_spaces/digits.yaml --trials 40 --name long epochs=2
@@ -53,6 +56,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["dashboard"]:
+        from nanovlm import dashboard
+
+        return dashboard.main(sys.argv[2:])
     arguments = parse_arguments()
     space = load_space(arguments.space, space_overrides(arguments), cli.start_layers)
     folder = search_folder(arguments.results, arguments.name, space, arguments.resume)

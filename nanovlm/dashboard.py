@@ -19,7 +19,7 @@ import optuna
 from nanovlm import cli
 from nanovlm.errors import UserError
 from nanovlm.results.store import SPACE_FILE
-from nanovlm.results.terminal import make_console
+from nanovlm.results.terminal.console import PLAIN, make_console
 from nanovlm.search.shown_study import ShownStudy, show_study
 from nanovlm.search.space import SearchSpace, load_space
 
@@ -87,14 +87,14 @@ def main(argv: Sequence[str]) -> int:
     server = bind(arguments.port, read_only(dashboard_application(study)))
     console = make_console()
     if server.server_port != arguments.port:
-        console.print(f"port {arguments.port} is in use; another one was chosen", **cli.PLAIN)
+        console.print(f"port {arguments.port} is in use; another one was chosen", **PLAIN)
     (shown,) = study.get_all_studies()
     address = f"http://{HOST}:{server.server_port}/dashboard/studies/{shown._study_id}"
-    console.print(f"{arguments.folder}, read-only: {address}\nCtrl-C ends it", **cli.PLAIN)
+    console.print(f"{arguments.folder}, read-only: {address}\nCtrl-C ends it", **PLAIN)
     os.nice(10)  # the search comes first
     with server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
-    console.print("\nthe dashboard is closed", **cli.PLAIN)
+    console.print("\nthe dashboard is closed", **PLAIN)
     return cli.DONE
 
 

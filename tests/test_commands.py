@@ -43,7 +43,7 @@ NOT_RUN_HERE = {
     r"python run_search.py --space search_spaces/(lr|full).yaml.*": "hub; programs/test_hub_search",
     r"python run_search.py dashboard .+": "tests/test_dashboard.py",
     r"python run_single.py --preset digits .+": "RUN has it without the rest",
-    r"python run_single.py --config results/digits/best.yaml": "programs/test_search_program.py",
+    r"python run_single.py --config results/digits/best.yaml( .+)?": "programs/test_search_program",
     r"python run_single.py --preset nanovlm-222m": "hub and GPU",
     r"python -m nanovlm.generate --checkpoint results/digits/best .+Options.+": "as in RUN",
     r"python -m nanovlm.generate --checkpoint lusxvr/.+": "hub; programs/test_generate_program.py",
@@ -56,6 +56,7 @@ NOT_RUN_HERE = {
     r"pip install .+": "changes what is installed",
     r"pre-commit install": "changes the git repository",
     r"ray get-auth-token": "prints a secret",
+    r"ray start --head": "tests/programs/test_existing_cluster.py",
 }
 """Pattern of the whole command: why it is not run here, or where it is."""
 

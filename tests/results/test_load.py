@@ -87,7 +87,7 @@ def folder(tmp_path: Path) -> Path:
         for trial in (record(2, 0.8), record(0, 0.5), failed(3), record(1, 0.6, "stopped")):
             store.add(trial)
         for number, accuracy in ((2, 0.7), (0, 0.5)):
-            store.add_confirmed(confirming(number, 1, accuracy))
+            store.add(confirming(number, 1, accuracy))
         for number in range(2):
             answers = {7: True, 3: number == 0}
             write_answers(answers_file(store.folder, f"trial-{number:04d}"), answers)
@@ -203,7 +203,8 @@ def test_the_examples_of_the_document(
 ) -> None:
     VisionLanguageModel(BASE.vlm).save_pretrained(folder / "best")
     monkeypatch.chdir(folder.parents[1])
-    text = (REPOSITORY / "docs/python.md").read_text(encoding="utf-8")
+    document = (REPOSITORY / "docs/python.md").read_text(encoding="utf-8")
+    text = document[document.index("## Reading results") :]  # search/test_runner.py has the others
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     scope: dict[str, Any] = {}
     for example in examples:

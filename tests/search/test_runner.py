@@ -1,6 +1,7 @@
 """A whole search from Python, and what an observer of it is told."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from nanovlm.observer import Observer, RunStart
 from nanovlm.results.store import read_records
 from nanovlm.search.runner import run_search
 from nanovlm.search.space import load_space
+
+REPOSITORY = Path(__file__).parents[2]
 
 SPACE = """
 preset: digits
@@ -70,6 +73,24 @@ def test_a_search_from_python(tmp_path: Path) -> None:
     asked = {pulse.trial_id for pulse in witness.pulses if pulse.stage == "evaluating"}
     assert asked <= {r.trial_id for r in ended}
     assert all(p.total_samples >= p.samples_seen > 0 for p in witness.pulses)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_example_of_the_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "search_spaces").mkdir()
+    space = SPACE.replace("trials: 2", "trials: 1").replace("top: 1", "top: 0")
+    (tmp_path / "search_spaces" / "digits.yaml").write_text(space)
+    monkeypatch.chdir(tmp_path)
+    document = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
+    section = document[: document.index("## Reading results")]
+    (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    exec(compile(example, "docs/python.md", "exec"), {})
+    first, last = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"trial-0000 completed 0\.\d+", first)
+    assert last == "results/digits {'lr_mp': 0.002}"
 
 
 def test_a_folder_that_cannot_be_gone_on_with(tmp_path: Path) -> None:
