@@ -29,8 +29,9 @@ REPOSITORY = Path(__file__).parents[1]
 COMMANDS = shown_commands()
 
 SMALL = "data_cutoff_idx=200 epochs=1"
+ONE_TRIAL = "--trials 1 --concurrency 1 --no-confirm scheduler.rungs=1"
 RUN = {
-    "python run_search.py --space search_spaces/digits.yaml": f"{SMALL} --trials 2 --no-confirm",
+    "python run_search.py --space search_spaces/digits.yaml": f"{SMALL} {ONE_TRIAL}",
     "python run_single.py --preset digits": SMALL,
     "python -m nanovlm.generate --checkpoint results/digits/best --image digit.png "
     "--prompt 'Which digit is this?'": "",
