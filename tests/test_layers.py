@@ -30,7 +30,15 @@ LAYERS = (
     ("resources", "trial"),
     ("distributed",),
     ("search",),
-    ("cli", "generate", "prepared_data", "push", "run_search", "run_single"),
+    (
+        "cli",
+        "generate",
+        "prepared_data",
+        "push",
+        "results.report",
+        "run_search",
+        "run_single",
+    ),
 )
 """The areas of the project, lowest layer first. An area is a module or a package."""
 
@@ -122,6 +130,7 @@ def test_init_files_are_empty() -> None:
         ("nanovlm/data/batches.py", "from nanovlm.models import vit", "its neighbour"),
         ("nanovlm/results/store.py", "import nanovlm.parallel", "its neighbour"),
         ("nanovlm/results/store.py", "from nanovlm.trial import run_trial", "(layer 3)"),
+        ("nanovlm/results/store.py", "from nanovlm.results.report import main", "(layer 6)"),
         ("nanovlm/trial.py", "def f() -> None:\n    import ray.train", "(layer 3) imports ray"),
         ("nanovlm/training/loop.py", "from nanovlm import trial", "nanovlm.trial (layer 3)"),
         ("nanovlm/distributed/worker.py", "from nanovlm.search.runner import x", "(layer 5)"),
