@@ -16,6 +16,8 @@ from nanovlm.results.verdict import DEFAULT_NUMBER
 
 _PREFIX = "mmstar_accuracy/"
 _WIDEST_LINE = 16
+_ENOUGH_RUNS = 64
+"""To tell how many questions a capability has."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def num_items(search: SearchFolder, runs: Sequence[TrialRecord]) -> Mapping[str,
         run.metrics
         for run in (*search.records, *search.confirmed)
         if run.metrics.get(NUM_ITEMS) == total and _same_part(run, runs[0])
-    ]
+    ][:_ENOUGH_RUNS]
     if not total or not same:
         return {}
     names = {key.removeprefix(_PREFIX) for metrics in same for key in metrics}

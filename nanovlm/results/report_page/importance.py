@@ -159,7 +159,7 @@ def _notes(compared: Compared) -> list[str]:
     num = len(compared.values)
     good = max(GOOD_TRIALS, round(_good_share(num) * num))
     where = (
-        f"of the {num} trials that came to {count(compared.milestone)} samples, by what they had there"
+        f"of the {num} trials that came to {count(compared.milestone)} samples, by their value then"
         if compared.milestone
         else f"of the {num} trials that ran their full budget"
     )

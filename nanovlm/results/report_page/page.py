@@ -32,7 +32,8 @@ from nanovlm.results.store import replace_text
 REPORT_FILE = "report.html"
 
 RELOAD_SECONDS = 15.0
-"""How often the page looks for a newer report while the search runs."""
+"""How often the page looks for a newer report while the search runs; a large one less often."""
+RELOAD_SECONDS_PER_TRIAL = 0.06
 
 SILENT_SECONDS = 300.0
 """If a running search has written nothing for so long, the page says that it may be dead."""
@@ -52,8 +53,15 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def render(search: SearchFolder, reload_seconds: float = RELOAD_SECONDS) -> str:
-    """Return the page."""
+def render(search: SearchFolder, reload_seconds: float | None = None) -> str:
+    """Return the page.
+
+    Args:
+        reload_seconds: how often it looks for a newer one while the search runs; None decides by
+            the number of trials.
+    """
+    if reload_seconds is None:
+        reload_seconds = max(RELOAD_SECONDS, RELOAD_SECONDS_PER_TRIAL * len(search.records))
     charts = {chart.name: chart for chart in _charts(search)}
     now = time.time()
     data = {

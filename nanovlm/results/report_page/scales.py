@@ -1,5 +1,6 @@
 """Each searched key on its own scale: where values lie, and the ticks beside them."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Scale:
     def is_log(self) -> bool:
         return self.parameter.kind in ("log_uniform", "log_int")
 
-    @property
+    @functools.cached_property
     def choices(self) -> list[Any]:
         """The choices; numbers in ascending order."""
         values = list(self.parameter.values)

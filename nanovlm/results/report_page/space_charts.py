@@ -23,6 +23,8 @@ from nanovlm.results.report_page.wording import metric_value, run_name
 
 _NOT_USED = -0.1
 """Height on an axis of a key that has no value in a trial, by its condition."""
+_MANY = 150
+"""With more trials lines and dots are drawn thin."""
 _AXIS_WIDTH = 104
 """In pixels, at least; with more axes the chart is scrolled."""
 
@@ -41,14 +43,15 @@ def parallel_coordinates(search: SearchFolder) -> Chart:
     for record in judged:
         shade = min(NUM_SHADES - 1, int(NUM_SHADES * heights[record.trial_id][-1]))
         shades.setdefault((shade, record.state == "completed"), []).append(record)
+    thin = 0.5 if len(judged) > _MANY else 1.0
     traces = [
-        _lines(records, heights, shade, is_full)
+        _lines(records, heights, shade, is_full, thin)
         for (shade, is_full), records in sorted(shades.items(), key=lambda item: item[0])
     ]
     for kind, special in (("default", search.default), ("best", search.best_trial)):
         if special is not None and special.trial_id in heights:
             traces.append(_special_line(special, heights, kind))
-    traces.append(_dots(judged, heights))
+    traces.append(_dots(judged, heights, 6 * thin))
     traces.append(_pointed())
     return Chart(
         name="parallel",
@@ -75,7 +78,11 @@ def _heights(
 
 
 def _lines(
-    records: Sequence[TrialRecord], heights: dict[str, list[float]], shade: int, is_full: bool
+    records: Sequence[TrialRecord],
+    heights: dict[str, list[float]],
+    shade: int,
+    is_full: bool,
+    thin: float,
 ) -> dict[str, Any]:
     """Return the lines of trials that are about as good, as one trace."""
     xs: list[int | None] = []
@@ -91,7 +98,7 @@ def _lines(
         "y": ys,
         "line": {
             "color": f"var(--shade-{shade})",
-            "width": 1.8 if is_full else 1.2,
+            "width": thin * (1.8 if is_full else 1.2),
             "dash": "solid" if is_full else "dot",
         },
         "opacity": 0.9 if is_full else 0.75,
@@ -117,7 +124,9 @@ def _special_line(
     }
 
 
-def _dots(judged: Sequence[TrialRecord], heights: dict[str, list[float]]) -> dict[str, Any]:
+def _dots(
+    judged: Sequence[TrialRecord], heights: dict[str, list[float]], size: float
+) -> dict[str, Any]:
     """Return what the pointer finds: a small dot where a line crosses an axis."""
     places = [(r, x, y) for r in judged for x, y in enumerate(heights[r.trial_id])]
     return points(
@@ -125,7 +134,7 @@ def _dots(judged: Sequence[TrialRecord], heights: dict[str, list[float]]) -> dic
         [x for _, x, _ in places],
         [y for _, _, y in places],
         name="trials",
-        marker={"size": 6, "color": "var(--ink)", "opacity": 0.28},
+        marker={"size": size, "color": "var(--ink)", "opacity": 0.28},
         hovertemplate="%{hovertext}<extra></extra>",
         showlegend=False,
     )

@@ -306,7 +306,7 @@
   function setUpPrint() {
     let before = null;
     addEventListener("beforeprint", () => {
-      before = root.dataset.theme;
+      before = before || root.dataset.theme;
       root.dataset.theme = "light";
       for (const plot of all(".plot")) {
         const isSlice = plot.closest(".slices");
@@ -317,6 +317,7 @@
     });
     addEventListener("afterprint", () => {
       root.dataset.theme = before;
+      before = null;
       redraw();
     });
   }
