@@ -17,7 +17,9 @@ from tests.results.made_up import make_results, make_single
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'><!-- %{x}"
+HOSTILE = (
+    "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'><!-- %{x}"
+)
 
 # What a page has drawn: of each chart its points, and the marks that stand for points in the page.
 DRAWN_CHARTS = """
