@@ -54,8 +54,10 @@ class Observer:
     takes long belongs into a thread of the observer's own. An exception ends the run in order.
     """
 
-    problem: str | None = None
-    """What went wrong in the observer without ending the run; told at its end."""
+    @property
+    def problem(self) -> str | None:
+        """What went wrong in the observer without ending the run, in a sentence; None: nothing."""
+        return None
 
     def begin(self, start: RunStart) -> None:
         """The cluster is there; trials are about to begin."""

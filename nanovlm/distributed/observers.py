@@ -2,6 +2,7 @@
 
 from nanovlm.config import TrainConfig
 from nanovlm.observer import Observer
+from nanovlm.results.report_writer import ReportWriter
 
 
 def standard_observers(config: TrainConfig) -> list[Observer]:
@@ -10,4 +11,4 @@ def standard_observers(config: TrainConfig) -> list[Observer]:
     Args:
         config: of a single run, or the base of a search.
     """
-    return []
+    return [ReportWriter()]

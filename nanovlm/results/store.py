@@ -74,6 +74,11 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write the file as a whole."""
+    replace_text(path, json.dumps(content, indent=2) + "\n")
+
+
 def _make(folder: Path) -> list[Path]:
     """Make the folder and its `logs/`; return the folders above it that were made for it."""
     parents = [parent for parent in folder.parents if not parent.exists()]
@@ -172,7 +177,7 @@ class ResultsStore:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write the file `name` of the folder as a whole."""
-        self.write_text(name, json.dumps(content, indent=2) + "\n")
+        write_json(self.folder / name, content)
 
     def add(self, record: TrialRecord) -> None:
         """Append an ended trial, and keep its model if it is among the best; or an ended run that
@@ -288,6 +293,25 @@ def read_records(folder: Path) -> list[TrialRecord]:
         UserError: for any other line that is not a trial.
     """
     return _read(folder / TRIALS_FILE)
+
+
+def salvage_records(path: Path) -> tuple[list[TrialRecord], list[str]]:
+    """Return the trials of a file of records, and a message for each line that is none.
+
+    For readers that want what is left of a damaged folder; nothing if there is no such file.
+    """
+    if not path.exists():
+        return [], []
+    records: list[TrialRecord] = []
+    problems: list[str] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        if line:
+            try:
+                records.append(_record(Path(path.name), number, line))
+            except UserError as error:
+                problems += error.messages
+    return records, problems
 
 
 def _read(path: Path) -> list[TrialRecord]:
