@@ -113,6 +113,7 @@ def parsed_arguments(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> a
     monkeypatch.setattr("sys.path", list(sys.path))  # a benchmark adds to it
     with pytest.raises(Parsed) as parsed:
         if is_module:
+            monkeypatch.delitem(sys.modules, words[1], raising=False)  # else runpy warns
             runpy.run_module(words[1], run_name="__main__", alter_sys=False)
         else:
             runpy.run_path(str(REPOSITORY / words[0]), run_name="__main__")
