@@ -18,6 +18,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.worker_group import WorkerGroup as ray_workers
 
 from nanovlm.distributed.channel import Channel
 from nanovlm.distributed.worker import RunTrial, WorkerSettings, serve_trials
@@ -47,14 +48,15 @@ class WorkerGroup:
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=_per_worker(resources),
         )
+        run_name = f"{Path(settings.log_dir).parent.name}-{self.name}"  # for Ray's dashboard
         self._trainer = TorchTrainer(
             functools.partial(serve_trials, settings),
             scaling_config=scaling,
             run_config=RunConfig(
-                name=self.name,
+                name=run_name,
                 storage_path=f"{settings.log_dir}/ray",
                 failure_config=FailureConfig(max_failures=_MAX_RESTARTS),
-                callbacks=[_ControllerKnown(settings.channel)],  # type: ignore[list-item]
+                callbacks=[_ControllerKnown(settings.channel, run_name)],  # type: ignore[list-item]
             ),
         )
         self._thread = threading.Thread(target=self._fit, name=self.name, daemon=True)
@@ -74,18 +76,34 @@ class WorkerGroup:
 
 
 class _ControllerKnown(ControllerCallback):
-    """Makes the controller of a TorchTrainer known to the channel, so that it can be ended."""
+    """Makes the controller of a TorchTrainer known to the channel, so that it can be ended.
 
-    def __init__(self, channel: Any) -> None:
+    In the controller's process, which serves this one group, it also sees to it that the workers
+    bear the run's name in Ray's dashboard.
+    """
+
+    def __init__(self, channel: Any, run_name: str) -> None:
         self._channel = channel
+        self._run_name = run_name
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self._channel.add_controller.remote(ray.get_runtime_context().current_actor)
+        ray_workers._worker_cls = _shown_as(self._run_name, ray_workers._worker_cls)
 
 
-def open_channel() -> Any:
-    """Return the handle of a new Channel actor."""
-    return ray.remote(Channel).options(num_cpus=0, max_concurrency=_MAX_WAITING_CALLS).remote()
+def _shown_as(name: str, actor_class: type[Any]) -> Any:
+    """Return the class of an actor that Ray's dashboard shows under a name."""
+    return type(actor_class.__name__, (actor_class,), {"__repr__": lambda self: name})
+
+
+def open_channel(run_name: str) -> Any:
+    """Return the handle of a new Channel actor, which bears the run's name.
+
+    Names of actors are unique within what one program does on a cluster, so runs of the same name
+    do not meet.
+    """
+    options = {"num_cpus": 0, "max_concurrency": _MAX_WAITING_CALLS}
+    return ray.remote(Channel).options(name=f"nanovlm-channel-{run_name}", **options).remote()
 
 
 @contextlib.contextmanager
