@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.ray_constants import env_bool
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.constants import RAY_TRAIN_ENABLE_STATE_TRACKING
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.worker_group import WorkerGroup as ray_workers
+from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
 
 from nanovlm.distributed.channel import Channel
 from nanovlm.distributed.worker import RunTrial, WorkerSettings, serve_trials
@@ -121,6 +124,9 @@ def worker_groups(
     PlacementGroupCleaner. The own cluster is about to end with everything on it, so there the
     controllers are ended at once when the work is done.
     """
+    if env_bool(RAY_TRAIN_ENABLE_STATE_TRACKING, False):
+        # Each controller waits for Ray Train's record of runs; so it starts beside them.
+        get_or_create_state_actor()
     groups = tuple(
         WorkerGroup(WorkerSettings(f"group-{i}", channel, str(log_dir), run_trial), resources)
         for i in range(num_groups)
