@@ -207,7 +207,9 @@ class TrainConfig:
     resume_from_vlm_checkpoint: bool = False
     """Start from the weights in `vlm.vlm_checkpoint_path`."""
     log_wandb: bool = False
+    """Follow the run with Weights & Biases; changes nothing that it computes."""
     wandb_entity: str | None = None
+    """User or team that the runs belong to; None for the default one."""
 
     vlm: VLMConfig = field(default_factory=VLMConfig)
 

@@ -55,9 +55,9 @@ class Observer:
     """
 
     @property
-    def problem(self) -> str | None:
-        """What went wrong in the observer without ending the run, in a sentence; None: nothing."""
-        return None
+    def notes(self) -> Sequence[str]:
+        """What a person is to be told at the end: what went wrong here without ending the run."""
+        return ()
 
     def begin(self, start: RunStart) -> None:
         """The cluster is there; trials are about to begin."""

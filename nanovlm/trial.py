@@ -33,6 +33,7 @@ from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import gather_objects, rank, world_size
 from nanovlm.resources import Resources
 from nanovlm.results.store import replace_text
+from nanovlm.tracking.wandb_mode import check_wandb
 from nanovlm.training.checkpoint import find_checkpoint
 from nanovlm.training.loop import NonFiniteLossError, Progress, never, num_steps, train
 from nanovlm.training.pulse import OnPulse, PulseTaker, ignore
@@ -69,7 +70,6 @@ def run_trial(
     config = job.config
     problems = Problems()
     with problems:
-        _check_settings(config)
         model = resources.model(config, job.checkpoint)
         train_samples, val_samples = resources.training_data(config)
         benchmark = resources.benchmark(config)
@@ -210,18 +210,14 @@ def _raise_together(messages: Sequence[str]) -> None:
 
 
 def check_start(config: TrainConfig) -> None:
-    """Raise UserError if what a trial of `config` begins with is not there.
+    """Raise UserError if what a trial of `config` begins with is not there, or W&B's settings are
+    wrong.
 
     For a program to ask before it starts anything; `run_trial` finds out by itself.
     """
-    _check_settings(config)
+    check_wandb(config)
     if config.resume_from_vlm_checkpoint:
         find_checkpoint(config.vlm.vlm_checkpoint_path, config.vlm)
-
-
-def _check_settings(config: TrainConfig) -> None:
-    if config.log_wandb:
-        raise UserError("log_wandb=True: this version does not log to W&B yet; set it to false")
 
 
 def check_backbones(config: TrainConfig) -> None:

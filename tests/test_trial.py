@@ -104,6 +104,11 @@ def test_a_trial_is_the_same_alone_and_after_others(resources: Resources) -> Non
     assert numbers(run(resources, milestones, vlm=vlm)) == numbers(alone)
 
 
+def test_a_trial_is_the_same_if_wandb_follows_it(resources: Resources) -> None:
+    followed = run(resources, (32,), log_wandb=True, wandb_entity="team")
+    assert numbers(followed) == numbers(run(resources, (32,)))
+
+
 @pytest.mark.parametrize("freeze", ["vision_encoder", "backbones"])
 def test_a_frozen_trial_leaves_nothing_frozen(resources: Resources, freeze: Freeze) -> None:
     alone = run(Resources("cpu"))
@@ -242,7 +247,6 @@ def test_a_checkpoint_of_another_architecture(resources: Resources, tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"log_wandb": True}, "log_wandb=True: this version does not log to W&B"),
         ({"batch_size": 100_000}, "batch_size"),
         ({"train_dataset_path": "/no/such/folder"}, "/no/such/folder"),
         ({"test_dataset_path": "/no/such/folder"}, "/no/such/folder"),

@@ -110,7 +110,7 @@ def session(
         fitting = num_concurrent_trials(resources, num_slots)
         num_slots = min(fitting, max_slots or fitting)
         on_start(cluster.dashboard_url, cluster.is_own, num_slots)
-        channel = open_channel()
+        channel = open_channel(folder.name)
         with (
             _stopped_by_signals(switch),
             _events_passed_on(channel, on_event, switch),

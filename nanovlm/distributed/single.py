@@ -117,7 +117,7 @@ def run_single(
     store = ResultsStore(
         folder, Objective(OBJECTIVE.metric, OBJECTIVE.mode), resources.gpus_per_trial
     )
-    watching = [*standard_observers(plan.config), *observers]
+    watching = [*standard_observers(), *observers]
     with store.opened(resume=resume), logged_to(folder / LOGS_DIR):
         start = RunStart(
             folder=folder,
@@ -135,8 +135,8 @@ def run_single(
             run_to_end(running.channel, [_job(plan, folder.resolve())])
         ended = store.records
         summary = recorder.end((ended[-1].reason or "completed") if ended else INTERRUPTED)
-    problems = [observer.problem for observer in watching if observer.problem]
-    return RunOutcome(folder, summary, tuple(problems))
+    notes = [note for observer in watching for note in observer.notes]
+    return RunOutcome(folder, summary, tuple(notes))
 
 
 def check_same_config(folder: Path, config: TrainConfig) -> None:

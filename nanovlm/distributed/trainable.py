@@ -44,6 +44,9 @@ class TrialRelay(tune.Trainable):
         self._awaits_decision = False
         self._submit(config)
 
+    def __repr__(self) -> str:  # seen in Ray's dashboard
+        return f"trials of {self._folder.name}"
+
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._decide(Decision.STOP)
         self._submit(new_config)

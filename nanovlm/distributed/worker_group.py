@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.ray_constants import env_bool
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.constants import RAY_TRAIN_ENABLE_STATE_TRACKING
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.worker_group import WorkerGroup as ray_workers
+from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
 
 from nanovlm.distributed.channel import Channel
 from nanovlm.distributed.worker import RunTrial, WorkerSettings, serve_trials
@@ -47,14 +51,15 @@ class WorkerGroup:
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=_per_worker(resources),
         )
+        run_name = f"{Path(settings.log_dir).parent.name}-{self.name}"  # for Ray's dashboard
         self._trainer = TorchTrainer(
             functools.partial(serve_trials, settings),
             scaling_config=scaling,
             run_config=RunConfig(
-                name=self.name,
+                name=run_name,
                 storage_path=f"{settings.log_dir}/ray",
                 failure_config=FailureConfig(max_failures=_MAX_RESTARTS),
-                callbacks=[_ControllerKnown(settings.channel)],  # type: ignore[list-item]
+                callbacks=[_ControllerKnown(settings.channel, run_name)],  # type: ignore[list-item]
             ),
         )
         self._thread = threading.Thread(target=self._fit, name=self.name, daemon=True)
@@ -74,18 +79,34 @@ class WorkerGroup:
 
 
 class _ControllerKnown(ControllerCallback):
-    """Makes the controller of a TorchTrainer known to the channel, so that it can be ended."""
+    """Makes the controller of a TorchTrainer known to the channel, so that it can be ended.
 
-    def __init__(self, channel: Any) -> None:
+    In the controller's process, which serves this one group, it also sees to it that the workers
+    bear the run's name in Ray's dashboard.
+    """
+
+    def __init__(self, channel: Any, run_name: str) -> None:
         self._channel = channel
+        self._run_name = run_name
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self._channel.add_controller.remote(ray.get_runtime_context().current_actor)
+        ray_workers._worker_cls = _shown_as(self._run_name, ray_workers._worker_cls)
 
 
-def open_channel() -> Any:
-    """Return the handle of a new Channel actor."""
-    return ray.remote(Channel).options(num_cpus=0, max_concurrency=_MAX_WAITING_CALLS).remote()
+def _shown_as(name: str, actor_class: type[Any]) -> Any:
+    """Return the class of an actor that Ray's dashboard shows under a name."""
+    return type(actor_class.__name__, (actor_class,), {"__repr__": lambda self: name})
+
+
+def open_channel(run_name: str) -> Any:
+    """Return the handle of a new Channel actor, which bears the run's name.
+
+    Names of actors are unique within what one program does on a cluster, so runs of the same name
+    do not meet.
+    """
+    options = {"num_cpus": 0, "max_concurrency": _MAX_WAITING_CALLS}
+    return ray.remote(Channel).options(name=f"nanovlm-channel-{run_name}", **options).remote()
 
 
 @contextlib.contextmanager
@@ -103,6 +124,9 @@ def worker_groups(
     PlacementGroupCleaner. The own cluster is about to end with everything on it, so there the
     controllers are ended at once when the work is done.
     """
+    if env_bool(RAY_TRAIN_ENABLE_STATE_TRACKING, False):
+        # Each controller waits for Ray Train's record of runs; so it starts beside them.
+        get_or_create_state_actor()
     groups = tuple(
         WorkerGroup(WorkerSettings(f"group-{i}", channel, str(log_dir), run_trial), resources)
         for i in range(num_groups)

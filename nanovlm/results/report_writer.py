@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ class ReportWriter(Observer):
             seconds_between: at least, between the begin of a report and that of the next.
             sign_of_life_seconds: at most, while trials run.
         """
-        self._problem: str | None = None
+        self.problem: str | None = None
+        """Why the last report could not be written; None if it was."""
         self._write = write
         self._seconds_between = seconds_between
         self._sign_of_life_seconds = sign_of_life_seconds
@@ -53,9 +54,8 @@ class ReportWriter(Observer):
         self._thread: threading.Thread | None = None
 
     @property
-    def problem(self) -> str | None:
-        """Why the last report could not be written; None if it was."""
-        return self._problem
+    def notes(self) -> Sequence[str]:
+        return () if self.problem is None else (self.problem,)
 
     def begin(self, start: RunStart) -> None:
         """Write down what the run goes on, and begin to write reports."""
@@ -105,7 +105,7 @@ class ReportWriter(Observer):
         try:
             write()
         except Exception as error:
-            self._problem = f"the report could not be written: {type(error).__name__}: {error}"
+            self.problem = f"the report could not be written: {type(error).__name__}: {error}"
             logger.exception("the report could not be written")
         else:
-            self._problem = None
+            self.problem = None

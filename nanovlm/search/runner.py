@@ -81,7 +81,7 @@ def run_plan(
     objective = Objective(**space.objective.model_dump())
     num_models = max(1, space.confirm.top)
     store = ResultsStore(folder, objective, space.resources.gpus_per_trial, num_models)
-    watching = [*standard_observers(space.base), *observers]
+    watching = [*standard_observers(), *observers]
     with store.opened(resume=resume), logged_to(folder / LOGS_DIR):
         recorder = Recorder(store, _start(plan, store), watching)
         earlier = EarlierRun(tuple(store.records), tuple(store.confirmed), store.earlier_seconds())
@@ -96,7 +96,7 @@ def run_plan(
             ended_by = INTERRUPTED
         summary = recorder.end(ended_by, is_settled=ended_by != INTERRUPTED)
     notes = [*plan_confirmation(space, store.records).notes]
-    notes += [observer.problem for observer in watching if observer.problem]
+    notes += [note for observer in watching for note in observer.notes]
     return RunOutcome(folder, summary, tuple(notes))
 
 

@@ -1,0 +1,58 @@
+"""Work of a tracker in a thread of its own: it never holds up a run, and its failure ends none."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+MANY_JOBS = 1000
+"""So many waiting jobs mean that the tracker cannot keep up."""
+
+
+class Background:
+    """Does jobs one after another, in a thread that starts with the first one."""
+
+    def __init__(self, name: str) -> None:
+        """
+        Args:
+            name: of the tracker, for messages.
+        """
+        self.problem: str | None = None
+        """What went wrong, in a sentence. After it nothing is recorded any more."""
+        self._name = name
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Queue a job."""
+        if self.problem is None:
+            self._jobs.put(job)
+            if self._thread.ident is None:
+                self._thread.start()
+
+    def is_behind(self) -> bool:
+        """Return whether jobs pile up, so that those nobody would miss are better left out."""
+        return self._jobs.qsize() > MANY_JOBS
+
+    def close(self, seconds: float) -> None:
+        """Wait until all jobs are done, for so many seconds at most."""
+        if self._thread.ident is None:
+            return
+        self._jobs.put(None)
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self.problem = (
+                f"{self._name}: not all of the run was recorded in the {seconds:g} s after its end"
+            )
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except Exception as error:
+                # A tracker only looks on; the run that it follows is worth more than its record.
+                logger.exception("%s has failed", self._name)
+                self.problem = f"{self._name} has failed, and recorded nothing after: {error}"
+                return

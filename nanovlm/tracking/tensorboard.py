@@ -1,0 +1,143 @@
+"""TensorBoard follows every run: `tensorboard/<trial_id>/` of the results folder.
+
+    tensorboard --logdir results/NAME/tensorboard
+
+Always there, since it costs next to nothing. The curves are against samples seen, and the HPARAMS
+page compares the trials by their configurations.
+"""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.observer import Observer, RunStart
+from nanovlm.tracking.background import Background
+from nanovlm.tracking.curves import flat_config, new_reports, pulse_values, report_values
+
+if TYPE_CHECKING:
+    from tensorboardX.proto.summary_pb2 import Summary
+
+FOLDER = "tensorboard"
+
+END_SECONDS = 10.0
+"""How long the end of a run may wait for what is not written yet."""
+
+
+class TensorBoardLogs(Observer):
+    """Writes event files, in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._background = Background("TensorBoard")
+        self._curves: dict[str, _Curves] = {}
+
+    @property
+    def problem(self) -> str | None:
+        """What went wrong, in a sentence; None if nothing did."""
+        return self._background.problem
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return () if self.problem is None else (self.problem,)
+
+    def begin(self, start: RunStart) -> None:
+        self._folder = start.folder / FOLDER
+        self._metric = start.objective.metric
+        ended = {record.trial_id: record for record in (*start.records, *start.confirmed)}
+        self._background.do(lambda: self._catch_up(ended))
+
+    def pulse(self, pulse: Pulse) -> None:
+        if pulse.stage == "training" and not self._background.is_behind():
+            self._background.do(lambda: self._write_pulse(pulse))
+
+    def trial_changed(self, record: TrialRecord) -> None:
+        self._background.do(lambda: self._write(record))
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        self._background.do(self._close)
+        self._background.close(END_SECONDS)
+
+    # ------------------------------------------------------------------ in the thread
+
+    def _catch_up(self, ended: Mapping[str, TrialRecord]) -> None:
+        """Remove what there is of unfinished trials, which make all their reports again."""
+        found = {path.name for path in self._folder.glob("*")}
+        for trial_id in found - ended.keys():
+            shutil.rmtree(self._folder / trial_id)
+        for trial_id in ended.keys() - found:
+            self._write(ended[trial_id])
+
+    def _write(self, record: TrialRecord) -> None:
+        curves = self._curves.get(record.trial_id)
+        if curves is None:
+            curves = _Curves(self._folder / record.trial_id)
+            curves.begin(record, self._metric)
+            self._curves[record.trial_id] = curves
+        curves.add_reports(record)
+        if record.state != "running":
+            self._curves.pop(record.trial_id).end(record)
+
+    def _write_pulse(self, pulse: Pulse) -> None:
+        curves = self._curves.get(pulse.trial_id)
+        if curves is not None:
+            curves.add(pulse_values(pulse), pulse.samples_seen)
+
+    def _close(self) -> None:
+        for curves in self._curves.values():
+            curves.close()
+        self._curves.clear()
+
+
+class _Curves:
+    """The event file of one trial."""
+
+    def __init__(self, folder: Path) -> None:
+        # Imported late: it wants torch, which a program has not loaded before its first run.
+        from tensorboardX.event_file_writer import EventsWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+        self._sent = -1.0
+        self._end: Summary | None = None
+
+    def begin(self, record: TrialRecord, metric: str) -> None:
+        """Write the configuration, for the HPARAMS page."""
+        from tensorboardX.summary import hparams
+
+        parts = hparams(flat_config(record.config), {metric: 0.0})
+        experiment, session, self._end = parts
+        self._add_summary(experiment, 0)
+        self._add_summary(session, 0)
+        self._file.flush()
+
+    def add_reports(self, record: TrialRecord) -> None:
+        for entry in new_reports(record, self._sent):
+            self._sent = entry["samples_seen"]
+            self.add(report_values(entry), entry["samples_seen"])
+            self._file.flush()
+
+    def add(self, values: Mapping[str, float], samples_seen: int) -> None:
+        """Write points of curves; they reach the disk with the next report."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add_summary(Summary(value=scalars), samples_seen)
+
+    def end(self, record: TrialRecord) -> None:
+        """Write how the trial ended, and close the file."""
+        from tensorboardX.summary import text
+
+        how = record.state if record.reason is None else f"{record.state}: {record.reason}"
+        self._add_summary(text("state", how), record.samples_seen)
+        self._add_summary(self._end, record.samples_seen)
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _add_summary(self, summary: "Summary | None", samples_seen: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._file.write_event(Event(wall_time=time.time(), step=samples_seen, summary=summary))

@@ -1,0 +1,155 @@
+"""What Ray shows of a run: gauges on its Prometheus endpoint, names in its dashboard."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from nanovlm.config import TrainConfig
+from nanovlm.distributed.cluster import Cluster, connect
+from nanovlm.distributed.gauges import GAUGES, Gauges
+from nanovlm.distributed.jobs import run_to_end
+from nanovlm.distributed.worker_group import open_channel, worker_groups
+from nanovlm.messages import Job
+from nanovlm.search.sections import TrialResources
+from tests.search.pretend import pretend
+from tests.tracking.example_run import COMPLETED, FAILED, STOPPED, pulse, record, start
+
+_SAMPLE = re.compile(r"^(ray_nanovlm_\w+){(.*)} (\S+)$", re.MULTILINE)
+
+Values = dict[tuple[str, ...], float]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Start Ray, which passes values on every second and forgets them after two."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
+        with connect(None) as cluster:
+            yield cluster
+
+
+def gauge_values() -> Values:
+    """Return the gauges' values on the endpoint by name and by the values of their tags."""
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text = answer.read().decode()
+    found = {}
+    for name, labels, value in _SAMPLE.findall(text):
+        tags = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        keys = GAUGES[name.removeprefix("ray_")][1]
+        found[(name, *(tags[key] for key in keys))] = float(value)
+    return found
+
+
+def wait_for(expected: Values) -> None:
+    deadline = time.monotonic() + 40
+    while (found := gauge_values()) != expected and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert found == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_gauges_are_on_rays_endpoint(cluster: Cluster, tmp_path: Path) -> None:
+    observer = Gauges(refresh_seconds=0.2)
+    observer.begin(start(tmp_path / "demo", records=(FAILED,)))
+    observer.trial_changed(record(0, 0, "running"))
+    observer.trial_changed(COMPLETED)
+    observer.trial_changed(record(1, 0, "running"))
+    observer.pulse(pulse(1, 50))
+    observer.trial_changed(record(1, 1, "running"))
+    observer.trial_changed(record(3, 1, "running"))
+    observer.pulse(pulse(3, 150))
+    counts = {
+        ("ray_nanovlm_best_accuracy", "demo"): 0.9,
+        ("ray_nanovlm_trials", "demo", "completed"): 1.0,
+        ("ray_nanovlm_trials", "demo", "failed"): 1.0,
+        ("ray_nanovlm_trials", "demo", "stopped"): 0.0,
+        ("ray_nanovlm_trials", "demo", "running"): 2.0,
+    }
+    third = {
+        ("ray_nanovlm_trial_accuracy", "demo", "trial-0003"): 0.13,
+        ("ray_nanovlm_samples_per_second", "demo", "trial-0003"): 63.0,
+        ("ray_nanovlm_data_wait_fraction", "demo", "trial-0003"): 0.125,
+    }
+    first = {
+        ("ray_nanovlm_trial_accuracy", "demo", "trial-0001"): 0.11,
+        ("ray_nanovlm_samples_per_second", "demo", "trial-0001"): 51.0,
+        ("ray_nanovlm_data_wait_fraction", "demo", "trial-0001"): 0.25,
+    }
+    wait_for(counts | first | third)
+
+    observer.trial_changed(STOPPED)  # its values go, the counts stay
+    counts[("ray_nanovlm_trials", "demo", "stopped")] = 1.0
+    counts[("ray_nanovlm_trials", "demo", "running")] = 1.0
+    wait_for(counts | third)
+    observer.end({})
+    wait_for({})
+    assert observer.problem is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_dashboard_shows_the_run_under_its_name(cluster: Cluster, tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    logs = tmp_path / "digits" / "logs"
+    logs.mkdir(parents=True)
+    channel = open_channel("digits")
+    with worker_groups(1, channel, TrialResources(), logs, pretend, is_own_cluster=True):
+        run_to_end(channel, [Job(trial_id="trial-0000", config=TrainConfig())])
+        with sync_api.sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path="/usr/bin/chromium", args=["--no-sandbox"]
+            )
+            page = browser.new_page()
+            sign_in(page, str(cluster.dashboard_url))
+            page.goto(f"{cluster.dashboard_url}/#/actors")
+            page.get_by_text("RayTrainWorker", exact=True).wait_for(timeout=60_000)
+            (shown,) = [r for r in rows(page) if "RayTrainWorker" in r]
+            assert shown[2] == "digits-group-0"
+            (shown,) = [r for r in rows(page) if "Channel" in r]
+            assert shown[1] == "nanovlm-channel-digits"
+            page.goto(f"{cluster.dashboard_url}/api/train/v2/runs/v1")
+            (run,) = json.loads(page.inner_text("body"))["train_runs"]
+            browser.close()
+    assert (run["name"], run["status"]) == ("digits-group-0", "RUNNING")
+    (attempt,) = run["attempts"]
+    (worker,) = attempt["workers"]
+    assert (worker["world_rank"], worker["status"]) == (0, "ALIVE")
+
+
+def sign_in(page: Any, url: str) -> None:
+    """Type the token into the dialog that the dashboard opens with, as a user does."""
+    ray_command = str(Path(sys.executable).with_name("ray"))
+    command = [ray_command, "get-auth-token"]
+    token = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    page.goto(url)
+    page.get_by_text("Authentication Token Required").wait_for(timeout=60_000)
+    page.get_by_role("textbox", name="Authentication Token").fill(token)
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_text("Authentication Token Required").wait_for(state="hidden", timeout=60_000)
+
+
+def rows(page: Any) -> list[list[str]]:
+    """Return class, name, repr and what follows of each actor in the dashboard's table."""
+    cells = [row.locator("td").all_inner_texts() for row in page.locator("tbody tr").all()]
+    return [row[3:] for row in cells]
+
+
+def test_without_ray_nothing_happens(tmp_path: Path) -> None:
+    observer = Gauges(refresh_seconds=0.01)
+    observer.begin(start(tmp_path / "demo"))
+    observer.trial_changed(COMPLETED)
+    time.sleep(0.05)
+    observer.end({})
+    assert observer.problem is None

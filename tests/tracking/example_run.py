@@ -1,0 +1,110 @@
+"""A small search as its observers are told of it: three trials, one that is stopped, one fails."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nanovlm.config import TrainConfig
+from nanovlm.config_files import config_values
+from nanovlm.messages import Pulse, TrialRecord, TrialState
+from nanovlm.observer import Observer, RunStart
+from nanovlm.search.sections import Objective
+from nanovlm.search.space import load_space
+
+SPACE = """
+preset: digits
+search: {lr_mp: {log_uniform: [1.0e-4, 1.0e-1]}}
+"""
+STOPPED_BY = "0.3 after 300 samples; one in 3 goes on, which takes 0.6 or more here, says the rung"
+
+
+def start(folder: Path, log_wandb: bool = False, **values: Any) -> RunStart:
+    """Return the start of the search in the folder, which is made."""
+    folder.mkdir(exist_ok=True)
+    (folder / "space.yaml").write_text(SPACE)
+    space = load_space(folder / "space.yaml")
+    return RunStart(
+        folder=folder,
+        config=dataclasses.replace(space.base, log_wandb=log_wandb),
+        space=space,
+        objective=Objective(),
+        milestones=(100, 300),
+        trial_samples=900,
+        data={},
+        **values,
+    )
+
+
+def record(number: int, num_reports: int, state: TrialState, **values: Any) -> TrialRecord:
+    """Return the record of a trial that has made so many of its three reports."""
+    reports = [report(number, samples) for samples in (100, 300, 900)[:num_reports]]
+    return TrialRecord(
+        trial_id=f"trial-{number:04d}",
+        number=number,
+        parameters={"lr_mp": 0.001 * (number + 1)},
+        config=config_values(TrainConfig(lr_mp=0.001 * (number + 1))),
+        state=state,
+        samples_seen=reports[-1]["samples_seen"] if reports else 0,
+        metrics=reports[-1]["metrics"] if reports else {},
+        reports=tuple(reports),
+        submitted_at=1000.0 * number,
+        worker_group="group-0",
+        **values,
+    )
+
+
+def report(number: int, samples_seen: int) -> dict[str, Any]:
+    accuracy = samples_seen / 1000 + number / 100
+    return {
+        "samples_seen": samples_seen,
+        "step": samples_seen // 10,
+        "seconds": samples_seen / 100,
+        "evaluation_seconds": 0.5,
+        "speed": {
+            "samples_per_second": 50.0 + number,
+            "answer_tokens_per_second": 200.0,
+            "data_wait_fraction": 0.25,
+            "model_tflops_per_second": 0.5,
+            "model_flops_utilization": None,
+            "peak_memory_gib": 1.5,
+        },
+        "metrics": {"mmstar_accuracy": accuracy, "mmstar_accuracy/math": 0.5, "train_loss": 0.7},
+        "notes": [],
+    }
+
+
+COMPLETED = record(0, 3, "completed")
+STOPPED = record(1, 2, "stopped", reason=STOPPED_BY)
+FAILED = record(2, 1, "failed", reason="loss is nan at step 17")
+ENDED = (COMPLETED, STOPPED, FAILED)
+
+
+def pulse(number: int, samples_seen: int) -> Pulse:
+    return Pulse(
+        trial_id=f"trial-{number:04d}",
+        stage="training",
+        step=samples_seen // 10,
+        samples_seen=samples_seen,
+        total_samples=900,
+        train_loss=1.5,
+        samples_per_second=60.0 + number,
+        data_wait_fraction=0.125,
+    )
+
+
+def summary(ended_by: str) -> Mapping[str, Any]:
+    return {
+        "name": "demo",
+        "ended_by": ended_by,
+        "trials": {"total": 3, "completed": 1, "stopped": 1, "failed": 1},
+        "best": {"trial_id": "trial-0000", "metrics": {"mmstar_accuracy": 0.9}},
+    }
+
+
+def follow_trial(observer: Observer, ended: TrialRecord) -> None:
+    """Tell of a trial from its first step to its end."""
+    for count in range(len(ended.reports) + 1):
+        observer.trial_changed(record(ended.number, count, "running"))
+        observer.pulse(pulse(ended.number, 100 * count + 50))
+    observer.trial_changed(ended)
