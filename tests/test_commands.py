@@ -50,13 +50,17 @@ NOT_RUN_HERE = {
     r"python -m nanovlm.generate --checkpoint lusxvr/.+": "hub; programs/test_generate_program.py",
     r"python -m nanovlm.push .+": "hub; programs/test_push_program.py",
     r"python -m nanovlm.prepared_data .+": "tests/test_prepared_data.py",
+    r"python -m nanovlm.results.report .+": "tests/results/test_report.py",
     r"python -m nanovlm.space_schema.*": "tests/test_space_schema.py",
     r"python -m pytest .+": "is the suite itself",
     r"python benchmarks/.+": "minutes to hours; docs/benchmarks.md has what they measured",
     r"make .+": "what continuous integration does",
     r"pip install .+": "changes what is installed",
+    r"docker run .+": "needs Docker; tests/test_deploy.py looks at the files",
+    r"(wandb|tensorboard) .+": "programs of others; tests/tracking/ has what they read",
     r"pre-commit install": "changes the git repository",
     r"ray get-auth-token": "prints a secret",
+    r"ray metrics launch-prometheus": "downloads Prometheus",
     r"ray start --head": "tests/programs/test_existing_cluster.py",
 }
 """Pattern of the whole command: why it is not run here, or where it is."""
@@ -126,10 +130,30 @@ def parse_make(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parse_pip(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if words == ["install", "tensorboard"]:
+        return
     assert words[:2] == ["install", "-e"]
     (extras,) = re.findall(r"^\.\[(.+)\]$", words[2])
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert set(extras.split(",")) <= set(project["optional-dependencies"])
+
+
+def parse_docker(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted = [word.partition(":")[0] for word in words if word.startswith("$PWD/")]
+    assert mounted
+    assert [
+        path for path in mounted if not (REPOSITORY / path.removeprefix("$PWD/")).exists()
+    ] == []
+
+
+def parse_wandb(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from wandb.cli.cli import cli
+
+    assert words[0] in cli.commands
+
+
+def parse_tensorboard(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert words[0] == "--logdir" and words[1].endswith("/tensorboard")
 
 
 def parse_ray(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +172,9 @@ PARSERS: dict[str, Callable[[Sequence[str], pytest.MonkeyPatch], None]] = {
     "make": parse_make,
     "pip": parse_pip,
     "ray": parse_ray,
+    "docker": parse_docker,
+    "wandb": parse_wandb,
+    "tensorboard": parse_tensorboard,
     "pre-commit": parse_pre_commit,
 }
 """By the first word of a command."""

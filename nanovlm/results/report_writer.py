@@ -83,8 +83,6 @@ class ReportWriter(Observer):
         self._is_due.set()
         self._thread.join()
         self._thread = None
-        if self.problem is not None:
-            logger.error("the last report could not be written: %s", self.problem)
 
     def _work(self, folder: Path) -> None:
         self._try(lambda: write_json(folder / ENVIRONMENT_FILE, describe_environment()))
