@@ -82,7 +82,7 @@ def test_a_gain_that_is_not_confirmed_says_so(tmp_path: Path) -> None:
 
 def test_the_table_has_every_trial_with_its_reason(folder: Path) -> None:
     table = trials_table(read_search(folder))
-    by_number = {row[1].value: [cell.text for cell in row] for row in table.rows}
+    by_number = {int(row[1].text): [cell.text for cell in row] for row in table.rows}
     assert sorted(by_number) == list(range(24))
     assert by_number[6][2] == "failed" and by_number[6][-1].startswith("CUDA out of memory")
     stopped = [row for row in by_number.values() if row[2] == "stopped"]
