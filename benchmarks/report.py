@@ -42,8 +42,8 @@ def main() -> None:
         print(f"made in {describe(seconds)}, {path.stat().st_size / 1e6:.1f} MB")
         with chromium() as browser:
             times = [open_page(browser, path) for _ in range(arguments.repeats)]
-    for what, seconds in zip(("loaded", "opened", "all charts drawn"), zip(*times), strict=True):
-        print(f"{what} in {describe(seconds)}")
+    for place, what in enumerate(("loaded", "opened", "all charts drawn")):
+        print(f"{what} in {describe([own[place] for own in times])}")
 
 
 def open_page(browser: Browser, path: Path) -> tuple[float, float, float]:

@@ -100,8 +100,9 @@ def test_scales_are_logarithmic_where_the_key_is(seen: OpenPage) -> None:
 
 def column(seen: OpenPage, name: str) -> list[str]:
     """Return the cells of a column of the table of trials, from top to bottom."""
-    heads = seen.texts("#trials-table th")
-    return seen.texts(f"#trials-table tbody td:nth-child({heads.index(name) + 1})")
+    heads = seen.page.locator("#trials-table th").all_text_contents()
+    cells = seen.page.locator(f"#trials-table tbody td:nth-child({heads.index(name) + 1})")
+    return cells.all_text_contents()
 
 
 def test_the_table_is_sorted_by_any_column(seen: OpenPage) -> None:
