@@ -19,9 +19,9 @@ from nanovlm.errors import UserError
 from nanovlm.search.samplers import suggest
 from nanovlm.search.space import load_space
 from nanovlm.search.study import STUDY_FILE, open_study
+from tests.browser import chromium
 
 REPOSITORY = Path(__file__).parents[1]
-CHROMIUM = Path("/usr/bin/chromium")
 SPACE = "search: {lr_mp: {log_uniform: [1e-4, 1e-1]}, batch_size: {choice: [64, 128, 256]}}\n"
 PAGES = {
     "": "0. search",
@@ -110,12 +110,8 @@ def get(address: str) -> Any:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_search_is_shown_while_it_runs(running: RunningSearch, served: str) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM.exists():
-        pytest.skip("needs Chromium")
     before = running.journal()
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_page()
         mistakes: list[str] = []
         requests: list[tuple[str, str]] = []
@@ -131,7 +127,6 @@ def test_a_search_is_shown_while_it_runs(running: RunningSearch, served: str) ->
         page.goto(f"{served}/dashboard/studies/0/trials?numbers=4")
         page.get_by_text("Trial 4 (trial_id=4)").wait_for()
         body = " ".join(page.inner_text("body").split())
-        browser.close()
     assert "Best Trial" in body
     assert "Value 0.29 " in body
     assert f"batch_size {running.values[4]['batch_size']} " in body

@@ -20,6 +20,7 @@ from nanovlm.distributed.jobs import run_to_end
 from nanovlm.distributed.worker_group import open_channel, worker_groups
 from nanovlm.messages import Job
 from nanovlm.search.sections import TrialResources
+from tests.browser import chromium
 from tests.search.pretend import pretend
 from tests.tracking.example_run import COMPLETED, FAILED, STOPPED, pulse, record, start
 
@@ -101,16 +102,12 @@ def test_the_gauges_are_on_rays_endpoint(cluster: Cluster, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_dashboard_shows_the_run_under_its_name(cluster: Cluster, tmp_path: Path) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
     logs = tmp_path / "digits" / "logs"
     logs.mkdir(parents=True)
     channel = open_channel("digits")
     with worker_groups(1, channel, TrialResources(), logs, pretend, is_own_cluster=True):
         run_to_end(channel, [Job(trial_id="trial-0000", config=TrainConfig())])
-        with sync_api.sync_playwright() as playwright:
-            browser = playwright.chromium.launch(
-                executable_path="/usr/bin/chromium", args=["--no-sandbox"]
-            )
+        with chromium() as browser:
             page = browser.new_page()
             sign_in(page, str(cluster.dashboard_url))
             page.goto(f"{cluster.dashboard_url}/#/actors")
@@ -121,7 +118,6 @@ def test_the_dashboard_shows_the_run_under_its_name(cluster: Cluster, tmp_path: 
             assert shown[1] == "nanovlm-channel-digits"
             page.goto(f"{cluster.dashboard_url}/api/train/v2/runs/v1")
             (run,) = json.loads(page.inner_text("body"))["train_runs"]
-            browser.close()
     assert (run["name"], run["status"]) == ("digits-group-0", "RUNNING")
     (attempt,) = run["attempts"]
     (worker,) = attempt["workers"]

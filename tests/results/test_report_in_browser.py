@@ -12,7 +12,7 @@ from playwright.sync_api import Browser
 from nanovlm.results.report_page.folder import read_search
 from nanovlm.results.report_page.page import render, write_report
 from nanovlm.results.store import SUMMARY_FILE, replace_text
-from tests.results.browser import DRAWN, OpenPage, chromium, opened
+from tests.browser import DRAWN, OpenPage, chromium, opened
 from tests.results.made_up import make_results, make_single
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -100,8 +100,9 @@ def test_scales_are_logarithmic_where_the_key_is(seen: OpenPage) -> None:
 
 def column(seen: OpenPage, name: str) -> list[str]:
     """Return the cells of a column of the table of trials, from top to bottom."""
-    heads = seen.texts("#trials-table th")
-    return seen.texts(f"#trials-table tbody td:nth-child({heads.index(name) + 1})")
+    heads = seen.page.locator("#trials-table th").all_text_contents()
+    cells = seen.page.locator(f"#trials-table tbody td:nth-child({heads.index(name) + 1})")
+    return cells.all_text_contents()
 
 
 def test_the_table_is_sorted_by_any_column(seen: OpenPage) -> None:

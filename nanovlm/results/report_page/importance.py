@@ -47,14 +47,14 @@ def parameter_importance(search: SearchFolder) -> Chart:
             empty=f"Needs {FEWEST_TRIALS} trials that came to the same milestone; with fewer, "
             "importance is a guess.",
         )
-    shares = importances(search.parameters, compared, search.objective.mode)
+    shares, remarks = importances(search.parameters, compared, search.objective.mode)
     if not shares:
         return Chart(name="importance", empty="All trials are alike: nothing can be told apart.")
     return Chart(
         name="importance",
         variants=[Variant(label="", traces=[_bars(shares)], layout=_LAYOUT)],
         height=90 + 44 * len(shares),
-        notes=_notes(compared),
+        notes=[*_notes(compared), *remarks],
     )
 
 
@@ -88,8 +88,11 @@ def _value_at(record: TrialRecord, milestone: int, metric: str) -> float | None:
 
 def importances(
     parameters: Sequence[Parameter], compared: Compared, mode: str
-) -> list[tuple[str, float]]:
-    """Return the searched keys with their shares, which add up to 1, the largest first."""
+) -> tuple[list[tuple[str, float]], list[str]]:
+    """Return the searched keys with their shares, the largest first, and what Optuna remarks.
+
+    The shares add up to 1; there are none if all trials have the same value.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="maximize" if mode == "max" else "minimize")
     distributions = {p.key: _distribution(p) for p in parameters if len(set(p.values)) > 1}
@@ -108,14 +111,15 @@ def importances(
             )
         )
     if len({value for _, value in compared.values}) < 2:
-        return []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return [], []
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(
             target_quantile=_good_share(len(compared.values))
         )
         shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    return sorted(shares.items(), key=lambda item: -item[1])
+    remarks = [f"Optuna: {w.message}" for w in warned if "experimental" not in str(w.message)]
+    return sorted(shares.items(), key=lambda item: -item[1]), list(dict.fromkeys(remarks))
 
 
 def _good_share(num_trials: int) -> float:

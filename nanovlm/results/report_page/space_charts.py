@@ -188,7 +188,7 @@ def _layout(
         "annotations": [
             {
                 "x": x, "y": height, "text": text, "showarrow": False,
-                "xanchor": "right", "xshift": -7, "bgcolor": "var(--card-veil)", "borderpad": 1,
+                "xanchor": "right", "xshift": -9, "bgcolor": "var(--card-veil)", "borderpad": 1,
                 "font": {"size": 11, "color": "var(--muted)"},
             }
             for x, height, text in ticks

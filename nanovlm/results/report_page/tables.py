@@ -138,15 +138,19 @@ def confirmation_rows(search: SearchFolder) -> Table | None:
     keys = sorted({key for c in configurations for key in c["parameters"]})
     columns = ["configuration", f"mean {metric}", "± standard error", "each seed", "in the search"]
     columns += ["to the default", "95 %, other questions", "95 %, other seeds", "p", *keys]
-    columns += ["failed runs"]
-    return _table(columns, [_confirmation_row(c, metric, keys) for c in configurations])
+    rows = [_confirmation_row(c, metric, keys) for c in configurations]
+    if any(c["failed"] for c in configurations):
+        columns += ["failed runs"]
+        for row, c in zip(rows, configurations, strict=True):
+            failed = "; ".join(f"seed {run['seed']}: {run['reason']}" for run in c["failed"])
+            row.append(Cell(failed or NOTHING, None, "long"))
+    return _table(columns, rows)
 
 
 def _confirmation_row(c: Mapping[str, Any], metric: str, keys: Sequence[str]) -> list[Cell]:
     gap = c["difference_to_default"] or {}
     p_value, error = gap.get("p_value"), c["standard_error"]
     runs = ", ".join(f"{metric_value(r['value'], metric)} (seed {r['seed']})" for r in c["runs"])
-    failed = "; ".join(f"seed {run['seed']}: {run['reason']}" for run in c["failed"])
     name = "default" if c["number"] == DEFAULT_NUMBER else f"trial {c['number']}"
     return [
         Cell(name),
@@ -159,7 +163,6 @@ def _confirmation_row(c: Mapping[str, Any], metric: str, keys: Sequence[str]) ->
         Cell(difference_interval(gap.get("seeds_interval_95"), metric) or NOTHING),
         number_cell(p_value, None if p_value is None else f"{p_value:.2g}"),
         *(_value_cell(c["parameters"], key) for key in keys),
-        Cell(failed or NOTHING, None, "long"),
     ]
 
 

@@ -71,7 +71,16 @@
     return variants[Math.min(kept.views[name] || 0, variants.length - 1)];
   };
 
+  /** Run plotly's 5 MB only now: numbers and tables are there before it. */
+  function loadPlotly() {
+    if (window.Plotly) return;
+    const element = document.createElement("script");
+    element.textContent = document.getElementById("plotly").textContent;
+    document.head.append(element);
+  }
+
   function draw(element, size = {}) {
+    loadPlotly();
     const chosen = view(element.id);
     const layout = resolved(merged(baseLayout(element.clientWidth), chosen.layout));
     const data = resolved(withTexts(chosen.data));
@@ -342,6 +351,6 @@
   setUpCopy();
   setUpPrint();
   restore();
-  drawWhenSeen();
   setUpReload();
+  requestAnimationFrame(() => setTimeout(drawWhenSeen));
 })();

@@ -1,4 +1,4 @@
-"""A headless Chromium that opens reports from disk and says what goes wrong in them."""
+"""A headless Chromium that opens pages and says what goes wrong in them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ class OpenPage:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Yield Debian's Chromium. The tests of the report need it: without it they fail."""
+    """Yield Debian's Chromium. Tests of pages need it: without it they fail."""
     with sync_playwright() as playwright:
         try:
             browser = playwright.chromium.launch(
