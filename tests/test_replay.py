@@ -105,7 +105,8 @@ def test_by_time_a_waiting_slot_costs_as_much_as_one_that_trains() -> None:
         name: [replay(name, num_seeds=5, concurrency=4, by=by) for by in ("compute", "time")]
         for name in (busy, waits)
     }
-    assert np.array_equal(*(curve[:, places] for curve in curves[busy]))
+    by_compute, by_time = (curve[:, places] for curve in curves[busy])
+    assert np.array_equal(by_compute, by_time)
     by_compute, by_time = (curve.mean(axis=0) for curve in curves[waits])
     assert (by_time[places] >= by_compute[places]).all()
     assert (by_time > by_compute).any(), "in its last trainings a slot waits"
