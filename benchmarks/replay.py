@@ -2,13 +2,15 @@
 
     python benchmarks/replay.py                          # 200 seeds, 8 trials at once
     python benchmarks/replay.py --concurrency 1 8 64 --out curves.csv
+    python benchmarks/replay.py --by time                # slots count whether they train or not
 
 240 random configurations of the digits were trained in full (`record_curves.py`); a trial of a
 replayed search has the learning curve of the recorded configuration that is nearest to its own.
 Searchers and schedulers are those of real searches. Compute is counted in full trainings; regret is
 what the full-length accuracy of the configuration that a method would pick lacks to the best of the
 240. The last columns say how much less compute than random search a method needs for the regret
-that random search reaches with 8 full trainings.
+that random search reaches with 8 full trainings. By time, a slot that waits costs as much as one
+that trains.
 """
 
 import argparse
@@ -44,6 +46,8 @@ REFERENCE = "random, full"
 REFERENCE_COMPUTE = 8
 GRID = np.arange(0.1, SHOWN[-1] + 0.05, 0.1)
 """Full trainings at which the regret is read."""
+HEADS = {"compute": "after full trainings", "time": "slots' time for so many"}
+"""By what the regret is read, and how the table says so."""
 
 
 def main() -> None:
@@ -51,10 +55,11 @@ def main() -> None:
     for concurrency in arguments.concurrency:
         regrets: dict[str, np.ndarray] = {}
         print(f"\n{concurrency} trials at once, {arguments.seeds} seeds; median regret (quartiles)")
-        print(f"{'after full trainings':<24}" + "".join(f"{n:>22}" for n in SHOWN) + "   speed-up")
+        unit = HEADS[arguments.by]
+        print(f"{unit:<24}" + "".join(f"{n:>22}" for n in SHOWN) + "   speed-up")
         for name in arguments.methods:
             started = time.perf_counter()
-            regrets[name] = replay(name, arguments.seeds, concurrency, arguments.jobs)
+            regrets[name] = replay(name, arguments.seeds, concurrency, arguments.jobs, arguments.by)
             seconds = time.perf_counter() - started
             print(describe(name, regrets[name], regrets.get(REFERENCE), seconds), flush=True)
         if arguments.out:
@@ -68,6 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[8])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--by", choices=list(HEADS), default="compute")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--out", type=Path, help="file for the curves: OUT.CONCURRENCY.csv")
     return parser.parse_args()
@@ -83,24 +89,33 @@ def load() -> tuple[CurveTable, SearchSpace]:
     return load_curves(DATA, space.parameters), space
 
 
-def replay(name: str, num_seeds: int, concurrency: int, jobs: int = 1) -> np.ndarray:
+def replay(
+    name: str, num_seeds: int, concurrency: int, jobs: int = 1, by: str = "compute"
+) -> np.ndarray:
     """Return the regret at GRID, float[seeds, grid]; before the first report it is that of chance.
 
     A method that has to know its compute beforehand is told the REFERENCE_COMPUTE.
+
+    Args:
+        by: `compute` or `time`: whether a slot that waits costs nothing or as if it trained.
     """
-    task = functools.partial(regret_curve, name, concurrency)
+    task = functools.partial(regret_curve, name, concurrency, by=by)
     if jobs == 1:
         return np.array([task(seed) for seed in range(num_seeds)])
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         return np.array(pool.map(task, range(num_seeds), chunksize=5))
 
 
-def regret_curve(name: str, concurrency: int, seed: int) -> list[float]:
+def regret_curve(name: str, concurrency: int, seed: int, by: str = "compute") -> list[float]:
     """Return the regret of one search at GRID."""
     table, _ = load()
     trace = search(name, concurrency, seed)
     worst = float(table.values[:, -1].max() - 0.25)  # of guessing one of four letters
-    picked = [trace.picked(spent=share * table.budget) for share in GRID]
+    samples = GRID * table.budget
+    if by == "time":
+        picked = [trace.picked(time=each) for each in samples / concurrency]
+    else:
+        picked = [trace.picked(spent=each) for each in samples]
     return [worst if row is None else table.regret(row) for row in picked]
 
 

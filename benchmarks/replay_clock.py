@@ -69,11 +69,23 @@ class Pick:
 
 
 @dataclass(frozen=True)
+class Reached:
+    """A report: which row came to which column."""
+
+    spent: int
+    """Samples trained by all slots until then."""
+    row: int
+    column: int
+
+
+@dataclass(frozen=True)
 class Trace:
     """What a simulated search came to."""
 
     picks: tuple[Pick, ...]
     """By time, one for each change."""
+    reports: tuple[Reached, ...]
+    """By time."""
     time: int
     """At the last report."""
     spent: int
@@ -105,6 +117,7 @@ def simulate(table: CurveTable, method: Method, concurrency: int, limit: int) ->
     under_way: list[tuple[int, int, Run]] = []
     leaders = Leaders()
     picks = list[Pick]()
+    reports = list[Reached]()
     begun: set[str] = set()
     now = spent = num_full = 0
 
@@ -117,12 +130,13 @@ def simulate(table: CurveTable, method: Method, concurrency: int, limit: int) ->
             begun.add(run.trial_id)
             go_on(run)
         if not under_way or spent + len(under_way) * (under_way[0][0] - now) > limit:
-            return Trace(tuple(picks), now, spent, len(begun), num_full)
+            return Trace(tuple(picks), tuple(reports), now, spent, len(begun), num_full)
         spent += len(under_way) * (under_way[0][0] - now)
         now, _, run = heapq.heappop(under_way)
         run.num_reports += 1
         num_full += run.is_final
-        row = leaders.add(run.columns[run.num_reports - 1], run.value(table), run.row)
+        reports.append(Reached(spent, run.row, run.columns[run.num_reports - 1]))
+        row = leaders.add(reports[-1].column, run.value(table), run.row)
         if not picks or picks[-1].row != row:
             picks.append(Pick(now, spent, row))
         if method.report(run) and not run.is_final:

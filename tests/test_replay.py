@@ -9,6 +9,7 @@ import pytest
 from benchmarks.replay import GRID, load, replay, search
 from benchmarks.replay_clock import ENOUGH_TRIALS, Leaders, Run, simulate
 from benchmarks.replay_methods import METHODS, RandomSearch, Setting
+from benchmarks.replay_reached import describe, reached
 from benchmarks.replay_table import CurveTable
 from nanovlm.config_files import get_value
 
@@ -95,3 +96,30 @@ def test_a_search_finds_more_than_full_trainings_for_its_first_compute() -> None
     ours = replay("tpe + asha (default)", num_seeds=10, concurrency=4)[:, place]
     full = replay("random, full", num_seeds=10, concurrency=4)[:, place]
     assert np.median(ours) < np.median(full)
+
+
+def test_by_time_a_waiting_slot_costs_as_much_as_one_that_trains() -> None:
+    places = [int(np.argmin(abs(GRID - trainings))) for trainings in (1, 6, 7.9)]
+    busy, waits = "random, full", "one epoch, then top 3"
+    curves = {
+        name: [replay(name, num_seeds=5, concurrency=4, by=by) for by in ("compute", "time")]
+        for name in (busy, waits)
+    }
+    by_compute, by_time = (curve[:, places] for curve in curves[busy])
+    assert np.array_equal(by_compute, by_time)
+    by_compute, by_time = (curve.mean(axis=0) for curve in curves[waits])
+    assert (by_time[places] >= by_compute[places]).all()
+    assert (by_time > by_compute).any(), "in its last trainings a slot waits"
+
+
+def test_what_a_search_has_reached() -> None:
+    table, _ = load()
+    trace = search("tpe + asha (default)", concurrency=4, seed=0)
+    ends = reached(trace, table.last, trace.spent)
+    assert len(ends) == trace.num_full
+    assert len(reached(trace, table.last, trace.spent / 2)) < len(ends)
+    spent = 8.0 * table.budget
+    text = describe(table, [trace], 8.0)
+    picked = trace.picked(spent=spent)
+    assert picked is not None and f"what is picked: {table.regret(picked):.4f}" in text
+    assert len(text.splitlines()) == 1 + len({report.column for report in trace.reports})
