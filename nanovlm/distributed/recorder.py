@@ -1,7 +1,8 @@
 """Writes down what happens in a run, and then tells those who watch it."""
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,16 @@ class Recorder:
         self._store.write_summary(time.monotonic() - self._started)
         for observer in self._observers:
             observer.trial_changed(event)
+
+    @contextlib.contextmanager
+    def told_of_errors(self) -> Iterator[None]:
+        """Let the folder and the observers know why it is over if an error ends the context."""
+        try:
+            yield
+        except Exception as error:
+            if self._store.has_begun:
+                self.end(f"an error: {error}", is_settled=False)
+            raise
 
     def end(self, ended_by: str, is_settled: bool = True) -> Mapping[str, Any]:
         """Close the results folder; return the content of `summary.json`.

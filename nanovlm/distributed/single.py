@@ -129,10 +129,14 @@ def run_single(
             earlier_seconds=store.earlier_seconds(),
         )
         recorder = Recorder(store, start, watching)
-        with session(
-            address, resources, 1, 1, folder.resolve(), StopSwitch(), recorder.begin, recorder.take
-        ) as running:
-            run_to_end(running.channel, [_job(plan, folder.resolve())])
+        place, switch = folder.resolve(), StopSwitch()
+        with (
+            recorder.told_of_errors(),
+            session(
+                address, resources, 1, 1, place, switch, recorder.begin, recorder.take
+            ) as running,
+        ):
+            run_to_end(running.channel, [_job(plan, place)])
         ended = store.records
         summary = recorder.end((ended[-1].reason or "completed") if ended else INTERRUPTED)
     notes = [note for observer in watching for note in observer.notes]

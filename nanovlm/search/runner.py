@@ -89,7 +89,8 @@ def run_plan(
             folder, recorder.begin, recorder.take, address=address, concurrency=concurrency
         )
         try:
-            ended_by = run_stages(plan, place, earlier)
+            with recorder.told_of_errors():
+                ended_by = run_stages(plan, place, earlier)
         except KeyboardInterrupt:  # while Ray starts, or for the second time
             if not store.has_begun:
                 raise

@@ -95,6 +95,18 @@ def test_what_has_ended_is_on_disk_when_it_is_told(tmp_path: Path) -> None:
     ]
 
 
+def test_an_error_is_told_and_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    witness = Witness(folder)
+    store = ResultsStore(folder, Objective("mmstar_accuracy", "max"), 0.0)
+    with store.opened(resume=False):
+        recorder = Recorder(store, search_start(folder), [witness])
+        with pytest.raises(RuntimeError), recorder.told_of_errors():
+            recorder.begin(None, True, 1)
+            raise RuntimeError("all worker groups have ended")
+    assert witness.told[-1] == ("end", "an error: all worker groups have ended", True)
+
+
 @pytest.mark.parametrize("has_report", [False, True])
 def test_a_single_run_is_kept_once_it_has_a_report(tmp_path: Path, has_report: bool) -> None:
     folder = tmp_path / "single"

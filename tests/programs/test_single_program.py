@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.programs.conftest import Finished, finish, run_program, start_program
+from nanovlm.config_files import load_config, parse_overrides
+from nanovlm.distributed.single import plan_single
+from nanovlm.messages import Job, Report
+from nanovlm.resources import Resources
+from nanovlm.trial import run_trial
+from tests.programs.conftest import finish, start_program
 from tests.programs.test_bad_input import code_and_message
 
 ARGUMENTS = ("--preset", "digits", "data_cutoff_idx=300", "epochs=4", "lr_mp=1e-3", "seed=3")
@@ -16,13 +21,8 @@ ARGUMENTS = ("--preset", "digits", "data_cutoff_idx=300", "epochs=4", "lr_mp=1e-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_ctrl_c_and_resume_give_the_run_that_was_not_disturbed(tmp_path: Path) -> None:
-    whole = run_program("run_single.py", *ARGUMENTS, cwd=tmp_path, name="whole")
-    assert whole.code == 0, whole.output
-    reports = [line for line in whole.output.splitlines() if " samples, step " in line]
-    assert len(reports) == 4
-
-    arguments = [*ARGUMENTS, "--name", "parts"]
-    folder = tmp_path / "results" / "parts"
+    arguments = [*ARGUMENTS, "--name", "run"]
+    folder = tmp_path / "results" / "run"
     process = start_program("run_single.py", *arguments, cwd=tmp_path)
     assert process.stdout is not None
     for line in process.stdout:
@@ -38,15 +38,30 @@ def test_ctrl_c_and_resume_give_the_run_that_was_not_disturbed(tmp_path: Path) -
 
     resumed = finish(start_program(*command.split()[1:], cwd=tmp_path), folder)
     assert resumed.code == 0, resumed.output
-    assert numbers(resumed) == numbers(whole)
-    weights = [load_file(f.folder / "best" / "model.safetensors") for f in (resumed, whole)]
+    (record,) = resumed.records
+    whole = undisturbed(tmp_path / "whole")
+    assert [(r["samples_seen"], r["metrics"]) for r in record.reports] == [
+        (report.samples_seen, report.metrics) for report in whole
+    ]
+    folders = (folder / "best", tmp_path / "whole")
+    weights = [load_file(path / "model.safetensors") for path in folders]
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[1])
-    assert {path.name for path in folder.iterdir()} == {p.name for p in whole.folder.iterdir()}
+    assert not list((folder / "checkpoints").glob("*.state"))
 
 
-def numbers(finished: Finished) -> list[tuple[object, object]]:
-    (record,) = finished.records
-    return [(report["samples_seen"], report["metrics"]) for report in record.reports]
+def undisturbed(output_dir: Path) -> list[Report]:
+    """Return the reports of the same trial, run here without Ray."""
+    config = load_config(None, "digits", parse_overrides(ARGUMENTS[2:]))
+    plan = plan_single(config)
+    job = Job(
+        trial_id="whole",
+        config=plan.config,
+        milestones=plan.milestones,
+        output_dir=str(output_dir),
+    )
+    reports = list(run_trial(job, Resources("cpu")))
+    assert len(reports) == 4
+    return reports
 
 
 @pytest.mark.parametrize(

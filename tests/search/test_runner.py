@@ -13,6 +13,7 @@ from nanovlm.errors import UserError
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.store import read_records
+from nanovlm.search import runner
 from nanovlm.search.runner import run_search
 from nanovlm.search.space import load_space
 
@@ -52,45 +53,49 @@ class Witness(Observer):
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_a_search_from_python(tmp_path: Path) -> None:
-    (tmp_path / "space.yaml").write_text(SPACE)
-    witness = Witness()
-    folder = tmp_path / "mine"
-    outcome = run_search(tmp_path / "space.yaml", folder, concurrency=1, observers=[witness])
-    assert outcome.folder == folder
-    assert not (outcome.is_interrupted or outcome.has_failed)
-    assert outcome.summary["ended_by"] == "budget.trials: 2 trials are done"
-    assert json.loads((folder / "summary.json").read_text()) == json.loads(
-        json.dumps(outcome.summary)
-    )
-    (start,) = witness.starts  # once, though there are two stages
-    assert (start.folder, start.num_slots) == (folder, 1)
-    assert start.dashboard_url is not None
-    assert witness.ends == [outcome.summary]
-    ended = [replace(r, checkpoint=None) for r in witness.records if r.state != "running"]
-    assert [r for r in ended if not r.confirms] == read_records(folder)
-    assert [r.trial_id for r in ended if r.confirms] == ["confirm-1-seed-1", "confirm-0-seed-1"]
-    asked = {pulse.trial_id for pulse in witness.pulses if pulse.stage == "evaluating"}
-    assert asked <= {r.trial_id for r in ended}
-    assert all(p.total_samples >= p.samples_seen > 0 for p in witness.pulses)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_the_example_of_the_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "search_spaces").mkdir()
-    space = SPACE.replace("trials: 2", "trials: 1").replace("top: 1", "top: 0")
-    (tmp_path / "search_spaces" / "digits.yaml").write_text(space)
+    (tmp_path / "search_spaces" / "digits.yaml").write_text(SPACE)
     monkeypatch.chdir(tmp_path)
+    witness = Witness()
+    monkeypatch.setattr(runner, "standard_observers", lambda: [witness])
+    scope: dict[str, Any] = {}
+    exec(compile(example(), "docs/python.md", "exec"), scope)
+    *ended_trials, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in ended_trials] == [
+        ["trial-0000", "completed"],
+        ["trial-0001", "completed"],
+        ["confirm-1-seed-1", "completed"],
+        ["confirm-0-seed-1", "completed"],
+    ]
+    assert last.startswith("results/digits {'lr_mp': ")
+    outcome = scope["outcome"]
+    assert not (outcome.is_interrupted or outcome.has_failed)
+    assert outcome.summary["ended_by"] == "budget.trials: 2 trials are done"
+    check_what_was_told(witness, outcome.folder, outcome.summary)
+
+
+def example() -> str:
     document = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
     section = document[: document.index("## Reading results")]
-    (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    exec(compile(example, "docs/python.md", "exec"), {})
-    first, last = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"trial-0000 completed 0\.\d+", first)
-    assert last == "results/digits {'lr_mp': 0.002}"
+    (text,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    return str(text)
+
+
+def check_what_was_told(witness: Witness, folder: Path, summary: Mapping[str, Any]) -> None:
+    assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    (start,) = witness.starts  # once, though there are two stages
+    assert (start.folder, start.trial_samples) == (folder, 1372)
+    assert start.dashboard_url is not None
+    assert witness.ends == [summary]
+    ended = [replace(r, checkpoint=None) for r in witness.records if r.state != "running"]
+    assert [r for r in ended if not r.confirms] == read_records(folder)
+    assert next(r.state for r in witness.records if r.number == 0) == "running"
+    asked = {pulse.trial_id for pulse in witness.pulses if pulse.stage == "evaluating"}
+    assert asked <= {r.trial_id for r in ended}
+    assert all(p.total_samples >= p.samples_seen > 0 for p in witness.pulses)
 
 
 def test_a_folder_that_cannot_be_gone_on_with(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from nanovlm.results.environment import ENVIRONMENT_FILE
 from nanovlm.results.store import (
     ANSWERS_DIR,
     BEST_CONFIG_FILE,
+    CONFIG_FILE,
     CONFIRM_FILE,
     DATA_FILE,
     SPACE_FILE,
@@ -30,7 +31,7 @@ from nanovlm.search.space import SearchSpace, load_space
 
 RUNGS_FILE = "rungs.jsonl"
 
-_WATCHED = (TRIALS_FILE, CONFIRM_FILE, RUNGS_FILE, SUMMARY_FILE, SPACE_FILE)
+_WATCHED = (TRIALS_FILE, CONFIRM_FILE, RUNGS_FILE, SUMMARY_FILE, SPACE_FILE, CONFIG_FILE)
 _MARKS_OF_A_SEARCH = (SPACE_FILE, RUNGS_FILE, CONFIRM_FILE, "study.id", "study.journal")
 _LOG_RATIO = 50
 """Without a space file: positive values that span more than this are shown on a log scale."""
