@@ -1,6 +1,9 @@
 """What a person sees of a run, from made-up records and pulses."""
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,13 @@ from nanovlm.messages import Pulse, Stage, TrialRecord
 from nanovlm.results.store import ResultsStore
 from nanovlm.results.summary import Objective, summarize
 from nanovlm.results.terminal.budget import describe_budget, nearest_limit
+from nanovlm.results.terminal.console import can_redraw
 from nanovlm.results.terminal.live_table import RunningTrial, running_table
 from nanovlm.results.terminal.search_display import SearchDisplay
 from nanovlm.results.terminal.single_display import SingleDisplay
 from nanovlm.results.terminal.texts import describe_duration, describe_speed
 from nanovlm.search.sections import Budget
-from tests.results.starts import search_start, single_start
+from tests.results.starts import REPOSITORY, search_start, single_start
 
 METRICS = {"mmstar_accuracy": 0.5, "mmstar_num_items": 1224.0, "train_loss": 1.25}
 SPEED = {
@@ -318,3 +322,24 @@ def test_the_bar_of_a_single_run() -> None:
         (line,) = shown(display._progress, 120)
     assert line.startswith("training ")
     assert "300 of 900 samples loss 0.712, 30/s, data 1.6 %" in line
+
+
+def test_a_terminal_without_a_character_shows_a_question_mark() -> None:
+    code = (
+        "from nanovlm.results.terminal.console import make_console\n"
+        "make_console().print('0.96 ± 0.01')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONIOENCODING": "ascii:strict", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert (done.stdout, done.stderr) == ("0.96 ? 0.01\n", "")
+
+
+@pytest.mark.parametrize(("term", "expected"), [("xterm-256color", True), ("dumb", False)])
+def test_a_terminal_that_cannot_go_back_gets_plain_lines(term: str, expected: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": term})
+    assert can_redraw(console) == expected

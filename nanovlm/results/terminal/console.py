@@ -1,7 +1,8 @@
 """The console that the programs write to."""
 
 import sys
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from rich.console import Console
 
@@ -25,3 +26,22 @@ def make_console() -> Console:
 def can_redraw(console: Console) -> bool:
     """Return whether what was written can be written over."""
     return console.is_terminal and not console.is_dumb_terminal
+
+
+class LiveDisplay:
+    """Something on a terminal that changes; a context, so that nothing of it stays behind."""
+
+    def stop(self) -> None:
+        """Take what changes off the terminal; once more does nothing."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()

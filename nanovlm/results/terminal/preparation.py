@@ -1,8 +1,6 @@
 """How far the preparation of a data set is."""
 
 import time
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -18,10 +16,10 @@ from rich.progress import (
 from rich.text import Text
 
 from nanovlm.messages import BuildProgress
-from nanovlm.results.terminal.console import PLAIN, can_redraw
+from nanovlm.results.terminal.console import PLAIN, LiveDisplay, can_redraw
 
 
-class PreparationDisplay:
+class PreparationDisplay(LiveDisplay):
     """Shows how far the preparation of a data set is. What is there at once stays quiet.
 
     A terminal gets a bar for each stage; anything else gets a line now and then.
@@ -45,15 +43,7 @@ class PreparationDisplay:
         self._tasks: dict[str, TaskID] = {}
         self._last_line = time.monotonic()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
         self._progress.stop()
 
     def update(self, progress: BuildProgress) -> None:

@@ -7,8 +7,7 @@ for the budget. Anything else (a file, a pipe, `--quiet`) gets the lines alone.
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -19,7 +18,7 @@ from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.summary import Objective, best_record, describe_accuracy, training_seconds
 from nanovlm.results.terminal.budget import Spent, describe_budget, nearest_limit
-from nanovlm.results.terminal.console import PLAIN, can_redraw
+from nanovlm.results.terminal.console import PLAIN, LiveDisplay, can_redraw
 from nanovlm.results.terminal.ending import show_results
 from nanovlm.results.terminal.live_table import RunningTrial, budget_bar, running_table
 from nanovlm.results.terminal.notes import NotesDisplay
@@ -36,8 +35,8 @@ _LINES_BESIDE_ROWS = 6
 """Of the live part: head of the table, best, bar, and space for a line above."""
 
 
-class SearchDisplay(Observer):
-    """Shows a search; a context, so that nothing live stays behind on the terminal."""
+class SearchDisplay(LiveDisplay, Observer):
+    """Shows a search."""
 
     def __init__(self, console: Console, is_quiet: bool = False) -> None:
         self._console = console
@@ -50,17 +49,6 @@ class SearchDisplay(Observer):
         self._began_at = 0.0
         self._live: Live | None = None
         self._is_live = can_redraw(console) and not is_quiet
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop()
 
     def begin(self, start: RunStart) -> None:
         self._start = start
@@ -99,12 +87,12 @@ class SearchDisplay(Observer):
             self._console.print(self._line(record), soft_wrap=True)
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        self._stop()
+        self.stop()
         assert self._start is not None, "what ends has begun"
         folder, ended, confirmed = self._start.folder, self._ended, self._confirmed
         show_results(self._console, folder, self._objective, ended, confirmed, summary)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None

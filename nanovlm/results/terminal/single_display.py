@@ -1,8 +1,7 @@
 """What a person sees while a single run trains."""
 
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -11,7 +10,7 @@ from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.store import REPORT_FILE
 from nanovlm.results.summary import describe_accuracy
-from nanovlm.results.terminal.console import PLAIN, can_redraw
+from nanovlm.results.terminal.console import PLAIN, LiveDisplay, can_redraw
 from nanovlm.results.terminal.notes import NotesDisplay
 from nanovlm.results.terminal.texts import (
     describe_cluster,
@@ -21,11 +20,8 @@ from nanovlm.results.terminal.texts import (
 )
 
 
-class SingleDisplay(Observer):
-    """Shows a line for each report and, on a terminal, a bar below them.
-
-    A context, so that the bar never stays behind.
-    """
+class SingleDisplay(LiveDisplay, Observer):
+    """Shows a line for each report and, on a terminal, a bar below them."""
 
     def __init__(self, console: Console, is_quiet: bool = False) -> None:
         self._console = console
@@ -43,15 +39,7 @@ class SingleDisplay(Observer):
             disable=not can_redraw(console) or is_quiet,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
         self._progress.stop()
 
     def begin(self, start: RunStart) -> None:
@@ -84,7 +72,7 @@ class SingleDisplay(Observer):
             self._console.print(f"failed: {record.reason}", style="red", **PLAIN)
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        self._progress.stop()
+        self.stop()
         report = self._folder / REPORT_FILE
         if report.exists():
             self._console.print(f"report: {report}", **PLAIN)
