@@ -60,7 +60,7 @@ def test_a_search_on_a_cluster_leaves_it_as_it_was(cluster: str, tmp_path: Path)
             break
     finished = finish(process, tmp_path / "results" / "demo", timeout=200)
     assert finished.code == 0, output + finished.output
-    assert output.startswith("joined Ray cluster, dashboard: ")
+    assert "\njoined Ray cluster, dashboard: " in output
     assert [record.number for record in finished.records] == [0, 1, 2]
     assert {record.state for record in finished.records} <= {"completed", "stopped"}
     assert log.read_text().count("trial-0001 starts") == 2, "the killed trial is started again"

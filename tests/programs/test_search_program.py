@@ -28,15 +28,21 @@ def test_the_program_says_what_it_does(search: Finished) -> None:
     assert search.code == 0, search.output
     assert "Traceback" not in search.output
     lines = search.output.splitlines()
-    assert lines[0].startswith("own Ray cluster, dashboard: http://127.0.0.1:")
-    assert "ray get-auth-token" in lines[0]
-    assert "compared at" in lines[1]
+    begin = next(i for i, line in enumerate(lines) if line.startswith("space: "))
+    head, searched, where, cluster, data = lines[begin : begin + 5]
+    assert head.startswith("space: trials of ") and "compared at" in head
+    assert searched == ("searched: lr_mp, lr_backbones, batch_size; budget: 6 trials; 1 at once")
+    assert where == "results: results/demo"
+    assert cluster.startswith("own Ray cluster, dashboard: http://127.0.0.1:")
+    assert "ray get-auth-token" in cluster
+    assert data.startswith("data: ")
     assert (
         sum(re.match(r"trial \d+ +(completed|stopped) ", line) is not None for line in lines) == 6
     )
     assert sum(line.startswith("confirm ") for line in lines) == 2
     assert sum(" samples/s, data " in line for line in lines) == 6 + 2
     assert "ended: budget.trials: 6 trials are done" in lines
+    assert "report: results/demo/report.html" in lines
     assert lines[-1] == "python run_single.py --config results/demo/best.yaml"
 
 
@@ -120,12 +126,15 @@ def test_nothing_else_is_left(search: Finished) -> None:
         "checkpoints",
         "confirm.jsonl",
         "data.json",
+        "environment.json",
         "logs",
+        "report.html",
         "rungs.jsonl",
         "space.yaml",
         "study.id",
         "study.journal",
         "summary.json",
+        "tensorboard",
         "trials.jsonl",
     }
     best = max(
