@@ -47,7 +47,7 @@ def kill_a_worker() -> None:
 def test_a_search_on_a_cluster_leaves_it_as_it_was(cluster: str, tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
     arguments = ["--space", "space.yaml", "--address", cluster, "--name", "demo"]
-    arguments += ["--trials", "3", "--concurrency", "1", "data_cutoff_idx=1200"]
+    arguments += ["--trials", "3", "--no-confirm", "--concurrency", "1", "data_cutoff_idx=1200"]
     log = tmp_path / "results" / "demo" / "logs" / "group-0-rank-0.log"
     process = start_program("run_search.py", *arguments, cwd=tmp_path)
     assert process.stdout is not None
