@@ -145,11 +145,11 @@ def test_what_libraries_say_goes_to_a_file(
     before = [logging.getLogger(name).handlers for name in ("ray", "optuna")]
     with logged_to(tmp_path):
         for name in ("ray.tune", "optuna.study", "nanovlm.search"):
-            logging.getLogger(name).warning("chatter of %s", name)
+            logging.getLogger(name).error("chatter of %s", name)
         warnings.warn("a library is old", DeprecationWarning, stacklevel=1)
     assert [logging.getLogger(name).handlers for name in ("ray", "optuna")] == before
     text = (tmp_path / DRIVER_LOG).read_text()
     for what in ("ray.tune", "optuna.study", "nanovlm.search"):
-        assert f"WARNING {what}: chatter of {what}" in text
+        assert f"ERROR {what}: chatter of {what}" in text
     assert "a library is old" in text
     assert capsys.readouterr().err == ""

@@ -1,5 +1,6 @@
 """A search on a real terminal: nothing wraps or is left behind, small or large."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -23,8 +24,12 @@ class Terminal:
         self.run("set-option", "-g", "window-size", "manual")
 
     def run(self, *arguments: str) -> str:
+        # A size in the environment would go before the window's own.
+        inherited = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
         command = [*self._tmux, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            command, env=inherited, capture_output=True, text=True, check=True
+        ).stdout
 
     def type(self, *keys: str) -> None:
         self.run("send-keys", *keys)
@@ -35,6 +40,9 @@ class Terminal:
     def lines(self) -> list[str]:
         """Return what the window shows."""
         return self.run("capture-pane", "-p").splitlines()
+
+    def text(self) -> str:
+        return "\n".join(self.lines())
 
     def shows(self, text: str) -> bool:
         return any(text in line for line in self.lines())
@@ -67,19 +75,21 @@ def test_a_search_at_two_sizes_and_ctrl_c(terminal: Terminal) -> None:
     program = f"{sys.executable} {REPOSITORY / 'run_search.py'}"
     command = f"{program} --space space.yaml --trials 60 --concurrency 1"
     terminal.type(f"clear; {command}; echo ended with $?", "Enter")
-    assert wait_until(lambda: terminal.shows("trial 1  "), seconds=120), terminal.lines()
+    assert wait_until(lambda: terminal.shows("trial 1  "), seconds=120), terminal.text()
     assert any(line.startswith("space: trials of ") for line in terminal.lines())
     assert_live_part_is_whole(terminal.lines(), 80)
     assert not terminal.cursor_is_visible()
 
     terminal.resize(200, 50)
-    assert wait_until(lambda: terminal.shows("trial 3  "), seconds=120), terminal.lines()
+    assert wait_until(lambda: terminal.shows("trial 3  "), seconds=120), terminal.text()
     assert wait_until(
         lambda: any("samples/s, data" in line and len(line) > 80 for line in terminal.lines()), 60
-    ), terminal.lines()
+    ), terminal.text()
 
     terminal.type("C-c")
-    assert wait_until(lambda: terminal.shows("ended with 130"), seconds=60), terminal.lines()
+    assert wait_until(lambda: terminal.shows("ended with 130"), seconds=60), "\n".join(
+        terminal.lines()
+    )
     *_, resume, ended = [line for line in terminal.lines() if line.strip() and "$ " not in line]
     assert ended.startswith("ended with 130")
     words = shlex.split(resume)

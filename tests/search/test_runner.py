@@ -64,11 +64,11 @@ def test_the_example_of_the_document(
     scope: dict[str, Any] = {}
     exec(compile(example(), "docs/python.md", "exec"), scope)
     *ended_trials, last = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in ended_trials] == [
+    assert sorted(line.split()[:2] for line in ended_trials) == [
+        ["confirm-0-seed-1", "completed"],
+        ["confirm-1-seed-1", "completed"],
         ["trial-0000", "completed"],
         ["trial-0001", "completed"],
-        ["confirm-1-seed-1", "completed"],
-        ["confirm-0-seed-1", "completed"],
     ]
     assert last.startswith("results/digits {'lr_mp': ")
     outcome = scope["outcome"]
