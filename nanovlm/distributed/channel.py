@@ -52,6 +52,7 @@ class Channel:
         self._closed = False
         self._close_reason: str | None = None
         self._finished = False
+        self._is_followed = False  # someone waits in next_events, done with all before it
         self._worker_pids: list[int] = []
         self._changed = asyncio.Condition()
 
@@ -105,10 +106,21 @@ class Channel:
             that runs.
         """
         async with self._changed:
+            self._is_followed = True
+            self._changed.notify_all()
             await self._changed.wait_for(lambda: self._records or self._pulses or self._finished)
+            self._is_followed = False
             records, self._records = self._records, []
             pulses, self._pulses = self._pulses, {}
         return [*records, *pulses.values()]
+
+    async def wait_until_told(self) -> None:
+        """Wait until all records that there are now were returned by `next_events` and taken in.
+
+        They were when the next call of `next_events` comes.
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._is_followed and not self._records)
 
     async def close(self, reason: str | None = None) -> None:
         """Hand out no more jobs and interrupt running trials at their next step.
