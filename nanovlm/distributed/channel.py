@@ -54,6 +54,7 @@ class Channel:
         self._finished = False
         self._is_followed = False  # someone waits in next_events, done with all before it
         self._worker_pids: list[int] = []
+        self._placement_groups: dict[Any, Any] = {}  # by their ids
         self._changed = asyncio.Condition()
 
     # ------------------------------------------------------------------ the search's side
@@ -143,12 +144,17 @@ class Channel:
         """Keep the handle of a worker group's controller."""
         self._controllers.append(controller)
 
-    async def add_worker(self, pid: int) -> None:
-        """Keep the process id of a worker."""
+    async def add_worker(self, pid: int, placement_group: Any = None) -> None:
+        """Keep the process id of a worker, and what of the cluster is reserved for its group."""
         self._worker_pids.append(pid)
+        if placement_group is not None:
+            self._placement_groups[placement_group.id] = placement_group
 
     async def get_worker_pids(self) -> list[int]:
         return self._worker_pids
+
+    async def get_placement_groups(self) -> list[Any]:
+        return list(self._placement_groups.values())
 
     async def get_controllers(self) -> list[Any]:
         return self._controllers

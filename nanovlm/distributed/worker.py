@@ -18,6 +18,7 @@ from typing import Any
 import ray
 import ray.train.torch
 import torch
+from ray.util import get_current_placement_group
 
 from nanovlm import parallel
 from nanovlm.errors import UserError
@@ -50,7 +51,7 @@ class WorkerSettings:
 def serve_trials(settings: WorkerSettings) -> None:
     """Run the channel's jobs until there are no more. The training function of a TorchTrainer."""
     _log_to_file(settings)
-    ray.get(settings.channel.add_worker.remote(os.getpid()))
+    ray.get(settings.channel.add_worker.remote(os.getpid(), get_current_placement_group()))
     serve_channel(settings, ray.train.torch.get_device())
 
 

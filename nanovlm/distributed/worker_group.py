@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +24,8 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.worker_group import WorkerGroup as ray_workers
 from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from nanovlm.distributed.channel import Channel
 from nanovlm.distributed.worker import RunTrial, WorkerSettings, serve_trials
@@ -33,6 +36,12 @@ logger = logging.getLogger(__name__)
 
 _GOODBYE_SECONDS = 20
 """How long a group may take to leave: a training step, an evaluation, or Ray's own clean-up."""
+
+_GIVE_BACK_SECONDS = 10
+"""How long Ray may take to free what a group has occupied."""
+
+_REFRESH_SECONDS = 0.5
+"""Until all nodes of a cluster have told what is free on them; Ray does ten times a second."""
 
 _MAX_RESTARTS = 100
 """Of one group; a job that kills its workers is given up long before that."""
@@ -144,8 +153,8 @@ def worker_groups(
     """Start worker groups on the connected cluster; close the channel and end them at last.
 
     A TorchTrainer takes some 12 s to end by itself, since Ray 2.60 waits for the time-out of its
-    PlacementGroupCleaner. So the controllers are ended when the work is done: the workers end with
-    them, and the cleaner, which outlives its controller, gives their place in the cluster back.
+    PlacementGroupCleaner. So the controllers are ended as soon as the work is done, and what they
+    had reserved on the cluster is given back here.
 
     Args:
         log_dir: for the logs of workers and controllers.
@@ -172,8 +181,23 @@ def worker_groups(
             for pid in ray.get(channel.get_worker_pids.remote()):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)  # it may sit in a compiler or an evaluation
+        else:
+            _give_back(ray.get(channel.get_placement_groups.remote()))
         for group in groups:
             group.join(_GOODBYE_SECONDS)
+
+
+def _give_back(placement_groups: Sequence[PlacementGroup]) -> None:
+    """Free what is reserved on the cluster, and the workers in it; return when it is free."""
+    for placement_group in placement_groups:
+        remove_placement_group(placement_group)
+    deadline = time.monotonic() + _GIVE_BACK_SECONDS
+    while time.monotonic() < deadline and any(
+        placement_group_table(placement_group)["state"] != "REMOVED"
+        for placement_group in placement_groups
+    ):
+        time.sleep(0.1)
+    time.sleep(_REFRESH_SECONDS)
 
 
 def _per_worker(resources: TrialResources) -> dict[str, float]:
