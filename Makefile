@@ -1,9 +1,13 @@
 # make demo    set up, then search the digits space: the first result, without GPU, hub or account
 # make test    set up, then all checks and all tests
-# make check   ruff and mypy          make fast   the tests that take no Ray          make clean
+# make check   ruff and mypy          make fast   the tests that take no Ray, in two minutes
+# make clean
+# Tests run in two processes; PYTEST_PROCESSES says otherwise.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST_PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(PYTEST_PROCESSES) --dist loadgroup
 # Written last, so that a set-up that was broken off starts again, and one that is done is not repeated.
 INSTALLED := $(VENV)/.installed
 
@@ -13,7 +17,7 @@ demo: $(INSTALLED)
 	$(BIN)/python run_search.py --space search_spaces/digits.yaml
 
 test: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -21,7 +25,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not ray and not slow"
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
