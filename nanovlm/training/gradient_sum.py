@@ -37,9 +37,7 @@ class GradientSum:
     With one worker there is nothing to send: gradients are allocated by the backward pass.
     """
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], bucket_bytes: int = BUCKET_BYTES
-    ) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         """Allocate the gradients.
 
         Args:
@@ -50,7 +48,7 @@ class GradientSum:
         self._buckets: list[_Bucket] = []
         self._sent: list[dist.Work] = []
         if world_size() > 1:
-            parts = _parts(reversed(self._parameters), bucket_bytes)  # the order of their gradients
+            parts = _parts(reversed(self._parameters))  # gradients come in this order
             self._buckets = [_Bucket(part) for part in parts]
 
     def clear(self) -> None:
@@ -122,12 +120,12 @@ class _Bucket:
             parameter.grad = view.view_as(parameter)
 
 
-def _parts(parameters: Iterable[nn.Parameter], max_bytes: int) -> Iterator[list[nn.Parameter]]:
-    """Cut into parts of at most `max_bytes`; a parameter that is larger is a part by itself."""
+def _parts(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Cut into parts of at most BUCKET_BYTES; a parameter that is larger is a part by itself."""
     part: list[nn.Parameter] = []
     num_bytes = 0
     for parameter in parameters:
-        if part and num_bytes + parameter.nbytes > max_bytes:
+        if part and num_bytes + parameter.nbytes > BUCKET_BYTES:
             yield part
             part, num_bytes = [], 0
         part.append(parameter)

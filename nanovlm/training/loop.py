@@ -143,9 +143,7 @@ def train(
         loss, norm, stop, out_of_memory = numbers.tolist()  # waits for the device
         while out_of_memory and not stop:
             loss, norm, stop, out_of_memory = steps.take_again(step).tolist()
-        if stop:
-            raise TrialInterrupted(f"interrupted at step {step}")
-        _check_finite(step, loss, norm)
+        _check_outcome(step, loss, norm, stop)
         train_loss.add(loss)
         if step == first_step:
             first_step_at = time.perf_counter()
@@ -347,7 +345,9 @@ def _report_steps(milestones: Sequence[int], batch_size: int, total_steps: int) 
     return {math.ceil(milestone / batch_size) for milestone in milestones} | {total_steps}
 
 
-def _check_finite(step: int, loss: float, gradient_norm: float) -> None:
+def _check_outcome(step: int, loss: float, gradient_norm: float, stop: float) -> None:
+    if stop:
+        raise TrialInterrupted(f"interrupted at step {step}")
     for quantity, value in (("loss", loss), ("gradient norm", gradient_norm)):
         if not math.isfinite(value):
             raise NonFiniteLossError(step, quantity, value)
