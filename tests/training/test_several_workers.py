@@ -123,9 +123,12 @@ def test_an_interruption_goes_before_a_repeated_step(numbers: Numbers) -> None:
         assert (found["error"], found["limit"]) == ("interrupted at step 1", 4)
 
 
-def test_gradients_are_summed_in_place(numbers: Numbers) -> None:
+@pytest.mark.parametrize(
+    "name", ["gradient_sums", pytest.param("gradient_sums_on_gpu", marks=pytest.mark.gpu)]
+)
+def test_gradients_are_summed_in_place(numbers: Numbers, name: str) -> None:
     for worker in numbers[3]:
-        sums = worker["gradient_sums"]
+        sums = worker[name]
         torch.testing.assert_close(sums["found"], sums["expected"], atol=1e-6, rtol=1e-6)
         assert [bool(gradient.any()) for gradient in sums["found"]] == [True] * 6 + [False] * 2
         assert sums["buckets"] == 4

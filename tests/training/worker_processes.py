@@ -32,7 +32,7 @@ from nanovlm.training.micro_batches import MicroBatchSize
 from nanovlm.trial import run_trial
 from tests.tiny import digits_config, vlm_config
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CONFIG = digits_config(
     vlm_config(vit_hidden_dim=32, lm_hidden_dim=32, lm_inter_dim=64),
     lr_mp=3e-3,
@@ -43,7 +43,7 @@ CONFIG = digits_config(
 DROPPING = dataclasses.replace(
     CONFIG, vlm=dataclasses.replace(CONFIG.vlm, vit_dropout=0.1, lm_dropout=0.1)
 )
-NUM_STEPS = 12
+NUM_STEPS = 8
 EVERY_STEP = tuple(range(7, 7 * NUM_STEPS + 1, 7))
 BUCKET_BYTES = 8192
 """So that this model's gradients travel in many messages."""
@@ -256,9 +256,9 @@ def scarce_memory_numbers(resources: Resources) -> dict[str, dict[str, Any]]:
     }
 
 
-def gradient_sums() -> dict[str, Any]:
+def gradient_sums(device: torch.device) -> dict[str, Any]:
     """Sum gradients of four layers: rank 0 alone uses the second, nobody the last."""
-    layers = nn.ModuleList(nn.Linear(40, 40) for _ in range(4))
+    layers = nn.ModuleList(nn.Linear(40, 40, device=device) for _ in range(4))
     parameters = list(layers.parameters())
     gradients = GradientSum(parameters)
     for step in range(2):
@@ -272,12 +272,12 @@ def gradient_sums() -> dict[str, Any]:
             losses[1].backward()
         gradients.finish()
     whole = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, ours, strict=True)]
-    expected = [sum(parts) for parts in zip(*gather_objects(whole), strict=True)]
+    everyone = gather_objects([gradient.cpu() for gradient in whole])
     found = [p.grad for p in parameters if p.grad is not None]
     memory = {g.untyped_storage().data_ptr(): g.untyped_storage().nbytes() for g in found}
     return {
-        "found": found,
-        "expected": expected,
+        "found": [gradient.cpu() for gradient in found],
+        "expected": [sum(parts) for parts in zip(*everyone, strict=True)],
         "buckets": len(memory),
         "bytes": sum(memory.values()),
         "bytes_of_parameters": sum(p.nbytes for p in parameters),
@@ -286,7 +286,7 @@ def gradient_sums() -> dict[str, Any]:
 
 def _loss(layers: nn.ModuleList, step: int, number: int) -> Tensor:
     torch.manual_seed(100 * step + 10 * number + rank())
-    x = torch.randn(5, 40)
+    x = torch.randn(5, 40).to(next(layers.parameters()).device)
     for layer in layers[:3] if rank() == 0 else [layers[0], layers[2]]:
         x = layer(x).tanh()
     return x.sum()
@@ -332,7 +332,8 @@ def numbers_of_three() -> dict[str, Any]:
     resources = Resources("cpu")
     return numbers_of_any_group(resources) | {
         "scarce_memory": scarce_memory_numbers(resources),
-        "gradient_sums": gradient_sums(),
+        "gradient_sums": gradient_sums(CPU),
+        "gradient_sums_on_gpu": gradient_sums(GPU) if torch.cuda.is_available() else None,
     }
 
 
