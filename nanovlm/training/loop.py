@@ -216,7 +216,7 @@ class _Steps:
         )
         return numbers
 
-    def take_again(self, step: int) -> Tensor:
+    def take_again(self, step: int, interrupted: bool = False) -> Tensor:
         """Take a step for which the memory was not enough again, in smaller passes.
 
         All workers call this together, so they have one limit. Returns what `take` returns; raises
@@ -225,9 +225,8 @@ class _Steps:
         largest_share = self._global_indices(step)[:: world_size()]
         if not self._micro_batch_size.halve(largest_share, self._config):
             raise torch.OutOfMemoryError(f"out of memory at step {step}: see the workers' logs")
-        torch.cuda.empty_cache()
         self._random.set_state(self._random_state)  # the same dropout in each attempt
-        return self._attempt(step, interrupted=False)
+        return self._attempt(step, interrupted)
 
     def state(self, step: int, train_loss: "_SmoothedLoss") -> TrainingState:
         """Return the state after `step`; all workers call this."""
@@ -264,7 +263,7 @@ class _Steps:
     def _attempt(self, step: int, interrupted: bool) -> Tensor:
         loss = self._backward(step)
         if loss is None and world_size() == 1:
-            return self.take_again(step)  # at once: there is nobody to agree with
+            return self.take_again(step, interrupted)  # at once: there is nobody to agree with
         loss, stop, out_of_memory = self._sum_over_workers(loss, interrupted)
         norm = get_total_norm([p.grad for p in self._parameters])
         if self._config.max_grad_norm is not None:
@@ -286,7 +285,9 @@ class _Steps:
             return self._backward_once(step)
         except torch.OutOfMemoryError as error:
             logger.warning("step %d: %s", step, error)
-        return None  # only now are the error and all that it holds gone
+        # Only now, with the error and all that it holds gone:
+        torch.cuda.empty_cache()
+        return None
 
     def _backward_once(self, step: int) -> Tensor:
         num_answer_tokens = count_answer_tokens(self._samples, self._global_indices(step))
