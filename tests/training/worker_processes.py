@@ -359,7 +359,8 @@ def save(folder: Path, numbers: dict[str, Any]) -> None:
 
 def run_processes(folder: Path) -> dict[int, list[dict[str, Any]]]:
     """Return by the size of a group what each of its workers computed."""
-    multiprocessing.set_forkserver_preload([__name__])  # imports once for all three
+    # Imported once for all three; optimizers import torch._dynamo when they are first used.
+    multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
     mp.start_processes(work, (folder,), nprocs=3, start_method="forkserver")
     return {
         size: [pickle.loads((folder / f"{n}_of_{size}").read_bytes()) for n in range(size)]
