@@ -54,6 +54,8 @@ class OurSide:
         self._training = train(model, samples, config, ends, device=device)
         self.speeds: list[Speed] = []
         """What the loop itself has measured, by round."""
+        self.losses: list[float] = []
+        """The smoothed loss after each round."""
 
     def run(self) -> Run:
         """Take the steps of the next round."""
@@ -63,6 +65,7 @@ class OurSide:
         with _Clock(self._device) as clock:
             progress = next(self._training)
         self.speeds.append(progress.speed)
+        self.losses.append(progress.train_loss)
         torch.use_deterministic_algorithms(False)
         return Run(num_steps * self._batch_size, clock.seconds, clock.peak_bytes, clock.num_graphs)
 

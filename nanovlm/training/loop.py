@@ -5,9 +5,11 @@ the loss is the sum over all answer tokens of the global batch divided by their 
 """
 
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +30,15 @@ from nanovlm.messages import Speed
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import all_reduce_sum_, gather_objects, rank, world_size
 from nanovlm.training.forward import answer_loss_sum
+from nanovlm.training.gradient_sum import GradientSum
 from nanovlm.training.loader import Loader
 from nanovlm.training.meter import Meter
 from nanovlm.training.micro_batches import MicroBatchSize
 from nanovlm.training.optim import build_optimizer, set_learning_rates
 from nanovlm.training.schedule import learning_rate_factor
 from nanovlm.training.state import TrainingState, collect_tensors, restore_tensors
+
+logger = logging.getLogger(__name__)
 
 LOSS_DECAY = 0.95
 """What one step leaves of the steps before it in the smoothed training loss."""
@@ -135,10 +140,10 @@ def train(
         numbers = steps.take(step, interrupted())
         if step < total_steps:
             steps.fetch(step + 1)  # while the device computes
-        loss, norm, stop = numbers.tolist()  # waits for the device
-        if stop:
-            raise TrialInterrupted(f"interrupted at step {step}")
-        _check_finite(step, loss, norm)
+        loss, norm, stop, out_of_memory = numbers.tolist()  # waits for the device
+        while out_of_memory and not stop:
+            loss, norm, stop, out_of_memory = steps.take_again(step).tolist()
+        _check_outcome(step, loss, norm, stop)
         train_loss.add(loss)
         if step == first_step:
             first_step_at = time.perf_counter()
@@ -185,6 +190,7 @@ class _Steps:
         self._micro_batch_size = micro_batch_size or MicroBatchSize(device)
         self._optimizer = build_optimizer(model, config)
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._gradients = GradientSum(p for p in model.parameters() if p.requires_grad)
         self._meter = meter
         self._loader = Loader(
             samples, model.config, device, has_fixed_shapes=model.compiled, waiting=meter.waiting
@@ -195,28 +201,32 @@ class _Steps:
         self._loader.fetch(self._micro_batches(step)[0])
 
     def take(self, step: int, interrupted: bool) -> Tensor:
-        """Take the optimizer step `step`; return loss, gradient norm and whether to stop.
+        """Take the optimizer step `step`; return loss, gradient norm, stop and out of memory.
 
-        float32[3], on the device, the same on all workers. If one of them was interrupted, or loss
-        or norm is not finite, the weights stay as they were: the device finds out by itself.
+        float32[4], on the device, the same on all workers. The last two are how many workers were
+        interrupted, and how many had not enough memory. Where one is, or loss or norm is not
+        finite, the weights stay as they were: the device finds out by itself.
         """
         self._set_learning_rates(step)
-        loss = self._backward(step)
-        stop = torch.full((), float(interrupted), device=self._device)
-        gradients = [p.grad for p in self._parameters]
-        all_reduce_sum_([*gradients, loss, stop])
-        norm = get_total_norm(gradients)
-        if self._config.max_grad_norm is not None:
-            clip_grads_with_norm_(self._parameters, self._config.max_grad_norm, norm)
-        is_good = loss.isfinite() & norm.isfinite() & (stop == 0)
-        # What a gradient scaler tells a fused optimizer: 1 leaves all as it is.
-        self._optimizer.found_inf = 1 - is_good.float()  # type: ignore[attr-defined]
-        self._optimizer.step()
+        self._random_state = self._random.get_state()
+        numbers = self._attempt(step, interrupted)
         indices = self._global_indices(step)
         self._meter.add(
             text_lengths(self._samples, indices), count_answer_tokens(self._samples, indices)
         )
-        return torch.stack([loss, norm, stop])
+        return numbers
+
+    def take_again(self, step: int, interrupted: bool = False) -> Tensor:
+        """Take a step for which the memory was not enough again, in smaller passes.
+
+        All workers call this together, so they have one limit. Returns what `take` returns; raises
+        torch.OutOfMemoryError if passes cannot be smaller.
+        """
+        largest_share = self._global_indices(step)[:: world_size()]
+        if not self._micro_batch_size.halve(largest_share, self._config):
+            raise torch.OutOfMemoryError(f"out of memory at step {step}: see the workers' logs")
+        self._random.set_state(self._random_state)  # the same dropout in each attempt
+        return self._attempt(step, interrupted)
 
     def state(self, step: int, train_loss: "_SmoothedLoss") -> TrainingState:
         """Return the state after `step`; all workers call this."""
@@ -250,29 +260,56 @@ class _Steps:
         )
         set_learning_rates(self._optimizer, factor)
 
-    def _backward(self, step: int) -> Tensor:
-        """Set this worker's part of the gradients of `step`; return its part of the loss."""
-        random_state = self._random.get_state()
-        while True:
-            self._optimizer.zero_grad()
-            self._random.set_state(random_state)  # the same dropout in each attempt
-            try:
-                return self._backward_once(step)
-            except torch.OutOfMemoryError:
-                if not self._micro_batch_size.halve(self._indices(step), self._config):
-                    raise
-            # Only now, with the error and all that it holds gone:
-            torch.cuda.empty_cache()
+    def _attempt(self, step: int, interrupted: bool) -> Tensor:
+        loss = self._backward(step)
+        if loss is None and world_size() == 1:
+            return self.take_again(step, interrupted)  # at once: there is nobody to agree with
+        loss, stop, out_of_memory = self._sum_over_workers(loss, interrupted)
+        norm = get_total_norm([p.grad for p in self._parameters])
+        if self._config.max_grad_norm is not None:
+            clip_grads_with_norm_(self._parameters, self._config.max_grad_norm, norm)
+        is_good = loss.isfinite() & norm.isfinite() & (stop == 0) & (out_of_memory == 0)
+        # What a gradient scaler tells a fused optimizer: 1 leaves all as it is.
+        self._optimizer.found_inf = 1 - is_good.float()  # type: ignore[attr-defined]
+        self._optimizer.step()
+        return torch.stack([loss, norm, stop, out_of_memory])
+
+    def _backward(self, step: int) -> Tensor | None:
+        """Set this worker's part of the gradients of `step`; return its part of the loss.
+
+        None if the memory is not enough. By then others may wait for this worker's gradients, so it
+        must not begin again by itself.
+        """
+        self._gradients.clear()
+        try:
+            return self._backward_once(step)
+        except torch.OutOfMemoryError as error:
+            logger.warning("step %d: %s", step, error)
+        # Only now, with the error and all that it holds gone:
+        torch.cuda.empty_cache()
+        return None
 
     def _backward_once(self, step: int) -> Tensor:
         num_answer_tokens = count_answer_tokens(self._samples, self._global_indices(step))
         total = torch.zeros((), device=self._device)
-        for micro_batch in self._micro_batches(step):
+        micro_batches = self._micro_batches(step)
+        for number, micro_batch in enumerate(micro_batches, start=1):
             inputs = self._loader.take(micro_batch)
             loss = answer_loss_sum(self._model, inputs) / num_answer_tokens
-            loss.backward()
+            is_last = number == len(micro_batches)
+            with self._gradients.sending() if is_last else nullcontext():
+                loss.backward()
             total += loss.detach()
         return total
+
+    def _sum_over_workers(self, loss: Tensor | None, interrupted: bool) -> list[Tensor]:
+        """Sum gradients and loss; return loss, and how many were interrupted or had no memory."""
+        self._gradients.finish()
+        stop = torch.full((), float(interrupted), device=self._device)
+        out_of_memory = torch.full((), float(loss is None), device=self._device)
+        numbers = [torch.zeros_like(stop) if loss is None else loss, stop, out_of_memory]
+        all_reduce_sum_(numbers)
+        return numbers
 
     def _micro_batches(self, step: int) -> list[np.ndarray]:
         return self._micro_batch_size.split(self._indices(step), self._config)
@@ -309,7 +346,9 @@ def _report_steps(milestones: Sequence[int], batch_size: int, total_steps: int) 
     return {math.ceil(milestone / batch_size) for milestone in milestones} | {total_steps}
 
 
-def _check_finite(step: int, loss: float, gradient_norm: float) -> None:
+def _check_outcome(step: int, loss: float, gradient_norm: float, stop: float) -> None:
+    if stop:
+        raise TrialInterrupted(f"interrupted at step {step}")
     for quantity, value in (("loss", loss), ("gradient norm", gradient_norm)):
         if not math.isfinite(value):
             raise NonFiniteLossError(step, quantity, value)

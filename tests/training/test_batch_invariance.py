@@ -1,6 +1,6 @@
 """However a batch passes through the model, its loss and its gradients are the same.
 
-That two workers give the same as one is tested in test_two_workers.py.
+That two workers give the same as one is tested in test_several_workers.py.
 """
 
 import dataclasses

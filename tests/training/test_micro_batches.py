@@ -9,7 +9,7 @@ from torch import nn
 
 from nanovlm.config import TrainConfig
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.training.loop import Progress, train
+from nanovlm.training.loop import Progress, TrialInterrupted, train
 from nanovlm.training.micro_batches import CPU_PATCHES, MicroBatchSize
 from tests.tiny import vlm_config
 from tests.training.samples import random_samples
@@ -113,6 +113,17 @@ def test_out_of_memory_repeats_the_step_with_the_same_result(where: str) -> None
         "out of GPU memory with micro_batch_size 12: 6 from now on",
         "out of GPU memory with micro_batch_size 6: 3 from now on",
     ]
+
+
+def test_an_interruption_is_heard_though_memory_runs_out() -> None:
+    model = VisionLanguageModel(CONFIG.vlm)
+    Memory(most=3, where="backward").watch(model.vision_encoder)
+    answers = iter([True])  # asked once a step
+    training = train(
+        model, random_samples(), CONFIG, (), device=CPU, interrupted=lambda: next(answers)
+    )
+    with pytest.raises(TrialInterrupted, match="step 1"):
+        next(training)
 
 
 def test_the_next_trial_begins_with_what_fits_and_says_so() -> None:
