@@ -45,6 +45,8 @@ class GradientSum:
                 the forward pass; the same on all workers.
         """
         self._parameters = list(parameters)
+        for parameter in self._parameters:
+            parameter.grad = None  # what an earlier trial has left, so that there is room
         self._buckets: list[_Bucket] = []
         self._sent: list[dist.Work] = []
         if world_size() > 1:
