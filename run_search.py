@@ -13,6 +13,7 @@ from nanovlm.config_files import parse_overrides
 from nanovlm.results.terminal.console import PLAIN, make_console
 from nanovlm.results.terminal.preparation import PreparationDisplay
 from nanovlm.results.terminal.search_display import SearchDisplay
+from nanovlm.results.terminal.texts import describe_data
 from nanovlm.search.resume import search_folder
 from nanovlm.search.space import load_space
 
@@ -95,7 +96,8 @@ def dry_run(arguments: argparse.Namespace, plan: "SearchPlan", console: Console)
     from nanovlm.search.forecast import forecast
 
     cost = forecast(plan, arguments.concurrency, arguments.samples_per_second, arguments.results)
-    console.print(f"{cost.describe()}\n\n{plan.space.to_yaml()}", **PLAIN)
+    data = describe_data(plan.data)
+    console.print(f"{cost.describe()}\n{data}\n\n{plan.space.to_yaml()}", **PLAIN)
     return cli.DONE
 
 

@@ -187,7 +187,7 @@ class TrainConfig:
     turns: Literal["first", "all"] = "all"
     """Which question-answer turns of a row are samples; one image serves them all."""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Images that cannot be read are left out and listed; a larger share of them is an error."""
+    """Rows that cannot be read are left out and listed; a larger share of them is an error."""
     test_dataset_path: str = "Lin-Chen/MMStar"
     mmstar_batch_size: PositiveInt = 32
     mmstar_holdout: Ratio = 0.0

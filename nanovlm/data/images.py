@@ -3,6 +3,7 @@
 Without torch, since this runs in the processes that prepare a data set.
 """
 
+import errno
 import io
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded: 256 MB as RGB, Pillow's own first limit."""
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+_ERRORS_OF_A_PATH = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP}
+"""Others, such as a disk that fails, are not the row's fault."""
 
 # Some rows of the_cauldron are PNGs whose text chunks exceed Pillow's limit of 1 MiB.
 _TEXT_BYTES = 100 * 2**20
@@ -34,11 +38,16 @@ class UnreadableImage(Exception):
     """An image that cannot be decoded; the message is the reason."""
 
 
-def read_image(stored: StoredImage | None) -> Image.Image:
+def is_there(stored: StoredImage | None) -> bool:
+    """Return whether anything is stored; `datasets` writes either form for an image of None."""
+    return stored is not None and (stored["bytes"] is not None or bool(stored["path"]))
+
+
+def read_image(stored: StoredImage) -> Image.Image:
     """Return the image as RGB.
 
     Turned as its EXIF entry says; transparency on white; 16-bit grey scaled to 8 bits; the first
-    frame of an animation. Raises UnreadableImage if there is none, it is broken or too large.
+    frame of an animation. Raises UnreadableImage if it is not there, broken or too large.
     """
     try:
         with _quietly(), Image.open(io.BytesIO(_stored_bytes(stored))) as image:
@@ -91,14 +100,17 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def _stored_bytes(stored: StoredImage | None) -> bytes:
-    if stored is None:
-        raise UnreadableImage("no image")
+def _stored_bytes(stored: StoredImage) -> bytes:
     if stored["bytes"] is not None:
         return stored["bytes"]
     path = stored["path"]
-    if path is None:
+    if not path:
         raise UnreadableImage("neither bytes nor a path")
-    if not Path(path).is_file():
-        raise UnreadableImage(f"holds the path of a file that is not there: {path}")
-    return Path(path).read_bytes()
+    try:
+        if not Path(path).is_file():
+            raise UnreadableImage(f"holds the path of a file that is not there: {path}")
+        return Path(path).read_bytes()
+    except OSError as error:
+        if error.errno in _ERRORS_OF_A_PATH:
+            raise UnreadableImage(f"holds a path that cannot be read: {error}") from error
+        raise

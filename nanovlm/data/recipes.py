@@ -15,7 +15,7 @@ from nanovlm.config import TrainConfig
 from nanovlm.data.build import Recipe
 from nanovlm.data.build_text import RowText
 from nanovlm.data.cache import PreparedFolder
-from nanovlm.data.rows import Subset
+from nanovlm.data.rows import BadValue, Subset
 from nanovlm.data.samples import (
     encode_prompts,
     encode_turns,
@@ -25,7 +25,7 @@ from nanovlm.data.samples import (
 from nanovlm.data.sources import benchmark_source, training_source
 from nanovlm.errors import UserError
 
-VERSION = 1
+VERSION = 2
 """Of the bytes that are prepared. A test holds them against a digest: raise this when they change,
 so that data which an earlier version has prepared is not taken for this one's."""
 
@@ -87,6 +87,7 @@ def benchmark_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
         image_size=config.vlm.vit_img_size,
         resampling=config.vlm.image_resampling,
         max_bad_fraction=0.0,
+        is_whole=True,
         items=partial(_benchmark_items, place),
     )
 
@@ -109,18 +110,22 @@ def _recipe(
     }
 
 
+Turn = Mapping[str, str | None]
+
+
 def _encode_turns(
-    rows: Sequence[Sequence[Mapping[str, str | None]] | None],
+    rows: Sequence[Sequence[Turn | None] | BadValue | None],
     config: TrainConfig,
     tokenizer: Tokenizer,
 ) -> list[RowText]:
-    wanted = [list(row or ())[: 1 if config.turns == "first" else None] for row in rows]
+    read = [_turns(row, 1 if config.turns == "first" else None) for row in rows]
+    wanted = [[] if isinstance(row, BadValue) else row for row in read]
     complete = [list(_complete_turns(row)) for row in wanted]
     together = [turn for row in complete for turn in row]  # the tokenizer works on many at once
     vlm = config.vlm
     encoded = iter(encode_turns(tokenizer, together, vlm.lm_eos_token_id, vlm.lm_max_length))
     result = []
-    for all_turns, turns in zip(wanted, complete, strict=True):
+    for row, all_turns, turns in zip(read, wanted, complete, strict=True):
         fitting = [turn for turn in islice(encoded, len(turns)) if turn is not None]
         result.append(
             RowText(
@@ -129,12 +134,26 @@ def _encode_turns(
                 num_turns=len(all_turns),
                 num_over_long=len(turns) - len(fitting),
                 num_incomplete=len(all_turns) - len(turns),
+                problem=row.reason if isinstance(row, BadValue) else None,
             )
         )
     return result
 
 
-def _complete_turns(row: Sequence[Mapping[str, str | None]]) -> Iterator[tuple[str, str]]:
+def _turns(
+    row: Sequence[Turn | None] | BadValue | None, number: int | None
+) -> list[Turn] | BadValue:
+    """Return the first `number` turns of a row, or why they cannot be read."""
+    if isinstance(row, BadValue):
+        return row
+    first = list(row or ())[:number]
+    turns = [turn for turn in first if turn is not None]
+    if len(turns) < len(first):
+        return BadValue(f"turn {first.index(None)} is null")
+    return turns
+
+
+def _complete_turns(row: Sequence[Turn]) -> Iterator[tuple[str, str]]:
     for turn in row:
         user, assistant = turn["user"], turn["assistant"]
         if user is not None and assistant is not None and training_answer(assistant).strip():

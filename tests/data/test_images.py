@@ -32,7 +32,7 @@ def only_colour(image: Image.Image) -> tuple[int, ...]:
     return tuple(pixels[0].tolist())
 
 
-def reason(image: StoredImage | None) -> str:
+def reason(image: StoredImage) -> str:
     with pytest.raises(UnreadableImage) as error:
         read_image(image)
     return str(error.value)
@@ -124,14 +124,15 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (None, "no image"),
         ({"bytes": None, "path": None}, "neither bytes nor a path"),
         ({"bytes": b"", "path": None}, "not an image in a known format"),
         ({"bytes": b"<html>not found</html>", "path": None}, "not an image in a known format"),
         ({"bytes": None, "path": "/fsx/m4/1.png"}, "path of a file that is not there: /fsx/m4"),
+        ({"bytes": None, "path": "x" * 5000}, "holds a path that cannot be read"),
+        ({"bytes": None, "path": "a\0b"}, "that is not there"),
     ],
 )
-def test_what_holds_no_image_is_refused(image: StoredImage | None, message: str) -> None:
+def test_what_holds_no_image_is_refused(image: StoredImage, message: str) -> None:
     assert message in reason(image)
 
 
