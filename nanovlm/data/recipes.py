@@ -1,7 +1,6 @@
 """How training data and benchmark are prepared: which rows, which text, and what identifies it."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -12,10 +11,11 @@ import PIL
 from tokenizers import Tokenizer
 
 from nanovlm.config import TrainConfig
+from nanovlm.data.benchmark_items import benchmark_items
 from nanovlm.data.build import Recipe
 from nanovlm.data.build_text import RowText
 from nanovlm.data.cache import PreparedFolder
-from nanovlm.data.rows import BadValue, Subset
+from nanovlm.data.rows import BadValue
 from nanovlm.data.samples import (
     encode_prompts,
     encode_turns,
@@ -23,14 +23,10 @@ from nanovlm.data.samples import (
     training_answer,
 )
 from nanovlm.data.sources import benchmark_source, training_source
-from nanovlm.errors import UserError
 
 VERSION = 2
 """Of the bytes that are prepared. A test holds them against a digest: raise this when they change,
 so that data which an earlier version has prepared is not taken for this one's."""
-
-BENCHMARK_ITEM_COLUMNS = ("index", "answer", "category", "l2_category")
-"""What is known of a question besides its prompt and its image."""
 
 ROW_ORDER_SEED = 0
 """Rows are shuffled the same way in every run: the cut-off and the validation rows depend on it."""
@@ -88,7 +84,7 @@ def benchmark_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
         resampling=config.vlm.image_resampling,
         max_bad_fraction=0.0,
         is_whole=True,
-        items=partial(_benchmark_items, place),
+        items=partial(benchmark_items, place),
     )
 
 
@@ -160,24 +156,6 @@ def _complete_turns(row: Sequence[Turn]) -> Iterator[tuple[str, str]]:
             yield user, assistant
 
 
-def _encode_questions(questions: Sequence[str | None], tokenizer: Tokenizer) -> list[RowText]:
-    prompts = encode_prompts(tokenizer, [mmstar_prompt(question or "") for question in questions])
+def _encode_questions(questions: Sequence[str], tokenizer: Tokenizer) -> list[RowText]:
+    prompts = encode_prompts(tokenizer, [mmstar_prompt(question) for question in questions])
     return [RowText([prompt], [len(prompt)], 1) for prompt in prompts]
-
-
-def _benchmark_items(place: str, subsets: Sequence[Subset]) -> dict[str, list[Any]]:
-    def read(column: str) -> list[Any]:
-        groups = (group for subset in subsets for group in subset.groups)
-        return [v for group in groups for v in group.read(column, np.arange(group.num_rows))]
-
-    items = {column: read(column) for column in BENCHMARK_ITEM_COLUMNS}
-    empty = [row for row, question in enumerate(read("question")) if not question]
-    if empty:
-        raise UserError(f"{place}: the column question is empty in row {empty[0]}")
-    twice = [index for index, times in Counter(items["index"]).items() if times > 1]
-    if twice:
-        raise UserError(
-            f"{place}: the column index must tell all questions apart; "
-            f"{', '.join(map(str, twice[:5]))} stand more than once"
-        )
-    return items

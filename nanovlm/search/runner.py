@@ -13,13 +13,14 @@ from nanovlm.distributed.observers import standard_observers
 from nanovlm.distributed.recorder import Recorder, RunOutcome
 from nanovlm.distributed.session import INTERRUPTED
 from nanovlm.observer import Observer, RunStart
+from nanovlm.results.same_data import check_same_data
 from nanovlm.results.store import LOGS_DIR, ResultsStore, choose_folder
 from nanovlm.results.summary import Objective
 from nanovlm.search.confirm_plan import plan_confirmation
 from nanovlm.search.disk import check_disk, disk_peak
 from nanovlm.search.forecast import UNKNOWN_TRIALS, local_slots
 from nanovlm.search.plan import SearchPlan, plan_search
-from nanovlm.search.resume import check_same_data, check_same_space
+from nanovlm.search.resume import check_same_space
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.stages import EarlierRun, Place, run_stages
 

@@ -266,8 +266,20 @@ def test_a_benchmark_with_an_unreadable_image_is_refused(
 @pytest.mark.parametrize(
     ("column", "values", "message"),
     [
-        ("question", ["a", None, "c"], "the column question is empty in row 1"),
+        ("question", ["a", None, "c"], r"b/b\.parquet row 1: question is null"),
+        ("question", ["a", "b", " \n"], r"b/b\.parquet row 2: question is empty"),
+        ("answer", [None, "A", "A"], r"b/b\.parquet row 0: answer is null"),
+        ("category", ["a", None, "c"], r"b/b\.parquet row 1: category is null"),
+        ("category", ["a", "", "c"], r"b/b\.parquet row 1: category is empty"),
+        (
+            "l2_category",
+            [None, None, "c"],
+            r"row 0: l2_category is null\n.*row 1: l2_category is null",
+        ),
+        ("l2_category", [None] * 3, r"row 2: l2_category is null"),
+        ("index", [4, None, 5], r"b/b\.parquet row 1: index is null"),
         ("index", [4, 7, 4], "the column index must tell all questions apart; 4 stand more than"),
+        ("category", ["a", "a/recognition", "a"], "differently; 'a/recognition' stand for several"),
     ],
 )
 def test_a_benchmark_with_a_bad_column_is_refused(
@@ -278,6 +290,7 @@ def test_a_benchmark_with_a_bad_column_is_refused(
     write_dataset(rows, tmp_path / "b" / "b.parquet")
     with pytest.raises(UserError, match=message):
         prepare_benchmark(change(CONFIG, test_dataset_path=str(tmp_path / "b")), tokenizer)
+    assert not [*tmp_path.glob("prepared/*/images.bin")]  # said before anything is made
 
 
 def test_the_bytes_are_those_of_this_version(tokenizer: Tokenizer) -> None:
