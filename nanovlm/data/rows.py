@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from nanovlm.errors import UserError
 
 _BATCH_ROWS = 64
+_BATCH_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class ParquetGroup:
     def read(self, column: str, rows: np.ndarray) -> Iterator[Any]:
         try:
             with pq.ParquetFile(self.path, memory_map=True) as file:
-                batches = file.iter_batches(_BATCH_ROWS, row_groups=[self.index], columns=[column])
+                number = _rows_at_once(file.metadata.row_group(self.index), column)
+                batches = file.iter_batches(number, row_groups=[self.index], columns=[column])
                 yield from _values_at(batches, rows)
         except (OSError, pa.ArrowException) as error:
             raise UserError(
@@ -160,6 +162,13 @@ def in_parts(chosen: Sequence[Chosen], num_rows: int) -> list[list[Chosen]]:
 def _divided(chosen: Chosen, num_rows: int) -> Iterator[Chosen]:
     for start in range(0, len(chosen.rows), num_rows):
         yield Chosen(chosen.group, chosen.rows[start : start + num_rows], chosen.first + start)
+
+
+def _rows_at_once(group: pq.RowGroupMetaData, column: str) -> int:
+    """Return how many rows' values of `column` are read together: fewer where they are large."""
+    chunks = map(group.column, range(group.num_columns))
+    sizes = [c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == column]
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, sum(sizes))))
 
 
 def _values_at(batches: Iterator[pa.RecordBatch], rows: np.ndarray) -> Iterator[Any]:

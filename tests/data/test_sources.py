@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nanovlm.data import rows as rows_module
 from nanovlm.data.digits import digits_benchmark_rows, digits_training_rows
 from nanovlm.data.rows import Subset, choose, in_parts, parquet_groups
 from nanovlm.data.sources import Source, benchmark_source, training_source
@@ -81,6 +82,20 @@ def test_a_large_row_group_is_divided(tmp_path: Path) -> None:
     ]
     read = [v for part in parts for c in part for v in c.group.read("number", c.rows)]
     assert read == rows
+
+
+def test_few_large_values_are_read_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "_BATCH_BYTES", 50_000)
+    noise = [np.random.default_rng(row).bytes(10_000) for row in range(20)]
+    images = [[{"bytes": content, "path": None}] for content in noise]
+    pq.write_table(pa.table({"small": range(20), "images": images}), tmp_path / "a.parquet")
+    (group,) = parquet_groups(tmp_path / "a.parquet")
+    metadata = pq.read_metadata(tmp_path / "a.parquet").row_group(0)
+    assert rows_module._rows_at_once(metadata, "images") == 4
+    assert rows_module._rows_at_once(metadata, "small") == 64
+    assert list(group.read("images", np.arange(1, 20, 3))) == images[1::3]
 
 
 def test_a_folder_without_sub_sets_is_named_default(folder: Path) -> None:
