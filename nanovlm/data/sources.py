@@ -163,6 +163,8 @@ def _hub(place: str, path: str, names: tuple[str, ...], split: str, columns: Col
 
 def _subsets(place: str, files: Mapping[str, list[Path]], columns: Columns) -> tuple[Subset, ...]:
     problems = Problems()
+    with problems:
+        _check_all_different(place, files)
     for listed in files.values():
         with problems:
             _check_all_shards(place, listed)
@@ -174,6 +176,21 @@ def _subsets(place: str, files: Mapping[str, list[Path]], columns: Columns) -> t
         Subset(name, tuple(group for file in listed for group in parquet_groups(file)))
         for name, listed in files.items()
     )
+
+
+def _check_all_different(place: str, files: Mapping[str, list[Path]]) -> None:
+    """Raise UserError if a file would be read more than once, under whatever names."""
+    names: dict[Path, list[tuple[str, Path]]] = {}
+    for name, listed in files.items():
+        for file in listed:
+            names.setdefault(file.resolve(), []).append((name, file))
+    for same in names.values():
+        if len(same) > 1:
+            (first, path), (second, other), *_ = same
+            raise UserError(
+                f"{place}, train_dataset_name: {first!r} and {second!r} read the same file, so its "
+                f"rows would count twice: {path} is {other}"
+            )
 
 
 def _check_all_shards(place: str, files: Sequence[Path]) -> None:

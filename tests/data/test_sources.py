@@ -162,6 +162,23 @@ def test_sub_sets_that_are_not_there_are_all_named(folder: Path) -> None:
     assert "train_dataset_name 'onez'" in ones and "Did you mean 'ones'?" in ones
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("ones", "./ones"), "'ones' and './ones' read the same file"),
+        (("ones", "twos/../ones"), "'ones' and 'twos/../ones' read the same file"),
+        (("twos", "link"), "'twos' and 'link' read the same file"),
+        (("twos", "file"), "'twos' and 'file' read the same file"),
+    ],
+)
+def test_the_same_rows_by_two_names(folder: Path, names: tuple[str, ...], message: str) -> None:
+    (folder / "link").symlink_to("twos")
+    (folder / "file").mkdir()
+    (folder / "file" / "x.parquet").symlink_to(folder / "twos" / "train-00000-of-00001.parquet")
+    with pytest.raises(UserError, match=message):
+        training_source(str(folder), names).load()
+
+
 def test_a_folder_without_parquet_files(folder: Path) -> None:
     with pytest.raises(UserError, match=r"there is no \*.parquet file in"):
         training_source(str(folder), ("default",))
