@@ -14,6 +14,8 @@ from typing import TypedDict
 import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
 
+from nanovlm.files import LFS_HEAD
+
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What is opened, whatever Pillow could open besides: EPS, for one, is run by Ghostscript."""
 
@@ -47,6 +49,10 @@ class StoredImage(TypedDict):
     path: str | None
 
 
+Convert = Callable[[Image.Image], Image.Image]
+"""From an image of some mode to RGB, each pixel by itself."""
+
+
 class UnreadableImage(Exception):
     """An image that cannot be decoded; the message is the reason."""
 
@@ -63,8 +69,8 @@ def read_image(stored: StoredImage) -> Image.Image:
     range; the first frame of an animation; a JPEG that is too large reduced by its decoder. Raises
     UnreadableImage if it is not there, broken, of an unknown format or too large.
     """
+    content = _stored_bytes(stored)
     try:
-        content = _stored_bytes(stored)
         with _quietly(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _fit_into_memory(image, len(content))
             image.load()
@@ -77,7 +83,8 @@ def read_image(stored: StoredImage) -> Image.Image:
             raise  # the machine's trouble, and not the image's
         reason = str(error).partition("\n")[0]
         if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not an image in a known format"
+            is_pointer = content.startswith(LFS_HEAD)
+            reason = f"{'a pointer of Git LFS, ' * is_pointer}not an image in a known format"
         raise UnreadableImage(reason or type(error).__name__) from error
 
 
@@ -111,7 +118,7 @@ def _upright_to_rgb(image: Image.Image) -> Image.Image:
     """Return an image of any mode as RGB, itself if it is that."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
-    convert = _on_white if image.has_transparency_data else _as_rgb
+    convert: Convert = _on_white if image.has_transparency_data else _as_rgb
     if image.mode == "F" or image.mode.startswith("I"):
         convert = _grey_by_range(image)
     width, height = image.size
@@ -123,10 +130,6 @@ def _upright_to_rgb(image: Image.Image) -> Image.Image:
         part = image.crop((0, top, width, min(top + rows, height)))
         result.paste(convert(part), (0, top))
     return result
-
-
-Convert = Callable[[Image.Image], Image.Image]
-"""From an image of some mode to RGB, each pixel by itself."""
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -66,13 +66,16 @@ class ParquetGroup:
 
     def read(self, column: str, rows: np.ndarray) -> Iterator[Any]:
         try:
-            with pq.ParquetFile(self.path, memory_map=True) as file:
+            with pq.ParquetFile(
+                self.path, memory_map=True, page_checksum_verification=True
+            ) as file:
                 number = _rows_at_once(file.metadata.row_group(self.index), column)
                 batches = file.iter_batches(number, row_groups=[self.index], columns=[column])
                 yield from _values_at(batches, rows)
         except (OSError, pa.ArrowException) as error:
             raise UserError(
-                f"{self.path}: column {column} of row group {self.index} cannot be read: {error}"
+                f"{self.path}: column {column} of row group {self.index} cannot be read: {error}; "
+                "a file that was damaged on its way is to be fetched anew"
             ) from error
 
 

@@ -22,5 +22,5 @@ def check_same_data(folder: Path, data: Mapping[str, Any]) -> None:
         raise UserError(
             f"--resume: the data for {' and '.join(differing)} is not that of {path}: what was "
             "learnt from both could not be compared. Of a data set on the hub ID@COMMIT names a "
-            "version; the files of a folder must have the sizes and times that they had"
+            "version; the files of a folder must be as they were, in content and time"
         )

@@ -12,6 +12,7 @@ from nanovlm.distributed.driver_log import logged_to
 from nanovlm.distributed.observers import standard_observers
 from nanovlm.distributed.recorder import Recorder, RunOutcome
 from nanovlm.distributed.session import INTERRUPTED
+from nanovlm.files import user_path
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.same_data import check_same_data
 from nanovlm.results.store import LOGS_DIR, ResultsStore, choose_folder
@@ -51,8 +52,10 @@ def run_search(
         UserError: the space, the data, the cluster, the study or the folder cannot be used.
     """
     if not isinstance(space, SearchSpace):
-        space = load_space(Path(space))
-    folder = choose_folder(Path("results"), None, space.name) if folder is None else Path(folder)
+        space = load_space(user_path(space))
+    folder = (
+        choose_folder(Path("results"), None, space.name) if folder is None else user_path(folder)
+    )
     if resume:
         check_same_space(folder, space)
     return run_plan(

@@ -130,6 +130,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
     [
         ({"bytes": None, "path": None}, "neither bytes nor a path"),
         ({"bytes": b"", "path": None}, "not an image in a known format"),
+        ({"bytes": b"version https://git-lfs.github.com/spec/v1", "path": None}, "of Git LFS, not"),
         ({"bytes": b"<html>not found</html>", "path": None}, "not an image in a known format"),
         ({"bytes": None, "path": "/fsx/m4/1.png"}, "path of a file that is not there: /fsx/m4"),
         ({"bytes": None, "path": "x" * 5000}, "holds a path that cannot be read"),

@@ -192,6 +192,36 @@ def test_a_download_that_was_broken_off(folder: Path) -> None:
         training_source(str(folder), ("ones",)).load()
 
 
+def test_other_rows_in_files_of_the_same_size_and_time_are_noticed(tmp_path: Path) -> None:
+    """The same values in another order: the footers are alike, too."""
+    identities = []
+    for name, answers in (("a", "AB" * 5), ("b", "BA" * 5)):
+        rows = [[{"user": "x", "assistant": answer}] for answer in answers]
+        images = [[{"bytes": b"1", "path": None}]] * 10
+        file = tmp_path / name / "rows.parquet"
+        file.parent.mkdir()
+        pq.write_table(pa.table({"images": images, "texts": rows}), file, use_dictionary=False)
+        os.utime(file, (1, 1))
+        identities.append(training_source(str(file.parent), ("default",)).identity)
+    first, second = (identity["files"][0][1][0] for identity in identities)
+    assert first[:3] == second[:3]
+    assert first != second
+
+
+def test_a_page_that_does_not_fit_its_checksum(tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    table = pa.table({"number": range(1000)})
+    pq.write_table(table, file, write_page_checksum=True, compression="none", use_dictionary=False)
+    (group,) = parquet_groups(file)
+    assert list(group.read("number", np.arange(3))) == [0, 1, 2]
+    content = bytearray(file.read_bytes())
+    place = content.index((500).to_bytes(8, "little"))
+    content[place] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"column number of row group 0 .*CRC.*fetched anew"):
+        list(group.read("number", np.arange(3)))
+
+
 def test_files_that_are_not_parquet(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_text("text")
     with pytest.raises(UserError, match=r"rows\.parquet is not a parquet file"):
