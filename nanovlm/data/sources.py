@@ -192,9 +192,10 @@ def _check_all_different(place: str, files: Mapping[str, list[Path]]) -> None:
     for same in names.values():
         if len(same) > 1:
             (first, path), (second, other), *_ = same
+            also = f", which is {other}" if other != path else ""
             raise UserError(
                 f"{place}, train_dataset_name: {first!r} and {second!r} read the same file, so its "
-                f"rows would count twice: {path} is {other}"
+                f"rows would count twice: {path}{also}"
             )
 
 
