@@ -297,7 +297,7 @@ def test_the_error_survives_the_way_between_processes() -> None:
 def test_a_step_waits_for_the_device_once(micro_batch_size: int | Literal["auto"]) -> None:
     """For its loss, with the next batch already on its way; dropout and clipping wait for nothing.
 
-    A failure names the lines that wait.
+    What waits is told by its line, so a failure names those that should not.
     """
     vlm = dataclasses.replace(TINY, lm_dropout=0.2, vit_dropout=0.2)
     config = dataclasses.replace(
@@ -322,6 +322,7 @@ def test_a_step_waits_for_the_device_once(micro_batch_size: int | Literal["auto"
         )
 
     waits(1)  # what is set up once a process
-    ((line, number),) = (waits(9) - waits(4)).items()
-    assert number == 5
+    of_five_steps = waits(9) - waits(4)
+    assert list(of_five_steps.values()) == [5], of_five_steps
+    (line,) = of_five_steps
     assert line.startswith("loop.py: ") and line.endswith("# waits for the device")
