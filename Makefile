@@ -1,10 +1,14 @@
 # make demo    set up, then search the digits space: the first result, without GPU, hub or account
 # make test    set up, then all checks and all tests
-# make check   ruff and mypy          make fast   the tests that take no Ray          make clean
+# make check   ruff and mypy          make fast   the tests that take no Ray, in two minutes
 # make rehearse    the tests that take no Ray, with the oldest versions (requirements.oldest): 6 GB on disk
+# make clean
+# Tests run in two processes; PYTEST_PROCESSES says otherwise.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST_PROCESSES ?= 2
+PYTEST := python -m pytest -n $(PYTEST_PROCESSES) --dist loadgroup
 # Written last, so that a set-up that was broken off starts again, and one that is done is not repeated.
 INSTALLED := $(VENV)/.installed
 
@@ -18,7 +22,7 @@ demo: $(INSTALLED)
 	$(BIN)/python run_search.py --space search_spaces/digits.yaml
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/$(PYTEST)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -26,10 +30,10 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/$(PYTEST) -m "not ray and not slow"
 
 rehearse: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -m "not ray"
+	$(OLDEST)/bin/$(PYTEST) -m "not ray"
 
 clean:
 	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache *.egg-info

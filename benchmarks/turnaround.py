@@ -10,6 +10,7 @@ both read from the clock of the worker.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import statistics
@@ -29,6 +30,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from nanovlm.distributed.cluster import connect
+from nanovlm.distributed.worker_group import worker_groups
 from nanovlm.messages import Job, Pulse, Report, TrialRecord
 from nanovlm.resources import Resources
 from nanovlm.results.summary import turnarounds
@@ -147,7 +149,7 @@ def run_warm(num_trials: int, folder: Path) -> list[float]:
         on_start=lambda *_: None,
         on_event=on_event,
         concurrency=1,
-        run_trial=fake_trial,
+        start_workers=functools.partial(worker_groups, run_trial=fake_trial),
     )
     run_stages(plan, place)
     assert len(ended) == num_trials, f"{len(ended)} of {num_trials} trials ended"

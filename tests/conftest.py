@@ -1,14 +1,22 @@
-"""What all tests share: one thread for torch, and prepared data of their own."""
+"""What all tests share: one thread for torch, prepared data of their own, one Ray cluster.
+
+With `pytest -n`, the tests of a file stay in one process, and all that start Ray (marker `ray`) in
+one too, so that a session has one cluster and programs with Ray run one after another.
+"""
 
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.fake_hub import FakeHub
+
+if TYPE_CHECKING:
+    from nanovlm.distributed.cluster import Cluster
 
 # Read when torch is first imported, here and in the Ray workers that tests start. Results on CPU
 # repeat to the bit for an equal number of threads, and tests run beside each other.
@@ -17,12 +25,23 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Read at the first product on a GPU; deterministic algorithms ask for it.
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
-# Read when huggingface_hub is first imported, here and in what tests start.
-os.environ["HF_ASSETS_CACHE"] = tempfile.mkdtemp(prefix="nanovlm-tests-")
+# Read when huggingface_hub is first imported, here and in what tests start. Processes of `-n`
+# inherit it: what one has prepared serves the others.
+_IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if not _IS_WORKER:
+    os.environ["HF_ASSETS_CACHE"] = tempfile.mkdtemp(prefix="nanovlm-tests-")
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(os.environ["HF_ASSETS_CACHE"], ignore_errors=True)
+    if not _IS_WORKER:
+        shutil.rmtree(os.environ["HF_ASSETS_CACHE"], ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -32,6 +51,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
         torch.use_deterministic_algorithms(False)  # a trial on the CPU leaves them on
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> "Iterator[Cluster]":
+    """Return a Ray cluster of this process, for all tests that need no other.
+
+    It passes gauges on every second and forgets them after two.
+    """
+    from nanovlm.distributed.cluster import connect  # a run without Ray need not wait for it
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
+        with connect(None) as cluster:
+            yield cluster
 
 
 @pytest.fixture

@@ -52,7 +52,9 @@ class Channel:
         self._closed = False
         self._close_reason: str | None = None
         self._finished = False
+        self._is_followed = False  # someone waits in next_events, done with all before it
         self._worker_pids: list[int] = []
+        self._placement_groups: dict[Any, Any] = {}  # by their ids
         self._changed = asyncio.Condition()
 
     # ------------------------------------------------------------------ the search's side
@@ -105,10 +107,21 @@ class Channel:
             that runs.
         """
         async with self._changed:
+            self._is_followed = True
+            self._changed.notify_all()
             await self._changed.wait_for(lambda: self._records or self._pulses or self._finished)
+            self._is_followed = False
             records, self._records = self._records, []
             pulses, self._pulses = self._pulses, {}
         return [*records, *pulses.values()]
+
+    async def wait_until_told(self) -> None:
+        """Wait until all records that there are now were returned by `next_events` and taken in.
+
+        They were when the next call of `next_events` comes.
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._is_followed and not self._records)
 
     async def close(self, reason: str | None = None) -> None:
         """Hand out no more jobs and interrupt running trials at their next step.
@@ -131,12 +144,17 @@ class Channel:
         """Keep the handle of a worker group's controller."""
         self._controllers.append(controller)
 
-    async def add_worker(self, pid: int) -> None:
-        """Keep the process id of a worker."""
+    async def add_worker(self, pid: int, placement_group: Any = None) -> None:
+        """Keep the process id of a worker, and what of the cluster is reserved for its group."""
         self._worker_pids.append(pid)
+        if placement_group is not None:
+            self._placement_groups[placement_group.id] = placement_group
 
     async def get_worker_pids(self) -> list[int]:
         return self._worker_pids
+
+    async def get_placement_groups(self) -> list[Any]:
+        return list(self._placement_groups.values())
 
     async def get_controllers(self) -> list[Any]:
         return self._controllers

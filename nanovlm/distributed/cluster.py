@@ -43,14 +43,18 @@ class Cluster:
 def connect(address: str | None) -> Iterator[Cluster]:
     """Join the cluster at `address` (`auto`: the one on this machine), or start one if None.
 
-    A cluster that was started here ends with the context; one that was joined stays as it was.
+    A cluster that was started here ends with the context; one that was joined stays as it was. A
+    process that is connected already, by its own `ray.init`, stays with its cluster.
 
     Raises:
-        UserError: if there is no cluster at `address`.
+        UserError: if there is no cluster at `address`, or this process is connected to another.
     """
+    os.environ |= {key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()}
+    if ray.is_initialized():
+        yield _connected_before(address)
+        return
     if address:
         _check_reachable(address)
-    os.environ |= {key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()}
     try:
         context = ray.init(
             address=address or "local",
@@ -70,6 +74,18 @@ def connect(address: str | None) -> Iterator[Cluster]:
         yield Cluster(dashboard_url=f"http://{url}" if url else None, is_own=address is None)
     finally:
         ray.shutdown()
+
+
+def _connected_before(address: str | None) -> Cluster:
+    """Return the cluster that this process has been connected to before."""
+    present = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", present):
+        raise UserError(
+            f"address: this process is connected to the Ray cluster at {present} and cannot join "
+            f"{address!r} too; `ray.shutdown()` leaves it"
+        )
+    dashboard = ray.init(ignore_reinit_error=True).dashboard_url  # tells, and changes nothing
+    return Cluster(dashboard_url=f"http://{dashboard}" if dashboard else None, is_own=False)
 
 
 def _check_reachable(address: str) -> None:

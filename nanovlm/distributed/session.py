@@ -8,7 +8,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,14 @@ from typing import Any
 import ray
 
 from nanovlm.distributed.cluster import connect, num_concurrent_trials
-from nanovlm.distributed.worker import RunTrial
-from nanovlm.distributed.worker_group import WorkerGroup, open_channel, worker_groups
+from nanovlm.distributed.worker_group import (
+    StartWorkers,
+    Workers,
+    opened_channel,
+    worker_groups,
+)
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.search.sections import TrialResources
-from nanovlm.trial import run_trial
 
 INTERRUPTED = "interrupted"
 DESERTED = "all worker groups have ended"
@@ -80,6 +83,8 @@ class Session:
     channel: Any  # handle of the Channel actor
     num_slots: int
     """Trials at once."""
+    wait_until_told: Callable[[], None]
+    """Returns when `on_event` has taken in all that has happened until now."""
 
 
 @contextlib.contextmanager
@@ -92,7 +97,7 @@ def session(
     switch: StopSwitch,
     on_start: OnStart,
     on_event: OnEvent,
-    run_trial: RunTrial = run_trial,
+    start_workers: StartWorkers = worker_groups,
 ) -> Iterator[Session]:
     """Join or start Ray and run worker groups for as long as the context lasts.
 
@@ -101,6 +106,7 @@ def session(
         resources: what one trial occupies.
         num_slots: trials at once; None takes what fits on the cluster, at most `max_slots`.
         folder: the results folder, made by `on_start`; logs go there.
+        start_workers: starts what serves the trials.
 
     Raises:
         UserError: if the cluster cannot run that many trials, or none.
@@ -110,17 +116,15 @@ def session(
         fitting = num_concurrent_trials(resources, num_slots)
         num_slots = min(fitting, max_slots or fitting)
         on_start(cluster.dashboard_url, cluster.is_own, num_slots)
-        channel = open_channel(folder.name)
         with (
+            opened_channel(folder.name) as channel,
             _stopped_by_signals(switch),
-            _events_passed_on(channel, on_event, switch),
-            worker_groups(
-                num_slots, channel, resources, folder / "logs", run_trial, cluster.is_own
-            ) as groups,
+            _events_passed_on(channel, on_event, switch) as wait_until_told,
+            start_workers(num_slots, channel, resources, folder / "logs", cluster.is_own) as groups,
             _channel_closed_on_stop(channel, switch),
             _stopped_when_deserted(groups, switch),
         ):
-            yield Session(channel, num_slots)
+            yield Session(channel, num_slots, wait_until_told)
 
 
 @contextlib.contextmanager
@@ -141,8 +145,13 @@ def _stopped_by_signals(switch: StopSwitch) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _events_passed_on(channel: Any, on_event: OnEvent, switch: StopSwitch) -> Iterator[None]:
-    """Pass everything that happens on, in a thread, until the last worker has gone home."""
+def _events_passed_on(
+    channel: Any, on_event: OnEvent, switch: StopSwitch
+) -> Iterator[Callable[[], None]]:
+    """Pass everything that happens on, in a thread, until the last worker has gone home.
+
+    Yields `Session.wait_until_told`.
+    """
     errors: list[Exception] = []
 
     def follow() -> None:
@@ -154,10 +163,15 @@ def _events_passed_on(channel: Any, on_event: OnEvent, switch: StopSwitch) -> It
             errors.append(error)
             switch.stop(f"a trial could not be recorded: {error}")
 
+    def wait_until_told() -> None:
+        told = channel.wait_until_told.remote()
+        while thread.is_alive() and not ray.wait([told], timeout=1)[0]:
+            pass  # an error of `on_event` ends the thread
+
     thread = threading.Thread(target=follow, name="events", daemon=True)
     thread.start()
     try:
-        yield
+        yield wait_until_told
     finally:
         ray.get(channel.finish.remote())
         thread.join()
@@ -188,7 +202,7 @@ def _channel_closed_on_stop(channel: Any, switch: StopSwitch) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stopped_when_deserted(groups: tuple[WorkerGroup, ...], switch: StopSwitch) -> Iterator[None]:
+def _stopped_when_deserted(groups: Sequence[Workers], switch: StopSwitch) -> Iterator[None]:
     """Throw the switch if all worker groups have ended though there was work, and raise why."""
     finished = threading.Event()
 

@@ -18,6 +18,7 @@ from typing import Any
 import ray
 import ray.train.torch
 import torch
+from ray.util import get_current_placement_group
 
 from nanovlm import parallel
 from nanovlm.errors import UserError
@@ -50,12 +51,17 @@ class WorkerSettings:
 def serve_trials(settings: WorkerSettings) -> None:
     """Run the channel's jobs until there are no more. The training function of a TorchTrainer."""
     _log_to_file(settings)
+    ray.get(settings.channel.add_worker.remote(os.getpid(), get_current_placement_group()))
+    serve_channel(settings, ray.train.torch.get_device())
+
+
+def serve_channel(settings: WorkerSettings, device: torch.device) -> None:
+    """Run the channel's jobs on `device` until there are no more."""
     channel = settings.channel
-    ray.get(channel.add_worker.remote(os.getpid()))
     closed = threading.Event()
     if parallel.rank() == 0:
         threading.Thread(target=_wait_until_closed, args=(channel, closed), daemon=True).start()
-    resources = Resources(ray.train.torch.get_device())
+    resources = Resources(device)
     while True:
         job = _from_rank_0(lambda: ray.get(channel.next_job.remote(settings.group)))
         if job is Order.GO_HOME:

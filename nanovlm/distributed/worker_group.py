@@ -10,9 +10,11 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray._private.ray_constants import env_bool
@@ -22,21 +24,46 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.worker_group import WorkerGroup as ray_workers
 from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
+from ray.util import placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from nanovlm.distributed.channel import Channel
 from nanovlm.distributed.worker import RunTrial, WorkerSettings, serve_trials
 from nanovlm.search.sections import TrialResources
+from nanovlm.trial import run_trial
 
 logger = logging.getLogger(__name__)
 
 _GOODBYE_SECONDS = 20
 """How long a group may take to leave: a training step, an evaluation, or Ray's own clean-up."""
 
+_GIVE_BACK_SECONDS = 10
+"""How long Ray may take to free what a group has occupied."""
+
+_REFRESH_SECONDS = 0.5
+"""Until all nodes of a cluster have told what is free on them; Ray does ten times a second."""
+
 _MAX_RESTARTS = 100
 """Of one group; a job that kills its workers is given up long before that."""
 
 _MAX_WAITING_CALLS = 10_000
 """Of the channel: a few for each trial that runs."""
+
+
+class Workers(Protocol):
+    """What serves the trials of one slot, wherever it runs."""
+
+    error: Exception | None
+    """Why it has ended although there was work."""
+
+    def join(self, seconds: float | None = None) -> None:
+        """Wait until it has ended."""
+
+
+StartWorkers = Callable[
+    [int, Any, TrialResources, Path, bool], AbstractContextManager[Sequence[Workers]]
+]
+"""`worker_groups`, or what takes its place in a test or a measurement; the arguments are its."""
 
 
 class WorkerGroup:
@@ -99,14 +126,19 @@ def _shown_as(name: str, actor_class: type[Any]) -> Any:
     return type(actor_class.__name__, (actor_class,), {"__repr__": lambda self: name})
 
 
-def open_channel(run_name: str) -> Any:
-    """Return the handle of a new Channel actor, which bears the run's name.
+@contextlib.contextmanager
+def opened_channel(run_name: str) -> Iterator[Any]:
+    """Give the handle of a new Channel actor, which bears the run's name and ends with the context.
 
     Names of actors are unique within what one program does on a cluster, so runs of the same name
     do not meet.
     """
     options = {"num_cpus": 0, "max_concurrency": _MAX_WAITING_CALLS}
-    return ray.remote(Channel).options(name=f"nanovlm-channel-{run_name}", **options).remote()
+    channel = ray.remote(Channel).options(name=f"nanovlm-channel-{run_name}", **options).remote()
+    try:
+        yield channel
+    finally:
+        ray.kill(channel)
 
 
 @contextlib.contextmanager
@@ -115,14 +147,19 @@ def worker_groups(
     channel: Any,
     resources: TrialResources,
     log_dir: Path,
-    run_trial: RunTrial,
     is_own_cluster: bool,
+    run_trial: RunTrial = run_trial,
 ) -> Iterator[tuple[WorkerGroup, ...]]:
     """Start worker groups on the connected cluster; close the channel and end them at last.
 
     A TorchTrainer takes some 12 s to end by itself, since Ray 2.60 waits for the time-out of its
-    PlacementGroupCleaner. The own cluster is about to end with everything on it, so there the
-    controllers are ended at once when the work is done.
+    PlacementGroupCleaner. So the controllers are ended as soon as the work is done, and what they
+    had reserved on the cluster is given back here.
+
+    Args:
+        log_dir: for the logs of workers and controllers.
+        is_own_cluster: whether all processes are on this machine and none is anyone else's.
+        run_trial: what the workers run for each trial.
     """
     if env_bool(RAY_TRAIN_ENABLE_STATE_TRACKING, False):
         # Each controller waits for Ray Train's record of runs; so it starts beside them.
@@ -138,14 +175,29 @@ def worker_groups(
         ray.wait([channel.wait_until_home.remote()], timeout=_GOODBYE_SECONDS)
         for group in groups:
             group.is_leaving = True
+        for controller in ray.get(channel.get_controllers.remote()):
+            ray.kill(controller)
         if is_own_cluster:
-            for controller in ray.get(channel.get_controllers.remote()):
-                ray.kill(controller)
             for pid in ray.get(channel.get_worker_pids.remote()):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)  # it may sit in a compiler or an evaluation
+        else:
+            _give_back(ray.get(channel.get_placement_groups.remote()))
         for group in groups:
             group.join(_GOODBYE_SECONDS)
+
+
+def _give_back(placement_groups: Sequence[PlacementGroup]) -> None:
+    """Free what is reserved on the cluster, and the workers in it; return when it is free."""
+    for placement_group in placement_groups:
+        remove_placement_group(placement_group)
+    deadline = time.monotonic() + _GIVE_BACK_SECONDS
+    while time.monotonic() < deadline and any(
+        placement_group_table(placement_group)["state"] != "REMOVED"
+        for placement_group in placement_groups
+    ):
+        time.sleep(0.1)
+    time.sleep(_REFRESH_SECONDS)
 
 
 def _per_worker(resources: TrialResources) -> dict[str, float]:

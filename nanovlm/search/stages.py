@@ -15,7 +15,7 @@ from ray import tune
 from nanovlm.distributed.jobs import run_to_end
 from nanovlm.distributed.session import INTERRUPTED, OnEvent, OnStart, Session, StopSwitch, session
 from nanovlm.distributed.trainable import TrialRelay
-from nanovlm.distributed.worker import RunTrial
+from nanovlm.distributed.worker_group import StartWorkers, worker_groups
 from nanovlm.errors import UserError, did_you_mean
 from nanovlm.messages import Job, Pulse, TrialRecord
 from nanovlm.results.kept_models import model_dir, state_dir
@@ -28,7 +28,6 @@ from nanovlm.search.searcher import StudySearch, build_searcher
 from nanovlm.search.sections import Objective
 from nanovlm.search.study import open_study
 from nanovlm.search.warm_start import learn_from
-from nanovlm.trial import run_trial
 
 _UNLIMITED_TRIALS = -1
 """Tune's word for a search that something else ends."""
@@ -60,8 +59,8 @@ class Place:
     """Of a Ray cluster to join; None starts one here and ends it afterwards."""
     concurrency: int | None = None
     """Trials at once; None takes what fits on the cluster."""
-    run_trial: RunTrial = run_trial
-    """What the workers run for each trial."""
+    start_workers: StartWorkers = worker_groups
+    """Starts what serves the trials."""
 
 
 def run_stages(plan: SearchPlan, place: Place, earlier: EarlierRun | None = None) -> str:
@@ -129,7 +128,7 @@ class _Search:
             switch=switch,
             on_start=place.on_start,
             on_event=self._take,
-            run_trial=place.run_trial,
+            start_workers=place.start_workers,
         )
 
     def trials_left(self) -> int | None:
@@ -161,6 +160,7 @@ class _Search:
         )
         learn_from(searcher, self.plan.earlier_trials, self.plan.trial_samples)
         self._tune(running, searcher)
+        running.wait_until_told()  # Tune may have heard of the last trials first
         searcher.tell_ended(self._ended)
 
     def runs_to_confirm(self) -> tuple[ConfirmRun, ...]:

@@ -303,6 +303,22 @@ def test_only_the_latest_pulse_of_a_running_trial_is_told() -> None:
     run(scenario())
 
 
+def test_records_are_told_when_the_next_events_are_asked_for() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        await channel.submit(job(0))
+        told = asyncio.create_task(channel.wait_until_told())
+        (record,) = await records(channel)
+        await asyncio.sleep(0.01)
+        assert not told.done()  # whoever has got it may still be at it
+        following = asyncio.create_task(channel.next_events())
+        await told
+        await channel.finish()
+        assert record.number == 0 and await following == []
+
+    run(scenario())
+
+
 def test_a_trial_is_told_before_a_group_takes_it_up() -> None:
     async def scenario() -> None:
         channel = Channel()

@@ -1,12 +1,12 @@
 """What Ray shows of a run: gauges on its Prometheus endpoint, names in its dashboard."""
 
+import functools
 import json
 import re
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import pytest
 import ray
 
 from nanovlm.config import TrainConfig
-from nanovlm.distributed.cluster import Cluster, connect
+from nanovlm.distributed.cluster import Cluster
 from nanovlm.distributed.gauges import GAUGES, Gauges
 from nanovlm.distributed.jobs import run_to_end
-from nanovlm.distributed.worker_group import open_channel, worker_groups
+from nanovlm.distributed.worker_group import opened_channel, worker_groups
 from nanovlm.messages import Job
 from nanovlm.search.sections import TrialResources
 from tests.browser import chromium
@@ -27,15 +27,6 @@ from tests.tracking.example_run import COMPLETED, FAILED, STOPPED, pulse, record
 _SAMPLE = re.compile(r"^(ray_nanovlm_\w+){(.*)} (\S+)$", re.MULTILINE)
 
 Values = dict[tuple[str, ...], float]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """Start Ray, which passes values on every second and forgets them after two."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_metrics_report_interval_ms", "1000")
-        with connect(None) as cluster:
-            yield cluster
 
 
 def gauge_values() -> Values:
@@ -59,9 +50,9 @@ def wait_for(expected: Values) -> None:
     assert found == expected
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_the_gauges_are_on_rays_endpoint(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.ray
+@pytest.mark.timeout(120)
+def test_the_gauges_are_on_rays_endpoint(ray_cluster: Cluster, tmp_path: Path) -> None:
     observer = Gauges(refresh_seconds=0.2)
     observer.begin(start(tmp_path / "demo", records=(FAILED,)))
     observer.trial_changed(record(0, 0, "running"))
@@ -99,26 +90,28 @@ def test_the_gauges_are_on_rays_endpoint(cluster: Cluster, tmp_path: Path) -> No
     assert observer.problem is None
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_the_dashboard_shows_the_run_under_its_name(cluster: Cluster, tmp_path: Path) -> None:
-    logs = tmp_path / "digits" / "logs"
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_the_dashboard_shows_the_run_under_its_name(ray_cluster: Cluster, tmp_path: Path) -> None:
+    logs = tmp_path / "shown" / "logs"
     logs.mkdir(parents=True)
-    channel = open_channel("digits")
-    with worker_groups(1, channel, TrialResources(), logs, pretend, is_own_cluster=True):
+    pretending = functools.partial(worker_groups, run_trial=pretend)
+    with (
+        opened_channel("shown") as channel,
+        pretending(1, channel, TrialResources(), logs, is_own_cluster=False),
+    ):
         run_to_end(channel, [Job(trial_id="trial-0000", config=TrainConfig())])
         with chromium() as browser:
             page = browser.new_page()
-            sign_in(page, str(cluster.dashboard_url))
-            page.goto(f"{cluster.dashboard_url}/#/actors")
-            page.get_by_text("RayTrainWorker", exact=True).wait_for(timeout=60_000)
-            (shown,) = [r for r in rows(page) if "RayTrainWorker" in r]
-            assert shown[2] == "digits-group-0"
-            (shown,) = [r for r in rows(page) if "Channel" in r]
-            assert shown[1] == "nanovlm-channel-digits"
-            page.goto(f"{cluster.dashboard_url}/api/train/v2/runs/v1")
-            (run,) = json.loads(page.inner_text("body"))["train_runs"]
-    assert (run["name"], run["status"]) == ("digits-group-0", "RUNNING")
+            sign_in(page, str(ray_cluster.dashboard_url))
+            page.goto(f"{ray_cluster.dashboard_url}/#/actors")
+            page.get_by_text("shown-group-0", exact=True).wait_for(timeout=60_000)
+            assert "RayTrainWorker" in row_with(page, "shown-group-0")
+            assert "Channel" in row_with(page, "nanovlm-channel-shown")
+            page.goto(f"{ray_cluster.dashboard_url}/api/train/v2/runs/v1")
+            runs = json.loads(page.inner_text("body"))["train_runs"]
+    (run,) = [run for run in runs if run["name"] == "shown-group-0"]
+    assert run["status"] == "RUNNING"
     (attempt,) = run["attempts"]
     (worker,) = attempt["workers"]
     assert (worker["world_rank"], worker["status"]) == (0, "ALIVE")
@@ -136,13 +129,15 @@ def sign_in(page: Any, url: str) -> None:
     page.get_by_text("Authentication Token Required").wait_for(state="hidden", timeout=60_000)
 
 
-def rows(page: Any) -> list[list[str]]:
-    """Return class, name, repr and what follows of each actor in the dashboard's table."""
-    cells = [row.locator("td").all_inner_texts() for row in page.locator("tbody tr").all()]
-    return [row[3:] for row in cells]
+def row_with(page: Any, text: str) -> list[str]:
+    """Return the cells of the row of the dashboard's table that has a cell with this text."""
+    rows = [row.locator("td").all_inner_texts() for row in page.locator("tbody tr").all()]
+    (row,) = [row for row in rows if text in row]
+    return list(row)
 
 
-def test_without_ray_nothing_happens(tmp_path: Path) -> None:
+def test_without_ray_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test's may be there
     observer = Gauges(refresh_seconds=0.01)
     observer.begin(start(tmp_path / "demo"))
     observer.trial_changed(COMPLETED)

@@ -3,11 +3,24 @@
 from pathlib import Path
 
 import pytest
+import ray
 
 import run_search
 import run_single
 from nanovlm import cli
-from tests.programs.conftest import SPACE, run_program
+from nanovlm.distributed.cluster import Cluster, connect
+from nanovlm.errors import UserError
+from tests.programs.conftest import run_program
+
+SPACE = """
+preset: digits
+base: {data_cutoff_idx: 300, epochs: 1}
+search:
+  lr_mp: {log_uniform: [1.0e-4, 1.0e-1]}
+  batch_size: {choice: [16, 32]}
+scheduler: {rungs: 3, reduction_factor: 3}
+budget: {trials: 6}
+"""
 
 CHECKPOINT = ["resume_from_vlm_checkpoint=true", "vlm.vlm_checkpoint_path=./nowhere"]
 OTHER_ENCODER = ["vlm.vlm_load_backbone_weights=true", "vlm.vit_model_type=./nowhere"]
@@ -106,17 +119,32 @@ def test_mistakes_in_a_single_run(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(120)
-def test_more_gpus_than_there_are(tmp_path: Path, no_ray_left: None) -> None:
+@pytest.mark.ray
+def test_more_gpus_than_there_are(
+    ray_cluster: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
-    arguments = ("--space", "space.yaml", "resources.gpus_per_worker=64")
-    finished = run_program("run_search.py", *arguments, cwd=tmp_path)
-    assert finished.code == 2, finished.output
-    assert "one trial needs 1 CPUs and 64 GPUs" in finished.output
-    assert "the cluster has" in finished.output
-    assert "Traceback" not in finished.output
+    arguments = ["--space", "space.yaml", "resources.gpus_per_worker=64"]
+    code, said = code_and_message("run_search.py", arguments, tmp_path, monkeypatch, capsys)
+    assert code == 2
+    assert "one trial needs 1 CPUs and 64 GPUs" in said
+    assert "the cluster has" in said
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.ray
+def test_another_cluster_than_that_of_this_process(ray_cluster: Cluster) -> None:
+    with (
+        pytest.raises(UserError, match=r"cannot join '127\.0\.0\.1:9' too"),
+        connect("127.0.0.1:9"),
+    ):
+        pass
+    with connect(None) as joined:
+        assert (joined.dashboard_url, joined.is_own) == (ray_cluster.dashboard_url, False)
+    assert ray.is_initialized()
 
 
 @pytest.mark.slow
@@ -124,7 +152,7 @@ def test_more_gpus_than_there_are(tmp_path: Path, no_ray_left: None) -> None:
 def test_an_address_without_a_cluster(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
     arguments = ("--space", "space.yaml", "--address", "127.0.0.1:9")
-    finished = run_program("run_search.py", *arguments, cwd=tmp_path)
+    finished = run_program("run_search.py", *arguments, cwd=tmp_path, name="demo")
     assert finished.code == 2, finished.output
     assert "--address: no Ray cluster answers at '127.0.0.1:9'" in finished.output
     assert not (tmp_path / "results").exists()

@@ -1,5 +1,6 @@
-"""A single run that is interrupted goes on from its last report, to the same bits."""
+"""A single run of a search's winner, interrupted and resumed, comes to the search's own bits."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -7,27 +8,24 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from nanovlm.config_files import load_config, parse_overrides
-from nanovlm.distributed.single import plan_single
-from nanovlm.messages import Job, Report
-from nanovlm.resources import Resources
-from nanovlm.trial import run_trial
-from tests.programs.conftest import finish, start_program
+from nanovlm.results.store import answers_file
+from tests.programs.conftest import Finished, finish, start_program
 from tests.programs.test_bad_input import code_and_message
 
-ARGUMENTS = ("--preset", "digits", "data_cutoff_idx=300", "epochs=4", "lr_mp=1e-3", "seed=3")
 
-
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_ctrl_c_and_resume_give_the_run_that_was_not_disturbed(tmp_path: Path) -> None:
-    arguments = [*ARGUMENTS, "--name", "run"]
-    folder = tmp_path / "results" / "run"
-    process = start_program("run_single.py", *arguments, cwd=tmp_path)
+def test_the_best_configuration_interrupted_and_resumed_gives_the_bits_of_the_search(
+    search: Finished, workplace: Path, no_ray_left: None
+) -> None:
+    # It is evaluated more often than in the search, which changes nothing at the end.
+    arguments = ["--config", "results/digits/best.yaml", "eval_interval=20", "--name", "again"]
+    folder = workplace / "results" / "again"
+    process = start_program("run_single.py", *arguments, cwd=workplace)
     assert process.stdout is not None
     for line in process.stdout:
         if " samples, step " in line:
-            os.killpg(process.pid, signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to all of the program
             break
     interrupted = finish(process, folder)
     assert interrupted.code == 130, interrupted.output
@@ -36,32 +34,21 @@ def test_ctrl_c_and_resume_give_the_run_that_was_not_disturbed(tmp_path: Path) -
     assert command == f"python run_single.py {' '.join(arguments)} --resume"
     assert interrupted.records == []
 
-    resumed = finish(start_program(*command.split()[1:], cwd=tmp_path), folder)
+    resumed = finish(start_program(*command.split()[1:], cwd=workplace), folder)
     assert resumed.code == 0, resumed.output
     (record,) = resumed.records
-    whole = undisturbed(tmp_path / "whole")
-    assert [(r["samples_seen"], r["metrics"]) for r in record.reports] == [
-        (report.samples_seen, report.metrics) for report in whole
-    ]
-    folders = (folder / "best", tmp_path / "whole")
-    weights = [load_file(path / "model.safetensors") for path in folders]
-    assert all(weights[0][name].equal(weights[1][name]) for name in weights[1])
-    assert not list((folder / "checkpoints").glob("*.state"))
-
-
-def undisturbed(output_dir: Path) -> list[Report]:
-    """Return the reports of the same trial, run here without Ray."""
-    config = load_config(None, "digits", parse_overrides(ARGUMENTS[2:]))
-    plan = plan_single(config)
-    job = Job(
-        trial_id="whole",
-        config=plan.config,
-        milestones=plan.milestones,
-        output_dir=str(output_dir),
+    assert "goes on after" in (folder / "logs" / "group-0-rank-0.log").read_text()
+    assert len(record.reports) > 1
+    best = json.loads((search.folder / "summary.json").read_text())["best"]
+    assert record.metrics == search.confirmed[best["trial_id"]].metrics
+    weights, searched = (
+        load_file(f / "best" / "model.safetensors") for f in (folder, search.folder)
     )
-    reports = list(run_trial(job, Resources("cpu")))
-    assert len(reports) == 4
-    return reports
+    assert weights.keys() == searched.keys()
+    assert all(weights[name].equal(searched[name]) for name in weights)
+    files = (answers_file(folder, record.trial_id), answers_file(search.folder, best["trial_id"]))
+    assert len({file.read_bytes() for file in files}) == 1
+    assert not list((folder / "checkpoints").glob("*.state"))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +69,7 @@ def test_a_run_that_cannot_go_on(
     for name, content in files.items():
         (tmp_path / "results" / "run").mkdir(parents=True, exist_ok=True)
         (tmp_path / "results" / "run" / name).write_text(content)
-    arguments = [*ARGUMENTS, "--name", "run", "--resume"]
+    arguments = ["--preset", "digits", "lr_mp=1e-3", "seed=3", "--name", "run", "--resume"]
     code, said = code_and_message("run_single.py", arguments, tmp_path, monkeypatch, capsys)
     assert code == 2
     assert message in said

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from nanovlm.errors import UserError
 from nanovlm.messages import Pulse, TrialRecord
@@ -51,8 +52,9 @@ class Witness(Observer):
         self.ends.append(summary)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(240)
+@pytest.mark.usefixtures("ray_cluster")
 def test_the_example_of_the_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,6 +77,8 @@ def test_the_example_of_the_document(
     assert not (outcome.is_interrupted or outcome.has_failed)
     assert outcome.summary["ended_by"] == "budget.trials: 2 trials are done"
     check_what_was_told(witness, outcome.folder, outcome.summary)
+    free = ray.available_resources()["CPU"]
+    assert free == ray.cluster_resources()["CPU"], "given back when it returns, for who comes next"
 
 
 def example() -> str:

@@ -1,5 +1,6 @@
 """The two stages of a search on real Ray, with trials that only pretend to train."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from nanovlm.search.plan import SearchPlan
 from nanovlm.search.space import load_space
 from nanovlm.search.stages import EarlierRun, Place, run_stages
 from tests.search.pretend import pretend, pretend_to_diverge, pretend_without_objective
+from tests.worker_threads import worker_threads
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(120), pytest.mark.usefixtures("ray_cluster")]
 
 SPACE = """
 preset: digits
@@ -39,7 +41,7 @@ class Run:
             on_start=lambda *_: None,
             on_event=self._take,
             concurrency=1,
-            run_trial=run_trial,
+            start_workers=functools.partial(worker_threads, run_trial=run_trial),
         )
         return run_stages(self.plan, place, earlier)
 
