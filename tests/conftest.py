@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # repeat to the bit for an equal number of threads, and tests run beside each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Read at the first product on a GPU; deterministic algorithms ask for it.
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+
 # Read when huggingface_hub is first imported, here and in what tests start. Processes of `-n`
 # inherit it: what one has prepared serves the others.
 _IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
@@ -47,6 +50,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+        torch.use_deterministic_algorithms(False)  # a trial on the CPU leaves them on
 
 
 @pytest.fixture(scope="session")
