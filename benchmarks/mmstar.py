@@ -32,6 +32,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
+from benchmarks.figures import Figures
 from benchmarks.peer import Peer
 from benchmarks.questions import make_benchmark, make_tokenizer, stopping_model
 from benchmarks.reference_answers import reference_answers
@@ -54,8 +55,9 @@ def main() -> None:
     on_gpu = device.type == "cuda"
     where = torch.cuda.get_device_name() if on_gpu else f"CPU, {arguments.threads} threads"
     print(f"{where}; torch {torch.__version__}, transformers {transformers.__version__}")
+    figures = Figures(arguments.json, device=where, torch=torch.__version__)
     for name in arguments.config or (["222m"] if on_gpu else ["tiny", "small"]):
-        measure(name, arguments, device)
+        measure(name, arguments, device, figures.part(name))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -70,11 +72,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32, help="mmstar_batch_size of our side")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--json", type=Path, help="file for the figures")
     return parser.parse_args()
 
 
-def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> None:
-    """Ask both models of one configuration in both ways."""
+def measure(
+    name: str, arguments: argparse.Namespace, device: torch.device, figures: Figures
+) -> None:
+    """Ask both models of one configuration in both ways; fail if too few answers are equal."""
     vlm = VLM_CONFIGS[name]
     tokenizer = make_tokenizer(vlm)
     benchmark = make_benchmark(vlm, arguments.items or NUM_ITEMS[name])
@@ -83,11 +88,14 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> N
         f"\n{name}: {len(benchmark)} questions, prompts of {lengths.mean():.0f} tokens on average "
         f"and {int(lengths.max())} at most; compile={arguments.compile}"
     )
+    figures.add(questions=len(benchmark))
     with device:
         model = VisionLanguageModel(vlm, compiled=arguments.compile)
-    compare("never stops", model, benchmark, tokenizer, arguments, device)
+    never, stops = figures.part("never_stops"), figures.part("stops")
+    shares = [compare("never stops", model, benchmark, tokenizer, arguments, device, never)]
     stopping_model(model, tokenizer, device)
-    compare("stops", model, benchmark, tokenizer, arguments, device)
+    shares.append(compare("stops", model, benchmark, tokenizer, arguments, device, stops))
+    assert min(shares) >= REQUIRED_EQUAL, "the answers differ"
 
 
 def compare(
@@ -97,8 +105,9 @@ def compare(
     tokenizer: Tokenizer,
     arguments: argparse.Namespace,
     device: torch.device,
-) -> None:
-    """Print items/s of both ways, asked in turns, and how far the answers agree."""
+    figures: Figures,
+) -> float:
+    """Print items/s of both ways, asked in turns; return the share of answers that are equal."""
     with device:
         peer = Peer(model.config)
     peer.copy_weights(model)
@@ -122,24 +131,35 @@ def compare(
         f"{len(benchmark) / their_median:.1f} items/s; ratio {their_median / our_median:.1f}; "
         f"{our_median:.2f} s (the first time {first_seconds:.2f} s) and {their_median:.2f} s"
     )
-    report_answers(result, reference)
+    figures.add(
+        items_per_second=len(benchmark) / our_median,
+        peer_items_per_second=len(benchmark) / their_median,
+        ratio=their_median / our_median,
+        seconds=our_median,
+        first_seconds=first_seconds,
+    )
+    return report_answers(result, reference, figures)
 
 
-def report_answers(result: MMStarResult, reference: MMStarResult) -> None:
-    """Print how many answers are equal, item by item; fail if too few are."""
+def report_answers(result: MMStarResult, reference: MMStarResult, figures: Figures) -> float:
+    """Print how many answers are equal, item by item; return the least share of a part."""
     parts = {
         "outputs": share_equal(result.outputs, reference.outputs),
         "letters": share_equal(result.letters, reference.letters),
         "right or wrong": share_equal(result.correct, reference.correct),
     }
     nlls = zip(result.letter_nlls, reference.letter_nlls, strict=True)
+    largest = max(abs(a - b) for a, b in nlls)
     print(
         "  equal item by item: "
         + ", ".join(f"{name} {share:.2%}" for name, share in parts.items())
-        + f"; letter_nll differs by at most {max(abs(a - b) for a, b in nlls):.1e}; "
-        f"accuracy {result.accuracy:.4f} and {reference.accuracy:.4f}"
+        + f"; letter_nll differs by at most {largest:.1e}; "
+        f"accuracy {result.accuracy:.4f} and {reference.accuracy:.4f}",
+        flush=True,
     )
-    assert min(parts.values()) >= REQUIRED_EQUAL, "the answers differ"
+    least = min(parts.values())
+    figures.add(equal=parts, least_equal=least, largest_nll_difference=largest)
+    return least
 
 
 def share_equal(ours: Sequence[object], theirs: Sequence[object]) -> float:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: models of three sizes, texts with the lengths of real ones, a file.
+"""What the benchmarks share: models of three sizes, and texts with the lengths of real ones.
 
 `222m` is nanoVLM-222M. In `tiny` and `small`, for the CPU, the vision encoder, the decoder and its
 head have about the shares of the work that they have there: half, two fifths, a tenth.
@@ -11,7 +11,6 @@ captions, and 40 % of the texts exceed nanoVLM v0.1's 79 tokens, up to whole web
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -21,7 +20,6 @@ from torch.nn import functional as F
 
 from nanovlm.config import VLMConfig
 from nanovlm.data.tensors import PreparedSamples
-from nanovlm.results.store import write_json
 
 EOS = 0
 
@@ -137,24 +135,3 @@ def question_lengths(num_questions: int) -> list[int]:
     lengths = [14 + round(math.exp(quantile)) for quantile in quantiles]
     order = torch.randperm(num_questions, generator=torch.Generator().manual_seed(1))
     return [lengths[i] for i in order.tolist()]
-
-
-class Figures:
-    """What a benchmark has measured so far; in a file, if one is wanted, that is written anew each
-    time: a benchmark that is cut off leaves what it had."""
-
-    def __init__(self, path: Path | None, **values: Any) -> None:
-        self._path, self._all = path, values
-        self._values = values
-
-    def part(self, name: str) -> "Figures":
-        """Return those that stand together under a name."""
-        part = Figures(self._path)
-        part._all, part._values = self._all, self._values.setdefault(name, {})
-        return part
-
-    def add(self, **values: Any) -> None:
-        """Write down more; None where the machine cannot tell."""
-        self._values.update(values)
-        if self._path is not None:
-            write_json(self._path, self._all)

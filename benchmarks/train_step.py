@@ -43,8 +43,9 @@ import torch
 import transformers
 
 from benchmarks.agreement import check_agreement
+from benchmarks.figures import Figures
 from benchmarks.peer import Peer
-from benchmarks.setups import VLM_CONFIGS, Figures, Texts, make_texts
+from benchmarks.setups import VLM_CONFIGS, Texts, make_texts
 from benchmarks.sides import OurSide, PeerSide, Run
 from nanovlm.config import TrainConfig
 from nanovlm.messages import Speed
