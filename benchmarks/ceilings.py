@@ -41,13 +41,7 @@ SMI = "name,driver_version,memory.total,power.limit,clocks.max.sm,compute_mode,m
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    on_gpu = torch.cuda.is_available()
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     figures = Figures(arguments.json, **describe_machine())
     figures.add(**describe_device(arguments.device))
     for measure in (products, copies):
@@ -56,6 +50,16 @@ def main() -> None:
     figures.add(compile_obstacle=find_compile_obstacle(arguments.device))
     for name, value in figures.items():
         print(f"{name}: {value}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    return parser.parse_args()
 
 
 def describe_machine() -> dict[str, Any]:

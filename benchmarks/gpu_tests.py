@@ -48,19 +48,23 @@ class Outcomes:
         return self._counts["passed"]
 
 
-def files_with_gpu_tests(folder: Path) -> list[str]:
-    """Return the test files that have such tests; others may need packages that are not there."""
-    return sorted(str(p) for p in folder.rglob("test_*.py") if MARK in p.read_text("utf-8"))
-
-
-def main() -> int:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--tests", type=Path, default=REPOSITORY / "tests", help="their folder")
     parser.add_argument("--json", type=Path, help="file for the figures")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def files_with_gpu_tests(folder: Path) -> list[str]:
+    """Return the test files that have such tests; others may need packages that are not there."""
+    return sorted(str(p) for p in folder.rglob("test_*.py") if MARK in p.read_text("utf-8"))
+
+
+def main() -> int:
+    arguments = parse_arguments()
     outcomes = Outcomes(Figures(arguments.json))
     options = ["-m", "gpu", "-p", "no:cacheprovider", "--tb=short", "--durations=5"]
     code = pytest.main([*options, *files_with_gpu_tests(arguments.tests)], plugins=[outcomes])

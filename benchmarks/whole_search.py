@@ -17,7 +17,6 @@ import functools
 import gc
 import json
 import logging
-import math
 import os
 import statistics
 import sys
@@ -38,8 +37,10 @@ from ray._private.accelerators import NvidiaGPUAcceleratorManager
 from benchmarks.figures import Figures
 from nanovlm.config import VLMConfig
 from nanovlm.messages import Job, Report, TrialRecord
+from nanovlm.observer import Observer, RunStart
 from nanovlm.resources import Resources
-from nanovlm.results.store import LOGS_DIR, read_records
+from nanovlm.results.store import LOGS_DIR
+from nanovlm.results.summary import turnarounds
 from nanovlm.search import runner
 from nanovlm.search.space import load_space
 from nanovlm.search.stages import Place
@@ -88,7 +89,9 @@ def main() -> int:
         finally:
             print_worker_logs(folder / "results" / LOGS_DIR)
     print("\n".join(f"{name}: {value}" for name, value in figures.items()))
-    return complain(figures, arguments)
+    wrong = complaints(dict(figures.items()), arguments)
+    print(*wrong, sep="\n")
+    return int(bool(wrong))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -156,33 +159,77 @@ def search(space: Path, folder: Path, arguments: argparse.Namespace, figures: Fi
         log=memory_log,
         short_trial=arguments.trials - 1 if arguments.halve else None,
     )
-    started_at = time.time()
+    noting = Noting(figures, memory_log)
     # The library has no place for another `run_trial`: only a measurement wants one.
     with mock.patch.object(runner, "Place", functools.partial(Place, run_trial=watched)):
         outcome = runner.run_search(
-            load_space(space), folder / "results", concurrency=arguments.concurrency
+            load_space(space),
+            folder / "results",
+            concurrency=arguments.concurrency,
+            observers=[noting],
         )
-    records = read_records(outcome.folder)
+    noting.note_memory()
+    was_short = arguments.halve and arguments.gpus > 0
+    figures.add(
+        seconds=time.time() - noting.started_at,
+        ended_by=outcome.summary["ended_by"],
+        has_report=(outcome.folder / "report.html").exists(),
+        halved=has_halved(noting.ended, arguments.trials - 1) if was_short else None,
+    )
+
+
+class Noting(Observer):
+    """Writes down what the trials have come to whenever one has ended."""
+
+    def __init__(self, figures: Figures, memory_log: Path) -> None:
+        self._figures, self._memory_log = figures, memory_log
+        self.started_at = time.time()
+        self.ended: list[TrialRecord] = []
+
+    def begin(self, start: RunStart) -> None:
+        self._figures.add(cluster_seconds=time.time() - self.started_at)
+
+    def trial_changed(self, record: TrialRecord) -> None:
+        if record.state != "running":
+            self.ended.append(record)
+            self._figures.add(**findings(self.ended, self.started_at))
+            self.note_memory()
+
+    def note_memory(self) -> None:
+        """Write down what workers had so far; that of a trial comes a little after its end."""
+        lines = self._memory_log.read_text().splitlines() if self._memory_log.exists() else []
+        memory = [json.loads(line) for line in lines]
+        self._figures.add(memory=memory, memory_growth_gb=memory_growth(memory))
+
+
+def findings(records: Sequence[TrialRecord], started_at: float) -> dict[str, Any]:
+    """Return what the trials that have ended come to.
+
+    Args:
+        started_at: when the search began, in seconds since the epoch.
+    """
     firsts = [record.first_step_at for record in records if record.first_step_at is not None]
     speeds = [record.reports[-1]["speed"] for record in records if record.reports]
-    figures.add(
-        seconds=time.time() - started_at,
-        seconds_to_first_step=min(firsts, default=math.inf) - started_at,
-        ended_by=outcome.summary["ended_by"],
-        turnaround_seconds=outcome.summary["turnaround_seconds"],
-        states=[record.state for record in records],
-        reasons=[record.reason for record in records],
-        both_at_once_seconds=both_at_once(records),
-        has_report=(outcome.folder / "report.html").exists(),
-        median_samples_per_second=median([speed["samples_per_second"] for speed in speeds]),
-        notes=sorted({note for record in records for note in notes_of(record)}),
-        trials=[about(record) for record in records],
-    )
-    memory = [json.loads(line) for line in memory_log.read_text().splitlines()]
-    figures.add(memory=memory, memory_growth_gb=memory_growth(memory))
-    last = max(records, key=lambda record: record.number)
-    was_short = arguments.halve and arguments.gpus > 0
-    figures.add(halved=any(HALVED in note for note in notes_of(last)) if was_short else None)
+    between = turnarounds(records)
+    return {
+        "states": [record.state for record in records],
+        "reasons": [record.reason for record in records],
+        "seconds_to_first_step": min(firsts) - started_at if firsts else None,
+        "turnaround_seconds": statistics.median(between) if between else None,
+        "longest_turnaround_seconds": max(between, default=None),
+        "both_at_once_seconds": both_at_once(records),
+        "samples_per_second": (
+            statistics.median(speed["samples_per_second"] for speed in speeds) if speeds else None
+        ),
+        "notes": sorted({note for record in records for note in notes_of(record)}),
+        "trials": [about(record) for record in records],
+    }
+
+
+def has_halved(records: Sequence[TrialRecord], number: int) -> bool:
+    """Return whether the trial `number` has trained with halves because its memory was short."""
+    notes = [note for record in records if record.number == number for note in notes_of(record)]
+    return any(note.startswith(HALVED) for note in notes)
 
 
 def watched_trial(
@@ -265,10 +312,6 @@ def both_at_once(records: Sequence[TrialRecord]) -> float:
     return max(0.0, sorted(ends)[-2] - sorted(starts)[1])
 
 
-def median(values: Sequence[float]) -> float | None:
-    return statistics.median(values) if values else None
-
-
 def notes_of(record: TrialRecord) -> Sequence[str]:
     return record.reports[-1]["notes"] if record.reports else ()
 
@@ -293,23 +336,18 @@ def print_worker_logs(folder: Path) -> None:
         print(f"--- {path.name}", *lines, sep="\n", flush=True)
 
 
-def complain(figures: Figures, arguments: argparse.Namespace) -> int:
-    """Print what is not as it should be; return the exit code."""
-    found = dict(figures.items())
-    growth = found["memory_growth_gb"] or 0.0
+def complaints(found: Mapping[str, Any], arguments: argparse.Namespace) -> list[str]:
+    """Return what is not as it should be."""
+    states, growth = found.get("states", []), found.get("memory_growth_gb") or 0.0
     wrong = {
+        f"the trials ended so: {states}": len(states) != arguments.trials or "failed" in states,
+        "there is no report.html": not found["has_report"],
         f"the memory of the GPU grew by {growth:.2f} GB": arguments.gpus > 0
         and growth > MAX_GROWTH_GB,
-        "not all trials went well": found["states"].count("failed")
-        or len(found["states"]) != arguments.trials,
-        "there is no report.html": not found["has_report"],
-        "the trial that was short of memory did not halve its micro-batch": found["halved"]
-        is False,
+        "short of memory, the last trial did not halve its batch": found["halved"] is False,
         "no trials ran at once": arguments.concurrency > 1 and not found["both_at_once_seconds"],
     }
-    complaints = [text for text, is_so in wrong.items() if is_so]
-    print(*complaints, sep="\n")
-    return int(bool(complaints))
+    return [text for text, is_so in wrong.items() if is_so]
 
 
 if __name__ == "__main__":
