@@ -46,8 +46,8 @@ def main() -> None:
     figures.add(**describe_device(arguments.device))
     for measure in (products, copies):
         figures.add(**measure(torch.device(arguments.device)))
-    # Last, since it may hang or take long.
-    figures.add(compile_obstacle=find_compile_obstacle(arguments.device))
+    if arguments.compile:  # last, since it takes longest
+        figures.add(compile_obstacle=find_compile_obstacle(arguments.device))
     for name, value in figures.items():
         print(f"{name}: {value}")
 
@@ -58,6 +58,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="find out whether this machine can",
+    )
     parser.add_argument("--json", type=Path, help="file for the figures")
     return parser.parse_args()
 

@@ -65,6 +65,7 @@ STAGES = (
          "float32_product_tflops: {:.3g} float32", "device_copy_gb_per_second: copy {:.4g} GB/s",
          "host_to_device_gb_per_second: from the host {:.3g}",
          "compile_obstacle: cannot compile: {}"),
+        is_compiled=True,
     ),
     Stage(
         "tests", 75, 30, "gpu_tests.py", "--device cuda", "--device cpu",
@@ -247,7 +248,7 @@ def keep(
 def row(outcome: Outcome, stage: Stage) -> str:
     """Return a line of the table."""
     found = [text for line in stage.shown for text in shown(line, outcome.figures)]
-    if outcome.tail:
+    if outcome.ending == "failed":  # an exception's last line says what is wrong
         found.append(f"`{next((line for line in reversed(outcome.tail) if line.strip()), '')}`")
     times = f"{outcome.seconds:.1f} ({outcome.box_seconds:.0f})"
     cells = [str(outcome.number), stage.name, outcome.ending, times, ", ".join(found)]

@@ -27,9 +27,11 @@ MARK = "NANOVLM_STAGE"
 """A variable in the environment of all processes of a stage; some leave its process group."""
 GOODBYE_SECONDS = 3.0
 """For a process to write down where it is."""
+FAULT_NOISE = "Extension modules:"
+"""How the longest line of Python's fault handler begins."""
 NUM_ROUNDS = 3
 """In which the processes of a stage are ended: some start others meanwhile."""
-NUM_TAIL_LINES = 40
+NUM_TAIL_LINES = 60
 NUM_LOGS = 30
 """Files of daemons, such as Ray's, of which the end is kept when a stage does not end well."""
 MAX_LOG_BYTES = 1_500_000
@@ -156,7 +158,8 @@ def tail(path: Path, begin: int = 0) -> list[str]:
     """Return the last lines of a file from `begin` on."""
     with path.open("rb") as file:
         file.seek(max(begin, path.stat().st_size - 2**16))
-        return file.read().decode(errors="replace").splitlines()[-NUM_TAIL_LINES:]
+        lines = file.read().decode(errors="replace").splitlines()
+    return [line for line in lines if not line.startswith(FAULT_NOISE)][-NUM_TAIL_LINES:]
 
 
 def append_logs(folder: Path, log: Path) -> None:

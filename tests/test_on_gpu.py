@@ -239,7 +239,15 @@ REHEARSED = ("device", "tests", "training", "mmstar", "start", "profile")
 def test_the_rehearsal(tmp_path: Path) -> None:
     out = tmp_path / "out"
     program = [sys.executable, str(REPOSITORY / "benchmarks" / "on_gpu.py"), "--rehearse"]
-    program += ["--no-compile", "--out", str(out), "--stages", ",".join(REHEARSED)]
+    program += [
+        "--no-compile",
+        "--minutes",
+        "30",
+        "--out",
+        str(out),
+        "--stages",
+        ",".join(REHEARSED),
+    ]
     done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + (out / "log.txt").read_text()
     kept = json.loads((out / "results.json").read_text())["stages"]
