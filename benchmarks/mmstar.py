@@ -41,11 +41,13 @@ from nanovlm.data.tensors import PreparedBenchmark
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.evaluation.mmstar_result import MMStarResult
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.training.forward import has_bfloat16
 
 NUM_ITEMS = {"tiny": 192, "small": 96, "222m": 1500}
 REQUIRED_EQUAL = 0.99
 """Share of equal answers below which the benchmark fails. Not 1: random weights put some tokens so
-close together that float32 decides between them by the order of a sum, and bfloat16 more often."""
+close together that float32 decides between them by the order of a sum. Where our side computes in
+bfloat16, on GPUs, that decides so often that nothing is asked of random weights."""
 
 
 def main() -> None:
@@ -92,10 +94,11 @@ def measure(
     with device:
         model = VisionLanguageModel(vlm, compiled=arguments.compile)
     never, stops = figures.part("never_stops"), figures.part("stops")
-    shares = [compare("never stops", model, benchmark, tokenizer, arguments, device, never)]
+    random_share = compare("never stops", model, benchmark, tokenizer, arguments, device, never)
     stopping_model(model, tokenizer, device)
-    shares.append(compare("stops", model, benchmark, tokenizer, arguments, device, stops))
-    assert min(shares) >= REQUIRED_EQUAL, "the answers differ"
+    share = compare("stops", model, benchmark, tokenizer, arguments, device, stops)
+    required = [share] if has_bfloat16(device) else [share, random_share]
+    assert min(required) >= REQUIRED_EQUAL, "the answers differ"
 
 
 def compare(

@@ -56,11 +56,12 @@ class Stage:
 
 
 TINY = "--device cpu --threads 1"
+LARGE = f"--device cuda --config 222m --threads {min(16, len(os.sched_getaffinity(0)))}"
 CEILING = "bfloat16_product_tflops"
 
 STAGES = (
     Stage(
-        "device", 30, 15, "ceilings.py", "--device cuda", "--device cpu",
+        "device", 40, 15, "ceilings.py", "--device cuda", "--device cpu",
         ("card: {}", "packages.torch: torch {}", f"{CEILING}: {{:.3g}} TFLOP/s bf16",
          "float32_product_tflops: {:.3g} float32", "device_copy_gb_per_second: copy {:.4g} GB/s",
          "host_to_device_gb_per_second: from the host {:.3g}",
@@ -68,11 +69,11 @@ STAGES = (
         is_compiled=True,
     ),
     Stage(
-        "tests", 75, 30, "gpu_tests.py", "--device cuda", "--device cpu",
+        "tests", 65, 30, "gpu_tests.py", "--device cuda", "--device cpu",
         ("collected: {} tests", "passed: {} passed", "failed: {} failed", "skipped: {} skipped"),
     ),
     Stage(
-        "training", 110, 50, "train_step.py", "--device cuda --config 222m",
+        "training", 120, 50, "train_step.py", f"{LARGE} --rounds 3 --warmup-steps 6",
         f"{TINY} --config tiny --batch-size 8 --warmup-steps 2 --rounds 1 --steps 1",
         ("*.samples_per_second: {:.4g} samples/s", "*.peer_samples_per_second: peer {:.4g}",
          "*.ratio: ratio {:.2f}", "*.model_flops_utilization: MFU {:.1%}",
@@ -83,7 +84,7 @@ STAGES = (
         is_compiled=True, takes_ceiling=True,
     ),
     Stage(
-        "mmstar", 55, 30, "mmstar.py", "--device cuda --config 222m --rounds 1 --no-compile",
+        "mmstar", 55, 30, "mmstar.py", f"{LARGE} --rounds 1 --no-compile",
         f"{TINY} --config tiny --items 32 --rounds 1 --no-compile",
         ("*.questions: {} questions", "*.never_stops.items_per_second: never stops {:.4g}/s",
          "*.never_stops.ratio: {:.1f} times the peer",
@@ -91,14 +92,14 @@ STAGES = (
          "*.stops.ratio: {:.1f} times the peer", "*.stops.least_equal: {:.2%} equal"),
     ),
     Stage(
-        "start", 45, 25, "trial_start.py", "--device cuda --config 222m --trials 3",
+        "start", 55, 25, "trial_start.py", f"{LARGE} --trials 2",
         f"{TINY} --config digits --trials 2 --compile",
         ("first_seconds: first trial {:.2f} s", "first_graphs: {} graphs",
          "later_seconds: later ones {:.3f} s", "later_graphs: {} graphs"),
         is_compiled=True,
     ),
     Stage(
-        "search", 90, 40, "whole_search.py", "--config 222m --gpus 1 --halve", "--halve",
+        "search", 80, 40, "whole_search.py", "--config 222m --gpus 1 --halve", "--halve",
         ("seconds: {:.0f} s", "turnaround_seconds: turnaround {:.3f} s",
          "longest_turnaround_seconds: at most {:.3f} s", "memory_growth_gb: memory grew {:.3f} GB",
          "halved: halved: {}", "samples_per_second: {:.4g} samples/s",
@@ -106,7 +107,7 @@ STAGES = (
         is_compiled=True,
     ),
     Stage(
-        "two_at_once", 50, 30, "whole_search.py",
+        "two_at_once", 40, 30, "whole_search.py",
         "--config 222m --gpus 0.5 --concurrency 2", "--concurrency 2 --no-compile",
         ("seconds: {:.0f} s", "both_at_once_seconds: both trained for {:.1f} s",
          "samples_per_second: {:.4g} samples/s each",
@@ -115,7 +116,7 @@ STAGES = (
         is_compiled=True,
     ),
     Stage(
-        "profile", 25, 15, "profiles.py", "--device cuda --config 222m --steps 3",
+        "profile", 25, 15, "profiles.py", f"{LARGE} --steps 3",
         f"{TINY} --config tiny --batch-size 8 --steps 1 --warmup-steps 1",
         ("plain_seconds_a_step: {:.4f} s a step", "kernels_a_step: {:.0f} kernels",
          "launches_a_step: {:.0f} launches", "gpu_idle_fraction: GPU idle {:.1%}"),
@@ -181,7 +182,7 @@ def run_stages(
         shares = [stage.share for stage in stages]
         for index, stage in enumerate(stages):
             box = time_box(shares, index, minutes * 60, time.monotonic() - started)
-            device = next((o.figures for o in outcomes if o.name == "device"), {})
+            device = next((o for o in outcomes if o.name == "device"), None)
             words = command(stage, rehearse, device, compiled)
             outcome = Outcome(1 + index, stage.name, words, box_seconds=box)
             outcomes.append(outcome)
@@ -197,18 +198,21 @@ def run_stages(
 
 
 def command(
-    stage: Stage, rehearse: bool, device: Mapping[str, Any], compiled: bool = True
+    stage: Stage, rehearse: bool, device: Outcome | None, compiled: bool = True
 ) -> list[str]:
     """Return the command line of a stage.
 
     Args:
-        device: what the first stage has found, if it was run.
+        device: the first stage, if it was run; where it failed nothing is compiled, unless it
+            found before that this machine can.
     """
     words = shlex.split(stage.rehearsal if rehearse else stage.on_gpu)
-    if stage.is_compiled and (device.get("compile_obstacle") or not compiled):
+    found = {} if device is None else device.figures
+    unknown = "failed" if device is not None and device.ending == "failed" else None
+    if stage.is_compiled and (found.get("compile_obstacle", unknown) or not compiled):
         words.append("--no-compile")
-    if stage.takes_ceiling and CEILING in device:
-        words += ["--measured-tflops", str(device[CEILING])]
+    if stage.takes_ceiling and CEILING in found:
+        words += ["--measured-tflops", str(found[CEILING])]
     return [sys.executable, str(BENCHMARKS / stage.script), *words]
 
 

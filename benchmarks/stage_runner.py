@@ -32,6 +32,8 @@ FAULT_NOISE = "Extension modules:"
 NUM_ROUNDS = 3
 """In which the processes of a stage are ended: some start others meanwhile."""
 NUM_TAIL_LINES = 60
+MAX_SOCKET_FOLDER = 30
+"""Characters; Ray adds some 75, and Linux allows 107."""
 NUM_LOGS = 30
 """Files of daemons, such as Ray's, of which the end is kept when a stage does not end well."""
 MAX_LOG_BYTES = 1_500_000
@@ -77,9 +79,10 @@ def run_stage(outcome: Outcome, log: Path, workplace: Path, environment: Mapping
         environment: variables besides those of this process.
     """
     figures = workplace / f"{outcome.name}.json"
-    folder = Path(tempfile.mkdtemp(prefix="t", dir=workplace))  # short: sockets go there
+    folder = Path(tempfile.mkdtemp(prefix="t", dir=workplace))
     mark = uuid.uuid4().hex
-    temporary = {"TMPDIR": str(folder), "RAY_TMPDIR": str(folder), MARK: mark}
+    for_sockets = str(folder) if len(str(folder)) <= MAX_SOCKET_FOLDER else "/tmp"
+    temporary = {"TMPDIR": str(folder), "RAY_TMPDIR": for_sockets, MARK: mark}
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     started = time.monotonic()
     with log.open("ab") as file:

@@ -116,9 +116,10 @@ def measure(
         compile=config.compile,
         peer_compile=arguments.peer_compile,
     )
-    run_rounds(config, texts, device, arguments, figures)
+    fitting = run_rounds(config, texts, device, arguments, figures)
     release(device)
     if arguments.check:
+        config = dataclasses.replace(config, batch_size=fitting)
         check(config, texts, device, figures.part("losses"))
 
 
@@ -175,8 +176,11 @@ def run_rounds(
     device: torch.device,
     arguments: argparse.Namespace,
     figures: Figures,
-) -> None:
-    """Warm both sides up, let them run in turns, and report after each round."""
+) -> int:
+    """Warm both sides up, let them run in turns, and report after each round.
+
+    Returns the batch size that fits into the memory on both sides.
+    """
     rounds = round_steps(arguments)
     with device:
         model = VisionLanguageModel(config.vlm, config.seed, config.compile)
@@ -208,6 +212,7 @@ def run_rounds(
         print(f"round {number}: {speeds} useful samples/s{compiled}", flush=True)
         figures.add(**summary(ours, theirs, our_side.speeds[1:], arguments.measured_tflops))
     report(summary(ours, theirs, our_side.speeds[1:], arguments.measured_tflops))
+    return peer_side.batch_size
 
 
 def warm_peer(

@@ -17,7 +17,7 @@ import torch
 from benchmarks import on_gpu, profiles, train_step, whole_search
 from benchmarks.on_gpu import STAGES, Stage, chosen, command, run_stages, shown
 from benchmarks.sides import PeerSide, Run
-from benchmarks.stage_runner import MAX_LOG_BYTES, shorten, time_box
+from benchmarks.stage_runner import MAX_LOG_BYTES, Ending, Outcome, shorten, time_box
 from nanovlm.config import TrainConfig
 from nanovlm.messages import TrialRecord
 from nanovlm.training.micro_batches import MicroBatchSize
@@ -105,14 +105,27 @@ def test_a_log_without_end_is_shortened(tmp_path: Path) -> None:
 def test_the_programs_take_the_arguments_of_their_stage(
     stage: Stage, rehearse: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = {"compile_obstacle": "no compiler", on_gpu.CEILING: 700.0}
-    words = command(stage, rehearse, device)
+    words = command(stage, rehearse, device_stage("fine", {"compile_obstacle": "no compiler"}))
     monkeypatch.setattr(sys, "argv", [*words[1:], "--json", "figures.json"])
     program = importlib.import_module(f"benchmarks.{Path(words[1]).stem}")
     arguments = program.parse_arguments()
     assert arguments.json == Path("figures.json")
     assert not (stage.is_compiled and arguments.compile)
     assert getattr(arguments, "measured_tflops", 700) == 700
+
+
+def device_stage(ending: Ending, figures: dict[str, Any]) -> Outcome:
+    return Outcome(1, "device", (), 9.0, ending, figures={on_gpu.CEILING: 700.0, **figures})
+
+
+def test_nothing_is_compiled_where_the_first_stage_has_not_found_that_it_can_be() -> None:
+    stage = next(stage for stage in STAGES if stage.name == "training")
+    fine, none = {"compile_obstacle": None}, dict[str, Any]()
+    for device in (None, device_stage("failed", fine), device_stage("out of time", none)):
+        assert "--no-compile" not in command(stage, False, device)
+        assert "--no-compile" in command(stage, False, device, compiled=False)
+    for device in (device_stage("failed", none), device_stage("fine", {"compile_obstacle": "x"})):
+        assert "--no-compile" in command(stage, False, device)
 
 
 def test_stages_are_chosen_by_name_or_number() -> None:
