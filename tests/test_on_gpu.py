@@ -141,6 +141,32 @@ def test_figures_are_shown_where_they_are_there() -> None:
     assert shown("none: {:.1f}", figures) == shown("missing.a: {:.1f}", figures) == []
 
 
+def run_gpu_tests(folder: Path, code: str) -> tuple[int, dict[str, Any]]:
+    """Return the exit code and the figures of the stage `tests` on a file of tests."""
+    folder.mkdir()
+    (folder / "test_it.py").write_text(f"import pytest\n\npytestmark = pytest.mark.gpu\n{code}")
+    (folder / "test_other.py").write_text("raise ImportError('a package that is not there')")
+    program = [sys.executable, str(REPOSITORY / "benchmarks" / "gpu_tests.py")]
+    program += ["--tests", str(folder), "--json", str(folder / "figures.json")]
+    done = subprocess.run(program, cwd=folder, capture_output=True, text=True)
+    return done.returncode, json.loads((folder / "figures.json").read_text())
+
+
+def test_what_became_of_each_gpu_test_is_told(tmp_path: Path) -> None:
+    code, figures = run_gpu_tests(
+        tmp_path / "mixed",
+        "def test_good(): pass\n"
+        "def test_bad(): assert 1 == 2, 'one is not two'\n"
+        "@pytest.mark.skip\ndef test_left_out(): pass\n",
+    )
+    counts = [figures[name] for name in ("collected", "passed", "failed", "skipped")]
+    assert (code, counts) == (1, [3, 1, 1, 1])
+    ((name, lines),) = figures["failures"].items()
+    assert name.endswith("::test_bad") and any("one is not two" in line for line in lines)
+    code, figures = run_gpu_tests(tmp_path / "skipped", "def test_it(): pytest.skip()")
+    assert (code, figures["skipped"]) == (1, 1)  # on a GPU that is no success
+
+
 def test_gaps_between_kernels_are_idle() -> None:
     def event(category: str, name: str, start: float, duration: float) -> dict[str, Any]:
         return {"ph": "X", "cat": category, "name": name, "ts": start, "dur": duration}
