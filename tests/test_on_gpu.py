@@ -139,6 +139,11 @@ def test_nothing_is_compiled_where_the_first_stage_has_not_found_that_it_can_be(
         assert "--no-compile" in command(stage, False, device)
 
 
+def test_shares_are_seconds_of_eight_minutes() -> None:
+    assert sum(stage.share for stage in STAGES) == 480
+    assert all(stage.least_seconds < stage.share for stage in STAGES)
+
+
 def test_stages_are_chosen_by_name_or_number() -> None:
     assert [stage.name for stage in chosen("training, 1")] == ["device", "training"]
     with pytest.raises(argparse.ArgumentTypeError, match="no stage 'none'; there are device, "):
@@ -285,7 +290,7 @@ REHEARSED = ("device", "tests", "training", "mmstar", "start", "profile")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_the_rehearsal(tmp_path: Path) -> None:
     out = tmp_path / "out"
     program = [sys.executable, str(REPOSITORY / "benchmarks" / "on_gpu.py"), "--rehearse"]
