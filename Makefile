@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_PROCESSES ?= 2
-PYTEST := python -m pytest -n $(PYTEST_PROCESSES) --dist loadgroup
+PYTEST := python -m pytest -n $(PYTEST_PROCESSES)
 # Written last, so that a set-up that was broken off starts again, and one that is done is not repeated.
 INSTALLED := $(VENV)/.installed
 

@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
@@ -36,14 +35,15 @@ from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
 from benchmarks.figures import Figures
 from nanovlm.config import VLMConfig
+from nanovlm.distributed.worker_group import worker_groups
 from nanovlm.messages import Job, Report, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.resources import Resources
 from nanovlm.results.store import LOGS_DIR
 from nanovlm.results.summary import turnarounds
-from nanovlm.search import runner
+from nanovlm.search.plan import plan_search
+from nanovlm.search.runner import run_plan
 from nanovlm.search.space import load_space
-from nanovlm.search.stages import Place
 from nanovlm.training.pulse import OnPulse, ignore
 from nanovlm.trial import run_trial
 from tests import hub_data
@@ -160,14 +160,13 @@ def search(space: Path, folder: Path, arguments: argparse.Namespace, figures: Fi
         short_trial=arguments.trials - 1 if arguments.halve else None,
     )
     noting = Noting(figures, memory_log)
-    # The library has no place for another `run_trial`: only a measurement wants one.
-    with mock.patch.object(runner, "Place", functools.partial(Place, run_trial=watched)):
-        outcome = runner.run_search(
-            load_space(space),
-            folder / "results",
-            concurrency=arguments.concurrency,
-            observers=[noting],
-        )
+    outcome = run_plan(
+        plan_search(load_space(space)),
+        folder / "results",
+        concurrency=arguments.concurrency,
+        observers=[noting],
+        start_workers=functools.partial(worker_groups, run_trial=watched),
+    )
     noting.note_memory()
     was_short = arguments.halve and arguments.gpus > 0
     figures.add(
