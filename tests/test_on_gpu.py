@@ -57,6 +57,7 @@ def made_up(folder: Path, name: str, code: str, share: float, least_seconds: flo
     return Stage(name, share, least_seconds, str(script), "", "", ("answer: the answer is {}",))
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_or_hangs_costs_only_itself(tmp_path: Path) -> None:
     stages = [
         made_up(tmp_path, "fails", FAILING, 10),
