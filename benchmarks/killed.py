@@ -134,7 +134,7 @@ def run(folder: Path, name: str, num_trials: int, moment: Moment | None) -> int:
     return -signal.SIGKILL
 
 
-def kill(process: "subprocess.Popen[bytes]") -> None:
+def kill(process: "subprocess.Popen[Any]") -> None:
     """Kill the program alone; what it started is to end by itself, and is ended if it does not."""
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)

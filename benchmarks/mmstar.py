@@ -32,6 +32,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
+from benchmarks.figures import Figures
 from benchmarks.peer import Peer
 from benchmarks.questions import make_benchmark, make_tokenizer, stopping_model
 from benchmarks.reference_answers import reference_answers
@@ -40,11 +41,13 @@ from nanovlm.data.tensors import PreparedBenchmark
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.evaluation.mmstar_result import MMStarResult
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.training.forward import has_bfloat16
 
 NUM_ITEMS = {"tiny": 192, "small": 96, "222m": 1500}
 REQUIRED_EQUAL = 0.99
 """Share of equal answers below which the benchmark fails. Not 1: random weights put some tokens so
-close together that float32 decides between them by the order of a sum, and bfloat16 more often."""
+close together that float32 decides between them by the order of a sum. Where our side computes in
+bfloat16, on GPUs, that decides so often that nothing is asked of random weights."""
 
 
 def main() -> None:
@@ -54,8 +57,9 @@ def main() -> None:
     on_gpu = device.type == "cuda"
     where = torch.cuda.get_device_name() if on_gpu else f"CPU, {arguments.threads} threads"
     print(f"{where}; torch {torch.__version__}, transformers {transformers.__version__}")
+    figures = Figures(arguments.json, device=where, torch=torch.__version__)
     for name in arguments.config or (["222m"] if on_gpu else ["tiny", "small"]):
-        measure(name, arguments, device)
+        measure(name, arguments, device, figures.part(name))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -70,11 +74,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32, help="mmstar_batch_size of our side")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--json", type=Path, help="file for the figures")
     return parser.parse_args()
 
 
-def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> None:
-    """Ask both models of one configuration in both ways."""
+def measure(
+    name: str, arguments: argparse.Namespace, device: torch.device, figures: Figures
+) -> None:
+    """Ask both models of one configuration in both ways; fail if too few answers are equal."""
     vlm = VLM_CONFIGS[name]
     tokenizer = make_tokenizer(vlm)
     benchmark = make_benchmark(vlm, arguments.items or NUM_ITEMS[name])
@@ -83,11 +90,15 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> N
         f"\n{name}: {len(benchmark)} questions, prompts of {lengths.mean():.0f} tokens on average "
         f"and {int(lengths.max())} at most; compile={arguments.compile}"
     )
+    figures.add(questions=len(benchmark))
     with device:
         model = VisionLanguageModel(vlm, compiled=arguments.compile)
-    compare("never stops", model, benchmark, tokenizer, arguments, device)
+    never, stops = figures.part("never_stops"), figures.part("stops")
+    random_share = compare("never stops", model, benchmark, tokenizer, arguments, device, never)
     stopping_model(model, tokenizer, device)
-    compare("stops", model, benchmark, tokenizer, arguments, device)
+    share = compare("stops", model, benchmark, tokenizer, arguments, device, stops)
+    required = [share] if has_bfloat16(device) else [share, random_share]
+    assert min(required) >= REQUIRED_EQUAL, "the answers differ"
 
 
 def compare(
@@ -97,8 +108,9 @@ def compare(
     tokenizer: Tokenizer,
     arguments: argparse.Namespace,
     device: torch.device,
-) -> None:
-    """Print items/s of both ways, asked in turns, and how far the answers agree."""
+    figures: Figures,
+) -> float:
+    """Print items/s of both ways, asked in turns; return the share of answers that are equal."""
     with device:
         peer = Peer(model.config)
     peer.copy_weights(model)
@@ -122,24 +134,35 @@ def compare(
         f"{len(benchmark) / their_median:.1f} items/s; ratio {their_median / our_median:.1f}; "
         f"{our_median:.2f} s (the first time {first_seconds:.2f} s) and {their_median:.2f} s"
     )
-    report_answers(result, reference)
+    figures.add(
+        items_per_second=len(benchmark) / our_median,
+        peer_items_per_second=len(benchmark) / their_median,
+        ratio=their_median / our_median,
+        seconds=our_median,
+        first_seconds=first_seconds,
+    )
+    return report_answers(result, reference, figures)
 
 
-def report_answers(result: MMStarResult, reference: MMStarResult) -> None:
-    """Print how many answers are equal, item by item; fail if too few are."""
+def report_answers(result: MMStarResult, reference: MMStarResult, figures: Figures) -> float:
+    """Print how many answers are equal, item by item; return the least share of a part."""
     parts = {
         "outputs": share_equal(result.outputs, reference.outputs),
         "letters": share_equal(result.letters, reference.letters),
         "right or wrong": share_equal(result.correct, reference.correct),
     }
     nlls = zip(result.letter_nlls, reference.letter_nlls, strict=True)
+    largest = max(abs(a - b) for a, b in nlls)
     print(
         "  equal item by item: "
         + ", ".join(f"{name} {share:.2%}" for name, share in parts.items())
-        + f"; letter_nll differs by at most {max(abs(a - b) for a, b in nlls):.1e}; "
-        f"accuracy {result.accuracy:.4f} and {reference.accuracy:.4f}"
+        + f"; letter_nll differs by at most {largest:.1e}; "
+        f"accuracy {result.accuracy:.4f} and {reference.accuracy:.4f}",
+        flush=True,
     )
-    assert min(parts.values()) >= REQUIRED_EQUAL, "the answers differ"
+    least = min(parts.values())
+    figures.add(equal=parts, least_equal=least, largest_nll_difference=largest)
+    return least
 
 
 def share_equal(ours: Sequence[object], theirs: Sequence[object]) -> float:

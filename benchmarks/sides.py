@@ -83,7 +83,7 @@ class PeerSide:
         compiled: bool,
     ) -> None:
         self._rounds = iter(rounds)
-        self._device = device
+        self._device, self.batch_size = device, config.batch_size
         self._optimizer = peer_optimizer(peer, config)
         self._peer: torch.nn.Module = torch.compile(peer) if compiled else peer  # type: ignore[assignment]
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(config.seed))

@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py                             # tiny and small, CPU; minutes
     python benchmarks/train_step.py --config 222m               # on a GPU; random weights
-    python benchmarks/train_step.py --config small --profile    # and where our time goes
+    python benchmarks/train_step.py --json figures.json         # and keep the figures
 
 Both sides train the same model with the same initial weights on the same samples, in turns, in
 one process. It needs torch, transformers, safetensors, numpy, pillow and pydantic.
@@ -20,10 +20,12 @@ v0.1 compiles its model by default; `--peer-compile` does so here.
 What is compared are useful samples a second, those that carry a label. On the lengths of
 `setups.py` 60 % of (a)'s samples do.
 
-Before that, the losses are held against each other over some steps on the useful samples alone,
+After that, the losses are held against each other over some steps on the useful samples alone,
 with the peer's padding on the right, where it moves no position: in v0.1's own layout the text's
 distance from the image depends on the padding, so its loss differs in principle. Both sides then
 take a constant learning rate and do not clip.
+
+Where the peer's batch does not fit into the memory of the GPU it takes half of it, a quarter, ...
 """
 
 import argparse
@@ -32,8 +34,8 @@ import gc
 import os
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
@@ -41,8 +43,8 @@ import torch
 import transformers
 
 from benchmarks.agreement import check_agreement
+from benchmarks.figures import Figures
 from benchmarks.peer import Peer
-from benchmarks.profiles import profile_table
 from benchmarks.setups import VLM_CONFIGS, Texts, make_texts
 from benchmarks.sides import OurSide, PeerSide, Run
 from nanovlm.config import TrainConfig
@@ -63,8 +65,9 @@ def main() -> None:
     on_gpu = device.type == "cuda"
     where = torch.cuda.get_device_name() if on_gpu else f"CPU, {arguments.threads} threads"
     print(f"{where}; torch {torch.__version__}, transformers {transformers.__version__}")
+    figures = Figures(arguments.json, device=where, torch=torch.__version__)
     for name in arguments.config or (["222m"] if on_gpu else ["tiny", "small"]):
-        measure(name, arguments, device)
+        measure(name, arguments, device, figures.part(name))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -85,7 +88,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--peer-compile", action="store_true")
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--profile", action="store_true", help="print where our time goes")
+    parser.add_argument(
+        "--measured-tflops", type=float, help="of a large product here (`ceilings.py`)"
+    )
+    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     on_gpu = arguments.device == "cuda"
     arguments.batch_size = arguments.batch_size or (256 if on_gpu else 32)
@@ -94,18 +100,27 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> None:
-    """Check and time both sides on one configuration."""
+def measure(
+    name: str, arguments: argparse.Namespace, device: torch.device, figures: Figures
+) -> None:
+    """Time both sides on one configuration and hold their losses against each other."""
     config = train_config(name, arguments)
     texts = training_texts(config)
     print(
         f"\n{name}: batch_size={config.batch_size}, micro_batch_size={config.micro_batch_size}, "
         f"compile={config.compile}, peer compiled: {arguments.peer_compile}"
     )
+    figures.add(
+        batch_size=config.batch_size,
+        micro_batch_size=config.micro_batch_size,
+        compile=config.compile,
+        peer_compile=arguments.peer_compile,
+    )
+    fitting = run_rounds(config, texts, device, arguments, figures)
+    release(device)
     if arguments.check:
-        check(config, texts, device)
-    measured = run_rounds(config, texts, device, arguments)
-    report(measured, device)
+        config = dataclasses.replace(config, batch_size=fitting)
+        check(config, texts, device, figures.part("losses"))
 
 
 def train_config(name: str, arguments: argparse.Namespace) -> TrainConfig:
@@ -121,8 +136,8 @@ def train_config(name: str, arguments: argparse.Namespace) -> TrainConfig:
 
 
 def round_steps(arguments: argparse.Namespace) -> list[int]:
-    """Return the steps of each round: warm-up, those that count, and one for the profile."""
-    return [arguments.warmup_steps, *[arguments.steps] * (arguments.rounds + 1)]
+    """Return the steps of each round: warm-up, and those that count."""
+    return [arguments.warmup_steps, *[arguments.steps] * arguments.rounds]
 
 
 def training_texts(config: TrainConfig) -> Texts:
@@ -132,40 +147,40 @@ def training_texts(config: TrainConfig) -> Texts:
     return make_texts(config.vlm, num_samples, min(num_useful, MAX_IMAGES))
 
 
-def check(config: TrainConfig, texts: Texts, device: torch.device) -> None:
-    """Print the losses of both sides, which agree; on a GPU also in float32 on the CPU."""
+def check(config: TrainConfig, texts: Texts, device: torch.device, figures: Figures) -> None:
+    """Print the losses of both sides, which agree; on a GPU also in float32 on the CPU.
+
+    Raises AssertionError if they do not.
+    """
     fitting = texts.fitting(config.vlm.lm_max_length)
     small = dataclasses.replace(config, batch_size=CPU_CHECK_BATCH, compile=False)
-    cpu = [("cpu, float32", small, torch.device("cpu"))] if device.type == "cuda" else []
-    for what, one_config, one_device in [*cpu, (device.type, config, device)]:
+    cpu = [("cpu", small, torch.device("cpu"))] if device.type == "cuda" else []
+    for what, one_config, one_device in [(device.type, config, device), *cpu]:
         losses = check_agreement(one_config, fitting, one_device)
         pairs = zip(losses.ours, losses.peer, strict=True)
+        largest = max(losses.differences())
         print(
             f"losses on {what}, ours and the peer's: "
             + ", ".join(f"{ours:.6f} {peer:.6f}" for ours, peer in pairs)
             + f"; relative difference {losses.differences()[0]:.1e} at the first step, "
-            f"at most {max(losses.differences()):.1e}"
+            f"at most {largest:.1e}",
+            flush=True,
         )
-    release(device)
-
-
-class Measured(NamedTuple):
-    """What the rounds gave."""
-
-    ours: list[Run]
-    peer: list[Run]
-    our_peak_bytes: int
-    """Of our side alone, in its warm-up; 0 on the CPU."""
-    peer_peak_bytes: int
-    speeds: list[Speed]
-    """Of our rounds, by the meter of the training loop."""
-    profile: str
+        figures.add(**{what: {**losses._asdict(), "largest_difference": largest}})
+        release(device)
 
 
 def run_rounds(
-    config: TrainConfig, texts: Texts, device: torch.device, arguments: argparse.Namespace
-) -> Measured:
-    """Warm both sides up, and let them run in turns."""
+    config: TrainConfig,
+    texts: Texts,
+    device: torch.device,
+    arguments: argparse.Namespace,
+    figures: Figures,
+) -> int:
+    """Warm both sides up, let them run in turns, and report after each round.
+
+    Returns the batch size that fits into the memory on both sides.
+    """
     rounds = round_steps(arguments)
     with device:
         model = VisionLanguageModel(config.vlm, config.seed, config.compile)
@@ -173,15 +188,20 @@ def run_rounds(
     peer.copy_weights(model)
     our_side = OurSide(model, config, texts, device, rounds)
     warm_up = our_side.run()
+    figures.add(warmup_seconds=warm_up.seconds, graphs=warm_up.num_graphs)
     allocated = allocated_bytes(device)
     peer.to(device)
-    peer_side = PeerSide(peer, config, texts, device, rounds, arguments.peer_compile)
-    peer_warm_up = peer_side.run()
+    peer_side, peer_warm_up = warm_peer(peer, config, texts, device, arguments)
     print(
         f"warm-up: {warm_up.seconds:.1f} s ({warm_up.num_graphs} graphs), "
         f"peer {peer_warm_up.seconds:.1f} s ({peer_warm_up.num_graphs} graphs)",
         flush=True,
     )
+    if device.type == "cuda":
+        peaks = warm_up.peak_bytes / 1e9, (peer_warm_up.peak_bytes - allocated) / 1e9
+        print("peak memory: {:.1f} GB, peer {:.1f} GB".format(*peaks))
+        figures.add(peak_memory_gb=peaks[0], peer_peak_memory_gb=peaks[1])
+    figures.add(peer_batch_size=peer_side.batch_size, peer_warmup_seconds=peer_warm_up.seconds)
     ours, theirs = [], []
     for number in range(1, arguments.rounds + 1):
         ours.append(our_side.run())
@@ -190,31 +210,74 @@ def run_rounds(
         graphs = ours[-1].num_graphs + theirs[-1].num_graphs
         compiled = f"; {graphs} graphs were compiled: more --warmup-steps" if graphs else ""
         print(f"round {number}: {speeds} useful samples/s{compiled}", flush=True)
-    return Measured(
-        ours,
-        theirs,
-        warm_up.peak_bytes,
-        peer_warm_up.peak_bytes - allocated,
-        our_side.speeds[1:],
-        profile_table(our_side.run, device) if arguments.profile else "",
-    )
+        figures.add(**summary(ours, theirs, our_side.speeds[1:], arguments.measured_tflops))
+    report(summary(ours, theirs, our_side.speeds[1:], arguments.measured_tflops))
+    return peer_side.batch_size
 
 
-def report(measured: Measured, device: torch.device) -> None:
+def warm_peer(
+    peer: Peer,
+    config: TrainConfig,
+    texts: Texts,
+    device: torch.device,
+    arguments: argparse.Namespace,
+) -> tuple[PeerSide, Run]:
+    """Return the peer after its warm-up, at the largest half, quarter, ... of the batch that fits
+    into the memory of the GPU."""
+    size = config.batch_size
+    rounds, compiled = round_steps(arguments), arguments.peer_compile
+    while True:
+        peer_config = dataclasses.replace(config, batch_size=size)
+        side = PeerSide(peer, peer_config, texts, device, rounds, compiled)
+        try:
+            return side, side.run()
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        del side
+        peer.zero_grad()
+        release(device)
+        print(f"peer: out of GPU memory with {size} samples", flush=True)
+        size //= 2
+
+
+def summary(
+    ours: Sequence[Run], theirs: Sequence[Run], speeds: Sequence[Speed], ceiling: float | None
+) -> dict[str, float | None]:
+    """Return what the rounds so far come to.
+
+    Args:
+        speeds: of our rounds, by the meter of the training loop.
+        ceiling: TFLOP/s that a large product reached on this device.
+    """
+    our_median = statistics.median(run.speed for run in ours)
+    peer_median = statistics.median(run.speed for run in theirs)
+    tflops = statistics.median(speed.model_tflops_per_second for speed in speeds)
+    shares = [s.model_flops_utilization for s in speeds if s.model_flops_utilization]
+    return {
+        "samples_per_second": our_median,
+        "peer_samples_per_second": peer_median,
+        "ratio": our_median / peer_median,
+        "model_tflops_per_second": tflops,
+        "model_flops_utilization": statistics.median(shares) if shares else None,
+        "share_of_measured_product": tflops / ceiling if ceiling else None,
+        "data_wait_fraction": max(speed.data_wait_fraction for speed in speeds),
+        "rounds": len(ours),
+        "graphs_in_rounds": sum(run.num_graphs for run in [*ours, *theirs]),
+    }
+
+
+def report(found: Mapping[str, float | None]) -> None:
     """Print the medians and their ratio, and what else was measured."""
-    ours = statistics.median(run.speed for run in measured.ours)
-    peer = statistics.median(run.speed for run in measured.peer)
-    print(f"median: {ours:.2f}, peer {peer:.2f} useful samples/s; ratio {ours / peer:.2f}")
-    if device.type == "cuda":
-        peaks = measured.our_peak_bytes, measured.peer_peak_bytes
-        print("peak memory: {:.1f} GB, peer {:.1f} GB".format(*(peak / 1e9 for peak in peaks)))
-    waited = max(speed.data_wait_fraction for speed in measured.speeds)
-    print(f"our data wait: at most {waited:.2%} of a round")
-    shares = [s.model_flops_utilization for s in measured.speeds if s.model_flops_utilization]
-    if shares:
-        print(f"our model FLOP utilisation: {statistics.median(shares):.1%}")
-    if measured.profile:
-        print(measured.profile)
+    print(
+        "median: {samples_per_second:.2f}, peer {peer_samples_per_second:.2f} useful samples/s; "
+        "ratio {ratio:.2f}\n"
+        "our data wait: at most {data_wait_fraction:.2%} of a round".format_map(found)
+    )
+    if found["model_flops_utilization"] is not None:
+        print("our model FLOP utilisation: {model_flops_utilization:.1%}".format_map(found))
+    if found["share_of_measured_product"] is not None:
+        print("of a measured product: {share_of_measured_product:.1%}".format_map(found))
 
 
 def allocated_bytes(device: torch.device) -> int:

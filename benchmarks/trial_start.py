@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 import torch
 from torch._dynamo.utils import counters
 
+from benchmarks.figures import Figures
 from benchmarks.peer import Peer
 from nanovlm.config import TrainConfig, VLMConfig
 from nanovlm.config_files import load_config
@@ -40,6 +41,8 @@ class Start(NamedTuple):
     """To the end of the first optimizer step."""
     num_graphs: int
     """Graphs that were compiled, for the evaluation after the step as well."""
+    evaluation_seconds: float
+    """After it."""
 
 
 def main() -> None:
@@ -48,15 +51,26 @@ def main() -> None:
         config = trial_config(arguments, Path(folder))
         resources = Resources(arguments.device)
         print(f"{arguments.config} on {resources.device}, compile={config.compile}")
-        starts = []
+        figures = Figures(arguments.json, device=str(resources.device), compile=config.compile)
+        starts: list[Start] = []
         for number in range(arguments.trials):
             starts.append(start_trial(number, config, resources))
-            print(f"trial {number}: {starts[-1].seconds:.3f} s, {starts[-1].num_graphs} graphs")
+            print(
+                f"trial {number}: {starts[-1].seconds:.3f} s, {starts[-1].num_graphs} graphs",
+                flush=True,
+            )
+            figures.add(trials=[start._asdict() for start in starts])
     later = starts[1:]
+    seconds = [start.seconds for start in later]
+    figures.add(
+        first_seconds=starts[0].seconds,
+        first_graphs=starts[0].num_graphs,
+        later_seconds=statistics.median(seconds),
+        later_graphs=sum(start.num_graphs for start in later),
+    )
     print(
         f"first trial {starts[0].seconds:.2f} s; later ones: "
-        f"median {statistics.median(start.seconds for start in later):.3f} s, "
-        f"max {max(start.seconds for start in later):.3f} s, "
+        f"median {statistics.median(seconds):.3f} s, max {max(seconds):.3f} s, "
         f"{sum(start.num_graphs for start in later)} graphs"
     )
 
@@ -74,6 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="the preset's by default"
     )
+    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     if arguments.trials < 2:
         parser.error("--trials must be at least 2: the first one is not warm")
@@ -122,7 +137,7 @@ def start_trial(number: int, config: TrainConfig, resources: Resources) -> Start
     trial = run_trial(job, resources)
     report = next(trial)
     trial.close()
-    return Start(report.first_step_seconds, num_graphs() - before)
+    return Start(report.first_step_seconds, num_graphs() - before, report.evaluation_seconds)
 
 
 def num_graphs() -> int:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # repeat to the bit for an equal number of threads, and tests run beside each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Read at the first product on a GPU; deterministic algorithms ask for it.
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+
 # Read when huggingface_hub is first imported, here and in what tests start. Processes of `-n`
 # inherit it: what one has prepared serves the others.
 _IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
@@ -34,11 +37,11 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(os.environ["HF_ASSETS_CACHE"], ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    from tests.scheduling import ByFile  # asked for with `-n` alone, which needs pytest-xdist
+
+    return ByFile(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -47,6 +50,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+        torch.use_deterministic_algorithms(False)  # a trial on the CPU leaves them on
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,8 @@ def opened_channel(run_name: str) -> Iterator[Any]:
     do not meet.
     """
     options = {"num_cpus": 0, "max_concurrency": _MAX_WAITING_CALLS}
-    channel = ray.remote(Channel).options(name=f"nanovlm-channel-{run_name}", **options).remote()
+    name = f"nanovlm-channel-{run_name}"
+    channel: Any = ray.remote(Channel).options(name=name, **options).remote()
     try:
         yield channel
     finally:

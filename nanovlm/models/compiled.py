@@ -8,7 +8,8 @@ Only training is compiled. Its batches have few shapes, known beforehand, and it
 trial's work; batches of an evaluation have many.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -20,8 +21,8 @@ RunBlock = Callable[..., Tensor]
 
 MAX_COMPILED = 256
 """Versions that a process may compile: one for each shape of a batch, and for each part that is
-frozen. At torch's own limit of 8 later trials would go on uncompiled, with other rounding and less
-speed."""
+frozen. torch's own limit of 8 is soon passed by later trials, and an error then. The limit on top
+of it, `accumulated_recompile_limit`, is 256 too."""
 
 
 def run_block(block: nn.Module, *arguments: Any) -> Tensor:
@@ -32,8 +33,10 @@ def run_block(block: nn.Module, *arguments: Any) -> Tensor:
 
 def run_block_compiled(block: nn.Module, *arguments: Any) -> Tensor:
     """Call `block`: its compiled code where gradients are wanted."""
-    run = _compiled_run_block() if torch.is_grad_enabled() else run_block
-    return run(block, *arguments)
+    if not torch.is_grad_enabled():
+        return run_block(block, *arguments)
+    with _recompile_limit(MAX_COMPILED):
+        return _compiled_run_block()(block, *arguments)
 
 
 @cache
@@ -41,7 +44,20 @@ def _compiled_run_block() -> RunBlock:
     """Return `run_block` compiled, the same at every call."""
     # Never dynamic: code for changing shapes is made when a second shape comes, so the numbers of
     # a trial would depend on the trials before it.
-    compiled: RunBlock = torch.compile(  # type: ignore[call-overload]  # no recompile_limit there
-        run_block, dynamic=False, fullgraph=True, recompile_limit=MAX_COMPILED
-    )
-    return compiled
+    return torch.compile(run_block, dynamic=False, fullgraph=True)
+
+
+@contextmanager
+def _recompile_limit(limit: int) -> Iterator[None]:
+    """Let torch compile up to `limit` versions of a function that is called in here.
+
+    What the argument `recompile_limit` of torch.compile does, which torch 2.11 has not.
+    """
+    # Not `config.patch`: in torch 2.13 each of its calls leaves a ContextVar behind for good.
+    config = torch._dynamo.config
+    before = config.recompile_limit
+    config.recompile_limit = limit
+    try:
+        yield
+    finally:
+        config.recompile_limit = before

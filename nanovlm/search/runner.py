@@ -12,6 +12,7 @@ from nanovlm.distributed.driver_log import logged_to
 from nanovlm.distributed.observers import standard_observers
 from nanovlm.distributed.recorder import Recorder, RunOutcome
 from nanovlm.distributed.session import INTERRUPTED
+from nanovlm.distributed.worker_group import StartWorkers, worker_groups
 from nanovlm.files import user_path
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.same_data import check_same_data
@@ -76,8 +77,13 @@ def run_plan(
     address: str | None = None,
     concurrency: int | None = None,
     observers: Sequence[Observer] = (),
+    start_workers: StartWorkers = worker_groups,
 ) -> RunOutcome:
-    """Run a search that `plan_search` has planned; see `run_search`."""
+    """Run a search that `plan_search` has planned; see `run_search`.
+
+    Args:
+        start_workers: starts what serves the trials.
+    """
     if resume:
         check_same_data(folder, plan.data)
     _check_room(plan, concurrency, folder)
@@ -90,7 +96,12 @@ def run_plan(
         recorder = Recorder(store, _start(plan, store), watching)
         earlier = EarlierRun(tuple(store.records), tuple(store.confirmed), store.earlier_seconds())
         place = Place(
-            folder, recorder.begin, recorder.take, address=address, concurrency=concurrency
+            folder,
+            on_start=recorder.begin,
+            on_event=recorder.take,
+            address=address,
+            concurrency=concurrency,
+            start_workers=start_workers,
         )
         try:
             with recorder.told_of_errors():

@@ -4,6 +4,7 @@ Pretrained SigLIP and Llama, the_cauldron, MMStar and the tokenizer are small fo
 `tests/hub_data.py` writes; everything that reads them is what reads the published ones.
 """
 
+import functools
 import math
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from nanovlm.messages import Job
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.resources import Resources
 from nanovlm.results.store import read_records
-from nanovlm.search.runner import run_search
+from nanovlm.search.plan import plan_search
+from nanovlm.search.runner import run_plan
 from nanovlm.search.space import load_space
 from nanovlm.trial import run_trial
 from tests.hub_data import AXES, write_hub
+from tests.worker_threads import worker_threads
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240), pytest.mark.usefixtures("ray_cluster")]
 
@@ -41,7 +44,12 @@ def search_space(name: str, folder: Path, *settings: str) -> RunOutcome:
     """Run a space that ships on the tiny model and data in `folder`."""
     overrides = (f"preset={folder / 'hub' / 'tiny.yaml'}", *SMALLER, *settings)
     space = load_space(SPACES / f"{name}.yaml", parse_overrides(overrides), cli.start_layers)
-    return run_search(space, folder / name, concurrency=1)
+    return run_plan(
+        plan_search(space),
+        folder / name,
+        concurrency=1,
+        start_workers=functools.partial(worker_threads, run_trial=run_trial),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,10 @@
 import dataclasses
 import math
 import warnings
+from collections import Counter
+from linecache import getline
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,10 +19,10 @@ from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.flops import model_flops, trained_parts
 from nanovlm.training.forward import evaluating, image_input, model_input
 from nanovlm.training.loop import NonFiniteLossError, Progress, TrialInterrupted, num_steps, train
+from tests.devices import CPU, CUDA, on_each_device
 from tests.tiny import vlm_config
 from tests.training.samples import NUM_SAMPLES, random_samples
 
-CPU = torch.device("cpu")
 TINY = vlm_config(vit_patch_size=4, vit_img_size=8, lm_vocab_size=32, lm_max_length=16)
 CONFIG = TrainConfig(batch_size=4, epochs=3, lr_mp=1e-2, lr_backbones=1e-2, compile=False, vlm=TINY)
 EVERY_STEP = tuple(range(4, 37, 4))
@@ -256,23 +260,28 @@ def test_interruption_ends_at_the_next_step() -> None:
     assert list(answers) == []  # asked exactly once a step
 
 
+@on_each_device
 @pytest.mark.parametrize("quantity", ["loss", "gradient norm"])
-def test_a_number_that_is_not_finite_ends_training_before_the_step(quantity: str) -> None:
-    model = VisionLanguageModel(TINY, seed=3)
+def test_a_number_that_is_not_finite_ends_training_before_the_step(
+    quantity: str, device: torch.device
+) -> None:
+    """The fused optimizer leaves weights, moments and its count of steps as they were."""
+    model = VisionLanguageModel(TINY, seed=3).to(device)
     weights = model.MP.proj.weight
-    training = train(model, random_samples(), CONFIG, EVERY_STEP, device=CPU)
-    next(training)
+    training = train(model, random_samples(), CONFIG, EVERY_STEP, device=device)
+    tensors = next(training).state().tensors  # those that are trained, no copies
+    assert {name.rpartition(".")[2] for name in tensors} >= {"weight", "exp_avg", "exp_avg_sq"}
     if quantity == "loss":
         weights.data[0, 0] = math.nan
     else:
         weights.register_hook(lambda gradient: gradient * math.inf)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
     with pytest.raises(NonFiniteLossError, match=f"{quantity} is (nan|inf) at step 2") as caught:
         next(training)
     assert (caught.value.step, caught.value.quantity) == (2, quantity)
     assert not math.isfinite(caught.value.value)
-    for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True, msg=name)
 
 
 def test_the_error_survives_the_way_between_processes() -> None:
@@ -284,15 +293,21 @@ def test_the_error_survives_the_way_between_processes() -> None:
 
 
 @pytest.mark.gpu
-def test_a_step_waits_for_the_device_once() -> None:
-    """For its loss, with the next batch already on its way."""
-    cuda = torch.device("cuda")
+@pytest.mark.parametrize("micro_batch_size", ["auto", 5])
+def test_a_step_waits_for_the_device_once(micro_batch_size: int | Literal["auto"]) -> None:
+    """For its loss, with the next batch already on its way; dropout and clipping wait for nothing.
 
-    def num_waits(num_steps: int) -> int:
-        config = dataclasses.replace(CONFIG, batch_size=12, epochs=num_steps)
-        with cuda:
-            model = VisionLanguageModel(config.vlm)
-        training = train(model, random_samples(), config, (), device=cuda)
+    What waits is told by its line, so a failure names those that should not.
+    """
+    vlm = dataclasses.replace(TINY, lm_dropout=0.2, vit_dropout=0.2)
+    config = dataclasses.replace(
+        CONFIG, batch_size=12, micro_batch_size=micro_batch_size, max_grad_norm=0.5, vlm=vlm
+    )
+
+    def waits(num_steps: int) -> Counter[str]:
+        model = VisionLanguageModel(vlm).to(CUDA)
+        longer = dataclasses.replace(config, epochs=num_steps)
+        training = train(model, random_samples(), longer, (), device=CUDA)
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as caught:
@@ -300,7 +315,14 @@ def test_a_step_waits_for_the_device_once() -> None:
                 list(training)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
+        return Counter(
+            f"{Path(warning.filename).name}: {getline(warning.filename, warning.lineno).strip()}"
+            for warning in caught
+            if "synchronizing CUDA operation" in str(warning.message)
+        )
 
-    num_waits(1)  # what is set up once a process
-    assert num_waits(9) - num_waits(4) == 5
+    waits(1)  # what is set up once a process
+    of_five_steps = waits(9) - waits(4)
+    assert list(of_five_steps.values()) == [5], of_five_steps
+    (line,) = of_five_steps
+    assert line.startswith("loop.py: ") and line.endswith("# waits for the device")

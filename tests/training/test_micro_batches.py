@@ -1,6 +1,8 @@
 """How a step is cut into passes, and what happens when the memory does not suffice for one."""
 
 import dataclasses
+import gc
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,10 +13,10 @@ from nanovlm.config import TrainConfig
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.loop import Progress, TrialInterrupted, train
 from nanovlm.training.micro_batches import CPU_PATCHES, MicroBatchSize
+from tests.devices import CPU, CUDA, deterministic_algorithms
 from tests.tiny import vlm_config
 from tests.training.samples import random_samples
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
 VLM = vlm_config(
     vit_patch_size=4, vit_img_size=8, lm_vocab_size=32, lm_max_length=16, lm_dropout=0.2
 )
@@ -33,7 +35,7 @@ def sizes(size: MicroBatchSize, num_samples: int, config: TrainConfig = CONFIG) 
 def test_a_configured_size_need_not_divide(configured: int, expected: list[int]) -> None:
     config = dataclasses.replace(CONFIG, micro_batch_size=configured)
     assert (
-        sizes(MicroBatchSize(CPU), 7, config) == sizes(MicroBatchSize(GPU), 7, config) == expected
+        sizes(MicroBatchSize(CPU), 7, config) == sizes(MicroBatchSize(CUDA), 7, config) == expected
     )
 
 
@@ -43,12 +45,12 @@ def test_on_cpu_the_images_limit_it() -> None:
     assert CPU_PATCHES // 14**2 == 10
     assert sizes(MicroBatchSize(CPU), 32, at_224) == [8, 8, 8, 8]
     assert sizes(MicroBatchSize(CPU), 2, huge) == [1, 1]
-    assert sizes(MicroBatchSize(GPU), 256, at_224) == [256]
+    assert sizes(MicroBatchSize(CUDA), 256, at_224) == [256]
 
 
 def test_halving_ends_at_one_sample() -> None:
     notes: list[str] = []
-    size = MicroBatchSize(GPU, notes.append)
+    size = MicroBatchSize(CUDA, notes.append)
     seen = [sizes(size, 11)]
     while size.halve(np.arange(11), CONFIG):
         seen.append(sizes(size, 11))
@@ -59,7 +61,7 @@ def test_halving_ends_at_one_sample() -> None:
 
 def test_a_configured_size_is_not_halved() -> None:
     config = dataclasses.replace(CONFIG, micro_batch_size=4)
-    assert not MicroBatchSize(GPU, pytest.fail).halve(np.arange(12), config)
+    assert not MicroBatchSize(CUDA, pytest.fail).halve(np.arange(12), config)
 
 
 class Memory:
@@ -145,3 +147,63 @@ def test_a_sample_that_does_not_fit_ends_the_trial() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         run(CONFIG, MicroBatchSize(CPU, lambda text: None), memory)
     assert memory.passes == [12, 6, 3, 2, 1]
+
+
+LARGE_VLM = vlm_config(
+    vit_hidden_dim=256,
+    vit_patch_size=8,
+    vit_img_size=256,
+    vit_n_heads=4,
+    vit_n_blocks=4,
+    vit_dropout=0.1,
+    mp_pixel_shuffle_factor=8,
+    lm_vocab_size=32,
+    lm_max_length=16,
+)
+"""1,024 patches an image: hundreds of megabytes a pass, of which weights and moments are 60."""
+
+
+def train_large(size: MicroBatchSize, configured: int | Literal["auto"]) -> list[float]:
+    """Return the losses of two steps of twelve large images on the GPU."""
+    config = dataclasses.replace(CONFIG, micro_batch_size=configured, vlm=LARGE_VLM)
+    images = torch.arange(6 * 3 * 256 * 256).reshape(6, 3, 256, 256) % 251
+    samples = dataclasses.replace(random_samples(), images=images.to(torch.uint8))
+    torch.manual_seed(0)
+    model = VisionLanguageModel(LARGE_VLM, seed=3).to(CUDA)
+    reports = train(model, samples, config, (12, 24), device=CUDA, micro_batch_size=size)
+    return [report.train_loss for report in reports]
+
+
+def forget_memory() -> None:
+    """Give back what no tensor uses, and forget how much was used."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_runs_out_of_memory_repeats_the_step_with_the_same_result() -> None:
+    """With half the room between what 6 and 12 samples take, a pass of 12 fails and 6 are taken.
+
+    The losses are to the bit those of a trial that was told so, with dropout, if operations are
+    deterministic.
+    """
+    with deterministic_algorithms():
+        train_large(MicroBatchSize(CUDA), 6)  # loads what stays in memory
+        forget_memory()
+        expected = train_large(MicroBatchSize(CUDA), 6)
+        room_for_6 = torch.cuda.max_memory_reserved()
+        forget_memory()
+        train_large(MicroBatchSize(CUDA), 12)
+        taken_by_12 = torch.cuda.max_memory_allocated()
+        assert room_for_6 < taken_by_12
+        forget_memory()
+        limit = (room_for_6 + taken_by_12) / 2
+        notes: list[str] = []
+        torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info()[1])
+        try:
+            losses = train_large(MicroBatchSize(CUDA, notes.append), "auto")
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    assert notes == ["out of GPU memory with micro_batch_size 12: 6 from now on"]
+    assert losses == expected

@@ -13,6 +13,7 @@ from nanovlm.messages import Job, Report
 from nanovlm.resources import Resources
 from nanovlm.training.state import STATE_FILE, SavedTrial, read_state, write_state
 from nanovlm.trial import _belongs_to, run_trial
+from tests.devices import CUDA, deterministic_algorithms
 from tests.tiny import digits_config, vlm_config
 
 VLM = vlm_config(
@@ -56,11 +57,10 @@ def numbers(reports: list[Report]) -> list[Any]:
     return [(r.samples_seen, r.step, r.is_final, r.metrics) for r in reports]
 
 
-@pytest.mark.parametrize("changes", [{}, {"lr_mp": 0.0}, {"freeze": "vision_encoder"}])
-@pytest.mark.parametrize("num_reports", [1, 2])
-def test_a_trial_goes_on_from_its_last_report(
+def assert_goes_on(
     tmp_path: Path, resources: Resources, num_reports: int, changes: dict[str, Any]
 ) -> None:
+    """Kill a trial after so many reports; what then goes on must equal one that was not killed."""
     whole = run(job(tmp_path / "whole", **changes), resources)
     parts = job(tmp_path / "parts", **changes)
     first = run(parts, resources, num_reports)
@@ -74,6 +74,27 @@ def test_a_trial_goes_on_from_its_last_report(
         load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts")
     ]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+@pytest.mark.parametrize("changes", [{}, {"lr_mp": 0.0}, {"freeze": "vision_encoder"}])
+@pytest.mark.parametrize("num_reports", [1, 2])
+def test_a_trial_goes_on_from_its_last_report(
+    tmp_path: Path, resources: Resources, num_reports: int, changes: dict[str, Any]
+) -> None:
+    assert_goes_on(tmp_path, resources, num_reports, changes)
+
+
+@pytest.mark.gpu
+def test_a_trial_on_a_gpu_goes_on_from_its_last_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, in bfloat16 and with dropout, if operations are deterministic.
+
+    A trial turns that off on a GPU, where it takes time: sums then come in any order.
+    """
+    with deterministic_algorithms(), monkeypatch.context() as patch:
+        patch.setattr(torch, "use_deterministic_algorithms", lambda mode: None)
+        assert_goes_on(tmp_path, Resources(CUDA), num_reports=1, changes={})
 
 
 def test_a_trial_that_goes_on_trains_only_what_is_left(
