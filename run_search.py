@@ -10,9 +10,11 @@ from rich.console import Console
 
 from nanovlm import cli
 from nanovlm.config_files import parse_overrides
+from nanovlm.files import user_path
 from nanovlm.results.terminal.console import PLAIN, make_console
 from nanovlm.results.terminal.preparation import PreparationDisplay
 from nanovlm.results.terminal.search_display import SearchDisplay
+from nanovlm.results.terminal.texts import describe_data
 from nanovlm.search.resume import search_folder
 from nanovlm.search.space import load_space
 
@@ -34,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--space", type=Path, required=True, help="the space file (YAML)")
+    parser.add_argument("--space", type=user_path, required=True, help="the space file (YAML)")
     cli.add_common_arguments(parser)
     parser.add_argument("--trials", type=cli.at_least_one, help="number of trials to run")
     parser.add_argument("--hours", type=cli.above_zero, help="end the search after so many hours")
@@ -95,7 +97,8 @@ def dry_run(arguments: argparse.Namespace, plan: "SearchPlan", console: Console)
     from nanovlm.search.forecast import forecast
 
     cost = forecast(plan, arguments.concurrency, arguments.samples_per_second, arguments.results)
-    console.print(f"{cost.describe()}\n\n{plan.space.to_yaml()}", **PLAIN)
+    data = describe_data(plan.data)
+    console.print(f"{cost.describe()}\n{data}\n\n{plan.space.to_yaml()}", **PLAIN)
     return cli.DONE
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from nanovlm import cli
 from nanovlm.config_files import load_config, parse_overrides
 from nanovlm.errors import UserError
+from nanovlm.files import user_path
 from nanovlm.results.store import choose_folder
 from nanovlm.results.terminal.console import PLAIN, make_console
 from nanovlm.results.terminal.preparation import PreparationDisplay
@@ -28,7 +29,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, help="a configuration (YAML), such as best.yaml")
+    parser.add_argument(
+        "--config", type=user_path, help="a configuration (YAML), such as best.yaml"
+    )
     parser.add_argument("--preset", help="a name in presets/ or a file; --config goes over it")
     cli.add_common_arguments(parser)
     parser.add_argument(

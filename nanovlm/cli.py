@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nanovlm.config_files import Layer, given_values
 from nanovlm.errors import UserError
+from nanovlm.files import user_path
 
 START_KEYS = {"vlm.vit_model_type", "vlm.lm_model_type", "resume_from_vlm_checkpoint"}
 """Without one of these a run starts from the default backbones, or from random weights."""
@@ -41,7 +42,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", help="name of the results folder; must not exist yet")
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="where results folders are made"
+        "--results", type=user_path, default=Path("results"), help="where results folders are made"
     )
     parser.add_argument(
         "--address", help="Ray cluster to join (auto: the one on this machine); default: own one"

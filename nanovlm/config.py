@@ -9,15 +9,25 @@ import dataclasses
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(
     extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
 )
 
+
+def _all_different(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"must name each once, but has several times {', '.join(twice)}")
+    return names
+
+
 Ratio = Annotated[float, Field(ge=0, lt=1)]
-NameList = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+NameList = Annotated[
+    tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(_all_different)
+]
 Scalar = bool | int | float | str | None
 _THREE = Field(strict=False, min_length=3, max_length=3)
 Channels = Annotated[tuple[float, ...], _THREE]
@@ -187,7 +197,7 @@ class TrainConfig:
     turns: Literal["first", "all"] = "all"
     """Which question-answer turns of a row are samples; one image serves them all."""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Images that cannot be read are left out and listed; a larger share of them is an error."""
+    """Rows that cannot be read are left out and listed; a larger share of them is an error."""
     test_dataset_path: str = "Lin-Chen/MMStar"
     mmstar_batch_size: PositiveInt = 32
     mmstar_holdout: Ratio = 0.0

@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from nanovlm.config import TrainConfig, VLMConfig
 from nanovlm.errors import UserError, did_you_mean, plain_rule
+from nanovlm.files import user_path
 
 PRESETS_DIR = Path(__file__).resolve().parent.parent / "presets"
 
@@ -104,7 +105,7 @@ def no_layers(layers: Sequence[Layer]) -> Sequence[Layer]:
 
 def preset_layer(preset: str) -> Layer:
     """Return the values of a preset: a name in presets/ or the path of a YAML file."""
-    path = Path(preset)
+    path = user_path(preset)
     if path.suffix not in (".yaml", ".yml"):
         names = sorted(p.stem for p in PRESETS_DIR.glob("*.yaml"))
         if preset not in names:

@@ -18,6 +18,7 @@ import optuna
 
 from nanovlm import cli
 from nanovlm.errors import UserError
+from nanovlm.files import user_path
 from nanovlm.results.store import SPACE_FILE
 from nanovlm.results.terminal.console import PLAIN, make_console
 from nanovlm.search.shown_study import ShownStudy, show_study
@@ -55,7 +56,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help="the results folder of a search")
+    parser.add_argument("folder", type=user_path, help="the results folder of a search")
     parser.add_argument(
         "--port",
         type=_port,

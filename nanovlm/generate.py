@@ -15,6 +15,7 @@ from nanovlm.data.images import UnreadableImage, read_image
 from nanovlm.data.processors import image_to_uint8, load_tokenizer
 from nanovlm.data.samples import encode_prompts, training_prompt
 from nanovlm.errors import Problems, UserError
+from nanovlm.files import user_path
 from nanovlm.models.checkpoint import MODEL_FILES
 from nanovlm.models.model_files import find_folder
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -39,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--checkpoint", required=True, help="a saved model: folder or hub id")
-    parser.add_argument("--image", type=Path, required=True, help="an image file")
+    parser.add_argument("--image", type=user_path, required=True, help="an image file")
     parser.add_argument("--prompt", required=True, help="the question, without any wording of ours")
     parser.add_argument(
         "--max-new-tokens",

@@ -7,6 +7,7 @@ from pathlib import Path
 from nanovlm import cli
 from nanovlm.config import TrainConfig
 from nanovlm.config_files import Layer, build_config
+from nanovlm.files import user_path
 from nanovlm.models.model_card import Score
 from nanovlm.models.model_files import read_json_object
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -30,7 +31,10 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="a saved model; best/ of a results folder"
+        "--checkpoint",
+        type=user_path,
+        required=True,
+        help="a saved model; best/ of a results folder",
     )
     parser.add_argument(
         "--repo", required=True, metavar="USER/NAME", help="made if it is not there"

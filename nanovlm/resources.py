@@ -25,6 +25,7 @@ from nanovlm.data.prepared import (
 from nanovlm.data.processors import load_tokenizer
 from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples
 from nanovlm.evaluation.letters import letter_tokens
+from nanovlm.evaluation.mmstar import check_room
 from nanovlm.models.compiler import find_compile_obstacle
 from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.snapshot import Snapshot
@@ -109,8 +110,8 @@ class Resources:
     def benchmark(self, config: TrainConfig) -> PreparedBenchmark:
         """Return the questions of the benchmark that `config` asks; its parts share their images.
 
-        Raises UserError if it cannot be had, its answers are not letters that can be told apart, or
-        the part has no question.
+        Raises UserError if it cannot be had, its answers are not letters that can be told apart,
+        the model has no room for a question, or the part has no question.
         """
         tokenizer = self.tokenizer(config.vlm.lm_tokenizer)
 
@@ -120,6 +121,7 @@ class Resources:
             return benchmark
 
         whole = self._benchmarks.get(benchmark_key(config), prepare)
+        check_room(whole, config.vlm, tokenizer)  # for which the key does not stand
         return select_part(whole, config.mmstar_holdout, config.mmstar_part)
 
     def describe_data(self, config: TrainConfig) -> dict[str, Any]:

@@ -79,6 +79,11 @@ def test_yaml_numbers(text: str, value: object) -> None:
         ("batch_size=64.0", "command line: batch_size: must be a valid integer, got 64.0"),
         ("batch_size=0", "command line: batch_size: must be greater than 0, got 0"),
         ("compile=1", "command line: compile: must be a valid boolean, got 1"),
+        (
+            "train_dataset_name=[a, b, a]",
+            "command line: train_dataset_name: must name each once, but has several times a, "
+            "got ['a', 'b', 'a']",
+        ),
         ("lr_mp=fast", "command line: lr_mp: must be a valid number, got 'fast'"),
         ("lr_mp=.nan", "command line: lr_mp: must be a finite number, got nan"),
         (

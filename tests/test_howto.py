@@ -29,5 +29,5 @@ def test_the_example_makes_data_that_can_be_read(
     assert len(resources.benchmark(config)) == 400
     data = resources.describe_data(config)
     assert data["training"]["subsets"]["colours"]["turns"] == 400
-    assert data["training"]["unreadable_images"] == []
+    assert data["training"]["bad_rows"] == []
     assert len(samples) + data["training"]["subsets"]["colours"]["over_long_turns"] >= 320

@@ -19,6 +19,7 @@ LAYERS = (
         "config",
         "config_files",
         "errors",
+        "files",
         "messages",
         "observer",
         "search.parameter",

@@ -132,15 +132,17 @@ def test_what_was_left_out_is_said_in_a_line() -> None:
         "rows": 10,
         "samples": 14,
         "subsets": {"a": subset, "b": subset},
-        "unreadable_images": [],
+        "bad_rows": [],
     }
     data = {"training": training, "benchmark": {"samples": 3}}
     assert describe_data(data) == "data: 14 samples of 10 rows, 3 questions"
     training["subsets"]["b"] = subset | {"over_long_turns": 6, "samples": 0}
-    training["unreadable_images"] = [{"subset": "a", "row": 1, "reason": "truncated"}]
+    training["subsets"]["a"] = subset | {"rows_without_image": 2, "rows_without_turns": 3}
+    training["bad_rows"] = [{"subset": "a", "row": 1, "reason": "truncated"}]
     assert describe_data(data) == (
         "data: 14 samples of 10 rows, 3 questions; "
-        "left out: 6 over-long turns, 1 unreadable images, all of b (data.json)"
+        "left out: 6 over-long turns, 3 rows without turns, 2 rows without an image, "
+        "1 unreadable rows, all of b (data.json)"
     )
 
 

@@ -96,6 +96,18 @@ def test_the_batch_size_is_checked_for_every_trial() -> None:
         resources.training_data(dataclasses.replace(CONFIG, batch_size=10_000))
 
 
+def test_a_question_that_the_model_has_no_positions_for() -> None:
+    resources = Resources("cpu")
+    longest = int(resources.benchmark(CONFIG).offsets.diff().max())
+    needed = CONFIG.vlm.num_image_tokens + longest + 5  # of an answer are at least so many read
+    room = {"lm_max_length": 8, "lm_max_position_embeddings": needed}
+    resources.benchmark(with_vlm(**room))
+    with pytest.raises(
+        UserError, match=rf"={needed - 1}: the question with index \d+ .* {needed} p"
+    ):
+        resources.benchmark(with_vlm(**room | {"lm_max_position_embeddings": needed - 1}))
+
+
 def test_a_failure_is_not_kept() -> None:
     resources = Resources("cpu")
     for _ in range(2):

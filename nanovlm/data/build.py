@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +16,20 @@ import numpy as np
 
 from nanovlm.data import build_images, build_text
 from nanovlm.data.build_images import ImagesDone, ImageTask, write_images
-from nanovlm.data.build_text import EncodeRows, encode_text, read_text, write_samples
+from nanovlm.data.build_text import (
+    EncodedText,
+    EncodeRows,
+    encode_text,
+    read_text,
+    write_samples,
+)
 from nanovlm.data.cache import ABOUT_FILE, IMAGES_FILE, MANIFEST_FILE, PreparedFolder
+from nanovlm.data.left_out import BadCell, check_bad_rows, describe_bad
 from nanovlm.data.rows import Subset, choose
 from nanovlm.errors import UserError
 from nanovlm.messages import BuildProgress
 
 logger = logging.getLogger(__name__)
-
-_MAX_NAMED = 3
-
 
 OnProgress = Callable[[BuildProgress], None]
 
@@ -58,9 +62,11 @@ class Recipe:
     image_size: int
     resampling: str
     max_bad_fraction: float
-    """A build ends as soon as more than this share of its images cannot be read."""
+    """A build ends as soon as more than this share of its rows cannot be read."""
+    is_whole: bool = False
+    """Whether nothing may be left out: then a row without an image cannot be read either."""
     items: Callable[[tuple[Subset, ...]], Any] = lambda _: None
-    """What else of the rows goes into the manifest; JSON."""
+    """What else of the rows goes into the manifest; JSON. Asked first: it may refuse the rows."""
 
     def progress(
         self, stage: Literal["text", "images", "waiting"], done: int, total: int
@@ -96,6 +102,7 @@ def _build(recipe: Recipe, subsets: tuple[Subset, ...], on_progress: OnProgress)
         raise UserError(
             f"{recipe.what}: {', '.join(subset.name for subset in subsets)} has no rows"
         )
+    items = recipe.items(subsets)
     # Parts of another size, by another version of this program, must not be taken for these.
     parts = folder.path / f"parts-{build_text.ROWS_PER_PART}-{build_images.IMAGES_PER_PART}"
     parts.mkdir(parents=True, exist_ok=True)
@@ -112,11 +119,14 @@ def _build(recipe: Recipe, subsets: tuple[Subset, ...], on_progress: OnProgress)
         )
     )
     kept = np.unique(text.rows)
-    images = _build_images(recipe, subsets, rows[kept], parts, on_progress)
-    unreadable = sorted(images.unreadable)
-    is_read = ~np.isin(text.rows, kept[unreadable])
+    bad = {
+        int(rows[row]): BadCell(recipe.text_column, str(reason))
+        for row, reason in zip(text.bad_rows, text.reasons, strict=True)
+    }
+    images = _build_images(recipe, subsets, rows[kept], bad, parts, on_progress)
+    bad |= images.bad
     place = np.argsort(order)  # of each row in the result
-    samples = np.flatnonzero(is_read)
+    samples = np.flatnonzero(~np.isin(rows[text.rows], [*bad, *images.without_image]))
     samples = samples[np.argsort(place[text.rows[samples]], kind="stable")]
     sample_rows = text.rows[samples]
     write_samples(folder, text, samples)
@@ -129,68 +139,67 @@ def _build(recipe: Recipe, subsets: tuple[Subset, ...], on_progress: OnProgress)
             "images": len(kept),
             "samples": len(samples),
             "multi_image_rows": images.num_multi_image_rows,
-            "subsets": _count_by_subset(subsets, rows, text.counts, sample_rows),
-            "unreadable_images": _described(subsets, rows[kept], images.unreadable),
-            "items": recipe.items(subsets),
+            "subsets": _count_by_subset(subsets, rows, text, images.without_image, sample_rows),
+            "usable_rows": len(kept) + len(text.bad_rows) - len(images.without_image),
+            "bad_rows": describe_bad(subsets, bad),
+            "items": items,
         },
     )
     for left in folder.path.glob("parts-*"):
         shutil.rmtree(left)
 
 
+@dataclass
+class _Images:
+    """What was found in the images of all parts so far."""
+
+    num_done: int = 0
+    num_multi_image_rows: int = 0
+    bad: dict[int, BadCell] = field(default_factory=dict)
+    """By the number of the row, counted through all sub-sets."""
+    without_image: list[int] = field(default_factory=list)
+    """Rows, counted through all sub-sets."""
+
+
 def _build_images(
     recipe: Recipe,
     subsets: tuple[Subset, ...],
     rows: np.ndarray,
+    bad_text: Mapping[int, BadCell],
     parts: Path,
     on_progress: OnProgress,
-) -> ImagesDone:
+) -> _Images:
     """Write the first image of each of `rows`; return what was found in all."""
-    folder = recipe.folder
+    folder, found = recipe.folder, _Images()
     task = ImageTask(
         column=recipe.image_column,
         size=recipe.image_size,
         resampling=recipe.resampling,
         file=folder.path / IMAGES_FILE,
     )
-    _check_disk(recipe, len(rows) * task.image_bytes)
-    num_done = num_multi = 0
-    unreadable: dict[int, str] = {}
+
+    def check() -> None:
+        num_usable = len(rows) + len(bad_text) - len(found.without_image)
+        if len(found.bad) + len(bad_text) > recipe.max_bad_fraction * num_usable:
+            bad = describe_bad(subsets, {**bad_text, **found.bad})
+            check_bad_rows(recipe.what, bad, num_usable, recipe.max_bad_fraction)
 
     def on_part(part: ImagesDone) -> None:
-        nonlocal num_done, num_multi
-        num_done += part.num_images
-        num_multi += part.num_multi_image_rows
-        unreadable.update(part.unreadable)
-        on_progress(recipe.progress("images", num_done, len(rows)))
-        if len(unreadable) > recipe.max_bad_fraction * len(rows):
-            bad = _described(subsets, rows, unreadable)
-            check_readable(recipe.what, bad, len(rows), recipe.max_bad_fraction)
+        found.num_done += part.num_images
+        found.num_multi_image_rows += part.num_multi_image_rows
+        reasons, without_image = dict(part.unreadable), part.without_image
+        if recipe.is_whole:
+            reasons |= dict.fromkeys(without_image, "no image")
+            without_image = []
+        found.bad |= {int(rows[i]): BadCell(task.column, why) for i, why in reasons.items()}
+        found.without_image += [int(rows[i]) for i in without_image]
+        on_progress(recipe.progress("images", found.num_done, len(rows)))
+        check()
 
+    check()
+    _check_disk(recipe, len(rows) * task.image_bytes)
     write_images(choose(subsets, rows), task, parts, _num_cpus(), on_part)
-    return ImagesDone(num_done, num_multi, unreadable)
-
-
-def check_readable(
-    what: str, bad: Sequence[Mapping[str, Any]], num_images: int, max_bad_fraction: float
-) -> None:
-    """Raise UserError if more than a share of the images cannot be read.
-
-    Args:
-        bad: `subset`, `row` and `reason` of each that cannot.
-    """
-    if len(bad) <= max_bad_fraction * num_images:
-        return
-    named = "; ".join(f"{b['subset']} row {b['row']}: {b['reason']}" for b in bad[:_MAX_NAMED])
-    more = f" and {len(bad) - _MAX_NAMED} more" if len(bad) > _MAX_NAMED else ""
-    by_subset: dict[str, int] = {}
-    for image in bad:
-        by_subset[image["subset"]] = by_subset.get(image["subset"], 0) + 1
-    where = ", ".join(f"{name}: {number}" for name, number in sorted(by_subset.items()))
-    raise UserError(
-        f"{what}: at least {len(bad)} of {num_images} images cannot be read ({where}), more than "
-        f"max_bad_fraction={max_bad_fraction:g} allows: {named}{more}"
-    )
+    return found
 
 
 def _check_disk(recipe: Recipe, num_bytes: int) -> None:
@@ -211,45 +220,36 @@ def _gigabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.3g} GB"
 
 
-def _described(
-    subsets: Sequence[Subset], rows: np.ndarray, unreadable: Mapping[int, str]
-) -> list[dict[str, Any]]:
-    """Return `subset, row, reason` of the unreadable images, given by their place in `rows`."""
-    return [
-        _place_of(subsets, int(rows[place])) | {"reason": reason}
-        for place, reason in sorted(unreadable.items())
-    ]
-
-
-def _place_of(subsets: Sequence[Subset], row: int) -> dict[str, Any]:
-    """Return the sub-set of a row counted through all of them, and its number there, from 0."""
-    for subset in subsets:
-        if row < subset.num_rows:
-            return {"subset": subset.name, "row": row}
-        row -= subset.num_rows
-    raise AssertionError(f"row {row} behind the last one")
-
-
 def _count_by_subset(
-    subsets: Sequence[Subset], rows: np.ndarray, counts: np.ndarray, sample_rows: np.ndarray
+    subsets: Sequence[Subset],
+    rows: np.ndarray,
+    text: EncodedText,
+    without_image: Sequence[int],
+    sample_rows: np.ndarray,
 ) -> dict[str, dict[str, int]]:
     """Return of each sub-set the chosen rows, their turns and samples, and what was left out.
 
     Args:
-        rows: the chosen rows, ascending; `counts` (of `EncodedText`) and `sample_rows` count
-            through them.
+        rows: the chosen rows, ascending and, as `without_image`, counted through all sub-sets;
+            `text` and `sample_rows` count through them.
     """
     ends = np.searchsorted(rows, np.cumsum([subset.num_rows for subset in subsets]))
     starts = np.concatenate([[0], ends[:-1]])
+    has_no_turns = text.counts[:, 0] == 0
+    has_no_turns[text.bad_rows] = False
+    has_no_image = np.isin(rows, without_image)
+    num_samples = np.bincount(sample_rows, minlength=len(rows))
     result = {}
     for subset, start, end in zip(subsets, starts.tolist(), ends.tolist(), strict=True):
-        turns, over_long, incomplete = counts[start:end].sum(axis=0).tolist()
+        turns, over_long, incomplete = text.counts[start:end].sum(axis=0).tolist()
         result[subset.name] = {
             "rows": end - start,
+            "rows_without_turns": int(has_no_turns[start:end].sum()),
+            "rows_without_image": int(has_no_image[start:end].sum()),
             "turns": turns,
             "over_long_turns": over_long,
             "incomplete_turns": incomplete,
-            "samples": int(((sample_rows >= start) & (sample_rows < end)).sum()),
+            "samples": int(num_samples[start:end].sum()),
         }
     return result
 

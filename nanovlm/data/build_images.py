@@ -12,10 +12,17 @@ from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from nanovlm.data.cache import replacing
-from nanovlm.data.images import StoredImage, UnreadableImage, read_image, resize_to_uint8
-from nanovlm.data.rows import Chosen, in_parts
+from nanovlm.data.images import (
+    StoredImage,
+    UnreadableImage,
+    is_there,
+    read_image,
+    resize_to_uint8,
+)
+from nanovlm.data.rows import BadValue, Chosen, in_parts
 from nanovlm.errors import UserError
 
 IMAGES_PER_PART = 128
@@ -48,6 +55,8 @@ class ImagesDone:
     num_multi_image_rows: int
     unreadable: Mapping[int, str]
     """The reason by the place in the file, which keeps zeros."""
+    without_image: Sequence[int]
+    """Places of the rows that have none; they keep zeros, too."""
 
 
 def write_images(
@@ -87,28 +96,35 @@ def write_images(
 def write_part(part: Sequence[Chosen], task: ImageTask) -> ImagesDone:
     """Write the images of consecutive groups, safe on the disk when this returns."""
     unreadable: dict[int, str] = {}
+    without_image: list[int] = []
     num_images = num_multi = 0
     with task.file.open("r+b") as file:
         for chosen in part:
             for place, value in enumerate(
                 chosen.group.read(task.column, chosen.rows), chosen.first
             ):
-                images = value if isinstance(value, list) else [value]
-                num_multi += len(images) > 1
                 num_images += 1
                 try:
-                    pixels = _pixels(images, task)
+                    images = _images_of(value)
+                    num_multi += len(images) > 1
+                    if not images:
+                        without_image.append(place)
+                        continue
+                    pixels = resize_to_uint8(read_image(images[0]), task.size, task.resampling)
                 except UnreadableImage as error:
                     unreadable[place] = str(error)
                 else:
-                    os.pwrite(file.fileno(), pixels, place * task.image_bytes)
+                    os.pwrite(file.fileno(), pixels.tobytes(), place * task.image_bytes)
         os.fsync(file.fileno())
-    return ImagesDone(num_images, num_multi, unreadable)
+    return ImagesDone(num_images, num_multi, unreadable, without_image)
 
 
-def _pixels(images: Sequence[StoredImage], task: ImageTask) -> bytes:
-    image = read_image(images[0] if images else None)
-    return resize_to_uint8(image, task.size, task.resampling).tobytes()
+def _images_of(value: Any) -> list[StoredImage]:
+    """Return the images of a row, without the empty places. Raises UnreadableImage."""
+    if isinstance(value, BadValue):
+        raise UnreadableImage(value.reason)
+    listed = value if isinstance(value, list) else [value]
+    return [image for image in listed if is_there(image)]
 
 
 def _set_size(task: ImageTask, num_images: int) -> None:

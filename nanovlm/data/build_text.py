@@ -23,6 +23,8 @@ class RowText(NamedTuple):
     num_over_long: int = 0
     num_incomplete: int = 0
     """Turns without a question or without an answer."""
+    problem: str | None = None
+    """Why the row cannot be read; then it has no samples."""
 
 
 EncodeRows = Callable[[Sequence[Any]], list[RowText]]
@@ -42,6 +44,10 @@ class EncodedText(NamedTuple):
     """int64[N], the row of each sample, counted through the chosen rows."""
     counts: np.ndarray
     """int64[M, 3], turns, over-long and incomplete ones of each row."""
+    bad_rows: np.ndarray
+    """int64[K], the rows that cannot be read, counted through the chosen rows."""
+    reasons: np.ndarray
+    """str[K], why not."""
 
 
 def encode_part(part: Sequence[Chosen], column: str, encode: EncodeRows) -> EncodedText:
@@ -50,6 +56,7 @@ def encode_part(part: Sequence[Chosen], column: str, encode: EncodeRows) -> Enco
     encoded = encode(values)
     samples = [sample for row in encoded for sample in row.tokens]
     per_row = [len(row.tokens) for row in encoded]
+    problems = [(i, row.problem) for i, row in enumerate(encoded) if row.problem is not None]
     return EncodedText(
         tokens=np.fromiter((token for sample in samples for token in sample), np.int32),
         lengths=np.fromiter(map(len, samples), np.int32),
@@ -59,6 +66,8 @@ def encode_part(part: Sequence[Chosen], column: str, encode: EncodeRows) -> Enco
             [(row.num_turns, row.num_over_long, row.num_incomplete) for row in encoded],
             np.int64,
         ).reshape(-1, 3),
+        bad_rows=part[0].first + np.array([i for i, _ in problems], np.int64),
+        reasons=np.array([reason for _, reason in problems], np.str_),
     )
 
 

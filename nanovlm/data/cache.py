@@ -4,7 +4,7 @@
       about.json       what it was made from
       images.bin       uint8[R, 3, S, S]
       *.npy            tokens and where each sample's lie
-      manifest.json    written last: counts, unreadable images
+      manifest.json    written last: counts, unreadable rows
       parts-*/         what a build that was broken off has done so far
 
 Everything is written beside its place and then renamed, so a reader never meets half a file.

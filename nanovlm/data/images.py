@@ -3,20 +3,39 @@
 Without torch, since this runs in the processes that prepare a data set.
 """
 
+import errno
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
 
-MAX_PIXELS = 89_478_485
-"""Larger images are refused before they are decoded: 256 MB as RGB, Pillow's own first limit."""
+from nanovlm.files import LFS_HEAD
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What is opened, whatever Pillow could open besides: EPS, for one, is run by Ghostscript."""
+
+MAX_DECODING_BYTES = 400_000_000
+"""Images that would take more are refused before they are decoded, or reduced by the decoder."""
+_BESIDE_THE_PIXELS = {"AVIF": 6, "JPEG2000": 16, "TIFF": 3, "WEBP": 12}
+"""Bytes a pixel that decoders hold while they fill Pillow's own image, as measured."""
+_PROGRESSIVE_JPEG = 6  # the coefficients of all pixels, at 16 bits
+_REDUCTIONS = (1, 2, 4, 8)
+"""Of width and height; what JPEG's decoder can leave out."""
+
+_PIXELS_AT_ONCE = 2**20
+"""So many are converted at a time: a conversion holds several copies."""
+_WHITE = (1, 255, 65535)
+"""What white may be in grey values that are not stored with 8 bits."""
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+_ERRORS_OF_A_PATH = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP}
+"""Others, such as a disk that fails, are not the row's fault."""
 
 # Some rows of the_cauldron are PNGs whose text chunks exceed Pillow's limit of 1 MiB.
 _TEXT_BYTES = 100 * 2**20
@@ -30,23 +49,33 @@ class StoredImage(TypedDict):
     path: str | None
 
 
+Convert = Callable[[Image.Image], Image.Image]
+"""From an image of some mode to RGB, each pixel by itself."""
+
+
 class UnreadableImage(Exception):
     """An image that cannot be decoded; the message is the reason."""
 
 
-def read_image(stored: StoredImage | None) -> Image.Image:
-    """Return the image as RGB.
+def is_there(stored: StoredImage | None) -> bool:
+    """Return whether anything is stored; `datasets` writes either form for an image of None."""
+    return stored is not None and (stored["bytes"] is not None or bool(stored["path"]))
 
-    Turned as its EXIF entry says; transparency on white; 16-bit grey scaled to 8 bits; the first
-    frame of an animation. Raises UnreadableImage if there is none, it is broken or too large.
+
+def read_image(stored: StoredImage) -> Image.Image:
+    """Return the image as RGB, in about `MAX_DECODING_BYTES` of memory at most.
+
+    Turned as its EXIF entry says; transparency on white; grey of more than 8 bits scaled by its
+    range; the first frame of an animation; a JPEG that is too large reduced by its decoder. Raises
+    UnreadableImage if it is not there, broken, of an unknown format or too large.
     """
+    content = _stored_bytes(stored)
     try:
-        with _quietly(), Image.open(io.BytesIO(_stored_bytes(stored))) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UnreadableImage(f"{width} x {height} pixels, at most {MAX_PIXELS} in all")
+        with _quietly(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _fit_into_memory(image, len(content))
             image.load()
-            return to_rgb(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _upright_to_rgb(image)
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # what Pillow's decoders raise on broken bytes has no common type
@@ -54,23 +83,96 @@ def read_image(stored: StoredImage | None) -> Image.Image:
             raise  # the machine's trouble, and not the image's
         reason = str(error).partition("\n")[0]
         if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not an image in a known format"
+            is_pointer = content.startswith(LFS_HEAD)
+            reason = f"{'a pointer of Git LFS, ' * is_pointer}not an image in a known format"
         raise UnreadableImage(reason or type(error).__name__) from error
+
+
+def _fit_into_memory(image: Image.Image, num_bytes: int) -> None:
+    """Let the decoder reduce the image if it has to, or raise UnreadableImage if it cannot."""
+    width, height = image.size
+    is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
+    beside = _BESIDE_THE_PIXELS.get(image.format or "", 0)
+    if is_jpeg and image.info.get("progressive"):
+        beside = _PROGRESSIVE_JPEG
+    decoded = 1 if image.mode in ("1", "L", "P") else 4
+    for reduction in _REDUCTIONS if is_jpeg else (1,):
+        pixel_bytes = beside + (decoded + 4) / reduction**2  # 4: as RGB, or turned
+        needed = num_bytes + width * height * pixel_bytes
+        if needed <= MAX_DECODING_BYTES:
+            if reduction > 1:
+                image.draft(None, (width // reduction, height // reduction))
+            return
+    raise UnreadableImage(
+        f"{width} x {height} pixels of {image.format} take {needed / 1e6:.0f} MB to decode, "
+        f"at most {MAX_DECODING_BYTES / 1e6:.0f} MB"
+    )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return an image of any mode as RGB; see `read_image`."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise UnreadableImage("pixels are fractions of an unknown range")
-    if image.mode.startswith("I"):  # Pillow itself would cut the values off at 255
-        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
+    return _upright_to_rgb(ImageOps.exif_transpose(image))
+
+
+def _upright_to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image of any mode as RGB, itself if it is that."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    convert: Convert = _on_white if image.has_transparency_data else _as_rgb
+    if image.mode == "F" or image.mode.startswith("I"):
+        convert = _grey_by_range(image)
+    width, height = image.size
+    rows = max(1, _PIXELS_AT_ONCE // max(1, width))
+    if rows >= height:
+        return convert(image)
+    result = Image.new("RGB", image.size)
+    for top in range(0, height, rows):
+        part = image.crop((0, top, width, min(top + rows, height)))
+        result.paste(convert(part), (0, top))
+    return result
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _grey_by_range(image: Image.Image) -> Convert:
+    """Return what makes RGB of 16-bit, 32-bit and floating-point grey; Pillow cuts off at 255.
+
+    Nothing in such a file says which value is white. It is 255 if none is above that, else 65,535;
+    of floating-point values 1 if none is above that. Raises UnreadableImage for other ranges.
+    """
+    low, high = _range(image)
+    possible = _WHITE if image.mode == "F" else _WHITE[1:]
+    white = next((white for white in possible if low >= 0 and high <= white), None)
+    if white is None:
+        raise UnreadableImage(f"grey values from {low:g} to {high:g}, of an unknown range")
+    transparent = image.info.get("transparency")
+
+    def convert(part: Image.Image) -> Image.Image:
+        values = np.asarray(part)
+        if not np.isfinite(values).all():
+            raise UnreadableImage("grey values that are no numbers")
+        grey = np.rint(values * (255 / white)).astype(np.uint8)
+        if isinstance(transparent, int):  # the value that stands for transparent
+            grey[values == transparent] = 255
+        return Image.fromarray(grey).convert("RGB")
+
+    return convert
+
+
+def _range(image: Image.Image) -> tuple[float, float]:
+    """Return the lowest and the highest value of an image with one channel."""
+    known = image.mode in ("F", "I", "I;16")  # Pillow has not the others' extrema
+    low, high = (image if known else image.convert("I")).getextrema()
+    assert isinstance(low, int | float) and isinstance(high, int | float)
+    return low, high
 
 
 def resize_to_uint8(image: Image.Image, size: int, resampling: str) -> np.ndarray:
@@ -91,14 +193,19 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def _stored_bytes(stored: StoredImage | None) -> bytes:
-    if stored is None:
-        raise UnreadableImage("no image")
+def _stored_bytes(stored: StoredImage) -> bytes:
     if stored["bytes"] is not None:
         return stored["bytes"]
     path = stored["path"]
-    if path is None:
+    if not path:
         raise UnreadableImage("neither bytes nor a path")
-    if not Path(path).is_file():
-        raise UnreadableImage(f"holds the path of a file that is not there: {path}")
-    return Path(path).read_bytes()
+    try:
+        if not Path(path).is_file():
+            raise UnreadableImage(f"holds the path of a file that is not there: {path}")
+        if (size := Path(path).stat().st_size) > MAX_DECODING_BYTES:
+            raise UnreadableImage(f"holds the path of a file of {size / 1e6:.0f} MB: {path}")
+        return Path(path).read_bytes()
+    except OSError as error:
+        if error.errno in _ERRORS_OF_A_PATH:
+            raise UnreadableImage(f"holds a path that cannot be read: {error}") from error
+        raise

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from nanovlm.config import TrainConfig
-from nanovlm.data.build import OnProgress, Recipe, build, check_readable, log_progress
+from nanovlm.data.build import OnProgress, Recipe, build, log_progress
+from nanovlm.data.left_out import check_bad_rows
 from nanovlm.data.recipes import benchmark_recipe, training_recipe
 from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples
 from nanovlm.errors import UserError
@@ -36,8 +37,8 @@ def prepare_training(
     recipe = training_recipe(config, tokenizer)
     build(recipe, on_progress)
     manifest = recipe.folder.manifest()
-    bad = manifest["unreadable_images"]
-    check_readable(recipe.what, bad, manifest["images"], config.max_bad_fraction)
+    bad, num_usable = manifest["bad_rows"], manifest["usable_rows"]
+    check_bad_rows(recipe.what, bad, num_usable, config.max_bad_fraction)
     num_val = _num_validation_rows(manifest["rows"], config.val_ratio)
     places = recipe.folder.array("places")
     num_train = int(np.searchsorted(places, manifest["rows"] - num_val))

@@ -11,6 +11,7 @@ from nanovlm.data.digits import BUILTIN_DIGITS, digits_tokenizer
 from nanovlm.data.hub import HUB_ERRORS, reason
 from nanovlm.data.images import resize_to_uint8, to_rgb
 from nanovlm.errors import WITHOUT_HUB, UserError
+from nanovlm.files import check_whole, find_local_folder
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -26,17 +27,16 @@ def load_tokenizer(name: str) -> Tokenizer:
     place = f"vlm.lm_tokenizer={name!r}"
     try:
         # Not hf_hub_download, which repeats its requests for 23 s where there is no network.
-        folder = (
-            name
-            if Path(name).is_dir()
-            else snapshot_download(name, allow_patterns=[TOKENIZER_FILE])
+        folder = find_local_folder(place, name) or Path(
+            snapshot_download(name, allow_patterns=[TOKENIZER_FILE])
         )
     except HUB_ERRORS as error:
         raise UserError(
             f"{place}: there is no folder {name}, and reading {TOKENIZER_FILE} from the hub "
             f"failed: {reason(error)}. {WITHOUT_HUB}"
         ) from error
-    file = Path(folder, TOKENIZER_FILE)
+    file = folder / TOKENIZER_FILE
+    check_whole(place, file)
     if not file.is_file():
         raise UserError(f"{place}: {folder} has no {TOKENIZER_FILE}")
     try:

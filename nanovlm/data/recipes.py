@@ -1,7 +1,6 @@
 """How training data and benchmark are prepared: which rows, which text, and what identifies it."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -12,10 +11,11 @@ import PIL
 from tokenizers import Tokenizer
 
 from nanovlm.config import TrainConfig
+from nanovlm.data.benchmark_items import benchmark_items
 from nanovlm.data.build import Recipe
 from nanovlm.data.build_text import RowText
 from nanovlm.data.cache import PreparedFolder
-from nanovlm.data.rows import Subset
+from nanovlm.data.rows import BadValue
 from nanovlm.data.samples import (
     encode_prompts,
     encode_turns,
@@ -23,14 +23,10 @@ from nanovlm.data.samples import (
     training_answer,
 )
 from nanovlm.data.sources import benchmark_source, training_source
-from nanovlm.errors import UserError
 
-VERSION = 1
+VERSION = 2
 """Of the bytes that are prepared. A test holds them against a digest: raise this when they change,
 so that data which an earlier version has prepared is not taken for this one's."""
-
-BENCHMARK_ITEM_COLUMNS = ("index", "answer", "category", "l2_category")
-"""What is known of a question besides its prompt and its image."""
 
 ROW_ORDER_SEED = 0
 """Rows are shuffled the same way in every run: the cut-off and the validation rows depend on it."""
@@ -87,7 +83,8 @@ def benchmark_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
         image_size=config.vlm.vit_img_size,
         resampling=config.vlm.image_resampling,
         max_bad_fraction=0.0,
-        items=partial(_benchmark_items, place),
+        is_whole=True,
+        items=partial(benchmark_items, place),
     )
 
 
@@ -109,18 +106,22 @@ def _recipe(
     }
 
 
+Turn = Mapping[str, str | None]
+
+
 def _encode_turns(
-    rows: Sequence[Sequence[Mapping[str, str | None]] | None],
+    rows: Sequence[Sequence[Turn | None] | BadValue | None],
     config: TrainConfig,
     tokenizer: Tokenizer,
 ) -> list[RowText]:
-    wanted = [list(row or ())[: 1 if config.turns == "first" else None] for row in rows]
+    read = [_turns(row, 1 if config.turns == "first" else None) for row in rows]
+    wanted = [[] if isinstance(row, BadValue) else row for row in read]
     complete = [list(_complete_turns(row)) for row in wanted]
     together = [turn for row in complete for turn in row]  # the tokenizer works on many at once
     vlm = config.vlm
     encoded = iter(encode_turns(tokenizer, together, vlm.lm_eos_token_id, vlm.lm_max_length))
     result = []
-    for all_turns, turns in zip(wanted, complete, strict=True):
+    for row, all_turns, turns in zip(read, wanted, complete, strict=True):
         fitting = [turn for turn in islice(encoded, len(turns)) if turn is not None]
         result.append(
             RowText(
@@ -129,36 +130,32 @@ def _encode_turns(
                 num_turns=len(all_turns),
                 num_over_long=len(turns) - len(fitting),
                 num_incomplete=len(all_turns) - len(turns),
+                problem=row.reason if isinstance(row, BadValue) else None,
             )
         )
     return result
 
 
-def _complete_turns(row: Sequence[Mapping[str, str | None]]) -> Iterator[tuple[str, str]]:
+def _turns(
+    row: Sequence[Turn | None] | BadValue | None, number: int | None
+) -> list[Turn] | BadValue:
+    """Return the first `number` turns of a row, or why they cannot be read."""
+    if isinstance(row, BadValue):
+        return row
+    first = list(row or ())[:number]
+    turns = [turn for turn in first if turn is not None]
+    if len(turns) < len(first):
+        return BadValue(f"turn {first.index(None)} is null")
+    return turns
+
+
+def _complete_turns(row: Sequence[Turn]) -> Iterator[tuple[str, str]]:
     for turn in row:
         user, assistant = turn["user"], turn["assistant"]
         if user is not None and assistant is not None and training_answer(assistant).strip():
             yield user, assistant
 
 
-def _encode_questions(questions: Sequence[str | None], tokenizer: Tokenizer) -> list[RowText]:
-    prompts = encode_prompts(tokenizer, [mmstar_prompt(question or "") for question in questions])
+def _encode_questions(questions: Sequence[str], tokenizer: Tokenizer) -> list[RowText]:
+    prompts = encode_prompts(tokenizer, [mmstar_prompt(question) for question in questions])
     return [RowText([prompt], [len(prompt)], 1) for prompt in prompts]
-
-
-def _benchmark_items(place: str, subsets: Sequence[Subset]) -> dict[str, list[Any]]:
-    def read(column: str) -> list[Any]:
-        groups = (group for subset in subsets for group in subset.groups)
-        return [v for group in groups for v in group.read(column, np.arange(group.num_rows))]
-
-    items = {column: read(column) for column in BENCHMARK_ITEM_COLUMNS}
-    empty = [row for row, question in enumerate(read("question")) if not question]
-    if empty:
-        raise UserError(f"{place}: the column question is empty in row {empty[0]}")
-    twice = [index for index, times in Counter(items["index"]).items() if times > 1]
-    if twice:
-        raise UserError(
-            f"{place}: the column index must tell all questions apart; "
-            f"{', '.join(map(str, twice[:5]))} stand more than once"
-        )
-    return items

@@ -6,7 +6,7 @@ disk again as the download.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,14 @@ import pyarrow.parquet as pq
 from nanovlm.errors import UserError
 
 _BATCH_ROWS = 64
+_BATCH_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class BadValue:
+    """Stands for a value that is in the file and cannot be read."""
+
+    reason: str
 
 
 class RowGroup(Protocol):
@@ -25,8 +33,21 @@ class RowGroup(Protocol):
     @property
     def num_rows(self) -> int: ...
 
+    @property
+    def file(self) -> str | None:
+        """Where the rows lie, in short: `FOLDER/FILE`; None if they are in no file."""
+        ...
+
+    @property
+    def first_row(self) -> int:
+        """Rows of the file that lie before these."""
+        ...
+
     def read(self, column: str, rows: np.ndarray) -> Iterator[Any]:
-        """Yield the values of `column` in the rows `rows` (ascending, int64[n]), as Python's."""
+        """Yield the values of `column` in the rows `rows` (ascending, int64[n]), as Python's.
+
+        A null is None, and text that is no text a `BadValue`.
+        """
         ...
 
 
@@ -37,15 +58,24 @@ class ParquetGroup:
     path: Path
     index: int
     num_rows: int
+    first_row: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.path.parent.name}/{self.path.name}"
 
     def read(self, column: str, rows: np.ndarray) -> Iterator[Any]:
         try:
-            with pq.ParquetFile(self.path, memory_map=True) as file:
-                batches = file.iter_batches(_BATCH_ROWS, row_groups=[self.index], columns=[column])
+            with pq.ParquetFile(
+                self.path, memory_map=True, page_checksum_verification=True
+            ) as file:
+                number = _rows_at_once(file.metadata.row_group(self.index), column)
+                batches = file.iter_batches(number, row_groups=[self.index], columns=[column])
                 yield from _values_at(batches, rows)
         except (OSError, pa.ArrowException) as error:
             raise UserError(
-                f"{self.path}: column {column} of row group {self.index} cannot be read: {error}"
+                f"{self.path}: column {column} of row group {self.index} cannot be read: {error}; "
+                "a file that was damaged on its way is to be fetched anew"
             ) from error
 
 
@@ -54,6 +84,8 @@ class TableGroup:
     """A table in memory."""
 
     table: pa.Table
+    file: None = None
+    first_row: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -74,15 +106,25 @@ class Subset:
     def num_rows(self) -> int:
         return sum(group.num_rows for group in self.groups)
 
+    def locate(self, row: int) -> dict[str, Any]:
+        """Return `subset`, `file` and `row` (from 0 in the file) of a row of the sub-set; JSON."""
+        for group in self.groups:
+            if row < group.num_rows:
+                return {"subset": self.name, "file": group.file, "row": group.first_row + row}
+            row -= group.num_rows
+        raise AssertionError(f"row {row} behind the last one of {self.name}")
+
 
 def parquet_groups(path: Path) -> list[ParquetGroup]:
     """Return the row groups of a file that have rows. Raises pyarrow's errors if it is broken."""
     metadata = pq.read_metadata(path)
-    groups = (
-        ParquetGroup(path, index, metadata.row_group(index).num_rows)
-        for index in range(metadata.num_row_groups)
-    )
-    return [group for group in groups if group.num_rows]
+    sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    ends = accumulate(sizes)
+    return [
+        ParquetGroup(path, index, size, end - size)
+        for index, (size, end) in enumerate(zip(sizes, ends, strict=True))
+        if size
+    ]
 
 
 @dataclass(frozen=True)
@@ -125,6 +167,13 @@ def _divided(chosen: Chosen, num_rows: int) -> Iterator[Chosen]:
         yield Chosen(chosen.group, chosen.rows[start : start + num_rows], chosen.first + start)
 
 
+def _rows_at_once(group: pq.RowGroupMetaData, column: str) -> int:
+    """Return how many rows' values of `column` are read together: fewer where they are large."""
+    chunks = map(group.column, range(group.num_columns))
+    sizes = [c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == column]
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, sum(sizes))))
+
+
 def _values_at(batches: Iterator[pa.RecordBatch], rows: np.ndarray) -> Iterator[Any]:
     start = 0
     for batch in batches:
@@ -132,5 +181,12 @@ def _values_at(batches: Iterator[pa.RecordBatch], rows: np.ndarray) -> Iterator[
             return
         low, high = np.searchsorted(rows, [start, start + batch.num_rows])
         if high > low:
-            yield from batch.column(0).take(pa.array(rows[low:high] - start)).to_pylist()
+            yield from map(_as_python, batch.column(0).take(pa.array(rows[low:high] - start)))
         start += batch.num_rows
+
+
+def _as_python(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:  # nobody else has looked: parquet stores any bytes as text
+        return BadValue(f"text that is not UTF-8: {error.reason} at byte {error.start}")

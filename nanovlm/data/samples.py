@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
+from nanovlm.errors import UserError
+
 _PROMPT_END = "Answer:"
 _TEXTS_AT_ONCE = 10_000  # an encoding holds far more than the ids that are kept
 
@@ -64,5 +66,9 @@ def _encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]
     ids: list[list[int]] = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         some = texts[start : start + _TEXTS_AT_ONCE]
-        ids += [e.ids for e in tokenizer.encode_batch_fast(some, add_special_tokens=False)]
+        try:
+            encoded = tokenizer.encode_batch_fast(some, add_special_tokens=False)
+        except Exception as error:  # the library raises no other type
+            raise UserError(f"vlm.lm_tokenizer: cannot encode a text: {error}") from error
+        ids += [e.ids for e in encoded]
     return ids

@@ -24,6 +24,7 @@ from nanovlm.data.digits import BUILTIN_DIGITS, digits_benchmark_rows, digits_tr
 from nanovlm.data.hub import DEFAULT_NAME, card_folder, data_files, split_revision
 from nanovlm.data.rows import Subset, TableGroup, parquet_groups
 from nanovlm.errors import Problems, UserError, did_you_mean
+from nanovlm.files import check_whole, find_local_folder, fingerprint
 
 _STORED_IMAGE = {"bytes": pa.binary(), "path": pa.string()}
 _TRAINING_COLUMNS = {
@@ -72,15 +73,16 @@ def training_source(path: str, names: tuple[str, ...]) -> Source:
             )
         return _builtin(lambda: digits_training_rows().with_format("arrow")[:])
     place = f"train_dataset_path={path!r}"
-    if not Path(path).is_dir():
+    folder = find_local_folder(place, path)
+    if folder is None:
         return _hub(place, path, names, "train", _TRAINING_COLUMNS)
     problems = Problems()
     files: dict[str, list[Path]] = {}
     for name in names:
         with problems:
-            files[name] = _files_of_folder(place, Path(path), name)
+            files[name] = _files_of_folder(place, folder, name)
     problems.raise_if_any()
-    return _folder(place, Path(path), files, _TRAINING_COLUMNS)
+    return _folder(place, folder, files, _TRAINING_COLUMNS)
 
 
 def benchmark_source(path: str) -> Source:
@@ -88,10 +90,11 @@ def benchmark_source(path: str) -> Source:
     if path == BUILTIN_DIGITS:
         return _builtin(lambda: digits_benchmark_rows().with_format("arrow")[:])
     place = f"test_dataset_path={path!r}"
-    if not Path(path).is_dir():
+    folder = find_local_folder(place, path)
+    if folder is None:
         return _hub(place, path, (DEFAULT_NAME,), "val", _BENCHMARK_COLUMNS)
-    files = {DEFAULT_NAME: _files_of_folder(place, Path(path), DEFAULT_NAME)}
-    return _folder(place, Path(path), files, _BENCHMARK_COLUMNS)
+    files = {DEFAULT_NAME: _files_of_folder(place, folder, DEFAULT_NAME)}
+    return _folder(place, folder, files, _BENCHMARK_COLUMNS)
 
 
 def pin_data(config: TrainConfig) -> TrainConfig:
@@ -110,10 +113,11 @@ def pin_data(config: TrainConfig) -> TrainConfig:
 
 
 def _pinned(key: str, path: str) -> str:
-    if path == BUILTIN_DIGITS or Path(path).is_dir():
+    place = f"{key}={path!r}"
+    if path == BUILTIN_DIGITS or find_local_folder(place, path):
         return path
     repository, _ = split_revision(path)
-    return f"{repository}@{card_folder(f'{key}={path!r}', path).name}"
+    return f"{repository}@{card_folder(place, path).name}"
 
 
 def _builtin(make_table: Callable[[], pa.Table]) -> Source:
@@ -132,23 +136,24 @@ def _files_of_folder(place: str, path: Path, name: str) -> list[Path]:
     files = sorted(folder.glob("*.parquet"))
     if not files:
         raise UserError(f"{place}: there is no *.parquet file in {folder}")
+    check_whole(place, *files)
     return files
 
 
 def _folder(place: str, path: Path, files: Mapping[str, list[Path]], columns: Columns) -> Source:
-    """Return the source of local files; other bytes in them show as another size or time."""
+    """Return the source of local files; other bytes in them show in time, size or fingerprint."""
     identity = {
         "files": [
-            [name, [[str(file.relative_to(path)), *_size_and_time(file)] for file in listed]]
+            [name, [[str(file.relative_to(path)), *_state_of(file)] for file in listed]]
             for name, listed in files.items()
         ]
     }
     return Source(identity, lambda: _subsets(place, files, columns))
 
 
-def _size_and_time(file: Path) -> tuple[int, int]:
+def _state_of(file: Path) -> tuple[int, int, str]:
     stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns, fingerprint(file)
 
 
 def _hub(place: str, path: str, names: tuple[str, ...], split: str, columns: Columns) -> Source:
@@ -163,6 +168,8 @@ def _hub(place: str, path: str, names: tuple[str, ...], split: str, columns: Col
 
 def _subsets(place: str, files: Mapping[str, list[Path]], columns: Columns) -> tuple[Subset, ...]:
     problems = Problems()
+    with problems:
+        _check_all_different(place, files)
     for listed in files.values():
         with problems:
             _check_all_shards(place, listed)
@@ -174,6 +181,22 @@ def _subsets(place: str, files: Mapping[str, list[Path]], columns: Columns) -> t
         Subset(name, tuple(group for file in listed for group in parquet_groups(file)))
         for name, listed in files.items()
     )
+
+
+def _check_all_different(place: str, files: Mapping[str, list[Path]]) -> None:
+    """Raise UserError if a file would be read more than once, under whatever names."""
+    names: dict[Path, list[tuple[str, Path]]] = {}
+    for name, listed in files.items():
+        for file in listed:
+            names.setdefault(file.resolve(), []).append((name, file))
+    for same in names.values():
+        if len(same) > 1:
+            (first, path), (second, other), *_ = same
+            also = f", which is {other}" if other != path else ""
+            raise UserError(
+                f"{place}, train_dataset_name: {first!r} and {second!r} read the same file, so its "
+                f"rows would count twice: {path}{also}"
+            )
 
 
 def _check_all_shards(place: str, files: Sequence[Path]) -> None:
@@ -188,6 +211,7 @@ def _check_all_shards(place: str, files: Sequence[Path]) -> None:
 
 
 def _check_columns(place: str, file: Path, columns: Columns) -> None:
+    check_whole(place, file)
     try:
         schema = pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:

@@ -20,12 +20,13 @@ from nanovlm.messages import Job
 from nanovlm.observer import Observer, RunStart
 from nanovlm.resources import Resources
 from nanovlm.results.kept_models import model_dir, state_dir
+from nanovlm.results.same_data import check_same_data
 from nanovlm.results.store import CONFIG_FILE, LOGS_DIR, ResultsStore, answers_file, read_records
 from nanovlm.results.summary import Objective
 from nanovlm.search import sections
 from nanovlm.search.sections import TrialResources
 from nanovlm.training.loop import num_steps
-from nanovlm.trial import check_backbones, check_start
+from nanovlm.trial import check_backbones, check_start, metric_names
 
 TRIAL_ID = "trial-0000"
 OBJECTIVE = sections.Objective()
@@ -77,7 +78,7 @@ def plan_single(config: TrainConfig, on_progress: OnProgress = log_progress) -> 
     resources.tokenizer(config.vlm.lm_tokenizer)
     config = pin_data(config)
     train_samples, _ = resources.training_data(config)
-    resources.benchmark(config)
+    metric_names(config, resources)  # scores no answers: what cannot be scored is said here
     milestones = _milestones(config, len(train_samples)) if config.eval_in_epochs else ()
     total = num_steps(config, len(train_samples)) * config.batch_size
     return SinglePlan(config, milestones, total, resources.describe_data(config))
@@ -114,6 +115,7 @@ def run_single(
     """
     if resume:
         check_same_config(folder, plan.config)
+        check_same_data(folder, plan.data)
     store = ResultsStore(
         folder, Objective(OBJECTIVE.metric, OBJECTIVE.mode), resources.gpus_per_trial
     )

@@ -13,8 +13,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
+from nanovlm.config import VLMConfig
 from nanovlm.data.tensors import PreparedBenchmark
-from nanovlm.evaluation.letters import letter_tokens
+from nanovlm.errors import UserError
+from nanovlm.evaluation.letters import letter_tokens, option_letters
 from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult
 from nanovlm.models.packing import pack
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -56,6 +58,21 @@ def num_new_tokens(tokenizer: Tokenizer, letters: Sequence[str]) -> int:
     wordings = [f"\nThe answer is {letter}" for letter in letters]
     encoded = [tokenizer.encode(wording, add_special_tokens=False) for wording in wordings]
     return max(MIN_NEW_TOKENS, *(len(tokens) for tokens in encoded))
+
+
+def check_room(benchmark: PreparedBenchmark, config: VLMConfig, tokenizer: Tokenizer) -> None:
+    """Raise UserError if the model has no positions for the longest question and its answer."""
+    lengths = benchmark.offsets.diff()
+    longest = int(lengths.argmax())
+    num_new = num_new_tokens(tokenizer, option_letters(benchmark))
+    needed = config.num_image_tokens + int(lengths[longest]) + num_new
+    if needed > config.lm_max_position_embeddings:
+        raise UserError(
+            f"vlm.lm_max_position_embeddings={config.lm_max_position_embeddings}: the question "
+            f"with index {benchmark.indices[longest]} takes {needed} positions: "
+            f"{config.num_image_tokens} of the image, {int(lengths[longest])} of the question, "
+            f"{num_new} of the answer"
+        )
 
 
 class _Asking:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nanovlm.config import VLMConfig
 from nanovlm.config_files import Layer, build_config
 from nanovlm.errors import UserError
+from nanovlm.files import check_whole
 from nanovlm.models.model_files import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -107,6 +108,7 @@ def _expected(
 def _require_files(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder to load a model from")
+    check_whole(str(folder), *(folder / name for name in MODEL_FILES))
     absent = [name for name in MODEL_FILES if not (folder / name).is_file()]
     if absent:
         raise UserError(*(f"{folder}: holds no {name}, which a saved model has" for name in absent))

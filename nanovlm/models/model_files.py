@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nanovlm.errors import WITHOUT_HUB, UserError
+from nanovlm.files import check_whole, find_local_folder, user_path
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -41,8 +42,9 @@ def find_folder(
     Raises:
         UserError: there is no such folder, and the hub does not give it.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    folder = find_local_folder(f"{place}={name!r}", name)
+    if folder is not None:
+        return folder
     try:
         return _downloaded(name, patterns, revision)
     except (OSError, HTTPError, ValueError) as error:  # no such repository; no network; no id
@@ -56,7 +58,7 @@ def find_folder(
 
 def is_hub_id(name: str) -> bool:
     """Return whether `find_folder` would ask the hub for `name`, which is of its form."""
-    return not Path(name).is_dir() and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
+    return not user_path(name).is_dir() and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
 
 
 def first_reason(error: BaseException) -> str:
@@ -85,6 +87,7 @@ def forget_downloads() -> None:
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds one object. Raises UserError if it does not."""
+    check_whole(str(path.parent), path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -102,6 +105,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         UserError: neither is there, the index is broken, or shards are missing.
     """
+    check_whole(str(folder), folder / WEIGHTS_FILE, folder / INDEX_FILE)
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     index = folder / INDEX_FILE
@@ -111,6 +115,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not isinstance(shards, dict) or not shards:
         raise UserError(f"{index}: weight_map must map tensors to files, got {shards!r}")
     files = [folder / str(shard) for shard in sorted({str(shard) for shard in shards.values()})]
+    check_whole(str(folder), *files)
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise UserError(f"{folder}: holds no {', '.join(absent)}, which {INDEX_FILE} names")

@@ -52,7 +52,7 @@ def vision_layer(place: str, name: str) -> Layer:
 
 def _image_values(path: Path) -> dict[str, Any]:
     """Return how the encoder's images were resized and normalised, as far as the file says so."""
-    if not path.is_file():
+    if not path.is_file() and not path.is_symlink():
         return {}
     values = read_json_object(path)
     found = {key: values[key] for key in ("image_mean", "image_std") if values.get(key)}

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.files import user_path
 from nanovlm.models.checkpoint import MODEL_FILES, read_config, read_weights, write_model
 from nanovlm.models.compiled import run_block_compiled
 from nanovlm.models.language_model import KVCache, LanguageModel
@@ -238,7 +239,7 @@ class VisionLanguageModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into the folder, made if it is not there."""
-        write_model(Path(folder), self.config, self)
+        write_model(user_path(folder), self.config, self)
 
     def push_to_hub(
         self,

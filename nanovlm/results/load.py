@@ -14,6 +14,7 @@ import pandas as pd  # type: ignore[import-untyped]
 from nanovlm.config import TrainConfig
 from nanovlm.config_files import Layer, build_config, read_mapping
 from nanovlm.errors import UserError, did_you_mean
+from nanovlm.files import user_path
 from nanovlm.messages import TrialRecord
 from nanovlm.results.store import (
     ANSWERS_DIR,
@@ -99,7 +100,7 @@ def load_results(folder: str | Path) -> Results:
     Raises:
         UserError: it is not a results folder, or a file of it is damaged.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     files = (SPACE_FILE, TRIALS_FILE)
     if not any((folder / name).is_file() for name in files):
         raise UserError(f"{folder}: is not a results folder, it has no {' and no '.join(files)}")

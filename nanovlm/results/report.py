@@ -5,10 +5,10 @@ python -m nanovlm.results.report results/digits
 
 import argparse
 import sys
-from pathlib import Path
 
 from nanovlm import cli
 from nanovlm.errors import UserError
+from nanovlm.files import user_path
 from nanovlm.results.report_page.page import write_report
 
 EXAMPLES = """examples:
@@ -25,7 +25,11 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="FOLDER", help="a results folder: results/NAME"
+        "folders",
+        nargs="+",
+        type=user_path,
+        metavar="FOLDER",
+        help="a results folder: results/NAME",
     )
     return parser.parse_args()
 

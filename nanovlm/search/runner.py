@@ -13,14 +13,16 @@ from nanovlm.distributed.observers import standard_observers
 from nanovlm.distributed.recorder import Recorder, RunOutcome
 from nanovlm.distributed.session import INTERRUPTED
 from nanovlm.distributed.worker_group import StartWorkers, worker_groups
+from nanovlm.files import user_path
 from nanovlm.observer import Observer, RunStart
+from nanovlm.results.same_data import check_same_data
 from nanovlm.results.store import LOGS_DIR, ResultsStore, choose_folder
 from nanovlm.results.summary import Objective
 from nanovlm.search.confirm_plan import plan_confirmation
 from nanovlm.search.disk import check_disk, disk_peak
 from nanovlm.search.forecast import UNKNOWN_TRIALS, local_slots
 from nanovlm.search.plan import SearchPlan, plan_search
-from nanovlm.search.resume import check_same_data, check_same_space
+from nanovlm.search.resume import check_same_space
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.stages import EarlierRun, Place, run_stages
 
@@ -51,8 +53,10 @@ def run_search(
         UserError: the space, the data, the cluster, the study or the folder cannot be used.
     """
     if not isinstance(space, SearchSpace):
-        space = load_space(Path(space))
-    folder = choose_folder(Path("results"), None, space.name) if folder is None else Path(folder)
+        space = load_space(user_path(space))
+    folder = (
+        choose_folder(Path("results"), None, space.name) if folder is None else user_path(folder)
+    )
     if resume:
         check_same_space(folder, space)
     return run_plan(

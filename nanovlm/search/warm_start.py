@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from nanovlm.config_files import config_values
 from nanovlm.errors import Problems, UserError
+from nanovlm.files import user_path
 from nanovlm.messages import TrialRecord
 from nanovlm.results.store import TRIALS_FILE, read_records
 from nanovlm.search.searcher import StudySearch
@@ -68,14 +68,14 @@ def learn_from(
     one that was stopped at its last report.
     """
     for trials in earlier:
-        source = str(Path(trials.folder).resolve())
+        source = str(user_path(trials.folder).resolve())
         for record in trials.records:
             gap = abs(record.samples_seen - trial_samples)
             searcher.import_trial(record, source, is_full=gap <= _SAME_BUDGET * trial_samples)
 
 
 def _read(space: SearchSpace, name: str) -> EarlierTrials:
-    folder = Path(name)
+    folder = user_path(name)
     if not (folder / TRIALS_FILE).exists():
         raise UserError(f"warm_start: {name} is no results folder of a search (no {TRIALS_FILE})")
     records = read_records(folder)

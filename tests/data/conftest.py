@@ -27,8 +27,8 @@ CONFIG = TrainConfig(
     vlm=VLMConfig(vit_img_size=32, lm_tokenizer="builtin:digits", lm_vocab_size=64),
 )
 
-Row = tuple[Any, Sequence[tuple[str | None, str | None]]]
-"""A colour, stored bytes or several of them, and turns (user, assistant)."""
+Row = tuple[Any, Sequence[tuple[str | bytes | None, str | bytes | None] | None] | None]
+"""A colour, stored bytes or several of them, and turns (user, assistant); None where it is null."""
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +49,9 @@ def change(config: TrainConfig, vlm: dict[str, Any] | None = None, **values: Any
     return dataclasses.replace(config, vlm=dataclasses.replace(config.vlm, **vlm or {}), **values)
 
 
-def encoded(image: Any) -> dict[str, Any]:
-    """Return a colour as a stored image; bytes and paths as they are."""
-    if isinstance(image, dict):
+def encoded(image: Any) -> dict[str, Any] | None:
+    """Return a colour as a stored image; bytes, paths and None as they are."""
+    if image is None or isinstance(image, dict):
         return image
     if isinstance(image, bytes):
         return {"bytes": image, "path": None}
@@ -64,20 +64,28 @@ def write_rows(file: Path, rows: Sequence[Row], rows_per_group: int = 2) -> None
     """Write training rows as the hub has them, in small row groups."""
     file.parent.mkdir(parents=True, exist_ok=True)
     stored = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    turn = pa.struct({"user": pa.string(), "assistant": pa.string(), "source": pa.string()})
     images = [
-        [encoded(image) for image in (images if isinstance(images, list) else [images])]
+        None
+        if images is None
+        else [encoded(image) for image in (images if isinstance(images, list) else [images])]
         for images, _ in rows
     ]
     texts = [
-        [{"user": user, "assistant": assistant, "source": "test"} for user, assistant in turns]
+        None
+        if turns is None
+        else [turn and dict(zip(("user", "assistant"), turn, strict=True)) for turn in turns]
         for _, turns in rows
     ]
     columns = {
         "images": pa.array(images, pa.list_(stored)),
-        "texts": pa.array(texts, pa.list_(turn)),
+        # Written as bytes and called text: so a test can have text that is none.
+        "texts": pa.array(texts, _turns_of(pa.binary())).view(_turns_of(pa.string())),
     }
     pq.write_table(pa.table(columns), file, row_group_size=rows_per_group)
+
+
+def _turns_of(text: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.struct({"user": text, "assistant": text}))
 
 
 @pytest.fixture

@@ -6,12 +6,15 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 
+from nanovlm.data import images
 from nanovlm.data.images import (
-    MAX_PIXELS,
+    FORMATS,
+    MAX_DECODING_BYTES,
     StoredImage,
     UnreadableImage,
     read_image,
@@ -32,7 +35,7 @@ def only_colour(image: Image.Image) -> tuple[int, ...]:
     return tuple(pixels[0].tolist())
 
 
-def reason(image: StoredImage | None) -> str:
+def reason(image: StoredImage) -> str:
     with pytest.raises(UnreadableImage) as error:
         read_image(image)
     return str(error.value)
@@ -111,32 +114,160 @@ def test_a_truncated_jpeg_is_refused() -> None:
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
-    side = int(MAX_PIXELS**0.5) + 1
+    side = int((MAX_DECODING_BYTES / 5) ** 0.5) + 1  # grey is decoded to 1 byte, and to RGB
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
     png = b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
         for name, body in chunks
     )
-    assert f"{side} x {side} pixels, at most {MAX_PIXELS}" in reason({"bytes": png, "path": None})
+    message = f"{side} x {side} pixels of PNG take 400 MB to decode, at most 400 MB"
+    assert message in reason({"bytes": png, "path": None})
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (None, "no image"),
         ({"bytes": None, "path": None}, "neither bytes nor a path"),
         ({"bytes": b"", "path": None}, "not an image in a known format"),
+        ({"bytes": b"version https://git-lfs.github.com/spec/v1", "path": None}, "of Git LFS, not"),
         ({"bytes": b"<html>not found</html>", "path": None}, "not an image in a known format"),
         ({"bytes": None, "path": "/fsx/m4/1.png"}, "path of a file that is not there: /fsx/m4"),
+        ({"bytes": None, "path": "x" * 5000}, "holds a path that cannot be read"),
+        ({"bytes": None, "path": "a\0b"}, "that is not there"),
     ],
 )
-def test_what_holds_no_image_is_refused(image: StoredImage | None, message: str) -> None:
+def test_what_holds_no_image_is_refused(image: StoredImage, message: str) -> None:
     assert message in reason(image)
 
 
-def test_fractions_are_refused() -> None:
-    assert "unknown range" in reason(stored(Image.new("F", (4, 4), 0.5), "TIFF"))
+@pytest.mark.parametrize("kind", ["int32", "int16", "uint16", "uint32", "float32", "float64"])
+def test_grey_of_8_bits_in_a_wider_type(kind: str) -> None:
+    values = np.array([[0, 1, 100, 255]])
+    assert grey_of(values.astype(kind)) == [0, 1, 100, 255]
+
+
+@pytest.mark.parametrize("kind", ["int32", "uint16", "float32"])
+def test_grey_of_16_bits_in_any_type(kind: str) -> None:
+    values = np.array([[0, 257, 32768, 65535]])
+    assert grey_of(values.astype(kind)) == [0, 1, 128, 255]
+
+
+def test_grey_as_fractions() -> None:
+    assert grey_of(np.array([[0, 0.25, 0.5, 1]], np.float32)) == [0, 64, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[0, 65536]], np.int32), "grey values from 0 to 65536, of an unknown range"),
+        (np.array([[-1, 5]], np.int32), "grey values from -1 to 5, of an unknown range"),
+        (np.array([[-0.5, 0.5]], np.float32), "grey values from -0.5 to 0.5, of an unknown range"),
+        (np.array([[0, 1e9]], np.float32), "of an unknown range"),
+        (np.array([[0.5, np.nan]], np.float32), "grey values that are no numbers"),
+        (np.array([[np.nan, 0.5]], np.float32), "of an unknown range"),
+        (np.array([[0.5, np.inf]], np.float32), "of an unknown range"),
+    ],
+)
+def test_grey_of_another_range_is_refused(values: np.ndarray, message: str) -> None:
+    assert message in reason(as_datasets_writes(values))
+
+
+@pytest.mark.parametrize("byte_order", ["<u2", ">u2"])
+def test_grey_in_either_byte_order(byte_order: str) -> None:
+    image = Image.fromarray(np.array([[0, 257, 65535]], np.uint16).astype(byte_order))
+    assert np.asarray(read_image(stored(image, "TIFF")))[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_the_transparent_value_of_16_bit_grey_is_white() -> None:
+    image = Image.fromarray(np.array([[0, 1000, 65535, 2570]], np.uint16))
+    content = stored(image, transparency=1000)
+    assert np.asarray(read_image(content))[0, :, 0].tolist() == [0, 255, 255, 10]
+
+
+def grey_of(values: np.ndarray) -> list[int]:
+    """Return the pixels of one row of an image that `datasets` made of an array."""
+    pixels = np.asarray(read_image(as_datasets_writes(values)))
+    assert (pixels == pixels[:, :, :1]).all()
+    return list(pixels[0, :, 0].tolist())
+
+
+def as_datasets_writes(values: np.ndarray) -> StoredImage:
+    encoded = datasets.Image().encode_example(values)
+    return {"bytes": encoded["bytes"], "path": encoded["path"]}
+
+
+@pytest.mark.parametrize("format", ["EPS", "PDF", "ICO", "PCX", "TGA", "SGI", "DDS", "ICNS"])
+def test_other_formats_are_not_opened(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_ghostscript(*_: Any) -> None:
+        raise AssertionError("Ghostscript is started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", no_ghostscript)
+    content = stored(Image.new("RGB", (16, 16), "red"), format)
+    assert reason(content) == "not an image in a known format"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_these_formats_are_opened(format: str) -> None:
+    colour = only_colour(read_image(stored(Image.new("RGB", (16, 16), (200, 40, 90)), format)))
+    assert np.abs(np.array(colour) - (200, 40, 90)).max() <= 6
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "L", "I;16"])
+def test_a_large_image_is_converted_in_parts_to_the_same_pixels(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (30, 20, 4), np.uint8)
+    image = Image.fromarray(noise)
+    image = image.convert("RGB").quantize(16) if mode == "P" else image
+    if mode == "I;16":
+        image = Image.fromarray(noise[:, :, 0].astype(np.uint16) * 200)
+    content = stored(image if mode in ("P", "I;16") else image.convert(mode), "TIFF")
+    whole = read_image(content)
+    monkeypatch.setattr(images, "_PIXELS_AT_ONCE", 7 * 20)
+    assert read_image(content).tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_is_too_large_is_reduced_by_its_decoder(
+    progressive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image.new("RGB", (101, 64), "red")
+    image.paste("blue", (50, 0, 101, 64))
+    content = stored(image, "JPEG", progressive=progressive)
+    size = len(content["bytes"] or b"")
+    coefficients = 6 * 101 * 64 if progressive else 0
+    sizes = []
+    for pixel_bytes in (8, 2, 0.5, 0.125):
+        limit = size + coefficients + int(pixel_bytes * 101 * 64)
+        monkeypatch.setattr(images, "MAX_DECODING_BYTES", limit)
+        reduced = read_image(content)
+        sizes.append(reduced.size)
+        pixels = np.asarray(reduced).astype(int)
+        assert np.abs(pixels[0, 0] - (255, 0, 0)).max() < 20
+        assert np.abs(pixels[-1, -1] - (0, 0, 255)).max() < 20
+    assert sizes == [(101, 64), (51, 32), (26, 16), (13, 8)]
+    monkeypatch.setattr(images, "MAX_DECODING_BYTES", size + coefficients + 100)
+    assert "101 x 64 pixels of JPEG take 0 MB to decode, at most 0 MB" in reason(content)
+
+
+@pytest.mark.parametrize(("format", "pixel_bytes"), [("PNG", 8), ("WEBP", 20), ("JPEG2000", 24)])
+def test_what_decoders_hold_besides_counts(
+    format: str, pixel_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = stored(Image.new("RGB", (50, 40), "red"), format)
+    needed = len(content["bytes"] or b"") + 50 * 40 * pixel_bytes
+    monkeypatch.setattr(images, "MAX_DECODING_BYTES", needed)
+    assert read_image(content).size == (50, 40)
+    monkeypatch.setattr(images, "MAX_DECODING_BYTES", needed - 1)
+    assert f"50 x 40 pixels of {format} take" in reason(content)
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
+    monkeypatch.setattr(images, "MAX_DECODING_BYTES", 10)
+    path = str(tmp_path / "red.png")
+    assert f"holds the path of a file of 0 MB: {path}" in reason({"bytes": None, "path": path})
 
 
 def test_broken_bytes_are_refused_and_never_raise_anything_else() -> None:

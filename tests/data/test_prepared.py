@@ -29,6 +29,8 @@ from nanovlm.errors import UserError
 from tests.data.conftest import CONFIG, change, write_dataset
 
 FolderOf = Callable[..., TrainConfig]
+FILE = "train-00000-of-00001.parquet"
+"""What `folder_of` writes for each sub-set."""
 
 
 def texts(samples: PreparedSamples, tokenizer: Tokenizer) -> list[tuple[str, list[int]]]:
@@ -89,7 +91,9 @@ def test_turns_that_cannot_be_used_are_dropped_and_counted(
     red = ("red", [(long, "A"), ("this?", "B"), *nothing])
     lime = ("lime", [("this?", "D")])
     config = folder_of(
-        some=[left_out, red, left_out, lime], none=[left_out, ("red", [])], all=[lime, lime, lime]
+        some=[left_out, red, left_out, lime],
+        none=[left_out, ("red", []), ("red", None)],
+        all=[lime, lime, lime],
     )
     config = change(config, {"lm_max_length": 8})
     samples, _ = prepare_training(config, tokenizer)
@@ -103,13 +107,31 @@ def test_turns_that_cannot_be_used_are_dropped_and_counted(
     assert describe_data(config, tokenizer)["training"]["subsets"] == {
         "some": {
             "rows": 4,
+            "rows_without_turns": 0,
+            "rows_without_image": 0,
             "turns": 9,
             "over_long_turns": 3,
             "incomplete_turns": 4,
             "samples": 2,
         },
-        "none": {"rows": 2, "turns": 1, "over_long_turns": 1, "incomplete_turns": 0, "samples": 0},
-        "all": {"rows": 3, "turns": 3, "over_long_turns": 0, "incomplete_turns": 0, "samples": 3},
+        "none": {
+            "rows": 3,
+            "rows_without_turns": 2,
+            "rows_without_image": 0,
+            "turns": 1,
+            "over_long_turns": 1,
+            "incomplete_turns": 0,
+            "samples": 0,
+        },
+        "all": {
+            "rows": 3,
+            "rows_without_turns": 0,
+            "rows_without_image": 0,
+            "turns": 3,
+            "over_long_turns": 0,
+            "incomplete_turns": 0,
+            "samples": 3,
+        },
     }
 
 
@@ -123,36 +145,70 @@ def test_rows_with_several_images_use_the_first(tokenizer: Tokenizer, folder_of:
     assert describe_data(config, tokenizer)["training"]["multi_image_rows"] == 1
 
 
-def test_unreadable_images_are_left_out_and_listed(
+def test_rows_that_cannot_be_read_are_left_out_and_listed(
     tokenizer: Tokenizer, folder_of: FolderOf
 ) -> None:
     turns = [("this?", "1"), ("this?", "2")]
     good = [("red", turns)] * 5
-    gone = {"bytes": None, "path": "/fsx/m4/1.png"}
+    gone, not_there = {"bytes": None, "path": "/fsx/m4/1.png"}, "not there: /fsx/m4/1.png"
     config = folder_of(
-        good=good, mixed=[(b"broken", turns), *good, ([], turns)], gone=[(gone, turns)]
+        good=good,
+        mixed=[(b"broken", turns), ("blue", [None]), *good, ("blue", [*turns, None])],
+        gone=[(gone, turns), ("blue", [("this?", b"1\xff")])],
     )
-    config = change(config, max_bad_fraction=0.25)
+    config = change(config, max_bad_fraction=1 / 3)
     samples, _ = prepare_training(config, tokenizer)
     assert answers(samples, tokenizer) == "12" * 10
     assert (samples.images[samples.image_index, 0, 0, 0] == 255).all()
     prepare_benchmark(config, tokenizer)
     described = describe_data(config, tokenizer)["training"]
-    assert described["unreadable_images"] == [
-        {"subset": "mixed", "row": 0, "reason": "not an image in a known format"},
-        {"subset": "mixed", "row": 6, "reason": "no image"},
-        {
-            "subset": "gone",
-            "row": 0,
-            "reason": "holds the path of a file that is not there: /fsx/m4/1.png",
-        },
+    assert [tuple(row.values()) for row in described["bad_rows"]] == [
+        ("mixed", "mixed/" + FILE, 0, "images", "not an image in a known format"),
+        ("mixed", "mixed/" + FILE, 1, "texts", "turn 0 is null"),
+        ("mixed", "mixed/" + FILE, 7, "texts", "turn 2 is null"),
+        ("gone", "gone/" + FILE, 0, "images", f"holds the path of a file that is {not_there}"),
+        (
+            "gone",
+            "gone/" + FILE,
+            1,
+            "texts",
+            "text that is not UTF-8: invalid start byte at byte 1",
+        ),
     ]
-    assert described["samples"] == 20
+    assert list(described["bad_rows"][0]) == ["subset", "file", "row", "column", "reason"]
+    assert (described["samples"], described["usable_rows"]) == (20, 15)
     assert json.dumps(described)
     with pytest.raises(UserError) as error:  # also of what is prepared already
-        prepare_training(change(config, max_bad_fraction=0.2), tokenizer)
-    assert "3 of 13 images cannot be read (gone: 1, mixed: 2)" in str(error.value)
-    assert "more than max_bad_fraction=0.2 allows: mixed row 0: not an image" in str(error.value)
+        prepare_training(change(config, max_bad_fraction=0.3), tokenizer)
+    assert "5 of 15 rows cannot be read (gone: 2, mixed: 3), more than max" in str(error.value)
+    assert f"=0.3 allows: mixed/{FILE} row 0, images: not an image" in str(error.value)
+    assert f"mixed/{FILE} row 7, texts: turn 2 is null and 2 more" in str(error.value)
+
+
+def test_too_much_text_that_cannot_be_read_ends_it_before_the_images(
+    tokenizer: Tokenizer, folder_of: FolderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = folder_of(one=[("red", [("this?", "1")]), ("blue", [None])])
+    monkeypatch.setattr("nanovlm.data.build.write_images", None)
+    with pytest.raises(UserError, match="1 of 2 rows cannot be read"):
+        prepare_training(change(config, max_bad_fraction=0.4), tokenizer)
+
+
+def test_rows_without_an_image_are_no_bad_ones(tokenizer: Tokenizer, folder_of: FolderOf) -> None:
+    turns, nothing = [("this?", "1")], {"bytes": None, "path": None}
+    without = [(None, turns), ([], turns), ([None], turns), ([nothing], turns)]
+    config = folder_of(some=[*without, ([None, "red"], turns)], none=without)
+    samples, _ = prepare_training(change(config, max_bad_fraction=0.0), tokenizer)
+    assert len(samples) == 1
+    assert samples.images[samples.image_index[0], :, 0, 0].tolist() == [255, 0, 0]
+    prepare_benchmark(config, tokenizer)
+    described = describe_data(config, tokenizer)["training"]
+    assert described["bad_rows"] == []
+    assert described["multi_image_rows"] == 0
+    assert [s["rows_without_image"] for s in described["subsets"].values()] == [4, 4]
+    bad = change(folder_of(some=[*without, (b"broken", turns), ("red", turns)]))
+    with pytest.raises(UserError, match="1 of 2 rows cannot be read"):  # not of 6
+        prepare_training(change(bad, max_bad_fraction=0.4), tokenizer)
 
 
 def test_the_last_rows_are_for_validation(tokenizer: Tokenizer, folder_of: FolderOf) -> None:
@@ -186,25 +242,44 @@ def test_the_benchmark_keeps_its_order(tokenizer: Tokenizer) -> None:
     assert benchmark.indices == tuple(range(len(rows)))
 
 
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        ({"bytes": b"broken", "path": None}, r"b\.parquet row 1, image: not an image"),
+        (None, r"b\.parquet row 1, image: no image"),
+    ],
+)
 def test_a_benchmark_with_an_unreadable_image_is_refused(
-    tokenizer: Tokenizer, tmp_path: Path
+    tokenizer: Tokenizer, tmp_path: Path, image: Any, said: str
 ) -> None:
     rows = digits_benchmark_rows().select(range(3)).to_list()
-    rows[1]["image"] = {"bytes": b"broken", "path": None}
+    rows[1]["image"] = image
     features = digits_benchmark_rows().features
     write_dataset(
         type(digits_benchmark_rows()).from_list(rows, features), tmp_path / "b" / "b.parquet"
     )
     config = change(CONFIG, test_dataset_path=str(tmp_path / "b"), max_bad_fraction=1.0)
-    with pytest.raises(UserError, match=r"benchmark: at least 1 of 3 images cannot be read"):
+    with pytest.raises(UserError, match=r"benchmark: at least 1 of 3 rows cannot be read.*" + said):
         prepare_benchmark(config, tokenizer)
 
 
 @pytest.mark.parametrize(
     ("column", "values", "message"),
     [
-        ("question", ["a", None, "c"], "the column question is empty in row 1"),
+        ("question", ["a", None, "c"], r"b/b\.parquet row 1: question is null"),
+        ("question", ["a", "b", " \n"], r"b/b\.parquet row 2: question is empty"),
+        ("answer", [None, "A", "A"], r"b/b\.parquet row 0: answer is null"),
+        ("category", ["a", None, "c"], r"b/b\.parquet row 1: category is null"),
+        ("category", ["a", "", "c"], r"b/b\.parquet row 1: category is empty"),
+        (
+            "l2_category",
+            [None, None, "c"],
+            r"row 0: l2_category is null\n.*row 1: l2_category is null",
+        ),
+        ("l2_category", [None] * 3, r"row 2: l2_category is null"),
+        ("index", [4, None, 5], r"b/b\.parquet row 1: index is null"),
         ("index", [4, 7, 4], "the column index must tell all questions apart; 4 stand more than"),
+        ("category", ["a", "a/recognition", "a"], "differently; 'a/recognition' stand for several"),
     ],
 )
 def test_a_benchmark_with_a_bad_column_is_refused(
@@ -215,6 +290,7 @@ def test_a_benchmark_with_a_bad_column_is_refused(
     write_dataset(rows, tmp_path / "b" / "b.parquet")
     with pytest.raises(UserError, match=message):
         prepare_benchmark(change(CONFIG, test_dataset_path=str(tmp_path / "b")), tokenizer)
+    assert not [*tmp_path.glob("prepared/*/images.bin")]  # said before anything is made
 
 
 def test_the_bytes_are_those_of_this_version(tokenizer: Tokenizer) -> None:
@@ -223,7 +299,7 @@ def test_the_bytes_are_those_of_this_version(tokenizer: Tokenizer) -> None:
     found = digest(*prepare_training(config, tokenizer), prepare_benchmark(config, tokenizer))
     # When this fails, what earlier versions have prepared is not what this one would prepare:
     # raise recipes.VERSION and set both to what they are now.
-    assert (recipes.VERSION, found[:16]) == (1, "61242e3b7fe88a3b")
+    assert (recipes.VERSION, found[:16]) == (2, "61242e3b7fe88a3b")
 
 
 def test_what_is_prepared_is_used_again(

@@ -10,6 +10,7 @@ from nanovlm.data.samples import (
     training_answer,
     training_prompt,
 )
+from nanovlm.errors import UserError
 
 EOS = 9
 WORDS = ["Question:", "What?", "Answer:", "a", "cat"]
@@ -77,3 +78,11 @@ def test_an_over_long_turn_is_none_among_others(tokenizer: Tokenizer) -> None:
 
 def test_prompts_alone(tokenizer: Tokenizer) -> None:
     assert encode_prompts(tokenizer, ["a cat", "What?"]) == [[3, 4], [1]]
+
+
+def test_a_text_with_a_word_that_the_tokenizer_has_nothing_for() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"cat": 0}, unk_token="?"))
+    with pytest.raises(
+        UserError, match=r"vlm\.lm_tokenizer: cannot encode a text: .*\[UNK\] token"
+    ):
+        encode_prompts(tokenizer, ["cat", "dog"])

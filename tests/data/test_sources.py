@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nanovlm.data import rows as rows_module
 from nanovlm.data.digits import digits_benchmark_rows, digits_training_rows
 from nanovlm.data.rows import Subset, choose, in_parts, parquet_groups
 from nanovlm.data.sources import Source, benchmark_source, training_source
@@ -83,6 +84,20 @@ def test_a_large_row_group_is_divided(tmp_path: Path) -> None:
     assert read == rows
 
 
+def test_few_large_values_are_read_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "_BATCH_BYTES", 50_000)
+    noise = [np.random.default_rng(row).bytes(10_000) for row in range(20)]
+    images = [[{"bytes": content, "path": None}] for content in noise]
+    pq.write_table(pa.table({"small": range(20), "images": images}), tmp_path / "a.parquet")
+    (group,) = parquet_groups(tmp_path / "a.parquet")
+    metadata = pq.read_metadata(tmp_path / "a.parquet").row_group(0)
+    assert rows_module._rows_at_once(metadata, "images") == 4
+    assert rows_module._rows_at_once(metadata, "small") == 64
+    assert list(group.read("images", np.arange(1, 20, 3))) == images[1::3]
+
+
 def test_a_folder_without_sub_sets_is_named_default(folder: Path) -> None:
     source = training_source(str(folder / "twos"), ("default",))
     assert load(source, "texts") == list(digits_training_rows()["texts"])[5:9]
@@ -147,6 +162,23 @@ def test_sub_sets_that_are_not_there_are_all_named(folder: Path) -> None:
     assert "train_dataset_name 'onez'" in ones and "Did you mean 'ones'?" in ones
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("ones", "./ones"), "'ones' and './ones' read the same file"),
+        (("ones", "twos/../ones"), "'ones' and 'twos/../ones' read the same file"),
+        (("twos", "link"), "'twos' and 'link' read the same file"),
+        (("twos", "file"), "'twos' and 'file' read the same file"),
+    ],
+)
+def test_the_same_rows_by_two_names(folder: Path, names: tuple[str, ...], message: str) -> None:
+    (folder / "link").symlink_to("twos")
+    (folder / "file").mkdir()
+    (folder / "file" / "x.parquet").symlink_to(folder / "twos" / "train-00000-of-00001.parquet")
+    with pytest.raises(UserError, match=message):
+        training_source(str(folder), names).load()
+
+
 def test_a_folder_without_parquet_files(folder: Path) -> None:
     with pytest.raises(UserError, match=r"there is no \*.parquet file in"):
         training_source(str(folder), ("default",))
@@ -158,6 +190,36 @@ def test_a_download_that_was_broken_off(folder: Path) -> None:
     (folder / "ones" / "train-00001-of-00002.parquet").unlink()
     with pytest.raises(UserError, match=r"ones has 1 of the 2 files train-\*-of-\*"):
         training_source(str(folder), ("ones",)).load()
+
+
+def test_other_rows_in_files_of_the_same_size_and_time_are_noticed(tmp_path: Path) -> None:
+    """The same values in another order: the footers are alike, too."""
+    identities = []
+    for name, answers in (("a", "AB" * 5), ("b", "BA" * 5)):
+        rows = [[{"user": "x", "assistant": answer}] for answer in answers]
+        images = [[{"bytes": b"1", "path": None}]] * 10
+        file = tmp_path / name / "rows.parquet"
+        file.parent.mkdir()
+        pq.write_table(pa.table({"images": images, "texts": rows}), file, use_dictionary=False)
+        os.utime(file, (1, 1))
+        identities.append(training_source(str(file.parent), ("default",)).identity)
+    first, second = (identity["files"][0][1][0] for identity in identities)
+    assert first[:3] == second[:3]
+    assert first != second
+
+
+def test_a_page_that_does_not_fit_its_checksum(tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    table = pa.table({"number": range(1000)})
+    pq.write_table(table, file, write_page_checksum=True, compression="none", use_dictionary=False)
+    (group,) = parquet_groups(file)
+    assert list(group.read("number", np.arange(3))) == [0, 1, 2]
+    content = bytearray(file.read_bytes())
+    place = content.index((500).to_bytes(8, "little"))
+    content[place] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"column number of row group 0 .*CRC.*fetched anew"):
+        list(group.read("number", np.arange(3)))
 
 
 def test_files_that_are_not_parquet(tmp_path: Path) -> None:

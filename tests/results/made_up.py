@@ -43,7 +43,7 @@ DATA = {
         "rows": 3000,
         "samples": 9000,
         "subsets": {"ai2d": {"rows": 3000, "over_long_turns": 7, "samples": 9000}},
-        "unreadable_images": [],
+        "bad_rows": [],
     },
     "benchmark": {"samples": NUM_ITEMS},
 }

@@ -10,7 +10,7 @@ from nanovlm.search.space import load_space
 REPOSITORY = Path(__file__).parents[2]
 
 DATA: dict[str, Any] = {
-    "training": {"samples": 900, "rows": 300, "subsets": {}, "unreadable_images": []},
+    "training": {"samples": 900, "rows": 300, "subsets": {}, "bad_rows": []},
     "benchmark": {"samples": 1224},
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 from nanovlm.config_files import config_values
 from nanovlm.messages import TrialRecord
 from nanovlm.results.environment import PACKAGES
+from nanovlm.results.left_out import count_left_out
 from nanovlm.results.report_page.capability_chart import parts, sides
 from nanovlm.results.report_page.folder import SearchFolder
 from nanovlm.results.report_page.wording import (
@@ -283,13 +284,8 @@ def data_facts(search: SearchFolder) -> Facts:
     if not search.data:
         return []
     training, benchmark = search.data["training"], search.data["benchmark"]
-    subsets = training.get("subsets", {}).values()
-    left_out = {
-        "over-long turns": sum(subset.get("over_long_turns", 0) for subset in subsets),
-        "incomplete turns": sum(subset.get("incomplete_turns", 0) for subset in subsets),
-        "unreadable images": len(training.get("unreadable_images", ())),
-    }
-    said = ", ".join(f"{count(number)} {what}" for what, number in left_out.items() if number)
+    left_out = count_left_out(training)
+    said = ", ".join(f"{count(number)} {what}" for what, number in left_out.items())
     return [
         ("training", f"{count(training['samples'])} samples of {count(training['rows'])} rows"),
         ("sub-sets", ", ".join(training.get("subsets", {})) or NOTHING),

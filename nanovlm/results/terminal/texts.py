@@ -5,21 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanovlm.messages import TrialRecord
+from nanovlm.results.left_out import count_left_out
 
 
 def describe_data(data: Mapping[str, Any]) -> str:
     """Return in a line what the content of `data.json` comes to, and what was left out."""
     training = data["training"]
     subsets = training["subsets"]
-    over_long = sum(subset["over_long_turns"] for subset in subsets.values())
-    incomplete = sum(subset["incomplete_turns"] for subset in subsets.values())
     empty = [name for name, subset in subsets.items() if subset["rows"] and not subset["samples"]]
-    counts = {
-        "over-long turns": over_long,
-        "incomplete turns": incomplete,
-        "unreadable images": len(training["unreadable_images"]),
-    }
-    left_out = [f"{number} {what}" for what, number in counts.items() if number]
+    left_out = [f"{number} {what}" for what, number in count_left_out(training).items()]
     left_out += [f"all of {name}" for name in empty]
     line = (
         f"data: {training['samples']} samples of {training['rows']} rows, "

@@ -1,0 +1,92 @@
+"""Files and folders that a person names: where they are, what they hold, and why they hold nothing.
+
+`~` at the beginning is the home folder wherever a path comes in: a shell puts it in only where it
+stands alone, and not in `key=~/data`, `--name=~/x` or a YAML file.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from nanovlm.errors import UserError
+
+LFS_HEAD = b"version https://git-lfs"
+"""How a file begins that stands for another one, which Git LFS has."""
+_BLOCK_BYTES = 64 * 2**10
+_NUM_BLOCKS = 16
+_TAIL_BYTES = 2**20
+
+
+def user_path(name: str | Path) -> Path:
+    """Return the path that a person means by `name`."""
+    return Path(os.path.expanduser(name))
+
+
+def find_local_folder(place: str, name: str) -> Path | None:
+    """Return the folder `name`; None if there is nothing by that name, so it may be a hub id.
+
+    Args:
+        place: the setting that holds `name`, for the message.
+
+    Raises:
+        UserError: it is a file, or a link to what is not there.
+    """
+    path = user_path(name)
+    if path.is_dir():
+        return path
+    problem = f"{path} is a file, where a folder is wanted" if path.exists() else _broken_link(path)
+    if problem:
+        raise UserError(f"{place}: {problem}")
+    return None
+
+
+def check_whole(place: str, *files: Path) -> None:
+    """Raise UserError with all files that are links to nothing or pointers of Git LFS, or locked.
+
+    A file that is not there at all is somebody else's concern.
+    """
+    problems = [problem for file in files if (problem := _broken_link(file) or _not_the_file(file))]
+    if problems:
+        raise UserError(*(f"{place}: {problem}" for problem in problems))
+
+
+def _broken_link(path: Path) -> str | None:
+    if not path.is_symlink() or path.exists():
+        return None
+    return f"{path} is a symbolic link to {os.readlink(path)}, and nothing is there"
+
+
+def _not_the_file(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(LFS_HEAD)) == LFS_HEAD
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    if not is_pointer:
+        return None
+    return (
+        f"{path} is a pointer of Git LFS and not the file itself; `git lfs pull` in its repository "
+        "fetches that"
+    )
+
+
+def fingerprint(path: Path) -> str:
+    """Return a hash that tells a file from others of its size without reading all of it.
+
+    Of a file up to 2 MiB all bytes count. Of a larger one: 16 blocks of 64 KiB at equal distances,
+    and the last MiB, where a parquet file has the sizes, offsets, and least and greatest values of
+    all its parts.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        body = size - _TAIL_BYTES
+        if body > _NUM_BLOCKS * _BLOCK_BYTES:
+            for number in range(_NUM_BLOCKS):
+                file.seek(number * body // _NUM_BLOCKS)
+                digest.update(file.read(_BLOCK_BYTES))
+            file.seek(body)
+        digest.update(file.read())
+    return digest.hexdigest()
