@@ -34,10 +34,10 @@ class Parameter:
         return f"{self.kind} {list(self.values)}"
 
     def contains(self, value: Any) -> bool:
-        if self.kind == "choice":
-            return value in self.values
+        if self.kind == "choice":  # for Python `True == 1`
+            return any(value == one and _type_name(value) == _type_name(one) for one in self.values)
         low, high = self.values
-        return value is not None and low <= value <= high
+        return _type_name(value) == "number" and low <= value <= high
 
     def is_active(self, values: Mapping[str, Any]) -> bool:
         """Return whether the condition holds for the values of the parameters before this one."""
@@ -154,4 +154,5 @@ def _check_choices(place: str, kind: str, values: list[Any]) -> tuple[Scalar, ..
 
 
 def _type_name(value: Scalar) -> str:
-    return {bool: "true/false", str: "text"}.get(type(value), "number")
+    names = {bool: "true/false", str: "text", int: "number", float: "number"}
+    return names.get(type(value), "none")
