@@ -22,7 +22,12 @@ from nanovlm.config_files import (
     preset_layer,
 )
 from nanovlm.errors import Problems, UserError, did_you_mean, plain_rule
-from nanovlm.search.parameter import Parameter, check_conditions, read_parameter
+from nanovlm.search.parameter import (
+    Parameter,
+    check_conditions,
+    count_configurations,
+    read_parameter,
+)
 from nanovlm.search.sections import (
     SECTIONS,
     SETTINGS,
@@ -75,6 +80,12 @@ class SearchSpace:
         searched = [value for p in self.parameters if p.key == "batch_size" for value in p.values]
         values: list[Any] = [self.base.batch_size, *searched]
         return min(values), max(values)
+
+    @property
+    def most_trials(self) -> int | None:
+        """How many trials there can be, those aside that are tried again; None without limit."""
+        limits = (self.budget.trials, count_configurations(self.parameters))
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def differences(self, other: "SearchSpace") -> list[str]:
         """Return the parts in which two spaces differ, the budget and the names left aside."""

@@ -146,7 +146,7 @@ class SearchDisplay(LiveDisplay, Observer):
         assert self._start is not None and self._start.space is not None, "a search has begun"
         space = self._start.space
         return nearest_limit(
-            space.budget,
+            space.budget.model_copy(update={"trials": space.most_trials}),
             num_ended=len(self._ended),
             seconds=time.monotonic() - self._began_at,
             gpu_hours=training_seconds(self._ended) * space.resources.gpus_per_trial / 3600,
