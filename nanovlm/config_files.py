@@ -37,6 +37,10 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     return values
 
 
+TOKENIZERS_WITH_DEFAULT_EOS = ("builtin:digits", VLMConfig().lm_tokenizer)
+"""Their EOS is known without a look at their files."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Layer:
     """Values of one place: a file, a preset or the command line."""

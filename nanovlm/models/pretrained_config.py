@@ -29,6 +29,9 @@ _DECODER_NUMBERS = (
     ("rms_norm_eps", "lm_rms_eps", 1e-6),
     ("tie_word_embeddings", "lm_tie_weights", False),
 )
+TOKENIZER_FILE = "tokenizer.json"
+DECODER_FILES = (CONFIG_FILE, TOKENIZER_FILE, "tokenizer_config.json")
+"""What says how a decoder is built and which text its ids stand for."""
 PREPROCESSOR_FILE = "preprocessor_config.json"
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers, as transformers stores them."""
@@ -64,9 +67,12 @@ def _image_values(path: Path) -> dict[str, Any]:
 def decoder_layer(place: str, name: str) -> Layer:
     """Return the numbers of the Llama `name`, a folder or a hub id that the setting `place` holds.
 
+    If it comes with a tokenizer of its own, that is named too.
+
     Raises UserError if its config.json cannot be had, or is no Llama's.
     """
-    path = find_folder(place, name, (CONFIG_FILE,)) / CONFIG_FILE
+    folder = find_folder(place, name, DECODER_FILES)
+    path = folder / CONFIG_FILE
     values = read_json_object(path)
     _raise_if_any(_unsupported_decoder(path, values))
     numbers = {field: _get(values, key, default) for key, field, default in _DECODER_NUMBERS} | {
@@ -77,6 +83,8 @@ def decoder_layer(place: str, name: str) -> Layer:
             values, "max_position_embeddings", _DEFAULT_MAX_POSITIONS
         ),
     }
+    if (folder / TOKENIZER_FILE).is_file():
+        numbers["lm_tokenizer"] = name
     return Layer(str(path), {"vlm": numbers})
 
 

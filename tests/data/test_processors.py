@@ -65,10 +65,14 @@ def tokenizer_of(folder: Path, words: dict[str, int], special: list[str]) -> Tok
     return load_tokenizer(str(folder))
 
 
-def refusals(tokenizer: Tokenizer, **changes: int) -> tuple[str, ...]:
-    values = {"lm_vocab_size": 600, "lm_eos_token_id": 0} | changes
+def refusals(
+    tokenizer: Tokenizer, lm_vocab_size: int = 600, lm_eos_token_id: int = 0
+) -> tuple[str, ...]:
+    vlm = VLMConfig(
+        lm_tokenizer="mine", lm_vocab_size=lm_vocab_size, lm_eos_token_id=lm_eos_token_id
+    )
     with pytest.raises(UserError) as caught:
-        check_tokens(VLMConfig(lm_tokenizer="mine", **values), tokenizer)
+        check_tokens(vlm, tokenizer)
     return caught.value.messages
 
 

@@ -10,17 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from torch import nn
 
 from nanovlm import cli
 from nanovlm.config import TrainConfig, VLMConfig
-from nanovlm.config_files import Layer, build_config, load_config
+from nanovlm.config_files import Layer, build_config, config_values, load_config
 from nanovlm.errors import UserError
 from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.search.space import load_space
 from nanovlm.training.checkpoint import load_checkpoint
 from nanovlm.training.start_config import start_layers
+from nanovlm.trial import check_backbones
 from tests.fake_hub import FakeHub
 from tests.hub_files import make_llama, make_siglip
 
@@ -88,6 +90,63 @@ def test_one_of_them_leaves_the_other_at_its_defaults(backbones: dict[str, str])
     vlm = build(**backbones).vlm
     assert (vlm.lm_n_heads, vlm.lm_n_blocks) == (5, 3)
     assert (vlm.vit_n_heads, vlm.vit_n_blocks, vlm.vit_hidden_dim) == (12, 12, 768)
+
+
+def give_tokenizer(folder: str, eos: str | None, reverse: bool = False) -> None:
+    """Save a tokenizer of 70 words, of which the first two are special, with its EOS."""
+    words = ["<text>", "<end>", *(f"w{i}" for i in range(68))]
+    words = words[::-1] if reverse else words
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<text>"))
+    tokenizer.add_special_tokens(["<text>", "<end>"])
+    Path(folder).mkdir(exist_ok=True)
+    tokenizer.save(str(Path(folder, "tokenizer.json")))
+    Path(folder, "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+
+
+def test_a_decoder_brings_its_own_tokenizer_and_eos(
+    backbones: dict[str, str], tmp_path: Path
+) -> None:
+    decoder = backbones["vlm.lm_model_type"]
+    assert build(**backbones).vlm.lm_tokenizer == VLMConfig().lm_tokenizer  # it has none
+    give_tokenizer(decoder, "<end>")
+    vlm = build(**backbones).vlm
+    assert (vlm.lm_tokenizer, vlm.lm_eos_token_id) == (decoder, 1)
+    assert build(**backbones, **{"vlm.lm_eos_token_id": 0}).vlm.lm_eos_token_id == 0
+    mine = str(tmp_path / "mine")
+    give_tokenizer(mine, "<end>", reverse=True)
+    vlm = build(**backbones, **{"vlm.lm_tokenizer": mine}).vlm
+    assert (vlm.lm_tokenizer, vlm.lm_eos_token_id) == (mine, 68)
+    again = build_config(
+        Layer("best.yaml", config_values(TrainConfig(vlm=vlm))), below=start_layers
+    )
+    assert again.vlm == vlm
+
+
+def test_eos_comes_from_a_tokenizer_for_random_weights_too(tmp_path: Path) -> None:
+    give_tokenizer(str(tmp_path), "<end>")
+    values = {"vlm.lm_tokenizer": str(tmp_path), "vlm.vlm_load_backbone_weights": False}
+    assert load_config(None, "digits", values, cli.start_layers).vlm.lm_eos_token_id == 1
+    give_tokenizer(str(tmp_path), None)
+    assert load_config(None, "digits", values, cli.start_layers).vlm.lm_eos_token_id == 0
+
+
+def test_a_tokenizer_of_another_decoder_is_refused(
+    backbones: dict[str, str], tmp_path: Path
+) -> None:
+    decoder, mine = backbones["vlm.lm_model_type"], str(tmp_path / "mine")
+    give_tokenizer(mine, "<end>")
+    other = build(**backbones, **{"vlm.lm_tokenizer": mine})
+    check_backbones(other)  # the decoder comes with none
+    give_tokenizer(decoder, "<end>")
+    check_backbones(other)  # the same by another name
+    give_tokenizer(mine, "<end>", reverse=True)
+    with pytest.raises(UserError) as caught:
+        check_backbones(build(**backbones, **{"vlm.lm_tokenizer": mine}))
+    assert str(caught.value) == (
+        f"vlm.lm_tokenizer={mine!r} is not the tokenizer that vlm.lm_model_type={decoder!r} was "
+        "trained with: 70 of 70 ids stand for other tokens, 0 for 'w67' instead of '<text>'; leave "
+        f"it out, or set vlm.lm_tokenizer={decoder}"
+    )
 
 
 def test_older_layouts_and_what_they_leave_out(backbones: dict[str, str]) -> None:
