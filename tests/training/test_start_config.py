@@ -12,6 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 from torch import nn
+from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil, SiglipProcessor
 
 from nanovlm import cli
 from nanovlm.config import TrainConfig, VLMConfig
@@ -75,14 +76,59 @@ def test_naming_the_backbones_is_enough(backbones: dict[str, str]) -> None:
     load_backbone_weights(VisionLanguageModel(vlm))
 
 
-def test_images_are_prepared_as_the_encoder_knows_them(backbones: dict[str, str]) -> None:
-    path = Path(backbones["vlm.vit_model_type"], "preprocessor_config.json")
-    path.write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2}')
+SAID = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2}
+OTHERWISE = {"image_mean": [0.9] * 3, "image_std": [0.9] * 3, "resample": 3}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"preprocessor_config.json": SAID},
+        {"processor_config.json": {"image_processor": SAID, "processor_class": "SiglipProcessor"}},
+        {"processor_config.json": {"image_processor": SAID}, "preprocessor_config.json": OTHERWISE},
+        {"processor_config.json": {"image_seq_len": 9}, "preprocessor_config.json": SAID},
+    ],
+)
+def test_images_are_prepared_as_the_encoder_knows_them(
+    backbones: dict[str, str], files: dict[str, Any]
+) -> None:
+    for name, content in files.items():
+        Path(backbones["vlm.vit_model_type"], name).write_text(json.dumps(content))
     vlm = build(**backbones).vlm
     assert (vlm.image_mean, vlm.image_std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert vlm.image_resampling == "bilinear"
     other = build(**backbones, **{"vlm.image_resampling": "bicubic"}).vlm
     assert other.image_resampling == "bicubic"
+
+
+def test_files_of_transformers_are_read(backbones: dict[str, str]) -> None:
+    processor = SiglipImageProcessorPil(image_mean=[0.1] * 3, image_std=[0.2] * 3, resample=2)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a")))
+    folder = backbones["vlm.vit_model_type"]
+    SiglipProcessor(processor, tokenizer).save_pretrained(folder)
+    vlm = build(**backbones).vlm
+    assert (vlm.image_mean, vlm.image_std, vlm.image_resampling) == (
+        (0.1,) * 3,
+        (0.2,) * 3,
+        "bilinear",
+    )
+
+
+def test_images_that_are_not_normalised_or_resized_in_a_way_of_ours(
+    backbones: dict[str, str],
+) -> None:
+    file = Path(backbones["vlm.vit_model_type"], "preprocessor_config.json")
+    file.write_text(json.dumps(SAID | {"do_normalize": False}))
+    vlm = build(**backbones).vlm
+    assert (vlm.image_mean, vlm.image_std) == ((0.0,) * 3, (1.0,) * 3)
+    file.write_text(json.dumps(SAID | {"resample": 1}))
+    [message] = errors_of(backbones)
+    assert "vlm.image_resampling: must be 'bilinear' or 'bicubic', got 'resample=1'" in message
+    assert build(**backbones, **{"vlm.image_resampling": "bicubic"}).vlm.image_std == (
+        0.4,
+        0.5,
+        0.6,
+    )
 
 
 def test_one_of_them_leaves_the_other_at_its_defaults(backbones: dict[str, str]) -> None:
