@@ -206,8 +206,9 @@ class TrainConfig:
     """Threads of one worker on CPU. Results on CPU repeat to the bit for an equal number."""
     resume_from_vlm_checkpoint: bool = False
     """Start from the weights in `vlm.vlm_checkpoint_path`."""
-    log_wandb: bool = False
-    """Follow the run with Weights & Biases; changes nothing that it computes."""
+    log_wandb: bool = True
+    """Follow the run with Weights & Biases, in the results folder where there is no key for it;
+    changes nothing that it computes."""
     wandb_entity: str | None = None
     """User or team that the runs belong to; None for the default one."""
 

@@ -22,6 +22,8 @@ def test_defaults_are_those_of_nanovlm() -> None:
         5,
     )
     assert len(CAULDRON_NAMES) == 45
+    assert config.log_wandb
+    assert not load_config(None, "digits", {}).log_wandb
     assert len(dataclasses.fields(VLMConfig)) == 30 + 3
     assert config.vlm.image_mean == config.vlm.image_std == (0.5, 0.5, 0.5)
     assert config.vlm.image_resampling == "bicubic"
