@@ -25,6 +25,7 @@ PositiveChannels = Annotated[tuple[PositiveFloat, ...], _THREE]
 LearningRateSchedule = Literal["cosine", "linear", "constant"]
 Freeze = Literal["none", "vision_encoder", "backbones"]
 BenchmarkPart = Literal["all", "search", "holdout"]
+MMStarRules = Literal["lmms-eval-0.7.2", "lmms-eval-0.7.1"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -195,6 +196,8 @@ class TrainConfig:
     each axis as its size asks for (`data/benchmark_parts.py`)."""
     mmstar_part: BenchmarkPart = "all"
     """Which questions are asked: all, those that are kept apart, or the others (`search`)."""
+    mmstar_rules: MMStarRules = "lmms-eval-0.7.2"
+    """What counts as a right answer (`evaluation/mmstar_rules.py`)."""
     eval_in_epochs: bool = True
     """`run_single.py` also evaluates after each epoch, and every `eval_interval` steps."""
     eval_interval: PositiveInt | None = None

@@ -259,7 +259,14 @@ def _ask(
 ) -> MMStarResult:
     """Return the model's answers to the benchmark."""
     tokenizer = resources.tokenizer(config.vlm.lm_tokenizer)
-    return evaluate_mmstar(model, benchmark, tokenizer, config.mmstar_batch_size, resources.device)
+    return evaluate_mmstar(
+        model,
+        benchmark,
+        tokenizer,
+        config.mmstar_batch_size,
+        resources.device,
+        config.mmstar_rules,
+    )
 
 
 def _validate(
