@@ -143,7 +143,7 @@ class StudySearch(OptunaSearch):
         """
         if not self._to_run:
             self._take_in_other_searches()
-            if self._run.num_left == 0:
+            if self._run.num_left == 0 and self._next_number > 0:  # the default one always runs
                 return None if self._open else self.FINISHED  # type: ignore[return-value]
             trial = self._patiently(self._ask)
             if trial is None:

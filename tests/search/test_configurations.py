@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from ray.tune.search import Searcher
 
@@ -19,6 +20,7 @@ from nanovlm.search.configurations import (
 from nanovlm.search.parameter import count_configurations
 from nanovlm.search.searcher import StudySearch, build_searcher
 from nanovlm.search.space import SearchSpace, load_space
+from nanovlm.search.study import StudyPlace
 
 SIX = "batch_size: {choice: [64, 128, 256]}, freeze: {choice: [none, vision_encoder]}"
 CONDITIONAL = """batch_size: {choice: [64, 128, 256]},
@@ -238,3 +240,23 @@ def test_a_finite_space_that_is_gone_on_with(tmp_path: Path, sampler: str, num_d
     assert run_to_end(searcher_of(space, tmp_path / "parts", earlier=done)) == whole[num_done:]
     everything = [record(number, "completed", values) for number, values in enumerate(whole)]
     assert run_to_end(searcher_of(space, tmp_path / "parts", earlier=everything)) == []
+
+
+def test_what_another_search_of_the_study_has_run_is_not_run_again(tmp_path: Path) -> None:
+    space = space_of(tmp_path, SIX)
+    storage = optuna.storages.InMemoryStorage()
+    optuna.create_study(storage=storage, study_name="shared", direction="maximize")
+    one, other = (
+        StudySearch(space, StudyPlace(storage, "shared", name), 1, StopSwitch(), ())
+        for name in ("one", "other")
+    )
+    first = [ask(one, str(number)) for number in range(3)]
+    for number, values in enumerate(first[:2]):  # the third one still runs there
+        end(one, str(number), values)
+    asked = run_to_end(other)
+    assert asked[0] == first[0] == space.default_values(), "each runs the default one"
+    assert len(asked) == len({str(values) for values in asked}) == 5
+    assert first[1] not in asked and first[2] in asked
+    assert other.reason_to_end() == "the space is used up: all 6 configurations have run"
+    end(one, "2", first[2])
+    assert run_to_end(one) == []
