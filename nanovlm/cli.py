@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nanovlm.config_files import Layer, given_values
+from nanovlm.config_files import TOKENIZERS_WITH_DEFAULT_EOS, Layer, given_values
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
 
@@ -57,7 +57,10 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 def start_layers(layers: Sequence[Layer]) -> Sequence[Layer]:
     """Return the numbers of the model to start from, see `nanovlm.training.start_config`."""
-    if not START_KEYS & given_values(layers).keys():
+    given = given_values(layers)
+    default = TOKENIZERS_WITH_DEFAULT_EOS[0]
+    knows_tokenizer = given.get("vlm.lm_tokenizer", default) in TOKENIZERS_WITH_DEFAULT_EOS
+    if knows_tokenizer and not START_KEYS & given.keys():
         return []
     # Imported late: most mistakes in a configuration are told without waiting for torch.
     from nanovlm.training import start_config

@@ -35,6 +35,7 @@ PositiveChannels = Annotated[tuple[PositiveFloat, ...], _THREE]
 LearningRateSchedule = Literal["cosine", "linear", "constant"]
 Freeze = Literal["none", "vision_encoder", "backbones"]
 BenchmarkPart = Literal["all", "search", "holdout"]
+MMStarRules = Literal["lmms-eval-0.7.2", "lmms-eval-0.7.1"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -205,6 +206,8 @@ class TrainConfig:
     each axis as its size asks for (`data/benchmark_parts.py`)."""
     mmstar_part: BenchmarkPart = "all"
     """Which questions are asked: all, those that are kept apart, or the others (`search`)."""
+    mmstar_rules: MMStarRules = "lmms-eval-0.7.2"
+    """What counts as a right answer (`evaluation/mmstar_rules.py`)."""
     eval_in_epochs: bool = True
     """`run_single.py` also evaluates after each epoch, and every `eval_interval` steps."""
     eval_interval: PositiveInt | None = None
@@ -216,8 +219,9 @@ class TrainConfig:
     """Threads of one worker on CPU. Results on CPU repeat to the bit for an equal number."""
     resume_from_vlm_checkpoint: bool = False
     """Start from the weights in `vlm.vlm_checkpoint_path`."""
-    log_wandb: bool = False
-    """Follow the run with Weights & Biases; changes nothing that it computes."""
+    log_wandb: bool = True
+    """Follow the run with Weights & Biases, in the results folder where there is no key for it;
+    changes nothing that it computes."""
     wandb_entity: str | None = None
     """User or team that the runs belong to; None for the default one."""
 

@@ -7,18 +7,17 @@ reported at once.
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from nanovlm.config import TrainConfig, VLMConfig
 from nanovlm.errors import UserError, did_you_mean, plain_rule
 from nanovlm.files import user_path
+from nanovlm.yaml_text import parse_yaml, read_mapping
 
 PRESETS_DIR = Path(__file__).resolve().parent.parent / "presets"
 
@@ -26,50 +25,6 @@ TRAIN_KEYS = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name != 
 VLM_KEYS = tuple(f"vlm.{f.name}" for f in dataclasses.fields(VLMConfig))
 CONFIG_KEYS = TRAIN_KEYS + VLM_KEYS
 """Every key of a configuration; those of `VLMConfig` carry the prefix `vlm.`."""
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """YAML as people expect it: `1e-3` is a number, and a key that stands twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if repeated:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key stands twice: {', '.join(repeated)}", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
-
-
-def parse_yaml(text: str, place: str) -> Any:
-    """Return the value that `text` stands for. Raises UserError naming `place` and the line."""
-    try:
-        return yaml.load(text, Loader=_YamlLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{place}: is not YAML: {' '.join(str(error).split())}") from None
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Return the mapping that the YAML file `path` holds; an empty file is an empty mapping."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text: {error}") from None
-    content = parse_yaml(text, str(path))
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must be a mapping (`key: value` lines), got {_kind(content)}")
-    return {str(key): value for key, value in content.items()}
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
@@ -81,6 +36,10 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"command line: {argument!r} is not of the form key=value")
         values[key] = parse_yaml(text, f"command line: {key}")
     return values
+
+
+TOKENIZERS_WITH_DEFAULT_EOS = ("builtin:digits", VLMConfig().lm_tokenizer)
+"""Their EOS is known without a look at their files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +151,9 @@ def _flatten(layer: Layer) -> tuple[dict[str, Any], list[str]]:
     vlm = layer.values.get("vlm") or {}
     if not isinstance(vlm, Mapping):
         return flat, [f"{layer.place}: vlm: must be a mapping, got {vlm!r}"]
-    return flat | {f"vlm.{key}": value for key, value in vlm.items()}, []
+    nested = {f"vlm.{key}": value for key, value in vlm.items()}
+    twice = [f"{layer.place}: key stands twice: {key}" for key in sorted(flat.keys() & nested)]
+    return flat | nested, twice
 
 
 def _describe(details: ErrorDetails, prefix: str, places: Mapping[str, str]) -> str:
@@ -206,7 +167,3 @@ def _describe(details: ErrorDetails, prefix: str, places: Mapping[str, str]) -> 
 
 def _with_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in items}
-
-
-def _kind(value: Any) -> str:
-    return "a list" if isinstance(value, list) else repr(value)

@@ -228,6 +228,7 @@ def benchmark_key(config: TrainConfig) -> Hashable:
         config.test_dataset_path,
         config.vlm.lm_tokenizer,
         config.vlm.lm_vocab_size,
+        config.vlm.lm_eos_token_id,
         config.vlm.vit_img_size,
         config.vlm.image_resampling,
     )

@@ -35,6 +35,7 @@ from nanovlm.resources import Resources
 from nanovlm.results.store import replace_text
 from nanovlm.tracking.wandb_mode import check_wandb
 from nanovlm.training.checkpoint import find_checkpoint
+from nanovlm.training.decoder_tokenizer import check_decoder_tokenizer
 from nanovlm.training.loop import NonFiniteLossError, Progress, never, num_steps, train
 from nanovlm.training.pulse import OnPulse, PulseTaker, ignore
 from nanovlm.training.state import SavedTrial, read_state, write_state
@@ -227,6 +228,7 @@ def check_backbones(config: TrainConfig) -> None:
     """
     if config.vlm.vlm_load_backbone_weights and not config.resume_from_vlm_checkpoint:
         check_backbone_weights(config.vlm)
+        check_decoder_tokenizer(config.vlm)
 
 
 def metric_names(config: TrainConfig, resources: Resources) -> tuple[str, ...]:
@@ -257,7 +259,14 @@ def _ask(
 ) -> MMStarResult:
     """Return the model's answers to the benchmark."""
     tokenizer = resources.tokenizer(config.vlm.lm_tokenizer)
-    return evaluate_mmstar(model, benchmark, tokenizer, config.mmstar_batch_size, resources.device)
+    return evaluate_mmstar(
+        model,
+        benchmark,
+        tokenizer,
+        config.mmstar_batch_size,
+        resources.device,
+        config.mmstar_rules,
+    )
 
 
 def _validate(

@@ -252,6 +252,7 @@ def write_hub(folder: Path) -> Path:
         "test_dataset_path": str(mmstar),
         "val_ratio": 0.1,
         "compile": False,
+        "log_wandb": False,
         "vlm": {k: v for k, v in dataclasses.asdict(vlm).items() if v != getattr(VLMConfig(), k)},
     }
     path = folder / "tiny.yaml"

@@ -8,16 +8,9 @@ import pytest
 import yaml
 
 from nanovlm.config import CAULDRON_NAMES, TrainConfig, VLMConfig
-from nanovlm.config_files import (
-    Layer,
-    build_config,
-    config_values,
-    load_config,
-    parse_overrides,
-    parse_yaml,
-    read_mapping,
-)
+from nanovlm.config_files import Layer, build_config, config_values, load_config, parse_overrides
 from nanovlm.errors import UserError
+from nanovlm.yaml_text import parse_yaml, read_mapping, write_yaml
 
 
 def test_defaults_are_those_of_nanovlm() -> None:
@@ -29,6 +22,8 @@ def test_defaults_are_those_of_nanovlm() -> None:
         5,
     )
     assert len(CAULDRON_NAMES) == 45
+    assert config.log_wandb
+    assert not load_config(None, "digits", {}).log_wandb
     assert len(dataclasses.fields(VLMConfig)) == 30 + 3
     assert config.vlm.image_mean == config.vlm.image_std == (0.5, 0.5, 0.5)
     assert config.vlm.image_resampling == "bicubic"
@@ -63,12 +58,60 @@ def test_config_survives_the_way_through_yaml() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-3", 0.001), ("2E5", 2e5), ("1.5e3", 1500.0), ("-1e-3", -0.001), ("12", 12), ("e3", "e3")],
-)
+    [
+        ("1e-3", 0.001), ("2E5", 2e5), ("1.5e3", 1500.0), ("-1e-3", -0.001), ("12", 12),
+        ("e3", "e3"), (".5", 0.5), ("1.", 1.0), ("+1", 1), ("010", 10), ("0o17", 15),
+        ("0x1F", 31), ("true", True), ("FALSE", False), ("~", None), ("", None),
+        ("1:30", "1:30"), ("1_000", "1_000"), ("yes", "yes"), ("off", "off"), ("y", "y"),
+        ("2026-11-26", "2026-11-26"), ("0b1", "0b1"), ("<<", "<<"), ("=", "="), ("-", [None]),
+        ("{on: 1, 'null': [&a 2, *a]}", {"on": 1, "null": [2, 2]}),
+        ("9223372036854775807", 2**63 - 1),
+    ],
+)  # fmt: skip
 def test_yaml_numbers(text: str, value: object) -> None:
     parsed = parse_yaml(text, "here")
     assert parsed == value
     assert type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("{1: default}", "keys must be text, got 1"),
+        ("{null: 1}", "keys must be text, got null"),
+        ("{[a]: 1}", "keys must be text, got sequence"),
+        ("{a: 1, b: 2, a: 3}", "key stands twice: a"),
+        ("[.inf]", "must be a finite number, got .inf"),
+        ("1e400", "must be a finite number, got 1e400"),
+        ("9223372036854775808", "whole numbers go from -9223372036854775807 to 922"),
+        ("-" + "9" * 5000, "got -99999999999999999999999999999... (5001 characters)"),
+        ("[&a [1], *a]", "an alias (*) can stand for a single value only"),
+        ("&a {b: *a}", "an alias (*) can stand for a single value only"),
+        ("[" * 21 + "]" * 21, "must not be more than 20 mappings and lists inside each other"),
+        ("[" * 100_000, "must not be more than 20 mappings and lists inside each other"),
+        ("!!int x", "x is no int"),
+        ("!!python/name:os.system", "the tag tag:yaml.org,2002:python/name:os.system is not read"),
+        (r'"\0"', r"text must not hold the character '\x00'"),
+        (r'"\ud800"', r"text must not hold the character '\ud800'"),
+        (r'"\UFFFFFFFF"', "is not YAML"),
+    ],
+)
+def test_yaml_that_is_refused(text: str, rule: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_yaml(f"# here\n{text}", "my.yaml")
+    assert caught.value.messages[0].startswith(
+        "my.yaml" if rule == "is not YAML" else "my.yaml, line 2: "
+    )
+    assert rule in str(caught.value)
+
+
+TEXTS = ("1e-3", "1:30", "yes", "null", "", "0o17", "2026-11-26", " a", "größe", "a: b", "- a", "#")
+
+
+@pytest.mark.parametrize("read", [lambda text: parse_yaml(text, "written"), yaml.safe_load])
+def test_what_is_written_is_read_as_it_was(read: Any) -> None:
+    content = {"texts": list(TEXTS), "1e3": {"numbers": [1e-5, 1, -2.5, 1e300], "on": [True, None]}}
+    assert read(write_yaml(content)) == content
 
 
 @pytest.mark.parametrize(
@@ -85,13 +128,16 @@ def test_yaml_numbers(text: str, value: object) -> None:
             "got ['a', 'b', 'a']",
         ),
         ("lr_mp=fast", "command line: lr_mp: must be a valid number, got 'fast'"),
-        ("lr_mp=.nan", "command line: lr_mp: must be a finite number, got nan"),
+        ("lr_mp=.nan", "command line: lr_mp: must be a finite number, got .nan"),
         (
             "vlm.vit_n_heads=7",
             "command line: vit_n_heads must divide vit_hidden_dim, got 7 and 768",
         ),
         ("vlm.vit_cls_flag=true", "command line: vlm.vit_cls_flag: must be False, got True"),
         ("preset=digit", "preset: there is no 'digit'. Did you mean 'digits'?"),
+        ("lr_mp=1:30", "command line: lr_mp: must be a valid number, got '1:30'"),
+        ("compile=no", "command line: compile: must be a valid boolean, got 'no'"),
+        ("vlm={1: 2}", "command line: vlm: keys must be text, got 1"),
         ("lr_mp", "command line: 'lr_mp' is not of the form key=value"),
     ],
 )
@@ -120,6 +166,8 @@ def test_all_mistakes_are_told_at_once_with_their_places(tmp_path: Path) -> None
         (b"a: [1", "is not YAML"),
         (b"- a", "must be a mapping (`key: value` lines), got a list"),
         (b"epochs: 1\nepochs: 2", "key stands twice: epochs"),
+        (b"vlm.lm_dropout: 0\nvlm: {1: 2}", "line 2: keys must be text, got 1"),
+        (b"#" * (2**20 + 1), "is no configuration: it has more than 1,048,576 bytes"),
         (b"\xff\xfe\x00", "cannot be read as text"),
     ],
 )
@@ -130,6 +178,12 @@ def test_unusable_files(tmp_path: Path, content: bytes, message: str) -> None:
         read_mapping(path)
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
+
+
+def test_a_key_that_stands_twice_in_two_ways_of_writing(tmp_path: Path) -> None:
+    layer = Layer("my.yaml", {"vlm": {"lm_dropout": 0.1}, "vlm.lm_dropout": 0.2})
+    with pytest.raises(UserError, match=r"my\.yaml: key stands twice: vlm\.lm_dropout"):
+        build_config(layer)
 
 
 def test_missing_file() -> None:

@@ -25,6 +25,7 @@ LAYERS = (
         "search.parameter",
         "search.sections",
         "search.space",
+        "yaml_text",
     ),
     ("models", "data", "parallel", "results", "tracking"),
     ("training", "evaluation"),

@@ -9,12 +9,13 @@ import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from nanovlm.config import TrainConfig
-from nanovlm.config_files import CONFIG_KEYS, config_values, parse_yaml
+from nanovlm.config_files import CONFIG_KEYS, config_values
 from nanovlm.errors import UserError
 from nanovlm.search.parameter import TUNABLE
 from nanovlm.search.sections import SECTIONS
 from nanovlm.search.space import load_space
 from nanovlm.space_schema import SCHEMA_FILE, main, schema_text, space_schema
+from nanovlm.yaml_text import parse_yaml
 
 REPOSITORY = Path(__file__).parents[1]
 SPACES = sorted((REPOSITORY / "search_spaces").glob("*.yaml"))

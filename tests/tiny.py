@@ -38,6 +38,7 @@ def digits_config(vlm: VLMConfig = VLM, **changes: Any) -> TrainConfig:
         train_dataset_name=("default",),
         test_dataset_path="builtin:digits",
         compile=False,
+        log_wandb=False,
         vlm=vlm,
     )
     return dataclasses.replace(config, **changes)

@@ -16,6 +16,7 @@ from torch import Tensor
 from nanovlm.config import TrainConfig
 from nanovlm.data.build import OnProgress, Recipe, build, log_progress
 from nanovlm.data.left_out import check_bad_rows
+from nanovlm.data.processors import check_tokens
 from nanovlm.data.recipes import benchmark_recipe, training_recipe
 from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples
 from nanovlm.errors import UserError
@@ -33,7 +34,7 @@ def prepare_training(
     Raises:
         UserError: data or tokenizer do not fit the configuration, or too few samples are left.
     """
-    _check_vocabulary(config, tokenizer)
+    check_tokens(config.vlm, tokenizer)
     recipe = training_recipe(config, tokenizer)
     build(recipe, on_progress)
     manifest = recipe.folder.manifest()
@@ -64,7 +65,7 @@ def prepare_benchmark(
         UserError: data or tokenizer do not fit the configuration, or an image cannot be read: a
             score over fewer questions would be another benchmark's.
     """
-    _check_vocabulary(config, tokenizer)
+    check_tokens(config.vlm, tokenizer)
     recipe = benchmark_recipe(config, tokenizer)
     build(recipe, on_progress)
     manifest = recipe.folder.manifest()
@@ -101,16 +102,6 @@ def check_batch_size(batch_size: int, samples: PreparedSamples) -> None:
         raise UserError(
             f"batch_size must be at most the number of training samples, "
             f"got {batch_size} and {len(samples)}"
-        )
-
-
-def _check_vocabulary(config: TrainConfig, tokenizer: Tokenizer) -> None:
-    size = tokenizer.get_vocab_size()
-    if size > config.vlm.lm_vocab_size:
-        raise UserError(
-            f"vlm.lm_vocab_size must be at least the number of tokens of "
-            f"vlm.lm_tokenizer={config.vlm.lm_tokenizer!r}, "
-            f"got {config.vlm.lm_vocab_size} and {size}"
         )
 
 

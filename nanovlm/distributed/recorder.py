@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nanovlm.config_files import config_values
 from nanovlm.distributed.session import INTERRUPTED
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.store import CONFIG_FILE, DATA_FILE, SPACE_FILE, ResultsStore
+from nanovlm.yaml_text import write_yaml
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Recorder:
             self._store.begin()
             self._store.write_text(SPACE_FILE, start.space.to_yaml())
         else:
-            config = yaml.safe_dump(config_values(start.config), sort_keys=False)
+            config = write_yaml(config_values(start.config))
             self._store.write_text(CONFIG_FILE, config)
         self._store.write_json(DATA_FILE, start.data)
         start = replace(

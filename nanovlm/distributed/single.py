@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from nanovlm.config import TrainConfig
-from nanovlm.config_files import config_values, read_mapping
+from nanovlm.config_files import config_values
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.sources import pin_data
 from nanovlm.distributed.driver_log import logged_to
@@ -27,6 +27,7 @@ from nanovlm.search import sections
 from nanovlm.search.sections import TrialResources
 from nanovlm.training.loop import num_steps
 from nanovlm.trial import check_backbones, check_start, metric_names
+from nanovlm.yaml_text import read_mapping
 
 TRIAL_ID = "trial-0000"
 OBJECTIVE = sections.Objective()

@@ -13,11 +13,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from nanovlm.config import VLMConfig
+from nanovlm.config import MMStarRules, VLMConfig
 from nanovlm.data.tensors import PreparedBenchmark
 from nanovlm.errors import UserError
 from nanovlm.evaluation.letters import letter_tokens, option_letters
 from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult
+from nanovlm.evaluation.mmstar_rules import LONGEST_WORDING, NEWEST_RULES
 from nanovlm.models.packing import pack
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import gather_objects, rank, world_size
@@ -33,13 +34,18 @@ def evaluate_mmstar(
     tokenizer: Tokenizer,
     batch_size: int,
     device: torch.device,
+    rules: MMStarRules = NEWEST_RULES,
 ) -> MMStarResult:
     """Ask `model` all questions; the workers share them, and each returns the whole result.
+
+    Args:
+        batch_size: questions answered at a time.
+        rules: what counts as right, and so how much of an answer is read.
 
     Raises:
         UserError: the options cannot be told by their letters (see `letter_tokens`).
     """
-    asking = _Asking(model, benchmark, tokenizer, device)
+    asking = _Asking(model, benchmark, tokenizer, device, rules)
     by_length = benchmark.offsets.diff().argsort(stable=True)  # so that lines have few empty places
     batches = by_length.split(batch_size)
     answered: dict[int, ItemAnswer] = {}
@@ -47,15 +53,15 @@ def evaluate_mmstar(
         for items in batches[rank() :: world_size()]:
             answered |= zip(items.tolist(), asking.answer(items), strict=True)
     answered = {item: answer for part in gather_objects(answered) for item, answer in part.items()}
-    return MMStarResult.of(benchmark, [answered[item] for item in range(len(benchmark))])
+    in_order = [answered[item] for item in range(len(benchmark))]
+    return MMStarResult.of(benchmark, in_order, rules)
 
 
-def num_new_tokens(tokenizer: Tokenizer, letters: Sequence[str]) -> int:
-    """Return how many tokens to read, so that the longest wording that counts is read whole.
-
-    That is `The answer is A`, which may come on a new line.
-    """
-    wordings = [f"\nThe answer is {letter}" for letter in letters]
+def num_new_tokens(
+    tokenizer: Tokenizer, letters: Sequence[str], rules: MMStarRules = NEWEST_RULES
+) -> int:
+    """Return how many tokens to read, so that each usual wording that counts is read whole."""
+    wordings = [LONGEST_WORDING[rules].format(letter) for letter in letters]
     encoded = [tokenizer.encode(wording, add_special_tokens=False) for wording in wordings]
     return max(MIN_NEW_TOKENS, *(len(tokens) for tokens in encoded))
 
@@ -84,13 +90,14 @@ class _Asking:
         benchmark: PreparedBenchmark,
         tokenizer: Tokenizer,
         device: torch.device,
+        rules: MMStarRules,
     ) -> None:
         tokens = letter_tokens(benchmark, tokenizer)
         self._model, self._benchmark, self._tokenizer = model, benchmark, tokenizer
         self._device = device
         self._letters = tuple(tokens)
         self._letter_tokens = torch.tensor(list(tokens.values()), device=device)
-        self._num_new_tokens = num_new_tokens(tokenizer, self._letters)
+        self._num_new_tokens = num_new_tokens(tokenizer, self._letters, rules)
 
     def answer(self, items: Tensor) -> list[ItemAnswer]:
         """Return the answers to `items`, int64[B]."""

@@ -7,20 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
+from nanovlm.config import MMStarRules
 from nanovlm.data.tensors import PreparedBenchmark
-
-ANSWER_OPENINGS = ("", "(", "option ", "the answer is ")
-"""What may precede the letter, by lmms-eval's rules for MMStar."""
-
-
-def is_correct(output: str, letter: str) -> bool:
-    """Return whether `output` answers with `letter`, by lmms-eval's rules for MMStar.
-
-    Case, outer white space and line breaks do not matter. The letter has to come first, or right
-    after one of the openings; what follows it is not read, so `A cat` counts as A.
-    """
-    text = output.lower().strip().replace("\n", " ")
-    return any(text.startswith(opening + letter.lower()) for opening in ANSWER_OPENINGS)
+from nanovlm.evaluation.mmstar_rules import NEWEST_RULES, is_correct, rules_letters
 
 
 class ItemAnswer(NamedTuple):
@@ -53,14 +42,21 @@ class MMStarResult:
     """MMStar's axes: the finer division of the capabilities."""
 
     @classmethod
-    def of(cls, benchmark: PreparedBenchmark, answered: Sequence[ItemAnswer]) -> Self:
+    def of(
+        cls,
+        benchmark: PreparedBenchmark,
+        answered: Sequence[ItemAnswer],
+        rules: MMStarRules = NEWEST_RULES,
+    ) -> Self:
         """Score the answers to all questions of `benchmark`, in its order."""
         outputs, letters, letter_nlls = zip(*answered, strict=True)
+        looked_for = rules_letters(max(benchmark.answers))
+        pairs = zip(outputs, benchmark.answers, strict=True)
         return cls(
             indices=benchmark.indices,
             answers=benchmark.answers,
             outputs=outputs,
-            correct=tuple(map(is_correct, outputs, benchmark.answers)),
+            correct=tuple(is_correct(*pair, rules, looked_for) for pair in pairs),
             letters=letters,
             letter_nlls=letter_nlls,
             categories=benchmark.categories,

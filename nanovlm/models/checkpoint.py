@@ -83,13 +83,13 @@ def read_weights(folder: Path, model: nn.Module, tied: bool) -> None:
     _require_files(folder)
     path = folder / WEIGHTS_FILE
     places = model.state_dict()
-    stored = tensor_shapes([path])
+    stored = tensor_shapes({path: None})
     check_tensors(str(path), _expected(places, stored, tied), stored)
     if tied and _HEAD in stored and _EMBEDDING in stored:
-        both = dict(read_tensors([path], {_HEAD, _EMBEDDING}))
+        both = dict(read_tensors({path: None}, {_HEAD, _EMBEDDING}))
         if not torch.equal(both[_HEAD], both[_EMBEDDING]):
             raise UserError(f"{path}: lm_tie_weights=true, but {_HEAD} is not {_EMBEDDING}")
-    for name, tensor in read_tensors([path], stored):
+    for name, tensor in read_tensors({path: None}, stored):
         places[name].copy_(tensor)
 
 

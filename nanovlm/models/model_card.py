@@ -49,7 +49,7 @@ def model_card(
     if training is not None:
         sections.append(_training(training))
         if score is not None:
-            sections.append(_evaluation(training.test_dataset_path, score))
+            sections.append(_evaluation(training, score))
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
@@ -105,10 +105,11 @@ def _training(training: TrainConfig) -> str:
 Sub-sets of the training data: {names}."""
 
 
-def _evaluation(dataset: str, score: Score) -> str:
+def _evaluation(training: TrainConfig, score: Score) -> str:
     low, high = score.interval_95
+    dataset = training.test_dataset_path
     return f"""## Evaluation
 
 `mmstar_accuracy` on `{dataset}`: **{score.accuracy:.3f}**, 95 % interval {low:.3f} to {high:.3f}
 ({score.num_items:,} questions). Answers are decoded greedily, end at the first EOS, and are right
-if they begin with the right letter."""
+by the rules of `{training.mmstar_rules}`."""

@@ -6,7 +6,7 @@ tensors, and what is wrong with them.
 
 import json
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,47 +99,68 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def weight_files(folder: Path) -> list[Path]:
+WeightFiles = Mapping[Path, frozenset[str] | None]
+"""Files, and the names of the tensors that are read from each; None reads all of it."""
+
+
+def weight_files(folder: Path) -> WeightFiles:
     """Return the folder's `model.safetensors`, or else the shards that its index names.
+
+    Of a shard only those tensors are read that the index gives to it: others in it are stale.
 
     Raises:
         UserError: neither is there, the index is broken, or shards are missing.
     """
     check_whole(str(folder), folder / WEIGHTS_FILE, folder / INDEX_FILE)
     if (folder / WEIGHTS_FILE).is_file():
-        return [folder / WEIGHTS_FILE]
+        return {folder / WEIGHTS_FILE: None}
     index = folder / INDEX_FILE
     if not index.is_file():
         raise UserError(f"{folder}: holds neither {WEIGHTS_FILE} nor {INDEX_FILE}")
     shards = read_json_object(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise UserError(f"{index}: weight_map must map tensors to files, got {shards!r}")
-    files = [folder / str(shard) for shard in sorted({str(shard) for shard in shards.values()})]
-    check_whole(str(folder), *files)
-    absent = [file.name for file in files if not file.is_file()]
+    elsewhere = [s for s in shards.values() if not isinstance(s, str) or Path(s).name != s]
+    if elsewhere:
+        raise UserError(f"{index}: weight_map must name files beside it, got {elsewhere[0]!r}")
+    check_whole(str(folder), *(folder / shard for shard in sorted(set(shards.values()))))
+    absent = sorted({shard for shard in shards.values() if not (folder / shard).is_file()})
     if absent:
         raise UserError(f"{folder}: holds no {', '.join(absent)}, which {INDEX_FILE} names")
-    return files
+    return {
+        folder / shard: frozenset(name for name, of in shards.items() if of == shard)
+        for shard in sorted(set(shards.values()))
+    }
 
 
-def tensor_shapes(files: Iterable[Path]) -> dict[str, list[int]]:
-    """Return the shape of every tensor, by name. Raises UserError if a file is no safetensors."""
+def tensor_shapes(files: WeightFiles) -> dict[str, list[int]]:
+    """Return the shape of every tensor, by name.
+
+    Raises UserError if a file is no safetensors, or lacks a tensor that is to be read from it.
+    """
     shapes: dict[str, list[int]] = {}
-    for path in files:
+    for path, wanted in files.items():
         try:
             with safe_open(path, framework="pt") as file:
-                shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+                names = set(file.keys())
+                missing = sorted((wanted or frozenset()) - names)
+                if missing:
+                    raise UserError(
+                        f"{path}: holds no {_listed(missing)}, which {INDEX_FILE} says is in it"
+                    )
+                names = names if wanted is None else names & wanted
+                shapes |= {name: file.get_slice(name).get_shape() for name in sorted(names)}
         except SafetensorError as error:
             raise UserError(f"{path}: is not a safetensors file: {error}") from error
     return shapes
 
 
-def read_tensors(files: Iterable[Path], names: Container[str]) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(files: WeightFiles, names: Container[str]) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of these names, on the CPU; one at a time is read."""
-    for path in files:
+    for path, wanted in files.items():
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
-                if name in names:
+                if name in names and (wanted is None or name in wanted):
                     yield name, file.get_tensor(name)
 
 

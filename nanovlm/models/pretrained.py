@@ -20,6 +20,7 @@ from nanovlm.models.language_model import LanguageModel
 from nanovlm.models.model_files import (
     CONFIG_FILE,
     WEIGHTS_PATTERNS,
+    WeightFiles,
     check_tensors,
     find_folder,
     read_tensors,
@@ -38,9 +39,9 @@ _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 class _Backbones:
     """Files that fit a model, and where in it each of their tensors belongs."""
 
-    vision_files: list[Path]
+    vision_files: WeightFiles
     vision_places: Mapping[str, Tensor]
-    decoder_files: list[Path]
+    decoder_files: WeightFiles
     decoder_places: Mapping[str, Tensor]
     vocab_size: int
 
@@ -106,7 +107,7 @@ def _find_backbones(model: VisionLanguageModel) -> _Backbones:
     return _Backbones(vision_files, vision_places, decoder_files, decoder_places, vocab_size)
 
 
-def _vision_places(vit: ViT, files: list[Path]) -> dict[str, Tensor]:
+def _vision_places(vit: ViT, files: WeightFiles) -> dict[str, Tensor]:
     """Return where in `vit` each tensor of the files belongs, which fit."""
     embedding = vit.patch_embedding
     places = _parameters(embedding.conv, "embeddings.patch_embedding")
@@ -129,12 +130,12 @@ def _vision_places(vit: ViT, files: list[Path]) -> dict[str, Tensor]:
     left_out = (f"{prefix}head.", "text_model.", "logit_scale", "logit_bias")
     used = {name: shape for name, shape in shapes.items() if not name.startswith(left_out)}
     places = {prefix + name: place for name, place in places.items()}
-    check_tensors(str(files[0].parent), {n: place.shape for n, place in places.items()}, used)
+    check_tensors(str(_folder(files)), {n: place.shape for n, place in places.items()}, used)
     return places
 
 
 def _decoder_places(
-    decoder: LanguageModel, files: list[Path], vocab_size: int
+    decoder: LanguageModel, files: WeightFiles, vocab_size: int
 ) -> dict[str, Tensor]:
     """Return where in `decoder` each tensor of the files belongs, which fit."""
     places = {_EMBEDDING: decoder.token_embedding.weight[:vocab_size]}
@@ -154,12 +155,12 @@ def _decoder_places(
     used = {n: shape for n, shape in shapes.items() if not n.endswith("rotary_emb.inv_freq")}
     if not decoder.tied or _HEAD in used:  # a tied head may be stored, as a second copy
         places[_HEAD] = decoder.head.weight[:vocab_size]
-    check_tensors(str(files[0].parent), {n: place.shape for n, place in places.items()}, used)
+    check_tensors(str(_folder(files)), {n: place.shape for n, place in places.items()}, used)
     if decoder.tied and _HEAD in used:
         stored = dict(read_tensors(files, {_HEAD, _EMBEDDING}))
         if not torch.equal(stored[_HEAD], stored[_EMBEDDING]):
             raise UserError(
-                f"{files[0].parent}: tie_word_embeddings=true, but {_HEAD} is not {_EMBEDDING}"
+                f"{_folder(files)}: tie_word_embeddings=true, but {_HEAD} is not {_EMBEDDING}"
             )
     return places
 
@@ -168,6 +169,10 @@ def _parameters(module: nn.Module, prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": parameter for name, parameter in module.named_parameters()}
 
 
-def _copy(files: list[Path], places: Mapping[str, Tensor]) -> None:
+def _folder(files: WeightFiles) -> Path:
+    return next(iter(files)).parent
+
+
+def _copy(files: WeightFiles, places: Mapping[str, Tensor]) -> None:
     for name, tensor in read_tensors(files, places):
         places[name].copy_(tensor)

@@ -29,7 +29,13 @@ _DECODER_NUMBERS = (
     ("rms_norm_eps", "lm_rms_eps", 1e-6),
     ("tie_word_embeddings", "lm_tie_weights", False),
 )
+TOKENIZER_FILE = "tokenizer.json"
+DECODER_FILES = (CONFIG_FILE, TOKENIZER_FILE, "tokenizer_config.json")
+"""What says how a decoder is built and which text its ids stand for."""
+PROCESSOR_FILE = "processor_config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
+VISION_FILES = (CONFIG_FILE, PROCESSOR_FILE, PREPROCESSOR_FILE)
+"""What says how an encoder is built and how its images were prepared."""
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers, as transformers stores them."""
 _DEFAULT_ROPE_THETA = 10_000.0
@@ -42,31 +48,45 @@ def vision_layer(place: str, name: str) -> Layer:
 
     Raises UserError if its config.json cannot be had, or is no SigLIP's.
     """
-    folder = find_folder(place, name, (CONFIG_FILE, PREPROCESSOR_FILE))
+    folder = find_folder(place, name, VISION_FILES)
     path = folder / CONFIG_FILE
     values = _vision_values(path)
     _raise_if_any(_unsupported_vision(path, values))
     numbers = {f: _get(values, k, d) for k, f, d in _VISION_NUMBERS}
-    return Layer(str(path), {"vlm": numbers | _image_values(folder / PREPROCESSOR_FILE)})
+    return Layer(str(path), {"vlm": numbers | _image_values(folder)})
 
 
-def _image_values(path: Path) -> dict[str, Any]:
-    """Return how the encoder's images were resized and normalised, as far as the file says so."""
-    if not path.is_file() and not path.is_symlink():
-        return {}
-    values = read_json_object(path)
+def _image_values(folder: Path) -> dict[str, Any]:
+    """Return how the encoder's images were resized and normalised, as far as its files say so."""
+    values = _image_processor(folder)
     found = {key: values[key] for key in ("image_mean", "image_std") if values.get(key)}
-    if values.get("resample") in _RESAMPLING:
-        found["image_resampling"] = _RESAMPLING[values["resample"]]
+    if values.get("do_normalize") is False:
+        found |= {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
+    resample = values.get("resample")
+    if resample is not None:  # another one stands here as it is, and is refused if nobody sets ours
+        found["image_resampling"] = _RESAMPLING.get(resample, f"resample={resample}")
     return found
+
+
+def _image_processor(folder: Path) -> Mapping[str, Any]:
+    """Return what the files say of images; the newer layout goes first, as in transformers 5."""
+    if (folder / PROCESSOR_FILE).is_file():
+        nested = read_json_object(folder / PROCESSOR_FILE).get("image_processor")
+        if isinstance(nested, dict):  # an older file of this name says nothing of images
+            return nested
+    file = folder / PREPROCESSOR_FILE
+    return read_json_object(file) if file.is_file() or file.is_symlink() else {}
 
 
 def decoder_layer(place: str, name: str) -> Layer:
     """Return the numbers of the Llama `name`, a folder or a hub id that the setting `place` holds.
 
+    If it comes with a tokenizer of its own, that is named too.
+
     Raises UserError if its config.json cannot be had, or is no Llama's.
     """
-    path = find_folder(place, name, (CONFIG_FILE,)) / CONFIG_FILE
+    folder = find_folder(place, name, DECODER_FILES)
+    path = folder / CONFIG_FILE
     values = read_json_object(path)
     _raise_if_any(_unsupported_decoder(path, values))
     numbers = {field: _get(values, key, default) for key, field, default in _DECODER_NUMBERS} | {
@@ -77,6 +97,8 @@ def decoder_layer(place: str, name: str) -> Layer:
             values, "max_position_embeddings", _DEFAULT_MAX_POSITIONS
         ),
     }
+    if (folder / TOKENIZER_FILE).is_file():
+        numbers["lm_tokenizer"] = name
     return Layer(str(path), {"vlm": numbers})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd  # type: ignore[import-untyped]
 
 from nanovlm.config import TrainConfig
-from nanovlm.config_files import Layer, build_config, read_mapping
+from nanovlm.config_files import Layer, build_config
 from nanovlm.errors import UserError, did_you_mean
 from nanovlm.files import user_path
 from nanovlm.messages import TrialRecord
@@ -27,6 +27,7 @@ from nanovlm.results.store import (
     read_records,
 )
 from nanovlm.search.space import SearchSpace, load_space
+from nanovlm.yaml_text import read_mapping
 
 _TIMES = ("submitted_at", "first_step_at", "ended_at")
 _RUN_COLUMNS = (

@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
 from nanovlm.results.confirmation import summarize_confirmation
@@ -29,6 +27,7 @@ from nanovlm.results.summary import (
     final_best,
     summarize,
 )
+from nanovlm.yaml_text import write_yaml
 
 SPACE_FILE = "space.yaml"
 CONFIG_FILE = "config.yaml"
@@ -263,7 +262,7 @@ class ResultsStore:
             f"# {describe_run(record)}: {self.objective.metric} {score} "
             f"after {record.samples_seen} samples\n"
         )
-        return head + yaml.safe_dump(dict(record.config), sort_keys=False)
+        return head + write_yaml(dict(record.config))
 
 
 def describe_run(record: TrialRecord) -> str:

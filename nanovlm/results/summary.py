@@ -11,6 +11,9 @@ from nanovlm.messages import TrialRecord
 NUM_ITEMS = "mmstar_num_items"
 """The metric that tells on how many questions the accuracies stand."""
 
+RULES_BEFORE_THERE_WERE_OTHERS = "lmms-eval-0.7.1"
+"""By which trials were scored whose configuration does not say it."""
+
 _PROPORTIONS = ("mmstar_accuracy", "mmstar_letter_accuracy")
 _Z_95 = statistics.NormalDist().inv_cdf(0.975)
 
@@ -62,6 +65,7 @@ def summarize(
         "name": name,
         "ended_by": ended_by,
         "objective": {"metric": objective.metric, "mode": objective.mode},
+        "mmstar_rules": mmstar_rules(everything[0].config) if everything else None,
         "trials": {
             "total": len(records),
             **{state: states.count(state) for state in ("completed", "stopped", "failed")},
@@ -73,6 +77,16 @@ def summarize(
         "training_seconds": seconds,
         "gpu_hours": seconds * gpus_per_trial / 3600,
     }
+
+
+def mmstar_rules(config: Mapping[str, Any]) -> str:
+    """Return what counted as a right answer in a run of this configuration."""
+    return str(config.get("mmstar_rules", RULES_BEFORE_THERE_WERE_OTHERS))
+
+
+def by_rules(config: Mapping[str, Any], metric: str) -> str:
+    """Return what belongs beside an accuracy, such as ` (lmms-eval-0.7.2)`; nothing for others."""
+    return f" ({mmstar_rules(config)})" if metric.startswith("mmstar_accuracy") else ""
 
 
 def training_seconds(records: Sequence[TrialRecord]) -> float:

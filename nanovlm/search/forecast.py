@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from nanovlm.search.disk import DiskPeak, disk_peak, free_bytes, gib
+from nanovlm.search.parameter import count_configurations
 from nanovlm.search.past_speed import past_speed
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.sections import TrialResources
@@ -24,6 +25,7 @@ from nanovlm.search.simulation import (
     scheduler_judge,
     simulate,
 )
+from nanovlm.search.space import SearchSpace
 
 UNKNOWN_TRIALS = 100
 """Trials of the forecast where nothing known limits their number."""
@@ -122,6 +124,7 @@ class Forecast:
             self.plan.describe(),
             f"trials          {self.num_trials} ({self.trials_by}), {self.concurrency} at once "
             f"({self.concurrency_by})",
+            self._configurations_line(),
             *self._trial_lines(),
             f"search          {self.search_samples} samples",
             f"confirm         {self.confirm_runs} full trainings, "
@@ -130,6 +133,16 @@ class Forecast:
             *self._disk_lines(),
         ]
         return "\n".join(lines)
+
+    def _configurations_line(self) -> str:
+        space = self.plan.space
+        count, trials = count_configurations(space.parameters), space.budget.trials
+        if count is None:
+            keys = ", ".join(p.key for p in space.parameters if p.num_values is None)
+            return f"configurations  without number, by the ranges of {keys}"
+        fewer = trials is not None and count < trials
+        ends = f", fewer than budget.trials={trials}: the search ends after them" if fewer else ""
+        return f"configurations  {count:,} distinct{ends}"
 
     def _trial_lines(self) -> list[str]:
         ends = (*self.plan.milestones, self.plan.trial_samples)
@@ -191,7 +204,7 @@ def forecast(
     rate = _rate(plan, samples_per_second, results)
     num_trials, trials_by = _num_trials(plan, concurrency, rate, make_judge)
     searches = _simulate(plan, concurrency, rate, make_judge, num_trials)
-    confirm_runs = (space.confirm.top + 1) * space.confirm.seeds if space.confirm.top else 0
+    confirm_runs = _num_confirm_runs(space)
     return Forecast(
         plan=plan,
         num_trials=num_trials,
@@ -212,6 +225,13 @@ def forecast(
         ),
         free_bytes=free_bytes(results),
     )
+
+
+def _num_confirm_runs(space: SearchSpace) -> int:
+    """Return how many runs confirm: of the best configurations and the default one."""
+    others = (count_configurations(space.parameters) or math.inf) - 1
+    best = min(space.confirm.top, others)
+    return int(best + 1) * space.confirm.seeds if best else 0
 
 
 def _time(
@@ -263,6 +283,9 @@ def _num_trials(
     """Return how many trials the budget allows, as far as can be known, and by what."""
     budget = plan.space.budget
     options = [(budget.trials, "budget.trials")] if budget.trials is not None else []
+    num_configurations = count_configurations(plan.space.parameters)
+    if num_configurations is not None:
+        options.append((num_configurations, "all configurations of the space"))
     if rate is not None:
         sample = _simulate(plan, concurrency, rate, make_judge, UNKNOWN_TRIALS)
         seconds = statistics.fmean(_seconds(rate, s.samples, s.num_reports) for s in sample)

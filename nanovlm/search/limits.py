@@ -120,7 +120,7 @@ class Limits:
             or self._is_better(record.metrics[metric], self._best.metrics[metric])
         ):
             self._best, self._trials_since_best = record, 0
-        elif _was_judged(record):
+        elif was_judged(record):
             self._trials_since_best += 1
         if patience is not None and self._best and self._trials_since_best >= patience:
             self._switch.stop(
@@ -138,7 +138,7 @@ def hours_reason(budget: Budget) -> str:
     return f"budget.hours: {budget.hours or 0:g} hours have passed"
 
 
-def _was_judged(record: TrialRecord) -> bool:
+def was_judged(record: TrialRecord) -> bool:
     """Return whether the trial ended by its own merit."""
     if record.state == "stopped":
         return not (record.reason or "").startswith(_ENDINGS)

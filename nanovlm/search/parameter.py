@@ -1,6 +1,7 @@
 """One searched key of a space: its kind, its values and the condition under which it is active."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -34,10 +35,25 @@ class Parameter:
         return f"{self.kind} {list(self.values)}"
 
     def contains(self, value: Any) -> bool:
-        if self.kind == "choice":
-            return value in self.values
+        if self.kind == "choice":  # for Python `True == 1`
+            return any(value == one and _type_name(value) == _type_name(one) for one in self.values)
         low, high = self.values
-        return value is not None and low <= value <= high
+        return _type_name(value) == "number" and low <= value <= high
+
+    @property
+    def num_values(self) -> int | None:
+        """How many different values there are; None for a continuous range."""
+        if self.kind == "choice":
+            return len(self.values)
+        low, high = self.values
+        if isinstance(low, int) and isinstance(high, int):
+            return high - low + 1
+        return None
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the choices are numbers, which have an order that a sampler can use."""
+        return self.kind == "choice" and all(_type_name(v) == "number" for v in self.values)
 
     def is_active(self, values: Mapping[str, Any]) -> bool:
         """Return whether the condition holds for the values of the parameters before this one."""
@@ -119,6 +135,33 @@ def check_conditions(place: str, parameters: Sequence[Parameter]) -> tuple[Param
     return tuple(ordered.values())
 
 
+def count_configurations(parameters: Sequence[Parameter]) -> int | None:
+    """Return how many different configurations there are; None if a key is continuous.
+
+    Args:
+        parameters: in an order in which a condition's key comes before what depends on it.
+    """
+    asked: dict[str, set[Any]] = {}
+    for parameter in parameters:
+        for key, values in parameter.when.items():
+            asked.setdefault(key, set()).update(values)
+    counts = Counter[frozenset[tuple[str, Any]]]({frozenset(): 1})
+    for parameter in parameters:
+        following = Counter[frozenset[tuple[str, Any]]]()
+        named = asked.get(parameter.key, set())  # the others make no difference to what follows
+        for state, number in counts.items():
+            if not parameter.is_active(dict(state)):
+                following[state] += number
+                continue
+            if parameter.num_values is None:
+                return None
+            for value in named:
+                following[state | {(parameter.key, value)}] += number
+            following[state] += number * (parameter.num_values - len(named))
+        counts = +following
+    return counts.total()
+
+
 def _mapping(place: str, content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{place}: must be a mapping {{key: [values]}}, got {content!r}")
@@ -154,4 +197,5 @@ def _check_choices(place: str, kind: str, values: list[Any]) -> tuple[Scalar, ..
 
 
 def _type_name(value: Scalar) -> str:
-    return {bool: "true/false", str: "text"}.get(type(value), "number")
+    names = {bool: "true/false", str: "text", int: "number", float: "number"}
+    return names.get(type(value), "none")

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanovlm.config_files import config_values, read_mapping
+from nanovlm.config_files import config_values
 from nanovlm.results.store import SPACE_FILE, TRIALS_FILE, read_records
 from nanovlm.search.space import SearchSpace
+from nanovlm.yaml_text import read_mapping
 
 _SAME_WORK = ("train_dataset_path", "train_dataset_name", "turns", "compile", "cpu_threads", "vlm")
 """Keys of the configuration that the time of a sample depends on, and that all trials share."""

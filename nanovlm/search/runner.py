@@ -136,7 +136,7 @@ def _check_room(plan: SearchPlan, concurrency: int | None, folder: Path) -> None
     """Raise UserError if the disk has not the room that the search may take."""
     peak = disk_peak(
         plan.space,
-        num_trials=plan.space.budget.trials or UNKNOWN_TRIALS,
+        num_trials=plan.space.most_trials or UNKNOWN_TRIALS,
         concurrency=concurrency or local_slots(plan.space.resources),
         num_questions=plan.data["benchmark"]["samples"],
     )

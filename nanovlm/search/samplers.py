@@ -26,6 +26,7 @@ from optuna.samplers import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from nanovlm.search.configurations import can_repeat, nearest_first
 from nanovlm.search.feasibility import looks_infeasible
 from nanovlm.search.history import BestAndLatest, History, OneBudget, StudyView, WorstForInfeasible
 from nanovlm.search.parameter import Parameter
@@ -34,12 +35,15 @@ from nanovlm.search.space import SearchSpace
 
 logger = logging.getLogger(__name__)
 
+HasRun = Callable[[Mapping[str, Any]], bool]
+
 STARTUP_TRIALS = 10
 """Random trials before a model of the objective is asked, besides those that run meanwhile."""
 
 _MOST_DRAWS = 8
-"""Of TPE, while its proposals look infeasible. Its model of the bad trials is too wide to keep away
-from a region by itself; the last draw is taken as it is, so no region is closed for ever."""
+"""While proposals have run before, and of TPE while they look infeasible: its model of the bad
+trials is too wide to keep away from a region by itself. The last draw that looks so is taken as it
+is, so no region is closed for ever."""
 
 
 def build_history(space: SearchSpace) -> History | None:
@@ -49,7 +53,11 @@ def build_history(space: SearchSpace) -> History | None:
 
 
 def build_sampler(
-    space: SearchSpace, concurrency: int, number: int, history: History | None
+    space: SearchSpace,
+    concurrency: int,
+    number: int,
+    history: History | None,
+    has_run: HasRun = lambda values: False,
 ) -> BaseSampler:
     """Return the sampler for one trial of a space.
 
@@ -57,6 +65,7 @@ def build_sampler(
         concurrency: trials at once; while the first of them run there is nothing to learn from.
         number: of the trial; 0 is the default configuration.
         history: one for the whole search, see `build_history`.
+        has_run: tells of a configuration whether it is not to be run again; there must be others.
     """
     if number == 0:
         return _Fixed(encode(space.parameters, space.default_values()))
@@ -65,7 +74,7 @@ def build_sampler(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         inner = _build(space, STARTUP_TRIALS + concurrency, seed)
-    return _Guarded(
+    guarded = _Guarded(
         inner,
         fallback=RandomSampler(seed=seed),
         relative=relative if space.sampler.name in ("tpe", "gp") else None,
@@ -73,6 +82,11 @@ def build_sampler(
         # A Gaussian process learns it from the worst values, and the others do not look back.
         avoids_infeasible=space.sampler.name == "tpe",
     )
+    if not can_repeat(space.parameters):
+        return guarded
+    # A Gaussian process comes to the same configuration again, and takes its time for it.
+    most_draws = 1 if space.sampler.name == "gp" else _MOST_DRAWS
+    return _New(guarded, space.parameters, has_run, most_draws)
 
 
 def _build(space: SearchSpace, num_startup: int, seed: int) -> BaseSampler:
@@ -116,19 +130,12 @@ def _is_conditional(space: SearchSpace) -> bool:
     return any(parameter.when for parameter in space.parameters)
 
 
-def is_ordered(parameter: Parameter) -> bool:
-    """Return whether the choices are numbers, which have an order that the sampler can use."""
-    return parameter.kind == "choice" and all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in parameter.values
-    )
-
-
 def distribution(parameter: Parameter) -> BaseDistribution:
     """Return Optuna's distribution of a searched key.
 
     Choices among numbers, such as batch sizes, become their places in ascending order.
     """
-    if is_ordered(parameter):
+    if parameter.is_ordered:
         return IntDistribution(0, len(parameter.values) - 1)
     if parameter.kind == "choice":
         return CategoricalDistribution(parameter.values)
@@ -147,7 +154,7 @@ def distributions(parameters: Sequence[Parameter]) -> dict[str, BaseDistribution
 def encode(parameters: Sequence[Parameter], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of searched keys as Optuna's parameters."""
     return {
-        p.key: sorted(p.values).index(values[p.key]) if is_ordered(p) else values[p.key]  # type: ignore[type-var]
+        p.key: sorted(p.values).index(values[p.key]) if p.is_ordered else values[p.key]  # type: ignore[type-var]
         for p in parameters
         if p.key in values
     }
@@ -155,21 +162,28 @@ def encode(parameters: Sequence[Parameter], values: Mapping[str, Any]) -> dict[s
 
 def suggest(parameters: Sequence[Parameter], trial: optuna.Trial) -> dict[str, Any]:
     """Return the values of the searched keys that are active, as Optuna suggests them."""
+    return _choose(parameters, lambda parameter, asked: _suggest(trial, parameter.key, asked))
+
+
+def _choose(
+    parameters: Sequence[Parameter], choose: Callable[[Parameter, BaseDistribution], Any]
+) -> dict[str, Any]:
+    """Return the values of the keys that are active, each as its parameter of Optuna says."""
     values: dict[str, Any] = {}
     for parameter in parameters:
         if parameter.is_active(values):
-            values[parameter.key] = _suggest(trial, parameter)
+            chosen = choose(parameter, distribution(parameter))
+            ordered = sorted(parameter.values) if parameter.is_ordered else None  # type: ignore[type-var]
+            values[parameter.key] = ordered[chosen] if ordered else chosen
     return values
 
 
-def _suggest(trial: optuna.Trial, parameter: Parameter) -> Any:
-    key, asked = parameter.key, distribution(parameter)
+def _suggest(trial: optuna.Trial, key: str, asked: BaseDistribution) -> Any:
     if isinstance(asked, CategoricalDistribution):
         return trial.suggest_categorical(key, asked.choices)
     if isinstance(asked, IntDistribution):
-        number = trial.suggest_int(key, asked.low, asked.high, log=asked.log)
-        return sorted(parameter.values)[number] if is_ordered(parameter) else number  # type: ignore[type-var]
-    assert isinstance(asked, FloatDistribution), f"{parameter}: no such distribution"
+        return trial.suggest_int(key, asked.low, asked.high, log=asked.log)
+    assert isinstance(asked, FloatDistribution), f"{asked}: no such distribution"
     return trial.suggest_float(key, asked.low, asked.high, log=asked.log)
 
 
@@ -196,6 +210,77 @@ class _Fixed(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
     ) -> Any:
         return self._params[param_name]
+
+
+class _New(BaseSampler):
+    """Gives a configuration that has not run: drawn by another sampler, as often as need be.
+
+    If each draw has run, which is so where the sampler is sure of the best one, it is the first
+    that has not among those near the last draw.
+    """
+
+    def __init__(
+        self,
+        inner: BaseSampler,
+        parameters: Sequence[Parameter],
+        has_run: HasRun,
+        most_draws: int,
+    ) -> None:
+        self._inner, self._parameters = inner, parameters
+        self._has_run, self._most_draws = has_run, most_draws
+        self._params: dict[str, Any] = {}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
+        self._params = encode(self._parameters, self._new_values(study, trial))
+        return {}
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict) -> dict:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
+        return self._params[param_name]
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._inner.before_trial(study, trial)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any
+    ) -> None:
+        self._inner.after_trial(study, trial, state, values)
+
+    def _new_values(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        together = self._inner.infer_relative_search_space(study, trial)
+        for _ in range(self._most_draws):
+            values = self._draw(study, trial, together)
+            if not self._has_run(values):
+                return values
+        near = nearest_first(
+            self._parameters,
+            values,
+            lambda parameter: self._draw_one(study, trial, parameter, distribution(parameter)),
+        )
+        return next((other for other in near if not self._has_run(other)), values)
+
+    def _draw(self, study: optuna.Study, trial: FrozenTrial, together: dict) -> dict[str, Any]:
+        """Return the values that Optuna would get from the inner sampler."""
+        drawn = self._inner.sample_relative(study, trial, together)
+        return _choose(
+            self._parameters,
+            lambda parameter, asked: (
+                drawn[parameter.key]
+                if parameter.key in drawn
+                else self._draw_one(study, trial, parameter, asked)
+            ),
+        )
+
+    def _draw_one(
+        self, study: optuna.Study, trial: FrozenTrial, parameter: Parameter, asked: BaseDistribution
+    ) -> Any:
+        if asked.single():
+            return encode([parameter], {parameter.key: parameter.values[0]})[parameter.key]
+        return self._inner.sample_independent(study, trial, parameter.key, asked)
 
 
 class _Guarded(BaseSampler):

@@ -30,6 +30,7 @@ from nanovlm.distributed.trainable import (
     VALUES,
 )
 from nanovlm.messages import TrialRecord
+from nanovlm.search.configurations import RunConfigurations
 from nanovlm.search.samplers import build_history, build_sampler, distributions, encode, suggest
 from nanovlm.search.space import SearchSpace
 from nanovlm.search.study import STORAGE_ERRORS, StudyFileStorage, StudyPlace, open_study
@@ -52,6 +53,8 @@ _STATES = {
     "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
+
+_JUDGED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def build_searcher(
@@ -119,6 +122,7 @@ class StudySearch(OptunaSearch):
         self._to_run: deque[_OpenTrial] = deque()
         self._next_number = 0
         self._history = build_history(space)
+        self._run = RunConfigurations(space)
 
     @property
     def study(self) -> optuna.Study:
@@ -127,9 +131,20 @@ class StudySearch(OptunaSearch):
 
     # ------------------------------------------------------------------ Tune's side
 
+    def reason_to_end(self) -> str | None:
+        """Return why there is no trial to run or to wait for, None if there is one."""
+        return None if self._to_run or self._open else self._run.reason_to_end()
+
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Return number and values of the next trial; None if the storage cannot be written."""
+        """Return number and values of the next trial.
+
+        FINISHED if all configurations have run; None if the storage cannot be written, or as long
+        as a trial runs whose failure would let its configuration run again.
+        """
         if not self._to_run:
+            self._take_in_other_searches()
+            if self._run.num_left == 0 and self._next_number > 0:  # the default one always runs
+                return None if self._open else self.FINISHED  # type: ignore[return-value]
             trial = self._patiently(self._ask)
             if trial is None:
                 return None
@@ -149,7 +164,10 @@ class StudySearch(OptunaSearch):
         has_ended = result and (result.get(IS_FINAL) or FAILURE in result)
         if self._switch.is_thrown() and not has_ended:
             return  # it ends because the search does; the records tell how
-        self._patiently(lambda: self._tell(opened, result, error))
+        judged = None if error else _judged(result)
+        if judged is None:
+            self._run.fail(opened.values)
+        self._patiently(lambda: self._tell(opened, judged))
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing of use: the study is in its storage, and Tune's state is not read again."""
@@ -163,7 +181,7 @@ class StudySearch(OptunaSearch):
     def _ask(self) -> _OpenTrial:
         number = self._next_number
         self.study.sampler = build_sampler(
-            self._search_space, self._concurrency, number, self._history
+            self._search_space, self._concurrency, number, self._history, self._run.has_run
         )
         trial = self.study.ask()
         values = suggest(self._search_space.parameters, trial)
@@ -171,6 +189,7 @@ class StudySearch(OptunaSearch):
         trial.set_user_attr(NUMBER, number)
         trial.set_user_attr(VALUES, values)  # last: a trial that has them is whole
         self._next_number += 1
+        self._run.begin(values)
         return _OpenTrial(number, values, trial)
 
     def _report(self, opened: _OpenTrial, result: Mapping[str, Any]) -> None:
@@ -179,11 +198,11 @@ class StudySearch(OptunaSearch):
             opened.trial.report(result[self.metric], step=step)
             opened.steps.add(step)
 
-    def _tell(self, opened: _OpenTrial, result: dict[str, Any] | None, error: bool) -> None:
+    def _tell(self, opened: _OpenTrial, result: dict[str, Any] | None) -> None:
         trial = opened.trial
         if trial is None:
             return
-        if error or not result or (FAILURE in result and not result.get(INFEASIBLE)):
+        if result is None:
             self._finish(trial, TrialState.FAIL)
         elif FAILURE in result:
             self._tell_infeasible(trial)
@@ -233,13 +252,24 @@ class StudySearch(OptunaSearch):
             if number not in ours:
                 self._import(record, {SEARCH: self._place.search_id, NUMBER: number})
         self.tell_ended(records)
+        self._run = RunConfigurations(self._search_space, records)
         for number in sorted(ours.keys() - ended.keys()):
             trial = ours[number]
             is_told = trial.state.is_finished()
             reopened = None if is_told else self._reopen(trial)
             steps = set(trial.intermediate_values)
-            self._to_run.append(_OpenTrial(number, dict(trial.user_attrs[VALUES]), reopened, steps))
+            values = dict(trial.user_attrs[VALUES])
+            self._to_run.append(_OpenTrial(number, values, reopened, steps))
+            self._run.begin(values)
         self._next_number = 1 + max((*ours, *ended), default=-1)
+
+    def _take_in_other_searches(self) -> None:
+        """Take note of what other searches in the same database have run to the end."""
+        if isinstance(self._place.storage, StudyFileStorage):
+            return
+        for trial in self.study.get_trials(deepcopy=False, states=_JUDGED):
+            if VALUES in trial.user_attrs and IMPORTED not in trial.user_attrs:
+                self._run.begin(trial.user_attrs[VALUES])
 
     def tell_ended(self, records: Iterable[TrialRecord]) -> None:
         """Tell Optuna of trials that have ended, but not through Tune: at the end of the budget, or
@@ -340,3 +370,10 @@ class StudySearch(OptunaSearch):
                     return None
             time.sleep(pause)
             pause = min(30.0, 2 * pause)
+
+
+def _judged(result: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a trial's last result, None if it failed for no fault of its values."""
+    if not result or (FAILURE in result and not result.get(INFEASIBLE)):
+        return None
+    return result

@@ -39,7 +39,7 @@ class Scheduler(_Section):
     """When a trial is stopped before its full budget."""
 
     name: Literal["asha", "hyperband", "pasha", "none"] = "asha"
-    rungs: Annotated[int, Field(ge=1)] = 3
+    rungs: Annotated[int, Field(ge=1, le=64)] = 3
     """Milestones at which trials are compared, the end of the full budget included."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """One of so many trials goes on past a milestone; each milestone is so many times the last."""

@@ -17,7 +17,6 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from nanovlm.errors import UserError
-from nanovlm.search.samplers import is_ordered
 from nanovlm.search.space import SearchSpace
 from nanovlm.search.study import STUDY_FILE, open_database, study_name
 
@@ -38,7 +37,7 @@ class ShownStudy(BaseStorage):
         self._choices = {
             p.key: CategoricalDistribution(sorted(p.values))  # type: ignore[type-var]
             for p in space.parameters
-            if is_ordered(p)
+            if p.is_ordered
         }
 
     def _refuse(self, *arguments: Any, **named: Any) -> NoReturn:

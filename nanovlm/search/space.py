@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError as PydanticError
 
 from nanovlm.config import TrainConfig
@@ -21,10 +20,14 @@ from nanovlm.config_files import (
     get_value,
     no_layers,
     preset_layer,
-    read_mapping,
 )
 from nanovlm.errors import Problems, UserError, did_you_mean, plain_rule
-from nanovlm.search.parameter import Parameter, check_conditions, read_parameter
+from nanovlm.search.parameter import (
+    Parameter,
+    check_conditions,
+    count_configurations,
+    read_parameter,
+)
 from nanovlm.search.sections import (
     SECTIONS,
     SETTINGS,
@@ -37,6 +40,7 @@ from nanovlm.search.sections import (
     Study,
     TrialResources,
 )
+from nanovlm.yaml_text import read_mapping, write_yaml
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,12 @@ class SearchSpace:
         values: list[Any] = [self.base.batch_size, *searched]
         return min(values), max(values)
 
+    @property
+    def most_trials(self) -> int | None:
+        """How many trials there can be, those aside that are tried again; None without limit."""
+        limits = (self.budget.trials, count_configurations(self.parameters))
+        return min((limit for limit in limits if limit is not None), default=None)
+
     def differences(self, other: "SearchSpace") -> list[str]:
         """Return the parts in which two spaces differ, the budget and the names left aside."""
         parts = ("base", "parameters", "objective", "sampler", "scheduler", "resources")
@@ -90,7 +100,7 @@ class SearchSpace:
             "search": {parameter.key: parameter.to_yaml() for parameter in self.parameters},
             **{section: _plain(getattr(self, section)) for section in SETTINGS},
         }
-        return yaml.safe_dump(content, sort_keys=False)
+        return write_yaml(content)
 
 
 def load_space(
@@ -155,13 +165,23 @@ def _apply(
     base_overrides: dict[str, Any] = {}
     for key, value in overrides.items():
         section, _, rest = key.partition(".")
-        if section not in SECTIONS:
-            base_overrides[key] = value
+        if section not in SECTIONS or (section == "base" and rest):
+            base_overrides[key.removeprefix("base.")] = value
         elif rest:
-            sections[section] = {**(sections.get(section) or {}), rest: value}
+            sections[section] = {**_section(sections, section, key), rest: value}
         else:
             sections[section] = value
     return sections, base_overrides
+
+
+def _section(sections: Mapping[str, Any], section: str, key: str) -> dict[str, Any]:
+    """Return the section that the override `key` sets a value of."""
+    content = sections.get(section)
+    if isinstance(content, dict):
+        return content
+    if content is not None or section in ("preset", "warm_start"):
+        raise UserError(f"command line: {key}: {section} is not a mapping in which it could stand")
+    return {}
 
 
 def _read_parameters(

@@ -20,6 +20,7 @@ from nanovlm.errors import UserError, did_you_mean
 from nanovlm.messages import Job, Pulse, TrialRecord
 from nanovlm.results.kept_models import model_dir, state_dir
 from nanovlm.results.store import answers_file
+from nanovlm.search.configurations import RunConfigurations
 from nanovlm.search.confirm_plan import ConfirmRun, plan_confirmation
 from nanovlm.search.limits import Limits, hours_reason
 from nanovlm.search.plan import SearchPlan
@@ -77,7 +78,7 @@ def run_stages(plan: SearchPlan, place: Place, earlier: EarlierRun | None = None
     open_study(plan.space, search.place.folder)  # before Ray takes its time
     reason = search.reason_to_end()
     if reason is None:
-        with search.session(search.switch, max_slots=search.trials_left()) as running:
+        with search.session(search.switch, max_slots=search.slots_needed()) as running:
             search.run_trials(running)
             reason = search.switch.reason or search.reason_to_end()
             if search.switch.reason is None:  # the workers are there
@@ -106,6 +107,8 @@ class _Search:
     _ended: list[TrialRecord] = field(init=False)
     _confirmed: list[TrialRecord] = field(init=False)
     _problem: UserError | None = None
+    _space_used_up: str | None = None
+    """Why no configuration is left, as the searcher says, who knows of other searches too."""
 
     def __post_init__(self) -> None:
         budget = self.plan.space.budget
@@ -131,6 +134,11 @@ class _Search:
             start_workers=place.start_workers,
         )
 
+    def slots_needed(self) -> int | None:
+        """Return how many trials can run at once at most, None if nothing limits them."""
+        left = (self.trials_left(), RunConfigurations(self.plan.space, self._ended).num_left)
+        return min((number for number in left if number is not None), default=None)
+
     def trials_left(self) -> int | None:
         """Return how many trials the budget still allows, None if it does not count them."""
         trials = self.plan.space.budget.trials
@@ -143,6 +151,9 @@ class _Search:
             return self.switch.reason
         if left is not None and left <= 0:
             return f"budget.trials: {len(self._ended)} trials are done"
+        used_up = RunConfigurations(self.plan.space, self._ended).reason_to_end()
+        if used_up or self._space_used_up:
+            return used_up or self._space_used_up
         seconds = self.plan.space.budget.seconds_left(self.earlier.seconds)
         return (
             hours_reason(self.plan.space.budget) if seconds is not None and seconds <= 0 else None
@@ -159,9 +170,11 @@ class _Search:
             self.earlier.records,
         )
         learn_from(searcher, self.plan.earlier_trials, self.plan.trial_samples)
-        self._tune(running, searcher)
+        if searcher.reason_to_end() is None:
+            self._tune(running, searcher)
         running.wait_until_told()  # Tune may have heard of the last trials first
         searcher.tell_ended(self._ended)
+        self._space_used_up = searcher.reason_to_end()
 
     def runs_to_confirm(self) -> tuple[ConfirmRun, ...]:
         """Return the runs of the second stage that have not ended."""

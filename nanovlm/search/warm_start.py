@@ -9,6 +9,7 @@ from nanovlm.errors import Problems, UserError
 from nanovlm.files import user_path
 from nanovlm.messages import TrialRecord
 from nanovlm.results.store import TRIALS_FILE, read_records
+from nanovlm.results.summary import mmstar_rules
 from nanovlm.search.searcher import StudySearch
 from nanovlm.search.space import SearchSpace
 
@@ -128,7 +129,8 @@ def _reason_against(
 
 def _differences(space: SearchSpace, theirs: Mapping[str, Any]) -> tuple[str, ...]:
     searched = {parameter.key for parameter in space.parameters}
-    ours, flat = _flat(config_values(space.base)), _flat(theirs)
+    ours = _flat(config_values(space.base))
+    flat = {"mmstar_rules": mmstar_rules(theirs), **_flat(theirs)}
     return tuple(
         f"{key}={flat[key]!r}"
         for key in ours

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.tracking.background import Background
 from nanovlm.tracking.curves import new_reports, pulse_values, report_values
 from nanovlm.tracking.wandb_mode import WandbMode, answers, find_mode
+from nanovlm.yaml_text import parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +166,7 @@ class WandbRuns(Observer):
             trial.run.finish(exit_code=1)
         self._trials.clear()
         if self._start.space is not None:
-            self._send_summary(summary, yaml.safe_load(self._start.space.to_yaml()))
+            self._send_summary(summary, parse_yaml(self._start.space.to_yaml(), "space"))
 
     def _send_summary(self, summary: Mapping[str, Any], space: Mapping[str, Any]) -> None:
         import wandb

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tokenizers import AddedToken, Tokenizer, models
 
+from nanovlm.config import VLMConfig
 from nanovlm.data import processors
 from nanovlm.data.digits import digits_tokenizer
-from nanovlm.data.processors import image_to_uint8, load_tokenizer
+from nanovlm.data.processors import check_tokens, eos_token_id, image_to_uint8, load_tokenizer
 from nanovlm.errors import UserError
 
 
@@ -53,3 +55,79 @@ def test_an_image_becomes_pixels_as_in_training() -> None:
     assert pixels.dtype == torch.uint8
     assert pixels.shape == (3, 10, 10)
     assert (pixels == 255).all()
+
+
+def tokenizer_of(folder: Path, words: dict[str, int], special: list[str]) -> Tokenizer:
+    """Save a tokenizer of these words in a folder, and return it."""
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=next(iter(words))))
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in special])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return load_tokenizer(str(folder))
+
+
+def refusals(
+    tokenizer: Tokenizer, lm_vocab_size: int = 600, lm_eos_token_id: int = 0
+) -> tuple[str, ...]:
+    vlm = VLMConfig(
+        lm_tokenizer="mine", lm_vocab_size=lm_vocab_size, lm_eos_token_id=lm_eos_token_id
+    )
+    with pytest.raises(UserError) as caught:
+        check_tokens(vlm, tokenizer)
+    return caught.value.messages
+
+
+def test_ids_count_and_not_the_number_of_tokens(tmp_path: Path) -> None:
+    words = {"<end>": 0, **{f"w{i}": 500 + i for i in range(58)}, "<more>": 559}
+    tokenizer = tokenizer_of(tmp_path, words, ["<end>", "<more>"])
+    assert tokenizer.get_vocab_size() == 60
+    check_tokens(VLMConfig(lm_tokenizer="mine", lm_vocab_size=560), tokenizer)
+    assert refusals(tokenizer, lm_vocab_size=64) == (
+        "vlm.lm_vocab_size must be above all token ids of vlm.lm_tokenizer='mine', "
+        "got 64 and ids up to 559",
+    )
+
+
+def test_added_tokens_count(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(tmp_path, {"<end>": 0, "a": 1}, ["<end>", "<image>", "<row>"])
+    check_tokens(VLMConfig(lm_tokenizer="mine", lm_vocab_size=4), tokenizer)
+    [message] = refusals(tokenizer, lm_vocab_size=3)
+    assert "got 3 and ids up to 3" in message
+
+
+def test_eos_is_a_special_token(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(tmp_path, {"hello": 0, "world": 1}, ["<end>", "<start>"])
+    check_tokens(VLMConfig(lm_tokenizer="mine", lm_eos_token_id=2), tokenizer)
+    assert refusals(tokenizer) == (
+        "vlm.lm_eos_token_id must be a special token, got 0: 'hello', which is text, in "
+        "vlm.lm_tokenizer='mine'. Choices: 2 (<end>), 3 (<start>)",
+    )
+    assert "got 77: no token in" in refusals(tokenizer, lm_eos_token_id=77)[0]
+
+
+@pytest.mark.parametrize("written", ['"<end>"', '{"content": "<end>", "lstrip": false}'])
+def test_eos_as_the_tokenizer_names_it(tmp_path: Path, written: str) -> None:
+    tokenizer_of(tmp_path, {"hello": 0, "world": 1}, ["<start>", "<end>"])
+    assert eos_token_id(str(tmp_path)) is None
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(f'{{"eos_token": {written}, "model_max_length": 1e30}}')
+    assert eos_token_id(str(tmp_path)) == 3
+    assert eos_token_id("builtin:digits") == 0
+    config.write_text('{"eos_token": null}')
+    assert eos_token_id(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"eos_token": "<nowhere>"}', "eos_token='<nowhere>', which is no token of it"),
+        ("[", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"eos_token": {}}', "cannot be read"),
+    ],
+)
+def test_a_tokenizer_config_that_is_wrong(tmp_path: Path, content: str, message: str) -> None:
+    tokenizer_of(tmp_path, {"hello": 0}, ["<end>"])
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"vlm.lm_tokenizer=.*tokenizer_config.json") as caught:
+        eos_token_id(str(tmp_path))
+    assert message in str(caught.value)

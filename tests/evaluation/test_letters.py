@@ -80,10 +80,11 @@ def test_letters_with_one_token_cannot_be_told_apart() -> None:
 
 
 def test_the_longest_wording_that_counts_is_read_whole() -> None:
-    assert num_new_tokens(digits_tokenizer(), "ABCD") == 5  # as v0.1 reads
+    assert num_new_tokens(digits_tokenizer(), "ABCD", "lmms-eval-0.7.1") == 5  # as v0.1 reads
     characters = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     characters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    assert num_new_tokens(characters, "ABCD") == len("\nThe answer is A")
+    assert num_new_tokens(characters, "ABCD", "lmms-eval-0.7.1") == len("\nThe answer is A")
+    assert num_new_tokens(characters, "ABCD") == len("\nThe correct answer is (A)")
 
 
 def test_a_benchmark_that_cannot_be_scored_is_told_before_the_training(tmp_path: Path) -> None:

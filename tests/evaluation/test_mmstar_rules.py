@@ -1,4 +1,6 @@
-"""What counts as a right answer: lmms-eval's four published rules for MMStar.
+"""What counts as a right answer, by lmms-eval's rules for MMStar before and since 0.7.2.
+
+The older ones are four:
 
 The answer is lower-cased, stripped, and its line breaks become blanks. It is right if
 
@@ -13,7 +15,7 @@ import string
 
 import pytest
 
-from nanovlm.evaluation.mmstar_result import is_correct
+from nanovlm.evaluation.mmstar_rules import chosen_letter, is_correct, rules_letters
 
 TABLE = [
     # 1. the letter comes first, whatever follows
@@ -104,7 +106,7 @@ TABLE = [
 
 @pytest.mark.parametrize(("output", "letter", "expected"), TABLE)
 def test_is_correct(output: str, letter: str, expected: bool) -> None:
-    assert is_correct(output, letter) is expected
+    assert is_correct(output, letter, "lmms-eval-0.7.1") is expected
 
 
 def by_the_rules(output: str, letter: str) -> bool:
@@ -139,6 +141,56 @@ def test_generated_answers_are_scored_by_the_rules() -> None:
     for _ in range(5000):
         output = rng.choice(openings) + "".join(rng.choices(pieces, k=rng.randint(0, 4)))
         letter = rng.choice("AB")
-        assert is_correct(output, letter) is by_the_rules(output, letter), (output, letter)
-        right += is_correct(output, letter)
+        is_right = is_correct(output, letter, "lmms-eval-0.7.1")
+        assert is_right is by_the_rules(output, letter), (output, letter)
+        right += is_right
     assert 200 < right < 4000  # it is neither all nor nothing
+
+
+CHOSEN = [
+    # it begins with the letter, which is no part of a word; marks at its ends do not count
+    ("A", "A"), ("  D\n", "D"), ("B.", "B"), ('"C"', "C"), ("A, since it is red", "A"),
+    ("A: the suitcase", "A"), ("A cat is on the book", "A"), ("A or B?", "A"), ("A)", "A"),
+    ("A B C D", "A"), ("B2", "B"),
+    # it ends with it
+    ("I think it is C", "C"), ("so:B", "B"), ("(A) or B", "B"), ("*D", "D"),
+    # after a phrase, the last of the first places of all letters
+    ("The answer is D", "D"), ("the ANSWER is: D, since", "D"), ("The answer is (A)", "A"),
+    ("The correct answer is B.", "B"), ("I choose C and no other", "C"), ("답은 B 입니다", "B"),
+    ("The answer is A and not B for sure", "B"), ("The answer is Dog food", "D"),
+    ("答案是C吧", "C"), ("My choice is none of A, that much", "A"),
+    # set off: in parentheses before a point, a colon, a parenthesis and a blank
+    ("see (A) or B. or so", "A"), ("see B. or C: or so", "B"), ("see C: or D) or so", "C"),
+    ("see D) or so A or so", "D"), ("so A or so B or so", "B"), ("(A)(B)", "B"),
+    ("Option (B)", "B"), ("option B", "B"),
+    # anywhere, the last one
+    ("Answer", "A"), ("Dog", "D"), ("ABCD", "D"), ("**A**", "A"), ("[A]", "A"), ("Answer: D", "D"),
+    # none
+    ("", ""), ("   ", ""), (".,!", ""), ("a", ""), ("b)", ""), ("the answer is d", ""),
+    ("E", ""), ("1", ""), ("nothing", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("output", "letter"), CHOSEN)
+def test_the_letter_that_an_answer_names_since_0_7_2(output: str, letter: str) -> None:
+    assert chosen_letter(output) == letter
+    for other in "ABCD":
+        assert is_correct(output, other) is is_correct(output, other, "lmms-eval-0.7.2")
+        assert is_correct(output, other, "lmms-eval-0.7.2") is (other == letter)
+
+
+def test_both_rules_agree_on_letters_alone() -> None:
+    for said in "ABCD":
+        for right in "ABCD":
+            newer, older = (
+                is_correct(f" {said}\n", right, rules)
+                for rules in ("lmms-eval-0.7.2", "lmms-eval-0.7.1")
+            )
+            assert newer is older is (said == right)
+
+
+def test_options_beyond_d_are_looked_for_where_there_are_some() -> None:
+    assert rules_letters("B") == rules_letters("D") == "ABCD"
+    assert rules_letters("F") == "ABCDEF"
+    assert chosen_letter("It is E", rules_letters("E")) == "E"
+    assert chosen_letter("It is E", "ABCD") == ""

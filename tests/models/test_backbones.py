@@ -325,6 +325,34 @@ def test_files_that_are_missing_or_broken(config: VLMConfig, randomize: Randomiz
     assert errors_of(config)[0].endswith("siglip: holds no config.json")
 
 
+def test_the_index_says_which_shard_a_tensor_is_read_from(
+    config: VLMConfig, randomize: Randomize
+) -> None:
+    make_siglip(config, randomize)
+    make_llama(config, randomize, max_shard_size="20KB")
+    index = Path(config.lm_model_type, "model.safetensors.index.json")
+    content = json.loads(index.read_text())
+    places: dict[str, str] = content["weight_map"]
+    fresh = loaded(config).decoder.token_embedding.weight.clone()
+    *_, last = sorted(set(places.values()) - {places[EMBEDDING]})
+    shard = index.with_name(last)
+    stale = load_file(shard) | {EMBEDDING: torch.zeros_like(fresh), "old": torch.zeros(1)}
+    save_file(stale, shard)
+    assert torch.equal(loaded(config).decoder.token_embedding.weight, fresh)
+
+    places["model.norm.weight"] = places[EMBEDDING]
+    index.write_text(json.dumps(content))
+    [message] = errors_of(config)
+    expected = index.with_name(places[EMBEDDING])
+    assert message == (
+        f"{expected}: holds no model.norm.weight, which model.safetensors.index.json says is in it"
+    )
+    for elsewhere in ("../other.safetensors", 3):
+        content["weight_map"][EMBEDDING] = elsewhere
+        index.write_text(json.dumps(content))
+        assert f"must name files beside it, got {elsewhere!r}" in errors_of(config)[0]
+
+
 def test_a_hub_id_is_fetched_with_what_is_needed(
     folders: VLMConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nanovlm import cli
-from nanovlm.config_files import load_config, parse_overrides, read_mapping
+from nanovlm.config_files import load_config, parse_overrides
 from nanovlm.distributed.recorder import RunOutcome
 from nanovlm.messages import Job
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -21,6 +21,7 @@ from nanovlm.search.plan import plan_search
 from nanovlm.search.runner import run_plan
 from nanovlm.search.space import load_space
 from nanovlm.trial import run_trial
+from nanovlm.yaml_text import read_mapping
 from tests.hub_data import AXES, write_hub
 from tests.worker_threads import worker_threads
 

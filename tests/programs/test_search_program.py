@@ -24,7 +24,10 @@ def test_the_program_says_what_it_does(search: Finished) -> None:
     begin = next(i for i, line in enumerate(lines) if line.startswith("digits: "))
     head, searched, where, cluster, data = lines[begin : begin + 5]
     assert head.startswith("digits: trials of ") and "compared at" in head
-    assert searched == ("searched: lr_mp, lr_backbones, batch_size; budget: 6 trials; 1 at once")
+    assert searched == (
+        "searched: lr_mp, lr_backbones, batch_size; objective: mmstar_accuracy (lmms-eval-0.7.2); "
+        "budget: 6 trials; 1 at once"
+    )
     assert where == "results: results/digits"
     assert cluster.startswith("own Ray cluster, dashboard: http://127.0.0.1:")
     assert "ray get-auth-token" in cluster

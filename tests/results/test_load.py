@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nanovlm.config_files import config_values, load_config, read_mapping
+from nanovlm.config_files import config_values, load_config
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord, TrialState
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -16,6 +16,7 @@ from nanovlm.results.store import ResultsStore, answers_file
 from nanovlm.results.summary import Objective
 from nanovlm.search.parameter import TUNABLE
 from nanovlm.search.space import load_space
+from nanovlm.yaml_text import read_mapping
 from tests.results.answers import write_answers
 
 REPOSITORY = Path(__file__).parents[2]

@@ -62,6 +62,8 @@ def test_the_headline_is_that_of_the_summary(folder: Path) -> None:
     card = best_card(search)
     assert card.value == f"{100 * value:.1f} %"
     assert card.detail == f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+    assert summary["mmstar_rules"] == "lmms-eval-0.7.2"
+    assert "scored by lmms-eval-0.7.2" in card.notes
     (gap,) = (
         c["difference_to_default"]
         for c in summary["confirmation"]["configurations"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nanovlm.config import TrainConfig
-from nanovlm.config_files import Layer, build_config, config_values, read_mapping
+from nanovlm.config_files import Layer, build_config, config_values
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord, TrialState
 from nanovlm.results.store import (
@@ -26,6 +26,7 @@ from nanovlm.results.summary import (
     turnarounds,
     wilson_interval,
 )
+from nanovlm.yaml_text import read_mapping
 
 OBJECTIVE = Objective("mmstar_accuracy", "max")
 

@@ -125,7 +125,8 @@ def test_what_a_search_says_when_it_begins() -> None:
         display.begin(search_start())
     assert written(console).splitlines() == [
         "digits: trials of 900 samples, compared at 100, 300",
-        "searched: lr_mp, lr_backbones, batch_size; budget: 16 trials; 2 at once",
+        "searched: lr_mp, lr_backbones, batch_size; objective: mmstar_accuracy (lmms-eval-0.7.2); "
+        "budget: 16 trials; 2 at once",
         "results: results/digits",
         "own Ray cluster, dashboard: http://127.0.0.1:8265 (token: `ray get-auth-token`)",
         "data: 900 samples of 300 rows, 1224 questions",
@@ -285,8 +286,9 @@ def test_how_a_search_ends(tmp_path: Path) -> None:
     assert "ended: budget.trials: 2 trials are done" in lines
     assert f"report: {store.folder}/report.html" in lines
     assert lines[-2].startswith(
-        "best: trial 1, mmstar_accuracy 0.750 [0.725, 0.773]; 25.0 points [-24.0, 74.0] over the "
-        "default configuration, not confirmed on fresh seeds; run it again:"
+        "best: trial 1, mmstar_accuracy 0.750 [0.725, 0.773] (lmms-eval-0.7.1); "
+        "25.0 points [-24.0, 74.0] over the default configuration, not confirmed on fresh seeds; "
+        "run it again:"
     )
     assert lines[-1] == f"python run_single.py --config {store.folder}/best.yaml"
 
@@ -310,7 +312,8 @@ def test_the_line_of_a_single_run_s_report(speed: dict[str, Any] | None, expecte
         display.begin(single_start())
         display.trial_changed(record(speed=speed))
         display.trial_changed(record(speed=speed))  # no further report
-    losses = "100 samples, step 10: train_loss 1.2500, mmstar_accuracy 0.500 [0.472, 0.528]"
+    accuracy = "mmstar_accuracy 0.500 [0.472, 0.528] (lmms-eval-0.7.1)"  # an earlier version's
+    losses = f"100 samples, step 10: train_loss 1.2500, {accuracy}"
     assert written(console).splitlines()[3:] == [f"{losses}  {expected}"]
 
 

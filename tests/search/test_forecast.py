@@ -111,3 +111,37 @@ def test_a_folder_to_learn_from_is_asked_too(tmp_path: Path) -> None:
     space = space_of(tmp_path / "spaces", warm_start=[str(tmp_path / "elsewhere" / "earlier")])
     speed = past_speed(space, tmp_path / "results")
     assert speed is not None and speed.samples_per_second == 7.0
+
+
+@pytest.mark.parametrize(
+    ("search", "trials", "num_trials", "line", "confirm_runs"),
+    [
+        (
+            "{choice: [16, 32]}",
+            20,
+            2,
+            "2 distinct, fewer than budget.trials=20: the search ends",
+            4,
+        ),
+        ("{choice: [32]}", 3, 1, "1 distinct, fewer than budget.trials=3: the search ends", 0),
+        ("{choice: [16, 32]}", 2, 2, "2 distinct\n", 4),
+        ("{choice: [16, 32]}", None, 2, "2 distinct\n", 4),
+        ("{int: [1, 3000]}", 9, 9, "3,000 distinct\n", 8),
+        ("default, lr_mp: default", 9, 9, "without number, by the ranges of lr_mp\n", 8),
+    ],
+)
+def test_the_distinct_configurations_are_counted(
+    tmp_path: Path, search: str, trials: int | None, num_trials: int, line: str, confirm_runs: int
+) -> None:
+    path = tmp_path / "space.yaml"
+    key = "seed" if "int" in search else "batch_size"
+    base = "{seed: 1}" if "int" in search else "{batch_size: 32}"
+    if "default" in search:
+        base = "{batch_size: 64}"
+    path.write_text(f"preset: digits\nbase: {base}\nsearch: {{{key}: {search}}}")
+    budget = {"budget.trials": trials, "budget.hours": 1e6}
+    space = load_space(path, CUDA_FREE | {"scheduler.name": "none"} | budget)
+    plan = SearchPlan(space, (), 3600, {"benchmark": {"samples": 100}})
+    expected = forecast(plan, 2, None, tmp_path / "results")
+    assert (expected.num_trials, expected.confirm_runs) == (num_trials, confirm_runs)
+    assert f"configurations  {line}" in expected.describe()

@@ -69,6 +69,19 @@ def test_overrides_reach_the_sections_and_the_base(tmp_path: Path) -> None:
     assert space.base.vlm.lm_dropout == 0.1
 
 
+def test_an_override_of_the_base_wins_over_both_ways_of_writing_it(tmp_path: Path) -> None:
+    text = "base: {vlm: {lm_dropout: 0.1}, vlm.vit_dropout: 0.1}\nsearch: {lr_mp: default}"
+    overrides = {"base.vlm.lm_dropout": 0.2, "base.vlm.vit_dropout": 0.2, "base.epochs": 2}
+    base = read(tmp_path, text, **overrides).base
+    assert (base.vlm.lm_dropout, base.vlm.vit_dropout, base.epochs) == (0.2, 0.2, 2)
+
+
+@pytest.mark.parametrize("key", ["preset.x", "warm_start.x", "objective.metric"])
+def test_an_override_inside_of_what_is_no_mapping(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UserError, match=f"command line: {key}: .* is not a mapping"):
+        read(tmp_path, "search: {lr_mp: default}\nobjective: val_loss", **{key: 1})
+
+
 def search(key: str, content: str) -> str:
     return f"search: {{{key}: {content}}}"
 
@@ -98,6 +111,13 @@ def search(key: str, content: str) -> str:
         (search("vlm.mp_pixel_shuffle_factor", "{choice: [2, 3]}"), "must divide"),
         (search("lr_mp", "{uniform: [0.5, 1]}"), "trial 0 runs the base configuration"),
         (search("lr_mp", "{uniform: [0, 1], when: {seed: 1}}"), "when.seed: is not a searched key"),
+        (search("lr_mp", "{uniform: [0, .inf]}"), "space.yaml: must be a finite number, got .inf"),
+        (search("lr_mp", "default, seed: {int: [0, 1], when: {lr_mp: [a]}}"), "must be values of"),
+        (
+            search("batch_size", "{choice: [1, 2]}, seed: {int: [0, 1], when: {batch_size: true}}"),
+            "when.batch_size: must be values of choice [1, 2], got [True]",
+        ),
+        ("search: {1: default}", "space.yaml: keys must be text, got 1"),
         ("search: {}", "search: must have at least 1 item"),
         ("search: 3", "search: must be a valid dictionary, got 3"),
         ("base: {}", "search: must be given"),
@@ -117,6 +137,8 @@ def test_refused(tmp_path: Path, text: str, message: str) -> None:
     ("section", "message"),
     [
         ("budget: {trails: 3}", "unknown key 'budget.trails'. Did you mean 'trials'?"),
+        ("budget: {hours: 1:30}", "budget.hours: must be a valid number, got '1:30'"),
+        ("scheduler: {rungs: 65}", "scheduler.rungs: must be less than or equal to 64, got 65"),
         ("budget: {trials: 0}", "budget.trials: must be greater than 0, got 0"),
         ("budget: {}", "budget: one of trials, hours, gpu_hours, target, patience must be given"),
         ("scheduler: {rungs: 0}", "scheduler.rungs: must be greater than or equal to 1, got 0"),

@@ -35,12 +35,14 @@ class Run:
         self.ended: list[TrialRecord] = []
         self.confirmed: list[TrialRecord] = []
 
-    def __call__(self, run_trial: Any = pretend, earlier: EarlierRun | None = None) -> str:
+    def __call__(
+        self, run_trial: Any = pretend, earlier: EarlierRun | None = None, concurrency: int = 1
+    ) -> str:
         place = Place(
             self.folder,
             on_start=lambda *_: None,
             on_event=self._take,
-            concurrency=1,
+            concurrency=concurrency,
             start_workers=functools.partial(worker_threads, run_trial=run_trial),
         )
         return run_stages(self.plan, place, earlier)
@@ -74,6 +76,20 @@ def test_more_trials_may_be_asked_for(tmp_path: Path) -> None:
     more = Run(tmp_path, **{"budget.trials": 5, "confirm.top": 0})
     assert more(earlier=EarlierRun(tuple(run.ended))) == "budget.trials: 5 trials are done"
     assert sorted(record.number for record in more.ended) == [3, 4]
+
+
+def test_a_space_that_is_used_up_ends_the_search(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"search": {"batch_size": {"choice": [16, 32, 64]}}}
+    changes |= {"budget.trials": 20, "scheduler.name": "none", "confirm.seeds": 1}
+    run = Run(tmp_path, **changes)
+    reason = "the space is used up: all 3 configurations have run"
+    assert run(concurrency=2) == reason
+    assert sorted(r.parameters["batch_size"] for r in run.ended) == [16, 32, 64]
+    assert len(run.confirmed) == 2
+
+    again = Run(tmp_path, **changes)
+    assert again(earlier=EarlierRun(tuple(run.ended), tuple(run.confirmed))) == reason
+    assert again.ended == again.confirmed == []
 
 
 def test_reports_without_the_objective_end_the_search_at_once(tmp_path: Path) -> None:

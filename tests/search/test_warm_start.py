@@ -101,6 +101,17 @@ def test_a_key_that_was_not_searched_there_has_its_value(tmp_path: Path) -> None
     assert str(earlier).endswith("1 of 1 trials taken; there epochs=5")
 
 
+def test_trials_of_before_there_were_other_rules_are_told_apart(tmp_path: Path) -> None:
+    older(tmp_path, {})
+    file = tmp_path / "older" / "trials.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        del line["config"]["mmstar_rules"]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (earlier,) = read_earlier_trials(space(tmp_path))
+    assert earlier.differences == ("mmstar_rules='lmms-eval-0.7.1'",)
+
+
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no results folder of a search"):
         read_earlier_trials(space(tmp_path))

@@ -169,7 +169,7 @@ def test_nothing_is_recorded_unless_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("entity", ["my team", "https://wandb.ai/me", ""])
 def test_an_entity_that_cannot_be_one(entity: str) -> None:
-    check_wandb(TrainConfig(wandb_entity=entity))  # nobody asks for it
+    check_wandb(TrainConfig(log_wandb=False, wandb_entity=entity))  # nobody asks for it
     with pytest.raises(UserError, match="wandb_entity: must be the name of a user or team"):
         check_wandb(TrainConfig(log_wandb=True, wandb_entity=entity))
 

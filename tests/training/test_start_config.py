@@ -10,17 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from torch import nn
+from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil, SiglipProcessor
 
 from nanovlm import cli
 from nanovlm.config import TrainConfig, VLMConfig
-from nanovlm.config_files import Layer, build_config, load_config
+from nanovlm.config_files import Layer, build_config, config_values, load_config
 from nanovlm.errors import UserError
 from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.search.space import load_space
 from nanovlm.training.checkpoint import load_checkpoint
 from nanovlm.training.start_config import start_layers
+from nanovlm.trial import check_backbones
 from tests.fake_hub import FakeHub
 from tests.hub_files import make_llama, make_siglip
 
@@ -73,9 +76,24 @@ def test_naming_the_backbones_is_enough(backbones: dict[str, str]) -> None:
     load_backbone_weights(VisionLanguageModel(vlm))
 
 
-def test_images_are_prepared_as_the_encoder_knows_them(backbones: dict[str, str]) -> None:
-    path = Path(backbones["vlm.vit_model_type"], "preprocessor_config.json")
-    path.write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2}')
+SAID = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2}
+OTHERWISE = {"image_mean": [0.9] * 3, "image_std": [0.9] * 3, "resample": 3}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"preprocessor_config.json": SAID},
+        {"processor_config.json": {"image_processor": SAID, "processor_class": "SiglipProcessor"}},
+        {"processor_config.json": {"image_processor": SAID}, "preprocessor_config.json": OTHERWISE},
+        {"processor_config.json": {"image_seq_len": 9}, "preprocessor_config.json": SAID},
+    ],
+)
+def test_images_are_prepared_as_the_encoder_knows_them(
+    backbones: dict[str, str], files: dict[str, Any]
+) -> None:
+    for name, content in files.items():
+        Path(backbones["vlm.vit_model_type"], name).write_text(json.dumps(content))
     vlm = build(**backbones).vlm
     assert (vlm.image_mean, vlm.image_std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert vlm.image_resampling == "bilinear"
@@ -83,11 +101,98 @@ def test_images_are_prepared_as_the_encoder_knows_them(backbones: dict[str, str]
     assert other.image_resampling == "bicubic"
 
 
+def test_files_of_transformers_are_read(backbones: dict[str, str]) -> None:
+    processor = SiglipImageProcessorPil(image_mean=[0.1] * 3, image_std=[0.2] * 3, resample=2)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a")))
+    folder = backbones["vlm.vit_model_type"]
+    SiglipProcessor(processor, tokenizer).save_pretrained(folder)
+    vlm = build(**backbones).vlm
+    assert (vlm.image_mean, vlm.image_std, vlm.image_resampling) == (
+        (0.1,) * 3,
+        (0.2,) * 3,
+        "bilinear",
+    )
+
+
+def test_images_that_are_not_normalised_or_resized_in_a_way_of_ours(
+    backbones: dict[str, str],
+) -> None:
+    file = Path(backbones["vlm.vit_model_type"], "preprocessor_config.json")
+    file.write_text(json.dumps(SAID | {"do_normalize": False}))
+    vlm = build(**backbones).vlm
+    assert (vlm.image_mean, vlm.image_std) == ((0.0,) * 3, (1.0,) * 3)
+    file.write_text(json.dumps(SAID | {"resample": 1}))
+    [message] = errors_of(backbones)
+    assert "vlm.image_resampling: must be 'bilinear' or 'bicubic', got 'resample=1'" in message
+    assert build(**backbones, **{"vlm.image_resampling": "bicubic"}).vlm.image_std == (
+        0.4,
+        0.5,
+        0.6,
+    )
+
+
 def test_one_of_them_leaves_the_other_at_its_defaults(backbones: dict[str, str]) -> None:
     del backbones["vlm.vit_model_type"]
     vlm = build(**backbones).vlm
     assert (vlm.lm_n_heads, vlm.lm_n_blocks) == (5, 3)
     assert (vlm.vit_n_heads, vlm.vit_n_blocks, vlm.vit_hidden_dim) == (12, 12, 768)
+
+
+def give_tokenizer(folder: str, eos: str | None, reverse: bool = False) -> None:
+    """Save a tokenizer of 70 words, of which the first two are special, with its EOS."""
+    words = ["<text>", "<end>", *(f"w{i}" for i in range(68))]
+    words = words[::-1] if reverse else words
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<text>"))
+    tokenizer.add_special_tokens(["<text>", "<end>"])
+    Path(folder).mkdir(exist_ok=True)
+    tokenizer.save(str(Path(folder, "tokenizer.json")))
+    Path(folder, "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+
+
+def test_a_decoder_brings_its_own_tokenizer_and_eos(
+    backbones: dict[str, str], tmp_path: Path
+) -> None:
+    decoder = backbones["vlm.lm_model_type"]
+    assert build(**backbones).vlm.lm_tokenizer == VLMConfig().lm_tokenizer  # it has none
+    give_tokenizer(decoder, "<end>")
+    vlm = build(**backbones).vlm
+    assert (vlm.lm_tokenizer, vlm.lm_eos_token_id) == (decoder, 1)
+    assert build(**backbones, **{"vlm.lm_eos_token_id": 0}).vlm.lm_eos_token_id == 0
+    mine = str(tmp_path / "mine")
+    give_tokenizer(mine, "<end>", reverse=True)
+    vlm = build(**backbones, **{"vlm.lm_tokenizer": mine}).vlm
+    assert (vlm.lm_tokenizer, vlm.lm_eos_token_id) == (mine, 68)
+    again = build_config(
+        Layer("best.yaml", config_values(TrainConfig(vlm=vlm))), below=start_layers
+    )
+    assert again.vlm == vlm
+
+
+def test_eos_comes_from_a_tokenizer_for_random_weights_too(tmp_path: Path) -> None:
+    give_tokenizer(str(tmp_path), "<end>")
+    values = {"vlm.lm_tokenizer": str(tmp_path), "vlm.vlm_load_backbone_weights": False}
+    assert load_config(None, "digits", values, cli.start_layers).vlm.lm_eos_token_id == 1
+    give_tokenizer(str(tmp_path), None)
+    assert load_config(None, "digits", values, cli.start_layers).vlm.lm_eos_token_id == 0
+
+
+def test_a_tokenizer_of_another_decoder_is_refused(
+    backbones: dict[str, str], tmp_path: Path
+) -> None:
+    decoder, mine = backbones["vlm.lm_model_type"], str(tmp_path / "mine")
+    give_tokenizer(mine, "<end>")
+    other = build(**backbones, **{"vlm.lm_tokenizer": mine})
+    check_backbones(other)  # the decoder comes with none
+    give_tokenizer(decoder, "<end>")
+    check_backbones(other)  # the same by another name
+    give_tokenizer(mine, "<end>", reverse=True)
+    with pytest.raises(UserError) as caught:
+        check_backbones(build(**backbones, **{"vlm.lm_tokenizer": mine}))
+    assert str(caught.value) == (
+        f"vlm.lm_tokenizer={mine!r} is not the tokenizer that vlm.lm_model_type={decoder!r} was "
+        "trained with: 70 of 70 ids stand for other tokens, 0 for 'w67' instead of '<text>'; leave "
+        f"it out, or set vlm.lm_tokenizer={decoder}"
+    )
 
 
 def test_older_layouts_and_what_they_leave_out(backbones: dict[str, str]) -> None:

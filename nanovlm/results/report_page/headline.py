@@ -20,7 +20,7 @@ from nanovlm.results.report_page.wording import (
     setting,
 )
 from nanovlm.results.store import answers_file
-from nanovlm.results.summary import NUM_ITEMS, interval_95
+from nanovlm.results.summary import NUM_ITEMS, interval_95, mmstar_rules
 from nanovlm.results.verdict import DEFAULT_NUMBER
 
 
@@ -53,6 +53,8 @@ def best_card(search: SearchFolder) -> Card:
     notes = [run_name(best) if search.is_search else f"{count(best.samples_seen)} samples"]
     if NUM_ITEMS in best.metrics:
         notes[0] += f", {count(best.metrics[NUM_ITEMS])} questions"
+    if metric.startswith("mmstar_accuracy"):
+        notes.append(f"scored by {mmstar_rules(best.config)}")
     winner = _winner(search)
     if winner is not None and winner["mean"] is not None and len(winner["runs"]) > 1:
         seeds = f"mean of {len(winner['runs'])} fresh seeds {metric_value(winner['mean'], metric)}"

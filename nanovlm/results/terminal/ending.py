@@ -10,7 +10,7 @@ from rich.console import Console
 from nanovlm.messages import TrialRecord
 from nanovlm.results.confirmation_table import confirmation_table
 from nanovlm.results.store import ANSWERS_DIR, BEST_CONFIG_FILE, REPORT_FILE, describe_run
-from nanovlm.results.summary import Objective, describe_accuracy, final_best
+from nanovlm.results.summary import Objective, by_rules, describe_accuracy, final_best
 from nanovlm.results.terminal.console import PLAIN
 from nanovlm.results.terminal.tables import results_table
 from nanovlm.results.verdict import describe_unconfirmed_gain
@@ -48,6 +48,7 @@ def show_results(
         return
     score = describe_accuracy(best.metrics, objective.metric)
     line = f"best: {describe_run(best)}, {objective.metric} {score}"
+    line += by_rules(best.config, objective.metric)
     gain = None
     if confirmation is None:
         gain = describe_unconfirmed_gain(best, records, objective, folder / ANSWERS_DIR)

@@ -14,9 +14,16 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
+from nanovlm.config_files import config_values
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
-from nanovlm.results.summary import Objective, best_record, describe_accuracy, training_seconds
+from nanovlm.results.summary import (
+    Objective,
+    best_record,
+    by_rules,
+    describe_accuracy,
+    training_seconds,
+)
 from nanovlm.results.terminal.budget import Spent, describe_budget, nearest_limit
 from nanovlm.results.terminal.console import PLAIN, LiveDisplay, can_redraw
 from nanovlm.results.terminal.ending import show_results
@@ -146,7 +153,7 @@ class SearchDisplay(LiveDisplay, Observer):
         assert self._start is not None and self._start.space is not None, "a search has begun"
         space = self._start.space
         return nearest_limit(
-            space.budget,
+            space.budget.model_copy(update={"trials": space.most_trials}),
             num_ended=len(self._ended),
             seconds=time.monotonic() - self._began_at,
             gpu_hours=training_seconds(self._ended) * space.resources.gpus_per_trial / 3600,
@@ -160,6 +167,10 @@ class SearchDisplay(LiveDisplay, Observer):
         return Spent(done / num_runs, text) if num_runs else None
 
 
+def _objective(start: RunStart) -> str:
+    return start.objective.metric + by_rules(config_values(start.config), start.objective.metric)
+
+
 def _header(start: RunStart) -> str:
     """Return what is searched, until when, and where the results and the dashboard are."""
     assert start.space is not None, "a search has a space"
@@ -167,7 +178,8 @@ def _header(start: RunStart) -> str:
     searched = ", ".join(str(parameter.key) for parameter in space.parameters)
     lines = [
         start.description,
-        f"searched: {searched}; budget: {describe_budget(space.budget)}; {start.num_slots} at once",
+        f"searched: {searched}; objective: {_objective(start)}; "
+        f"budget: {describe_budget(space.budget)}; {start.num_slots} at once",
         f"results: {start.folder}",
         describe_cluster(start.dashboard_url, start.is_own_cluster),
         describe_data(start.data),

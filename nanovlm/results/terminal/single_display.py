@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.store import REPORT_FILE
-from nanovlm.results.summary import describe_accuracy
+from nanovlm.results.summary import by_rules, describe_accuracy
 from nanovlm.results.terminal.console import PLAIN, LiveDisplay, can_redraw
 from nanovlm.results.terminal.notes import NotesDisplay
 from nanovlm.results.terminal.texts import (
@@ -85,6 +85,7 @@ def _line(record: TrialRecord) -> str:
     return (
         f"{report['samples_seen']} samples, step {report['step']}: "
         f"train_loss {metrics['train_loss']:.4f}, mmstar_accuracy "
-        f"{describe_accuracy(metrics, 'mmstar_accuracy')}  "
+        f"{describe_accuracy(metrics, 'mmstar_accuracy')}"
+        f"{by_rules(record.config, 'mmstar_accuracy')}  "
         f"({report['seconds']:.1f} s{speed and f', {speed}'})"
     )

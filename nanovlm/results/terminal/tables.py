@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nanovlm.messages import TrialRecord
-from nanovlm.results.summary import Objective, describe_accuracy
+from nanovlm.results.summary import Objective, by_rules, describe_accuracy
 from nanovlm.results.terminal.texts import format_value
 
 MAX_ROWS = 20
@@ -28,9 +28,10 @@ def results_table(records: Sequence[TrialRecord], objective: Objective) -> Table
         return order[record.state], -length, sign * value
 
     shown = sorted(records, key=rank)[:MAX_ROWS]
+    metric = objective.metric + (by_rules(records[0].config, objective.metric) if records else "")
     keys = sorted({key for record in records for key in record.parameters})
     table = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for name in ("trial", "state", "samples", objective.metric, *keys):
+    for name in ("trial", "state", "samples", metric, *keys):
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
     for record in shown:
         has_score = objective.metric in record.metrics

@@ -1,0 +1,200 @@
+"""YAML in and out: the one place where the program reads or writes it.
+
+What a value means follows the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2, 10.3.2):
+`1:30`, `yes` and `2026-01-01` are text, `1e-3` is a number, `0o17` is 15. Keys are text. What
+has no use in a configuration, and does harm in a damaged file, is refused with its line.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from nanovlm.errors import UserError
+
+MAX_BYTES = 2**20
+MAX_DEPTH = 20
+"""Of mappings and lists inside each other; a space file needs five."""
+
+_TAG = "tag:yaml.org,2002:"
+_INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_CORE_SCHEMA = (
+    ("null", re.compile(r"null|Null|NULL|~|"), ("n", "N", "~", "")),
+    ("bool", re.compile(r"true|True|TRUE|false|False|FALSE"), tuple("tTfF")),
+    ("int", _INTEGER, tuple("-+0123456789")),
+    (
+        "float",
+        re.compile(
+            r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+            r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+        ),
+        tuple("-+.0123456789"),
+    ),
+)
+"""Name, text and first characters of the values that are written without quotes and are no text;
+the first that fits counts."""
+
+_LARGEST_INTEGER = 2**63 - 1
+_NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+"""Characters that an escape can write, but no file name, database or terminal takes."""
+
+
+class _Refused(yaml.MarkedYAMLError):
+    """YAML that cannot stand in a configuration."""
+
+    def __init__(self, rule: str, mark: yaml.Mark) -> None:
+        super().__init__(problem=rule, problem_mark=mark)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's reader with the core schema in place of YAML 1.1, and with limits."""
+
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012
+    yaml_constructors: ClassVar[dict[Any, Any]] = {}
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        is_alias = self.check_event(yaml.AliasEvent)
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _Refused(
+                f"must not be more than {MAX_DEPTH} mappings and lists inside each other",
+                self.peek_event().start_mark,
+            )
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if is_alias and not isinstance(node, yaml.ScalarNode):  # they grow without bound
+            assert node is not None, "an alias has a node"
+            raise _Refused("an alias (*) can stand for a single value only", node.start_mark)
+        return node
+
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        text = str(self.construct_scalar(node))
+        if found := _NO_TEXT.search(text):
+            raise _Refused(f"text must not hold the character {found[0]!r}", node.start_mark)
+        return text
+
+    def construct_null(self, node: yaml.ScalarNode) -> None:
+        self._check_tagged(node, "null")
+
+    def construct_bool(self, node: yaml.ScalarNode) -> bool:
+        return self._check_tagged(node, "bool").lower() == "true"
+
+    def construct_int(self, node: yaml.ScalarNode) -> int:
+        text = self._check_tagged(node, "int")
+        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+        # Python reads no number of very many digits, and makes no float of a very large one.
+        digits = text.lstrip("-+").removeprefix("0o").removeprefix("0x").lstrip("0")
+        value = int(text, base) if len(digits) <= 30 else _LARGEST_INTEGER + 1
+        if abs(value) > _LARGEST_INTEGER:
+            rule = f"whole numbers go from -{_LARGEST_INTEGER} to {_LARGEST_INTEGER}"
+            raise _Refused(f"{rule}, got {_shortened(text)}", node.start_mark)
+        return value
+
+    def construct_float(self, node: yaml.ScalarNode) -> float:
+        text = self._check_tagged(node, "float")
+        value = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        if value - value != 0:  # neither inf nor nan
+            rule = "must be a finite number"
+            raise _Refused(f"{rule}, got {_shortened(text)}", node.start_mark)
+        return value
+
+    def construct_list(self, node: yaml.SequenceNode) -> list[Any]:
+        return [self.construct_object(item, deep=True) for item in node.value]
+
+    def construct_dict(self, node: yaml.MappingNode) -> dict[str, Any]:
+        content: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag != f"{_TAG}str":
+                shown = getattr(key_node, "value", "") if key_node.id == "scalar" else key_node.id
+                raise _Refused(f"keys must be text, got {shown or 'none'}", key_node.start_mark)
+            key = self.construct_text(key_node)
+            if key in content:
+                raise _Refused(f"key stands twice: {_shortened(key)}", key_node.start_mark)
+            content[key] = self.construct_object(value_node, deep=True)
+        return content
+
+    def refuse(self, node: yaml.Node) -> None:
+        raise _Refused(f"the tag {_shortened(node.tag)} is not read", node.start_mark)
+
+    def _check_tagged(self, node: yaml.ScalarNode, name: str) -> str:
+        """Return the text of a value; one that a tag calls what it is not is refused."""
+        text = str(self.construct_scalar(node))
+        pattern = next(pattern for known, pattern, _ in _CORE_SCHEMA if known == name)
+        if not pattern.fullmatch(text):
+            raise _Refused(f"{_shortened(text)} is no {name}", node.start_mark)
+        return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML 1.1 or 1.2 would take for something else than text; no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _name, _pattern, _first in _CORE_SCHEMA:
+    _whole = re.compile(rf"^(?:{_pattern.pattern})$")
+    _Loader.add_implicit_resolver(_TAG + _name, _whole, list(_first))
+    _Dumper.add_implicit_resolver(_TAG + _name, _whole, list(_first))
+for _name, _construct in (
+    ("null", _Loader.construct_null),
+    ("bool", _Loader.construct_bool),
+    ("int", _Loader.construct_int),
+    ("float", _Loader.construct_float),
+    ("str", _Loader.construct_text),
+    ("seq", _Loader.construct_list),
+    ("map", _Loader.construct_dict),
+):
+    _Loader.add_constructor(_TAG + _name, _construct)
+_Loader.add_constructor(None, _Loader.refuse)
+
+
+def parse_yaml(text: str, place: str) -> Any:
+    """Return the value that `text` stands for: mappings by text, lists, text, numbers, None.
+
+    Raises:
+        UserError: names `place`, in a text of several lines the line, and the rule.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except _Refused as error:
+        assert error.problem_mark is not None, "each has its place"
+        line = f", line {error.problem_mark.line + 1}" if "\n" in text else ""
+        raise UserError(f"{place}{line}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two of "\UFFFFFFFF"
+        raise UserError(f"{place}: is not YAML: {' '.join(str(error).split())}") from None
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return the mapping that the YAML file `path` holds; an empty file is an empty mapping."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text: {error}") from None
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path}: is no configuration: it has more than {MAX_BYTES:,} bytes")
+    mapping = parse_yaml(text, str(path))
+    if mapping is None:
+        return {}
+    if not isinstance(mapping, dict):
+        kind = "a list" if isinstance(mapping, list) else _shortened(repr(mapping))
+        raise UserError(f"{path}: must be a mapping (`key: value` lines), got {kind}")
+    return mapping
+
+
+def write_yaml(content: Any) -> str:
+    """Return YAML from which `parse_yaml` and readers of YAML 1.1 read `content` again."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:30]}... ({len(text)} characters)"
