@@ -102,8 +102,13 @@ def replay(
     task = functools.partial(regret_curve, name, concurrency, by=by)
     if jobs == 1:
         return np.array([task(seed) for seed in range(num_seeds)])
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, be_quiet) as pool:
         return np.array(pool.map(task, range(num_seeds), chunksize=5))
+
+
+def be_quiet() -> None:
+    """Let libraries of this process say no more than errors."""
+    logging.disable(logging.WARNING)
 
 
 def regret_curve(name: str, concurrency: int, seed: int, by: str = "compute") -> list[float]:
@@ -121,7 +126,6 @@ def regret_curve(name: str, concurrency: int, seed: int, by: str = "compute") ->
 
 def search(name: str, concurrency: int, seed: int) -> Trace:
     """Return what one search came to."""
-    logging.disable(logging.WARNING)
     table, space = load()
     with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
         limit = REFERENCE_COMPUTE * table.budget

@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
-from benchmarks.replay import REFERENCE_COMPUTE, SHOWN, load, search
+from benchmarks.replay import REFERENCE_COMPUTE, SHOWN, be_quiet, load, search
 from benchmarks.replay_clock import Trace
 from benchmarks.replay_methods import METHODS
 from benchmarks.replay_table import CurveTable
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[8])
     parser.add_argument("--methods", nargs="+", default=[DEFAULT], choices=METHODS)
     arguments = parser.parse_args()
+    be_quiet()
     table, _ = load()
     for concurrency in arguments.concurrency:
         for name in arguments.methods:
