@@ -26,6 +26,7 @@ preset: digits
 base: {data_cutoff_idx: 300, epochs: 1, lr_backbones: 1.0e-3, batch_size: 16}
 search:
   lr_backbones: {choice: [1.0e-3, 1.0e+30]}
+  lr_mp: {log_uniform: [1.0e-4, 1.0e-2]}
 sampler: {name: random, seed: 1}
 scheduler: {rungs: 3, reduction_factor: 3}
 confirm: {top: 0}
