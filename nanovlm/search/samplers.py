@@ -212,7 +212,7 @@ class _Fixed(BaseSampler):
         return self._params[param_name]
 
 
-class _New(BaseSampler):
+class _New(_Fixed):
     """Gives a configuration that has not run: drawn by another sampler, as often as need be.
 
     If each draw has run, which is so where the sampler is sure of the best one, it is the first
@@ -226,21 +226,13 @@ class _New(BaseSampler):
         has_run: HasRun,
         most_draws: int,
     ) -> None:
+        super().__init__({})
         self._inner, self._parameters = inner, parameters
         self._has_run, self._most_draws = has_run, most_draws
-        self._params: dict[str, Any] = {}
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
         self._params = encode(self._parameters, self._new_values(study, trial))
         return {}
-
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict) -> dict:
-        return {}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
-    ) -> Any:
-        return self._params[param_name]
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self._inner.before_trial(study, trial)

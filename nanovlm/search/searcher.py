@@ -30,7 +30,7 @@ from nanovlm.distributed.trainable import (
     VALUES,
 )
 from nanovlm.messages import TrialRecord
-from nanovlm.search.configurations import RunConfigurations
+from nanovlm.search.configurations import RunConfigurations, can_repeat
 from nanovlm.search.samplers import build_history, build_sampler, distributions, encode, suggest
 from nanovlm.search.space import SearchSpace
 from nanovlm.search.study import STORAGE_ERRORS, StudyFileStorage, StudyPlace, open_study
@@ -265,7 +265,8 @@ class StudySearch(OptunaSearch):
 
     def _take_in_other_searches(self) -> None:
         """Take note of what other searches in the same database have run to the end."""
-        if isinstance(self._place.storage, StudyFileStorage):
+        is_ours_alone = isinstance(self._place.storage, StudyFileStorage)
+        if is_ours_alone or not can_repeat(self._search_space.parameters):
             return
         for trial in self.study.get_trials(deepcopy=False, states=_JUDGED):
             if VALUES in trial.user_attrs and IMPORTED not in trial.user_attrs:

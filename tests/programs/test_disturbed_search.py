@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import killed
+from nanovlm.results.store import read_records
 from tests.processes import count_session, wait_until
 from tests.programs.conftest import (
     REPOSITORY,
@@ -76,7 +77,7 @@ def test_ctrl_c_kill_and_resume_give_the_search_that_was_not_disturbed(
 ) -> None:
     folder = workplace / "results" / "disturbed"
     resume = interrupted_on_a_terminal(terminal)
-    finished_before = Finished(130, "", folder).records
+    finished_before = read_records(folder)
     assert {0, 1} <= {record.number for record in finished_before} < set(range(6))
 
     process = start_program(*resume, cwd=workplace)

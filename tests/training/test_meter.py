@@ -12,26 +12,11 @@ from nanovlm.training.flops import model_flops, trained_parts
 from nanovlm.training.meter import Meter, StreamClock
 from nanovlm.training.peak_flops import PEAK_TFLOPS
 from tests.tiny import vlm_config
+from tests.training.clocks import SetClock
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(vlm=vlm_config())
 LENGTHS, NUM_LABELS = [5, 9, 7], 4
-
-
-class SetClock:
-    """Time passes when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def mark(self) -> float:
-        return self.now
-
-    def has_passed(self, mark: float) -> bool:
-        return True
-
-    def seconds(self, start: float, end: float) -> float:
-        return end - start
 
 
 class LateClock(SetClock):

@@ -31,6 +31,7 @@ from nanovlm.training.meter import Meter
 from nanovlm.training.micro_batches import MicroBatchSize
 from nanovlm.trial import run_trial
 from tests.tiny import digits_config, vlm_config
+from tests.training.clocks import SetClock
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CONFIG = digits_config(
@@ -125,22 +126,6 @@ def resumed_metrics(resources: Resources, folder: Path) -> list[dict[str, float]
 def undisturbed_metrics(resources: Resources) -> list[dict[str, float]]:
     job = Job(trial_id="t", config=DROPPING, milestones=(35,))
     return [report.metrics for report in run_trial(job, resources)]
-
-
-class SetClock:
-    """Time passes when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def mark(self) -> float:
-        return self.now
-
-    def has_passed(self, mark: float) -> bool:
-        return True
-
-    def seconds(self, start: float, end: float) -> float:
-        return end - start
 
 
 def speed(resources: Resources) -> Speed:
