@@ -13,11 +13,11 @@ import asyncio
 import math
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nanovlm.config_files import config_values
-from nanovlm.messages import Decision, Job, Order, Pulse, Report, TrialRecord, TrialState
+from nanovlm.messages import Decision, End, Job, Order, Pulse, Report, TrialRecord
 
 MAX_STARTS = 3
 """A job whose workers died so many times is given up."""
@@ -64,9 +64,9 @@ class Channel:
         record = TrialRecord(
             trial_id=job.trial_id,
             number=job.number,
+            kind=job.kind,
             parameters=job.parameters,
             config=config_values(job.config),
-            state="running",
             submitted_at=time.time(),
         )
         async with self._changed:
@@ -96,7 +96,7 @@ class Channel:
             if trial.is_running and trial.reports and not self._closed:
                 trial.decisions[trial.reports[-1].samples_seen] = decision
                 if decision is Decision.STOP:
-                    self._end(trial, "stopped", None, at=trial.record.ended_at)
+                    self._end(trial, End.PRUNED, None, at=trial.record.ended_at)
             self._changed.notify_all()
 
     async def next_events(self) -> list[TrialRecord | Pulse]:
@@ -190,8 +190,7 @@ class Channel:
             trial.num_starts += 1
             if trial.num_starts > MAX_STARTS:
                 reason = f"its workers died {MAX_STARTS} times"
-                trial.record = replace(trial.record, is_infeasible=True)
-                self._end(trial, "failed", reason, at=None)
+                self._end(trial, End.WORKERS_DIED, reason, at=None)
                 self._changed.notify_all()
                 return Order.ASK_AGAIN
             self._serving[group] = trial
@@ -213,7 +212,7 @@ class Channel:
         if not_finite := [n for n, value in report.metrics.items() if not math.isfinite(value)]:
             name = not_finite[0]
             reason = f"{name} is {report.metrics[name]} after {report.samples_seen} samples"
-            await self.fail(trial_id, reason, at, is_infeasible=True)
+            await self.fail(trial_id, reason, at, End.NOT_FINITE)
             return Decision.STOP
         async with self._changed:
             if not trial.reports or report.samples_seen > trial.reports[-1].samples_seen:
@@ -221,7 +220,7 @@ class Channel:
                 self._add_to_record(trial, report, first_step_at, at)
                 if report.is_final:
                     trial.decisions[report.samples_seen] = Decision.STOP
-                    self._end(trial, "completed", None, at=at)
+                    self._end(trial, End.COMPLETED, None, at=at)
                 else:
                     self._records.append(trial.record)
                 self._changed.notify_all()
@@ -237,19 +236,16 @@ class Channel:
                 self._pulses[pulse.trial_id] = pulse
                 self._changed.notify_all()
 
-    async def fail(
-        self, trial_id: str, reason: str, at: float, is_infeasible: bool = False
-    ) -> None:
+    async def fail(self, trial_id: str, reason: str, at: float, end: End = End.ERROR) -> None:
         """End the trial as failed; the first rank that says so gives the reason.
 
         Args:
-            is_infeasible: whether its own values made it fail.
+            end: which kind of failure it is.
         """
         trial = self._trials[trial_id]
         async with self._changed:
             if trial.is_running:
-                trial.record = replace(trial.record, is_infeasible=is_infeasible)
-                self._end(trial, "failed", reason, at=at)
+                self._end(trial, end, reason, at=at)
             self._changed.notify_all()
 
     async def wait_until_closed(self) -> None:
@@ -266,7 +262,7 @@ class Channel:
     def _take_leave(self, trial: _Trial | None) -> None:
         """End the trial of a group that comes back after the close."""
         if trial and trial.is_running and trial.reports and self._close_reason:
-            self._end(trial, "stopped", self._close_reason, at=trial.record.ended_at)
+            self._end(trial, End.SEARCH_ENDED, self._close_reason, at=trial.record.ended_at)
 
     def _unfinished(self, group: str) -> _Trial | None:
         trial = self._serving.get(group)
@@ -274,26 +270,14 @@ class Channel:
 
     @staticmethod
     def _add_to_record(trial: _Trial, report: Report, first_step_at: float, at: float) -> None:
-        entry = {
-            "samples_seen": report.samples_seen,
-            "step": report.step,
-            "seconds": report.seconds,
-            "evaluation_seconds": report.evaluation_seconds,
-            "speed": report.speed and asdict(report.speed),
-            "metrics": report.metrics,
-            "notes": list(report.notes),
-        }
         trial.record = replace(
             trial.record,
-            samples_seen=report.samples_seen,
-            metrics=report.metrics,
-            reports=(*trial.record.reports, entry),
+            reports=(*trial.record.reports, report),
             first_step_at=trial.record.first_step_at or first_step_at,
             ended_at=at,
-            checkpoint=report.checkpoint,
         )
 
-    def _end(self, trial: _Trial, state: TrialState, reason: str | None, at: float | None) -> None:
-        trial.record = replace(trial.record, state=state, reason=reason, ended_at=at)
+    def _end(self, trial: _Trial, end: End, reason: str | None, at: float | None) -> None:
+        trial.record = trial.record.ended(end, reason, at)
         self._pulses.pop(trial.job.trial_id, None)
         self._records.append(trial.record)

@@ -22,7 +22,7 @@ from ray.util import get_current_placement_group
 
 from nanovlm import parallel
 from nanovlm.errors import UserError
-from nanovlm.messages import Decision, Job, Order, Pulse, Report
+from nanovlm.messages import Decision, End, Job, Order, Pulse, Report
 from nanovlm.resources import Resources
 from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted
 from nanovlm.training.pulse import OnPulse
@@ -99,7 +99,7 @@ def _serve(
         logger.info("trial %s was interrupted", job.trial_id)
     except Exception as error:
         logger.exception("trial %s failed", job.trial_id)
-        failure = (_reason(error), time.time(), is_infeasible(error))
+        failure = (_reason(error), time.time(), kind_of_failure(error))
         ray.get(channel.fail.remote(job.trial_id, *failure))
         if parallel.world_size() > 1 and not isinstance(error, _SEEN_BY_ALL_RANKS):
             raise  # the other ranks may wait for this one: the group has to start again
@@ -107,9 +107,11 @@ def _serve(
             torch.cuda.empty_cache()
 
 
-def is_infeasible(error: Exception) -> bool:
-    """Return whether the trial failed by its own values and not by what is around it."""
-    return isinstance(error, NonFiniteLossError) or _is_out_of_memory(error)
+def kind_of_failure(error: Exception) -> End:
+    """Return which kind of end a trial has that has raised this."""
+    if isinstance(error, NonFiniteLossError):
+        return End.NOT_FINITE
+    return End.OUT_OF_MEMORY if _is_out_of_memory(error) else End.ERROR
 
 
 def _is_out_of_memory(error: Exception) -> bool:

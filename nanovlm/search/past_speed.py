@@ -48,10 +48,10 @@ def past_speed(space: SearchSpace, results: Path) -> PastSpeed | None:
         if _work(content.get("base", {}), content.get("resources")) != wanted:
             continue
         reports = [report for record in read_records(folder) for report in record.reports]
-        measured = [report for report in reports if report.get("speed")]
+        measured = [(report, report.speed) for report in reports if report.speed]
         if measured:
-            speeds += [report["speed"]["samples_per_second"] for report in measured]
-            evaluations += [report["evaluation_seconds"] for report in measured]
+            speeds += [speed.samples_per_second for _, speed in measured]
+            evaluations += [report.evaluation_seconds for report, _ in measured]
             folders.append(folder)
     if not speeds:
         return None

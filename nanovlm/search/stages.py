@@ -17,7 +17,7 @@ from nanovlm.distributed.session import INTERRUPTED, OnEvent, OnStart, Session, 
 from nanovlm.distributed.trainable import TrialRelay
 from nanovlm.distributed.worker_group import StartWorkers, worker_groups
 from nanovlm.errors import UserError, did_you_mean
-from nanovlm.messages import Job, Pulse, TrialRecord
+from nanovlm.messages import Job, Kind, Pulse, TrialRecord
 from nanovlm.results.kept_models import model_dir, state_dir
 from nanovlm.results.store import answers_file
 from nanovlm.search.configurations import RunConfigurations
@@ -193,6 +193,7 @@ class _Search:
         folder = self.place.folder
         return Job(
             trial_id=run.trial_id,
+            kind=Kind.CONFIRM,
             number=run.number,
             parameters=run.parameters,
             config=run.config,
