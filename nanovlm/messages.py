@@ -58,6 +58,23 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Assignment:
+    """A job that a worker group has taken on."""
+
+    job: Job
+    lease: int
+    """Goes back with all that the group says of the job. It ends when the job goes to another
+    group, so that a group which was taken for dead has no say any more."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """Something that a person who watches should know."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Speed:
     """How fast a trial trained since its report before, evaluation left out; of all its workers.
 

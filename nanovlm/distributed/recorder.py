@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.config_files import config_values
+from nanovlm.distributed.broker import Event
 from nanovlm.distributed.session import INTERRUPTED
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.messages import Notice, Pulse
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.store import CONFIG_FILE, DATA_FILE, SPACE_FILE, ResultsStore
 from nanovlm.yaml_text import write_yaml
@@ -80,8 +81,10 @@ class Recorder:
         for observer in self._observers:
             observer.begin(start)
 
-    def take(self, event: TrialRecord | Pulse) -> None:
-        """Take in a change of a trial, or a pulse."""
+    def take(self, event: Event) -> None:
+        """Take in what has happened."""
+        if isinstance(event, Notice):
+            return
         if isinstance(event, Pulse):
             for observer in self._observers:
                 observer.pulse(event)

@@ -17,7 +17,13 @@ _SAME_WORK = ("train_dataset_path", "train_dataset_name", "turns", "compile", "c
 _SAME_QUESTIONS = ("test_dataset_path", "mmstar_batch_size", "mmstar_holdout", "mmstar_part")
 """And those of an evaluation."""
 
-_NO_WORK = ("vlm_checkpoint_path", "vlm_load_backbone_weights", "vit_dropout", "lm_dropout")
+_NO_WORK = (
+    "vlm_checkpoint_path",
+    "vlm_load_backbone_weights",
+    "vit_dropout",
+    "lm_dropout",
+    "stall_minutes",
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def _searches(results: Path, warm_start: Iterable[str]) -> list[Path]:
 def _work(config: Mapping[str, Any], resources: Any) -> dict[str, Any]:
     """Return what the time of a trial's samples and evaluations depends on."""
     work = {key: _plain(config.get(key)) for key in (*_SAME_WORK, *_SAME_QUESTIONS)}
-    return work | {"resources": resources}
+    return work | {"resources": _plain(resources)}
 
 
 def _plain(value: Any) -> Any:
