@@ -36,6 +36,7 @@ LAYERS = (
         "cli",
         "dashboard",
         "generate",
+        "output",
         "prepared_data",
         "push",
         "results.report",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.config_files import config_values
+from nanovlm.distributed.observers import Audience
 from nanovlm.distributed.session import INTERRUPTED
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
@@ -41,7 +42,8 @@ class RunOutcome:
 class Recorder:
     """Between a run and its results folder; what it is told goes to the observers too.
 
-    An observer hears of what has ended only when it is on disk.
+    An observer hears of what has ended only when it is on disk, and if it fails, neither the run
+    nor the folder nor another observer has to suffer.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class Recorder:
         """
         self._store = store
         self._start = start
-        self._observers = observers
+        self._audience = Audience(observers)
         self._started = time.monotonic() - start.earlier_seconds
         self._has_begun = False
 
@@ -77,14 +79,12 @@ class Recorder:
             is_own_cluster=is_own_cluster,
             num_slots=num_slots,
         )
-        for observer in self._observers:
-            observer.begin(start)
+        self._audience.tell(lambda observer: observer.begin(start))
 
     def take(self, event: TrialRecord | Pulse) -> None:
         """Take in a change of a trial, or a pulse."""
         if isinstance(event, Pulse):
-            for observer in self._observers:
-                observer.pulse(event)
+            self._audience.tell(lambda observer: observer.pulse(event))
             return
         if event.reports:
             self._store.begin()  # from now on there is something to lose
@@ -92,8 +92,7 @@ class Recorder:
             self._store.begin()
             self._store.add(event)
         self._store.write_summary(time.monotonic() - self._started)
-        for observer in self._observers:
-            observer.trial_changed(event)
+        self._audience.tell(lambda observer: observer.trial_changed(event))
 
     @contextlib.contextmanager
     def told_of_errors(self) -> Iterator[None]:
@@ -115,6 +114,9 @@ class Recorder:
             self._store.settle_confirmed()
         summary = self._store.close(time.monotonic() - self._started, ended_by)
         if self._has_begun:
-            for observer in self._observers:
-                observer.end(summary)
+            self._audience.tell(lambda observer: observer.end(summary))
         return summary
+
+    def notes(self) -> list[str]:
+        """Return what the observers have to say at the end, and which of them have failed."""
+        return self._audience.notes()
