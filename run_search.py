@@ -11,6 +11,7 @@ from rich.console import Console
 from nanovlm import cli
 from nanovlm.config_files import parse_overrides
 from nanovlm.files import user_path
+from nanovlm.output import name_results
 from nanovlm.results.terminal.console import PLAIN, make_console
 from nanovlm.results.terminal.preparation import PreparationDisplay
 from nanovlm.results.terminal.search_display import SearchDisplay
@@ -75,6 +76,7 @@ def main() -> int:
         return dry_run(arguments, plan, console)
     from nanovlm.search.runner import run_plan
 
+    name_results(folder)
     with SearchDisplay(console, arguments.quiet) as display:
         outcome = run_plan(
             plan,

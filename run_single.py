@@ -9,6 +9,7 @@ from nanovlm import cli
 from nanovlm.config_files import load_config, parse_overrides
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
+from nanovlm.output import name_results
 from nanovlm.results.store import choose_folder
 from nanovlm.results.terminal.console import PLAIN, make_console
 from nanovlm.results.terminal.preparation import PreparationDisplay
@@ -52,6 +53,7 @@ def main() -> int:
     resources = trial_resources(config, arguments.workers)
     with PreparationDisplay(console, arguments.quiet) as preparation:
         plan = plan_single(config, preparation.update)
+    name_results(folder)
     with SingleDisplay(console, arguments.quiet) as display:
         outcome = run_single(
             plan,

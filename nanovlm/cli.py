@@ -8,6 +8,7 @@ from pathlib import Path
 from nanovlm.config_files import TOKENIZERS_WITH_DEFAULT_EOS, Layer, given_values
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
+from nanovlm.output import enduring_streams
 
 START_KEYS = {"vlm.vit_model_type", "vlm.lm_model_type", "resume_from_vlm_checkpoint"}
 """Without one of these a run starts from the default backbones, or from random weights."""
@@ -19,17 +20,24 @@ INTERRUPTED = 130
 
 
 def run_program(main: Callable[[], int]) -> None:
-    """Run `main` and exit with its code; a mistake of the user is told without a traceback."""
+    """Run `main` and exit with its code; a mistake of the user is told without a traceback.
+
+    Whoever reads the output may leave before the end: `main` goes on, and its code counts.
+    """
+    with enduring_streams():
+        sys.exit(_run(main))
+
+
+def _run(main: Callable[[], int]) -> int:
     try:
-        code = main()
+        return main()
     except UserError as error:
         sys.stdout.flush()
         sys.stderr.writelines(f"error: {message}\n" for message in error.messages)
-        code = WRONG_INPUT
+        return WRONG_INPUT
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
-        code = INTERRUPTED
-    sys.exit(code)
+        return INTERRUPTED
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -51,7 +51,8 @@ class Observer:
     """Told of everything; each method does nothing here.
 
     The methods are called one after another, in a thread that writes the results folder too: what
-    takes long belongs into a thread of the observer's own. An exception ends the run in order.
+    takes long belongs into a thread of the observer's own. An observer that raises an exception is
+    told nothing more, and named in the notes of the run's outcome; the run goes on.
     """
 
     @property
@@ -61,6 +62,9 @@ class Observer:
 
     def begin(self, start: RunStart) -> None:
         """The cluster is there; trials are about to begin."""
+
+    def notice(self, text: str) -> None:
+        """A part of the run was lost, and the run goes on; in a sentence."""
 
     def pulse(self, pulse: Pulse) -> None:
         """A running trial is so far."""

@@ -37,6 +37,7 @@ LAYERS = (
         "cli",
         "dashboard",
         "generate",
+        "output",
         "prepared_data",
         "push",
         "results.report",

@@ -1,6 +1,7 @@
 """Writes down what happens in a run, and then tells those who watch it."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +10,14 @@ from typing import Any
 
 from nanovlm.config_files import config_values
 from nanovlm.distributed.broker import Event
+from nanovlm.distributed.observers import Audience
 from nanovlm.distributed.session import INTERRUPTED
 from nanovlm.messages import Notice, Pulse
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.store import CONFIG_FILE, DATA_FILE, SPACE_FILE, ResultsStore
 from nanovlm.yaml_text import write_yaml
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class RunOutcome:
 class Recorder:
     """Between a run and its results folder; what it is told goes to the observers too.
 
-    An observer hears of what has ended only when it is on disk.
+    An observer hears of what has ended only when it is on disk, and if it fails, neither the run
+    nor the folder nor another observer has to suffer.
     """
 
     def __init__(
@@ -55,7 +60,7 @@ class Recorder:
         """
         self._store = store
         self._start = start
-        self._observers = observers
+        self._audience = Audience(observers)
         self._started = time.monotonic() - start.earlier_seconds
         self._has_begun = False
 
@@ -78,16 +83,16 @@ class Recorder:
             is_own_cluster=is_own_cluster,
             num_slots=num_slots,
         )
-        for observer in self._observers:
-            observer.begin(start)
+        self._audience.tell(lambda observer: observer.begin(start))
 
     def take(self, event: Event) -> None:
         """Take in what has happened."""
         if isinstance(event, Notice):
+            logger.warning(event.text)
+            self._audience.tell(lambda observer: observer.notice(event.text))
             return
         if isinstance(event, Pulse):
-            for observer in self._observers:
-                observer.pulse(event)
+            self._audience.tell(lambda observer: observer.pulse(event))
             return
         if event.reports:
             self._store.begin()  # from now on there is something to lose
@@ -95,8 +100,7 @@ class Recorder:
             self._store.begin()
             self._store.add(event)
         self._store.write_summary(time.monotonic() - self._started)
-        for observer in self._observers:
-            observer.trial_changed(event)
+        self._audience.tell(lambda observer: observer.trial_changed(event))
 
     @contextlib.contextmanager
     def told_of_errors(self) -> Iterator[None]:
@@ -118,6 +122,9 @@ class Recorder:
             self._store.settle_confirmed()
         summary = self._store.close(time.monotonic() - self._started, ended_by)
         if self._has_begun:
-            for observer in self._observers:
-                observer.end(summary)
+            self._audience.tell(lambda observer: observer.end(summary))
         return summary
+
+    def notes(self) -> list[str]:
+        """Return what the observers have to say at the end, and which of them have failed."""
+        return self._audience.notes()

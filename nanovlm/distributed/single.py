@@ -138,8 +138,8 @@ def run_single(
             run_to_end(running.channel, [_job(plan, place)])
         ended = store.records
         summary = recorder.end((ended[-1].reason or "completed") if ended else INTERRUPTED)
-    notes = [note for observer in watching for note in observer.notes]
-    return RunOutcome(folder, summary, tuple(notes))
+        notes = tuple(recorder.notes())
+    return RunOutcome(folder, summary, notes)
 
 
 def check_same_config(folder: Path, config: TrainConfig) -> None:

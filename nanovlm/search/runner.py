@@ -89,9 +89,8 @@ def run_plan(
     space = plan.space
     num_models = max(1, space.confirm.top)
     store = ResultsStore(folder, space.objective, space.resources.gpus_per_trial, num_models)
-    watching = [*standard_observers(), *observers]
     with store.opened(resume=resume), logged_to(folder / LOGS_DIR):
-        recorder = Recorder(store, _start(plan, store), watching)
+        recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])
         earlier = EarlierRun(tuple(store.records), tuple(store.confirmed), store.earlier_seconds())
         place = Place(
             folder,
@@ -109,9 +108,8 @@ def run_plan(
                 raise
             ended_by = INTERRUPTED
         summary = recorder.end(ended_by, is_settled=ended_by != INTERRUPTED)
-    notes = [*plan_confirmation(space, store.records).notes]
-    notes += [note for observer in watching for note in observer.notes]
-    return RunOutcome(folder, summary, tuple(notes))
+        notes = (*plan_confirmation(space, store.records).notes, *recorder.notes())
+    return RunOutcome(folder, summary, notes)
 
 
 def _start(plan: SearchPlan, store: ResultsStore) -> RunStart:
