@@ -23,7 +23,8 @@ METRICS = {"mmstar_accuracy": 0.5, "mmstar_num_items": 1224.0}
 
 def record(state: Any, *, has_report: bool = True, **changes: Any) -> TrialRecord:
     reports = [make_report(9, METRICS, seconds=2.0)] if has_report else []
-    return make_record(0, state, **{"config": {"seed": 0}, "reports": reports} | changes)
+    known = {"config": {"seed": 0}, "reports": reports}
+    return make_record(changes.pop("number", 0), state, **known | changes)
 
 
 PULSE = Pulse(
