@@ -10,6 +10,7 @@ from rich.console import Console
 
 from nanovlm import cli
 from nanovlm.config_files import parse_overrides
+from nanovlm.errors import RunFailed
 from nanovlm.files import user_path
 from nanovlm.output import name_results
 from nanovlm.results.terminal.console import PLAIN, make_console
@@ -77,15 +78,20 @@ def main() -> int:
     from nanovlm.search.runner import run_plan
 
     name_results(folder)
-    with SearchDisplay(console, arguments.quiet) as display:
-        outcome = run_plan(
-            plan,
-            folder,
-            resume=arguments.resume,
-            address=arguments.address,
-            concurrency=arguments.concurrency,
-            observers=[display],
-        )
+    try:
+        with SearchDisplay(console, arguments.quiet) as display:
+            outcome = run_plan(
+                plan,
+                folder,
+                resume=arguments.resume,
+                address=arguments.address,
+                concurrency=arguments.concurrency,
+                observers=[display],
+            )
+    except RunFailed:
+        if folder.exists():
+            console.print(f"\nto go on:\n{resume_command(folder)}", **PLAIN)
+        raise
     for note in outcome.notes:
         console.print(f"note: {note}", style="yellow", **PLAIN)
     if outcome.is_interrupted:

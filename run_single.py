@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nanovlm import cli
 from nanovlm.config_files import load_config, parse_overrides
-from nanovlm.errors import UserError
+from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import user_path
 from nanovlm.output import name_results
 from nanovlm.results.store import choose_folder
@@ -54,25 +54,33 @@ def main() -> int:
     with PreparationDisplay(console, arguments.quiet) as preparation:
         plan = plan_single(config, preparation.update)
     name_results(folder)
-    with SingleDisplay(console, arguments.quiet) as display:
-        outcome = run_single(
-            plan,
-            folder,
-            resources,
-            resume=arguments.resume,
-            address=arguments.address,
-            observers=[display],
-        )
+    try:
+        with SingleDisplay(console, arguments.quiet) as display:
+            outcome = run_single(
+                plan,
+                folder,
+                resources,
+                resume=arguments.resume,
+                address=arguments.address,
+                observers=[display],
+            )
+    except RunFailed:
+        console.print(f"\n{how_to_go_on(folder)}", **PLAIN)
+        raise
     for note in outcome.notes:
         console.print(f"note: {note}", style="yellow", **PLAIN)
     if outcome.is_interrupted:
-        words, what = sys.argv[1:], "begin again"
-        if folder.exists():
-            words, what = cli.resume_words(words, folder), "go on"
-        command = shlex.join(["python", "run_single.py", *words])
-        console.print(f"\ninterrupted; to {what}:\n{command}", **PLAIN)
+        console.print(f"\ninterrupted; {how_to_go_on(folder)}", **PLAIN)
         return cli.INTERRUPTED
     return cli.FAILED if outcome.has_failed else cli.DONE
+
+
+def how_to_go_on(folder: Path) -> str:
+    """Return the command that goes on, or begins again if there is nothing to go on from."""
+    words, what = sys.argv[1:], "begin again"
+    if folder.exists():
+        words, what = cli.resume_words(words, folder), "go on"
+    return f"to {what}:\n{shlex.join(['python', 'run_single.py', *words])}"
 
 
 def results_folder(arguments: argparse.Namespace) -> Path:

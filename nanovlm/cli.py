@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nanovlm.config_files import TOKENIZERS_WITH_DEFAULT_EOS, Layer, given_values
-from nanovlm.errors import UserError
+from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import user_path
 from nanovlm.output import enduring_streams
 
@@ -35,6 +35,10 @@ def _run(main: Callable[[], int]) -> int:
         sys.stdout.flush()
         sys.stderr.writelines(f"error: {message}\n" for message in error.messages)
         return WRONG_INPUT
+    except RunFailed as error:
+        sys.stdout.flush()
+        sys.stderr.write(f"error: {error}\n")
+        return FAILED
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
         return INTERRUPTED
