@@ -1,5 +1,10 @@
 """Train one configuration and evaluate it: the same trial that a search would run."""
 
+from nanovlm import interrupts
+
+if __name__ == "__main__":
+    interrupts.listen()  # before all that takes time to import
+
 import argparse
 import shlex
 import sys
@@ -69,6 +74,8 @@ def main() -> int:
             words, what = cli.resume_words(words, folder), "go on"
         command = shlex.join(["python", "run_single.py", *words])
         console.print(f"\ninterrupted; to {what}:\n{command}", **PLAIN)
+        return cli.INTERRUPTED
+    if interrupts.was_interrupted():  # when all was done
         return cli.INTERRUPTED
     return cli.FAILED if outcome.has_failed else cli.DONE
 

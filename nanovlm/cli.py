@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nanovlm import interrupts
 from nanovlm.config_files import TOKENIZERS_WITH_DEFAULT_EOS, Layer, given_values
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
@@ -15,7 +16,7 @@ START_KEYS = {"vlm.vit_model_type", "vlm.lm_model_type", "resume_from_vlm_checkp
 DONE = 0
 FAILED = 1
 WRONG_INPUT = 2
-INTERRUPTED = 130
+INTERRUPTED = interrupts.EXIT_CODE
 
 
 def run_program(main: Callable[[], int]) -> None:
@@ -28,6 +29,12 @@ def run_program(main: Callable[[], int]) -> None:
         code = WRONG_INPUT
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
+        code = INTERRUPTED
+    except Exception as error:
+        if not interrupts.was_interrupted():
+            raise
+        what = f"{type(error).__name__}: {error}"
+        sys.stderr.write(f"\ninterrupted; and while it ended: {what}\n")
         code = INTERRUPTED
     sys.exit(code)
 

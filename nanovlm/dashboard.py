@@ -1,5 +1,10 @@
 """Look at a search in Optuna's dashboard while it runs, or afterwards."""
 
+from nanovlm import interrupts
+
+if __name__ == "__main__":
+    interrupts.listen()  # before all that takes time to import
+
 import argparse
 import contextlib
 import errno
@@ -8,6 +13,7 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -93,7 +99,11 @@ def main(argv: Sequence[str]) -> int:
     address = f"http://{HOST}:{server.server_port}/dashboard/studies/{shown._study_id}"
     console.print(f"{arguments.folder}, read-only: {address}\nCtrl-C ends it", **PLAIN)
     os.nice(10)  # the search comes first
-    with server, contextlib.suppress(KeyboardInterrupt):
+
+    def end() -> None:  # in another thread than the server's, for which it waits
+        threading.Thread(target=server.shutdown, daemon=True).start()
+
+    with server, contextlib.suppress(KeyboardInterrupt), interrupts.in_order(end):
         server.serve_forever()
     console.print("\nthe dashboard is closed", **PLAIN)
     return cli.DONE

@@ -20,6 +20,7 @@ LAYERS = (
         "config_files",
         "errors",
         "files",
+        "interrupts",
         "messages",
         "observer",
         "search.parameter",

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from nanovlm.dashboard import read_space
-from nanovlm.distributed.session import StopSwitch
+from nanovlm.distributed.session import INTERRUPTED, StopSwitch
 from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
 from nanovlm.errors import UserError
 from nanovlm.search.searcher import StudySearch, build_searcher
@@ -131,14 +132,32 @@ def test_a_database_that_comes_back_is_waited_for(
     database.stop()
     pauses: list[float] = []
 
-    def come_back(seconds: float) -> None:
+    def come_back(switch: StopSwitch, seconds: float) -> None:
         pauses.append(seconds)
         database.start()
 
-    monkeypatch.setattr("nanovlm.search.searcher.time.sleep", come_back)
+    monkeypatch.setattr(StopSwitch, "pause", come_back)
     finish(searcher, "a", 0.5)
     assert pauses == [1.0]
     assert [trial.value for trial in searcher.study.trials] == [0.5]
+
+
+def test_a_search_that_is_interrupted_while_its_database_is_away_ends_and_goes_on(
+    tmp_path: Path, database: Database
+) -> None:
+    searched, switch = space(tmp_path, database), StopSwitch()
+    searcher = build_searcher(searched, tmp_path, 1, switch)
+    under_way = ask(searcher, "a")
+    database.stop()
+    try:
+        threading.Timer(0.2, switch.stop, [INTERRUPTED]).start()
+        assert searcher.suggest("b") is None
+        searcher.on_trial_complete("a", None)
+        searcher.tell_ended([])
+    finally:
+        database.start()
+    assert switch.reason == INTERRUPTED
+    assert ask(build_searcher(searched, tmp_path, 1, StopSwitch()), "c") == under_way
 
 
 def test_a_study_in_the_database_is_shown(tmp_path: Path, database: Database) -> None:
