@@ -18,6 +18,7 @@ from nanovlm.results.store import choose_folder
 from nanovlm.results.terminal.console import PLAIN, make_console
 from nanovlm.results.terminal.preparation import PreparationDisplay
 from nanovlm.results.terminal.single_display import SingleDisplay
+from nanovlm.search.database_url import hide_words
 
 DEFAULT_NAME = "single"
 
@@ -69,7 +70,7 @@ def main() -> int:
     for note in outcome.notes:
         console.print(f"note: {note}", style="yellow", **PLAIN)
     if outcome.is_interrupted:
-        words, what = sys.argv[1:], "begin again"
+        words, what = hide_words(sys.argv[1:]), "begin again"
         if folder.exists():
             words, what = cli.resume_words(words, folder), "go on"
         command = shlex.join(["python", "run_single.py", *words])

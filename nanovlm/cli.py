@@ -9,6 +9,7 @@ from nanovlm import interrupts
 from nanovlm.config_files import TOKENIZERS_WITH_DEFAULT_EOS, Layer, given_values
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
+from nanovlm.search.database_url import hide_passwords, hide_words
 
 START_KEYS = {"vlm.vit_model_type", "vlm.lm_model_type", "resume_from_vlm_checkpoint"}
 """Without one of these a run starts from the default backbones, or from random weights."""
@@ -25,7 +26,7 @@ def run_program(main: Callable[[], int]) -> None:
         code = main()
     except UserError as error:
         sys.stdout.flush()
-        sys.stderr.writelines(f"error: {message}\n" for message in error.messages)
+        sys.stderr.writelines(f"error: {hide_passwords(message)}\n" for message in error.messages)
         code = WRONG_INPUT
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
@@ -94,8 +95,11 @@ def above_zero(text: str) -> float:
 
 
 def resume_words(words: Sequence[str], folder: Path) -> list[str]:
-    """Return the arguments of a program that goes on with what these have begun in `folder`."""
-    kept = [word for word in words if word != "--resume"]
+    """Return the arguments of a program that goes on with what these have begun in `folder`.
+
+    For the password of a database they have an environment variable.
+    """
+    kept = [word for word in hide_words(words) if word != "--resume"]
     if not any(word == "--name" or word.startswith("--name=") for word in kept):
         kept += ["--name", folder.name]
     return [*kept, "--resume"]

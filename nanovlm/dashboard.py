@@ -27,6 +27,7 @@ from nanovlm.errors import UserError
 from nanovlm.files import user_path
 from nanovlm.results.store import SPACE_FILE
 from nanovlm.results.terminal.console import PLAIN, make_console
+from nanovlm.search.database_url import fill_in
 from nanovlm.search.shown_study import ShownStudy, show_study
 from nanovlm.search.space import SearchSpace, load_space
 
@@ -72,7 +73,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--storage",
         metavar="URL",
-        help="the database of study.storage with its password, which the results folder leaves out",
+        help="the database of study.storage, if its password is not in the environment",
     )
     return parser.parse_args(argv)
 
@@ -122,14 +123,21 @@ def read_space(folder: Path, storage: str | None) -> SearchSpace:
         raise UserError(f"{folder}: is not the results folder of a search, no {path}.{searches}")
     space = load_space(path)
     kept = space.study.storage
-    if storage is None and kept is not None and ":***@" in kept:
-        raise UserError(
-            f"--storage: the study is in {kept}, and the results folder leaves the password out; "
-            "give the URL with it"
-        )
+    if storage is None and kept is not None:
+        _check_password(kept)
     if storage is not None and kept is None:
         raise UserError("--storage: the study of this search is in a file of the results folder")
     return space if storage is None else load_space(path, {"study.storage": storage})
+
+
+def _check_password(storage: str) -> None:
+    """Raise UserError if a URL that was written down lacks its password."""
+    if ":***@" in storage:  # by an earlier version
+        raise UserError(f"--storage: the study is in {storage}: give the URL with its password")
+    try:
+        fill_in(storage)
+    except UserError as error:
+        raise UserError(f"{error}; or give the URL with its password to --storage") from None
 
 
 def dashboard_application(study: ShownStudy) -> Application:

@@ -23,6 +23,7 @@ LAYERS = (
         "interrupts",
         "messages",
         "observer",
+        "search.database_url",
         "search.parameter",
         "search.sections",
         "search.space",

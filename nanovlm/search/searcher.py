@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from nanovlm.distributed.session import StopSwitch
@@ -123,6 +124,9 @@ class StudySearch(OptunaSearch):
         self._next_number = 0
         self._history = build_history(space)
         self._run = RunConfigurations(space)
+
+    def __reduce__(self) -> tuple[type[Searcher], tuple[()]]:
+        return Searcher, ()  # Tune pickles it to a file; the study's URL may have a password
 
     @property
     def study(self) -> optuna.Study:
@@ -367,11 +371,12 @@ class StudySearch(OptunaSearch):
             try:
                 return do()
             except STORAGE_ERRORS as error:
-                logger.warning("the study's storage fails, trying again: %s", error)
+                reason = self._place.without_password(str(error))
+                logger.warning("the study's storage fails, trying again: %s", reason)
                 if self._switch.is_thrown():
                     return None
                 if time.monotonic() > deadline:
-                    self._switch.stop(f"study.storage: cannot be written: {error}")
+                    self._switch.stop(f"study.storage: cannot be written: {reason}")
                     return None
             self._switch.pause(pause)
             if self._switch.is_thrown():

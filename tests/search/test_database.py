@@ -19,6 +19,7 @@ from nanovlm.errors import UserError
 from nanovlm.search.searcher import StudySearch, build_searcher
 from nanovlm.search.shown_study import show_study
 from nanovlm.search.space import SearchSpace, load_space
+from tests.search.test_stages import Run
 
 pytest.importorskip("psycopg")
 
@@ -160,7 +161,21 @@ def test_a_search_that_is_interrupted_while_its_database_is_away_ends_and_goes_o
     assert ask(build_searcher(searched, tmp_path, 1, StopSwitch()), "c") == under_way
 
 
-def test_a_study_in_the_database_is_shown(tmp_path: Path, database: Database) -> None:
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_no_file_of_a_search_has_the_password(tmp_path: Path, database: Database) -> None:
+    study = {"study.storage": database.url, "study.name": tmp_path.name}
+    run = Run(tmp_path, **{**study, "budget.trials": 2, "confirm.top": 0})
+    assert run() == "budget.trials: 2 trials are done"
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert "tuner.pkl" in {path.name for path in files}
+    secrets = (b"hush", b"hush".hex().encode())
+    assert [p for p in files if any(secret in p.read_bytes() for secret in secrets)] == []
+
+
+def test_a_study_in_the_database_is_shown(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     searched = space(tmp_path, database, **{"search.batch_size": {"choice": [64, 256]}})
     build_searcher(
         space(tmp_path, database, **{"study.name": "another"}), tmp_path, 1, StopSwitch()
@@ -169,9 +184,12 @@ def test_a_study_in_the_database_is_shown(tmp_path: Path, database: Database) ->
     suggested = [ask(searcher, "a")[VALUES]]
     finish(searcher, "a", 0.5)
     (tmp_path / "space.yaml").write_text(searched.to_yaml())
-    with pytest.raises(UserError, match="leaves the password out; give the URL with it"):
+    monkeypatch.delenv("NANOVLM_DB_PASSWORD", raising=False)
+    with pytest.raises(UserError, match="NANOVLM_DB_PASSWORD, which is not set; or give the URL"):
         read_space(tmp_path, None)
-    shown = show_study(read_space(tmp_path, database.url), tmp_path)
+    assert read_space(tmp_path, database.url).study.storage == database.url
+    monkeypatch.setenv("NANOVLM_DB_PASSWORD", "hush")
+    shown = show_study(read_space(tmp_path, None), tmp_path)
     (study,) = shown.get_all_studies()
     suggested.append(ask(searcher, "b")[VALUES])
     trials = shown.get_all_trials(study._study_id)
