@@ -1,5 +1,10 @@
 """Search hyperparameters: run the trials of a space file and keep the best configuration."""
 
+from nanovlm import interrupts
+
+if __name__ == "__main__":
+    interrupts.listen()  # before all that takes time to import
+
 import argparse
 import shlex
 import sys
@@ -96,6 +101,8 @@ def main() -> int:
         console.print(f"note: {note}", style="yellow", **PLAIN)
     if outcome.is_interrupted:
         console.print(f"\nto go on:\n{resume_command(folder)}", **PLAIN)
+        return cli.INTERRUPTED
+    if interrupts.was_interrupted():  # when all was done
         return cli.INTERRUPTED
     return cli.FAILED if outcome.has_failed else cli.DONE
 

@@ -1,5 +1,10 @@
 """Train one configuration and evaluate it: the same trial that a search would run."""
 
+from nanovlm import interrupts
+
+if __name__ == "__main__":
+    interrupts.listen()  # before all that takes time to import
+
 import argparse
 import shlex
 import sys
@@ -14,6 +19,7 @@ from nanovlm.results.store import choose_folder
 from nanovlm.results.terminal.console import PLAIN, make_console
 from nanovlm.results.terminal.preparation import PreparationDisplay
 from nanovlm.results.terminal.single_display import SingleDisplay
+from nanovlm.search.database_url import hide_words
 
 DEFAULT_NAME = "single"
 
@@ -72,12 +78,14 @@ def main() -> int:
     if outcome.is_interrupted:
         console.print(f"\ninterrupted; {how_to_go_on(folder)}", **PLAIN)
         return cli.INTERRUPTED
+    if interrupts.was_interrupted():  # when all was done
+        return cli.INTERRUPTED
     return cli.FAILED if outcome.has_failed else cli.DONE
 
 
 def how_to_go_on(folder: Path) -> str:
     """Return the command that goes on, or begins again if there is nothing to go on from."""
-    words, what = sys.argv[1:], "begin again"
+    words, what = hide_words(sys.argv[1:]), "begin again"
     if folder.exists():
         words, what = cli.resume_words(words, folder), "go on"
     return f"to {what}:\n{shlex.join(['python', 'run_single.py', *words])}"

@@ -1,6 +1,8 @@
 """What Optuna is asked and told, through the real OptunaSearch and its real storage."""
 
 import math
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +251,7 @@ def test_a_storage_that_is_away_for_a_while_is_waited_for(
 
     pauses: list[float] = []
     monkeypatch.setattr(searcher.study, "ask", ask_when_it_is_back)
-    monkeypatch.setattr("nanovlm.search.searcher.time.sleep", pauses.append)
+    monkeypatch.setattr(StopSwitch, "pause", lambda switch, seconds: pauses.append(seconds))
     assert ask(searcher, "tune-0")[NUMBER] == 0
     assert pauses == [1.0, 2.0]
 
@@ -268,6 +270,14 @@ def test_a_storage_that_stays_away_ends_the_search(
     assert searcher.suggest("tune-0") is None
     assert switch.reason == "study.storage: cannot be written: disk full"
     searcher.on_trial_complete("tune-0", None)
+
+
+def test_nobody_waits_for_a_storage_once_the_search_is_interrupted() -> None:
+    switch = StopSwitch()
+    threading.Timer(0.1, switch.stop, ["interrupted"]).start()
+    began = time.monotonic()
+    switch.pause(60)
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(("sampler", "most"), [("tpe", 8), ("gp", 8), ("cmaes", 20)])
