@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake in the user's input."""
+"""The exceptions that a person is to see: mistakes in the input, and runs that could not go on."""
 
 import difflib
 import re
@@ -25,6 +25,14 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, ...]]:
         return type(self), self.messages  # survives the way between processes
+
+
+class RunFailed(Exception):
+    """A run that could not go on though the input was right: the disk is full, or a part of the
+    cluster is lost. What was recorded stays, and the run can be resumed.
+
+    The programs print it without a traceback and exit with code 1.
+    """
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ LAYERS = (
         "files",
         "messages",
         "observer",
+        "records",
         "search.parameter",
         "search.sections",
         "search.space",

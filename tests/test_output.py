@@ -14,9 +14,9 @@ from nanovlm.distributed.recorder import Recorder
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.output import enduring_streams, name_results
 from nanovlm.results.store import ResultsStore, read_records
-from nanovlm.results.summary import Objective
 from nanovlm.results.terminal.console import make_console
 from nanovlm.results.terminal.search_display import SearchDisplay
+from nanovlm.search.sections import Objective
 from tests.distributed.test_recorder import PULSE, record
 from tests.results.starts import search_start
 
@@ -88,10 +88,10 @@ def test_a_search_is_recorded_though_nobody_reads_what_it_prints(
     folder = tmp_path / "digits"
     reader, writer = os.pipe()
     ended: list[TrialRecord] = [
-        record("completed", trial_id=f"trial-{number:04}", number=number) for number in range(3)
+        record("completed", trial_id=f"trial-{number:04}") for number in range(3)
     ]
     events: list[TrialRecord | Pulse] = [record("running"), PULSE, *ended]
-    store = ResultsStore(folder, Objective("mmstar_accuracy", "max"), 0.0)
+    store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), 0.0)
     with standard_output(writer, monkeypatch), store.opened(resume=False):
         name_results(folder)
         with SearchDisplay(make_console()) as display:

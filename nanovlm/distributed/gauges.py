@@ -93,10 +93,10 @@ class Gauges(Observer):
     def _show_report(self, record: TrialRecord) -> None:
         if self._metric in record.metrics:
             self._set(TRIAL_ACCURACY, record.trial_id, record.metrics[self._metric])
-        speed = record.reports[-1].get("speed")
+        speed = record.reports[-1].speed
         if speed is not None:
-            self._set(SAMPLES_PER_SECOND, record.trial_id, speed["samples_per_second"])
-            self._set(DATA_WAIT_FRACTION, record.trial_id, speed["data_wait_fraction"])
+            self._set(SAMPLES_PER_SECOND, record.trial_id, speed.samples_per_second)
+            self._set(DATA_WAIT_FRACTION, record.trial_id, speed.data_wait_fraction)
 
     def _count(self, record: TrialRecord) -> None:
         self._counted[record.trial_id] = record.state

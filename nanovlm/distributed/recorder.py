@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.config_files import config_values
+from nanovlm.distributed.broker import Event
 from nanovlm.distributed.observers import Audience
 from nanovlm.distributed.session import INTERRUPTED
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.messages import Notice, Pulse
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.store import CONFIG_FILE, DATA_FILE, SPACE_FILE, ResultsStore
 from nanovlm.yaml_text import write_yaml
@@ -81,8 +82,10 @@ class Recorder:
         )
         self._audience.tell(lambda observer: observer.begin(start))
 
-    def take(self, event: TrialRecord | Pulse) -> None:
-        """Take in a change of a trial, or a pulse."""
+    def take(self, event: Event) -> None:
+        """Take in what has happened."""
+        if isinstance(event, Notice):
+            return
         if isinstance(event, Pulse):
             self._audience.tell(lambda observer: observer.pulse(event))
             return

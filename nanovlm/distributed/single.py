@@ -22,15 +22,13 @@ from nanovlm.resources import Resources
 from nanovlm.results.kept_models import model_dir, state_dir
 from nanovlm.results.same_data import check_same_data
 from nanovlm.results.store import CONFIG_FILE, LOGS_DIR, ResultsStore, answers_file, read_records
-from nanovlm.results.summary import Objective
-from nanovlm.search import sections
-from nanovlm.search.sections import TrialResources
+from nanovlm.search.sections import Objective, TrialResources
 from nanovlm.training.loop import num_steps
 from nanovlm.trial import check_backbones, check_start, metric_names
 from nanovlm.yaml_text import read_mapping
 
 TRIAL_ID = "trial-0000"
-OBJECTIVE = sections.Objective()
+OBJECTIVE = Objective()
 
 
 def trial_resources(config: TrainConfig, workers: int) -> TrialResources:
@@ -117,9 +115,7 @@ def run_single(
     if resume:
         check_same_config(folder, plan.config)
         check_same_data(folder, plan.data)
-    store = ResultsStore(
-        folder, Objective(OBJECTIVE.metric, OBJECTIVE.mode), resources.gpus_per_trial
-    )
+    store = ResultsStore(folder, OBJECTIVE, resources.gpus_per_trial)
     watching = [*standard_observers(), *observers]
     with store.opened(resume=resume), logged_to(folder / LOGS_DIR):
         start = RunStart(

@@ -20,8 +20,8 @@ from nanovlm.results.comparison import (
     pooled_spread,
     read_answers,
 )
-from nanovlm.results.summary import Objective
 from nanovlm.results.verdict import DEFAULT_NUMBER, describe_verdict
+from nanovlm.search.sections import Objective
 
 
 @dataclass(frozen=True)

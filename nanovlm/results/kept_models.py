@@ -10,7 +10,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from nanovlm.messages import TrialRecord
-from nanovlm.results.summary import Objective, rank
+from nanovlm.results.summary import rank
+from nanovlm.search.sections import Objective
 
 CHECKPOINTS_DIR = "checkpoints"
 BEST_MODEL_DIR = "best"

@@ -5,7 +5,7 @@ The folder is only read, so that of a search that runs will do; load it again fo
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def load_results(folder: str | Path) -> Results:
 
 def _run(record: TrialRecord) -> dict[str, Any]:
     fixed = {name: getattr(record, name) for name in _RUN_COLUMNS if name != "seconds"}
-    seconds = record.reports[-1]["seconds"] if record.reports else None
+    seconds = record.reports[-1].seconds if record.reports else None
     return {**fixed, "seconds": seconds, **record.parameters, **record.metrics}
 
 
@@ -136,9 +136,9 @@ def _reports(records: Iterable[TrialRecord]) -> list[dict[str, Any]]:
         {
             "trial_id": record.trial_id,
             "number": record.number,
-            **{name: report.get(name) for name in _REPORT_COLUMNS[2:]},
-            **report["metrics"],
-            **(report.get("speed") or {}),
+            **{name: getattr(report, name) for name in _REPORT_COLUMNS[2:]},
+            **report.metrics,
+            **({} if report.speed is None else asdict(report.speed)),
         }
         for record in records
         for report in record.reports

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nanovlm.files import replace_json
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.environment import ENVIRONMENT_FILE, describe_environment
 from nanovlm.results.report_page.page import write_report
-from nanovlm.results.store import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class ReportWriter(Observer):
         self._thread = None
 
     def _work(self, folder: Path) -> None:
-        self._try(lambda: write_json(folder / ENVIRONMENT_FILE, describe_environment()))
+        self._try(lambda: replace_json(folder / ENVIRONMENT_FILE, describe_environment()))
         while True:
             self._is_due.wait()
             self._is_due.clear()  # before all else: what is due from now on is for the next round

@@ -5,7 +5,6 @@ place and then moved there, so a reader never sees half a file.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import math
@@ -17,16 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.errors import UserError
+from nanovlm.files import replace_json, replace_text
 from nanovlm.messages import TrialRecord
+from nanovlm.records import read_record, record_line
 from nanovlm.results.confirmation import summarize_confirmation
-from nanovlm.results.kept_models import KeptModels, state_dir
-from nanovlm.results.summary import (
-    Objective,
-    best_record,
-    describe_accuracy,
-    final_best,
-    summarize,
-)
+from nanovlm.results.kept_models import KeptModels, model_dir, state_dir
+from nanovlm.results.summary import best_record, describe_accuracy, final_best, summarize
+from nanovlm.search.sections import Objective
 from nanovlm.yaml_text import write_yaml
 
 SPACE_FILE = "space.yaml"
@@ -63,19 +59,6 @@ def choose_folder(results: Path, name: str | None, default_name: str) -> Path:
 def answers_file(folder: Path, trial_id: str) -> Path:
     """Return where a trial of the results folder writes its answers to the benchmark."""
     return folder / ANSWERS_DIR / f"{trial_id}.jsonl"
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write the file as a whole, in a folder that is made if it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write the file as a whole."""
-    replace_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _make(folder: Path) -> list[Path]:
@@ -176,7 +159,7 @@ class ResultsStore:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write the file `name` of the folder as a whole."""
-        write_json(self.folder / name, content)
+        replace_json(self.folder / name, content)
 
     def add(self, record: TrialRecord) -> None:
         """Append an ended trial, and keep its model if it is among the best; or an ended run that
@@ -191,7 +174,7 @@ class ResultsStore:
         # After a confirmation only the next one changes what is best.
         is_best = not self.confirmed and self._beats_best(record)
         self._models.settle(record)
-        if is_best and record.checkpoint:
+        if is_best and model_dir(self.folder, record.trial_id).is_dir():
             self._models.show_as_best(record.trial_id)
         self._append(TRIALS_FILE, record)
         if is_best:
@@ -224,7 +207,7 @@ class ResultsStore:
 
     def _append(self, name: str, record: TrialRecord) -> None:
         with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record_line(record)) + "\n")
+            file.write(record_line(record))
             file.flush()
             os.fsync(file.fileno())
 
@@ -267,15 +250,8 @@ class ResultsStore:
 
 def describe_run(record: TrialRecord) -> str:
     """Return `trial 7`, or for a run that confirms it `trial 7 on seed 3`."""
-    is_trial = record.trial_id.startswith("trial-")
-    return f"trial {record.number}" + ("" if is_trial else f" on seed {record.config['seed']}")
-
-
-def record_line(record: TrialRecord) -> dict[str, Any]:
-    """Return the record as the object of its line in `trials.jsonl`."""
-    line = dataclasses.asdict(record)
-    del line["checkpoint"]  # the model has moved to best/, or is gone
-    return line
+    seed = f" on seed {record.config['seed']}" if record.confirms else ""
+    return f"trial {record.number}{seed}"
 
 
 def read_confirmed(folder: Path) -> list[TrialRecord]:
@@ -326,9 +302,8 @@ def _whole_lines(path: Path) -> list[str]:
 
 def _record(path: Path, number: int, line: str) -> TrialRecord:
     try:
-        content = json.loads(line)
-        return TrialRecord(**{**content, "reports": tuple(content["reports"])})
-    except (ValueError, TypeError, KeyError) as error:
+        return read_record(line)
+    except ValueError as error:
         raise UserError(f"{path}: line {number}: is not a trial: {error}") from None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from nanovlm.messages import TrialRecord
 from nanovlm.results.comparison import ANSWER_METRICS, compare_answers, read_answers
-from nanovlm.results.summary import Objective
+from nanovlm.search.sections import Objective
 
 DEFAULT_NUMBER = 0
 """Of the trial that runs the base configuration."""

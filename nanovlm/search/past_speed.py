@@ -17,7 +17,13 @@ _SAME_WORK = ("train_dataset_path", "train_dataset_name", "turns", "compile", "c
 _SAME_QUESTIONS = ("test_dataset_path", "mmstar_batch_size", "mmstar_holdout", "mmstar_part")
 """And those of an evaluation."""
 
-_NO_WORK = ("vlm_checkpoint_path", "vlm_load_backbone_weights", "vit_dropout", "lm_dropout")
+_NO_WORK = (
+    "vlm_checkpoint_path",
+    "vlm_load_backbone_weights",
+    "vit_dropout",
+    "lm_dropout",
+    "stall_minutes",
+)
 
 
 @dataclass(frozen=True)
@@ -48,10 +54,10 @@ def past_speed(space: SearchSpace, results: Path) -> PastSpeed | None:
         if _work(content.get("base", {}), content.get("resources")) != wanted:
             continue
         reports = [report for record in read_records(folder) for report in record.reports]
-        measured = [report for report in reports if report.get("speed")]
+        measured = [(report, report.speed) for report in reports if report.speed]
         if measured:
-            speeds += [report["speed"]["samples_per_second"] for report in measured]
-            evaluations += [report["evaluation_seconds"] for report in measured]
+            speeds += [speed.samples_per_second for _, speed in measured]
+            evaluations += [report.evaluation_seconds for report, _ in measured]
             folders.append(folder)
     if not speeds:
         return None
@@ -68,7 +74,7 @@ def _searches(results: Path, warm_start: Iterable[str]) -> list[Path]:
 def _work(config: Mapping[str, Any], resources: Any) -> dict[str, Any]:
     """Return what the time of a trial's samples and evaluations depends on."""
     work = {key: _plain(config.get(key)) for key in (*_SAME_WORK, *_SAME_QUESTIONS)}
-    return work | {"resources": resources}
+    return work | {"resources": _plain(resources)}
 
 
 def _plain(value: Any) -> Any:

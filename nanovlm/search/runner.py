@@ -17,7 +17,6 @@ from nanovlm.files import user_path
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.same_data import check_same_data
 from nanovlm.results.store import LOGS_DIR, ResultsStore, choose_folder
-from nanovlm.results.summary import Objective
 from nanovlm.search.confirm_plan import plan_confirmation
 from nanovlm.search.disk import check_disk, disk_peak
 from nanovlm.search.forecast import UNKNOWN_TRIALS, local_slots
@@ -88,9 +87,8 @@ def run_plan(
         check_same_data(folder, plan.data)
     _check_room(plan, concurrency, folder)
     space = plan.space
-    objective = Objective(**space.objective.model_dump())
     num_models = max(1, space.confirm.top)
-    store = ResultsStore(folder, objective, space.resources.gpus_per_trial, num_models)
+    store = ResultsStore(folder, space.objective, space.resources.gpus_per_trial, num_models)
     with store.opened(resume=resume), logged_to(folder / LOGS_DIR):
         recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])
         earlier = EarlierRun(tuple(store.records), tuple(store.confirmed), store.earlier_seconds())

@@ -302,8 +302,8 @@ class StudySearch(OptunaSearch):
         """Return a trial's values by milestone."""
         last = len(record.reports) - 1
         return {
-            self._step(report["samples_seen"], record.state == "completed" and place == last): (
-                report["metrics"][self.metric]
+            self._step(report.samples_seen, record.state == "completed" and place == last): (
+                report.metrics[self.metric]
             )
             for place, report in enumerate(record.reports)
         }

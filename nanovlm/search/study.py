@@ -18,8 +18,9 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from nanovlm.config_files import config_values
+from nanovlm.config_files import config_values, flat_values
 from nanovlm.errors import UserError
+from nanovlm.files import replace_text
 from nanovlm.search.sections import Study
 from nanovlm.search.space import SearchSpace
 
@@ -174,17 +175,7 @@ def _signature(space: SearchSpace) -> dict[str, Any]:
         "search": {parameter.key: parameter.to_yaml() for parameter in space.parameters},
         "objective": space.objective.model_dump(),
     }
-    return dict(json.loads(json.dumps(_flat(content))))
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    return dict(json.loads(json.dumps(flat_values(content))))
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
@@ -199,7 +190,5 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str
 def _search_id(folder: Path) -> str:
     path = folder / SEARCH_ID_FILE
     if not path.exists():
-        part = path.with_suffix(".part")
-        part.write_text(uuid.uuid4().hex)
-        os.replace(part, path)
+        replace_text(path, uuid.uuid4().hex)
     return path.read_text()

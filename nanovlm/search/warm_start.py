@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanovlm.config_files import config_values
+from nanovlm.config_files import config_values, flat_values
 from nanovlm.errors import Problems, UserError
 from nanovlm.files import user_path
 from nanovlm.messages import TrialRecord
@@ -99,7 +99,7 @@ def _read(space: SearchSpace, name: str) -> EarlierTrials:
 
 def _values(space: SearchSpace, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a trial's configuration has for the keys that are searched and active."""
-    flat = _flat(config)
+    flat = flat_values(config)
     values: dict[str, Any] = {}
     for parameter in space.parameters:
         if parameter.is_active(values) and parameter.key in flat:
@@ -113,7 +113,7 @@ def _reason_against(
     """Return why a trial cannot be taken, None if it can."""
     if record.state == "failed":
         return "failed"
-    if not all(space.objective.metric in report["metrics"] for report in record.reports):
+    if not all(space.objective.metric in report.metrics for report in record.reports):
         return f"without {space.objective.metric}"
     active: dict[str, Any] = {}
     for parameter in space.parameters:
@@ -129,20 +129,10 @@ def _reason_against(
 
 def _differences(space: SearchSpace, theirs: Mapping[str, Any]) -> tuple[str, ...]:
     searched = {parameter.key for parameter in space.parameters}
-    ours = _flat(config_values(space.base))
-    flat = {"mmstar_rules": mmstar_rules(theirs), **_flat(theirs)}
+    ours = flat_values(config_values(space.base))
+    flat = {"mmstar_rules": mmstar_rules(theirs), **flat_values(theirs)}
     return tuple(
         f"{key}={flat[key]!r}"
         for key in ours
         if key not in searched and key in flat and flat[key] != ours[key]
     )
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration by key, the model's keys as `vlm.KEY`; sequences as lists."""
-    train = {key: value for key, value in config.items() if key != "vlm"}
-    vlm = {f"vlm.{key}": value for key, value in config.get("vlm", {}).items()}
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in (train | vlm).items()
-    }

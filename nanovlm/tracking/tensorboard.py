@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.tracking.background import Background
-from nanovlm.tracking.curves import flat_config, new_reports, pulse_values, report_values
+from nanovlm.tracking.curves import config_texts, new_reports, pulse_values, report_values
 
 if TYPE_CHECKING:
     from tensorboardX.proto.summary_pb2 import Summary
@@ -106,16 +106,16 @@ class _Curves:
         """Write the configuration, for the HPARAMS page."""
         from tensorboardX.summary import hparams
 
-        parts = hparams(flat_config(record.config), {metric: 0.0})
+        parts = hparams(config_texts(record.config), {metric: 0.0})
         experiment, session, self._end = parts
         self._add_summary(experiment, 0)
         self._add_summary(session, 0)
         self._file.flush()
 
     def add_reports(self, record: TrialRecord) -> None:
-        for entry in new_reports(record, self._sent):
-            self._sent = entry["samples_seen"]
-            self.add(report_values(entry), entry["samples_seen"])
+        for report in new_reports(record, self._sent):
+            self._sent = report.samples_seen
+            self.add(report_values(report), report.samples_seen)
             self._file.flush()
 
     def add(self, values: Mapping[str, float], samples_seen: int) -> None:

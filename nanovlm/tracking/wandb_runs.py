@@ -131,9 +131,9 @@ class WandbRuns(Observer):
         trial = self._trials.get(record.trial_id)
         if trial is None:
             trial = self._trials[record.trial_id] = self._open_trial(record)
-        for entry in new_reports(record, trial.sent):
-            trial.sent = entry[SAMPLES_SEEN]
-            trial.run.log({SAMPLES_SEEN: trial.sent, **report_values(entry)})
+        for report in new_reports(record, trial.sent):
+            trial.sent = report.samples_seen
+            trial.run.log({SAMPLES_SEEN: trial.sent, **report_values(report)})
         if record.state != "running":
             self._end_trial(record, self._trials.pop(record.trial_id).run)
 

@@ -13,24 +13,16 @@ from nanovlm.distributed.session import INTERRUPTED
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.store import ResultsStore, read_records
-from nanovlm.results.summary import Objective
+from nanovlm.search.sections import Objective
+from tests.records import make_record, make_report
 from tests.results.starts import search_start, single_start
 
 METRICS = {"mmstar_accuracy": 0.5, "mmstar_num_items": 1224.0}
 
 
 def record(state: Any, *, has_report: bool = True, **changes: Any) -> TrialRecord:
-    entry = {"samples_seen": 9, "step": 1, "seconds": 2.0, "metrics": METRICS}
-    known: dict[str, Any] = {
-        "trial_id": "trial-0000",
-        "number": 0,
-        "parameters": {},
-        "config": {"seed": 0},
-        "metrics": METRICS if has_report else {},
-        "reports": (entry,) if has_report else (),
-        "submitted_at": 0.0,
-    }
-    return TrialRecord(state=state, **known | changes)
+    reports = [make_report(9, METRICS, seconds=2.0)] if has_report else []
+    return make_record(0, state, **{"config": {"seed": 0}, "reports": reports} | changes)
 
 
 PULSE = Pulse(
@@ -107,7 +99,7 @@ def record_run(
 ) -> Witness:
     """Record a run with a witness, whom `before` are told before; its notes go to the witness."""
     witness = Witness(folder)
-    store = ResultsStore(folder, Objective("mmstar_accuracy", "max"), 0.0)
+    store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), 0.0)
     with store.opened(resume=False), logged_to(folder / "logs"):
         recorder = Recorder(store, start, [*before, witness])
         recorder.begin("http://127.0.0.1:8265", True, 3)
@@ -167,7 +159,7 @@ def test_ctrl_c_is_no_failure_of_an_observer(tmp_path: Path) -> None:
 def test_an_error_is_told_and_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "digits"
     witness = Witness(folder)
-    store = ResultsStore(folder, Objective("mmstar_accuracy", "max"), 0.0)
+    store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), 0.0)
     with store.opened(resume=False):
         recorder = Recorder(store, search_start(folder), [witness])
         with pytest.raises(RuntimeError), recorder.told_of_errors():

@@ -81,8 +81,8 @@ def test_every_report_has_all_metrics(lr_search: RunOutcome) -> None:
     expected |= {"mmstar_accuracy", "mmstar_macro_accuracy", "val_loss", "train_loss"}
     for record in read_records(lr_search.folder):
         for report in record.reports:
-            assert expected <= set(report["metrics"])
-            assert all(math.isfinite(value) for value in report["metrics"].values())
+            assert expected <= set(report.metrics)
+            assert all(math.isfinite(value) for value in report.metrics.values())
 
 
 def test_long_turns_are_left_out(lr_search: RunOutcome) -> None:

@@ -9,14 +9,15 @@ import pytest
 
 from nanovlm.config_files import config_values, load_config
 from nanovlm.errors import UserError
-from nanovlm.messages import TrialRecord, TrialState
+from nanovlm.messages import End, Kind, TrialRecord, TrialState
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.results.load import _REPORT_COLUMNS, _RUN_COLUMNS, Results, load_results
 from nanovlm.results.store import ResultsStore, answers_file
-from nanovlm.results.summary import Objective
 from nanovlm.search.parameter import TUNABLE
+from nanovlm.search.sections import Objective
 from nanovlm.search.space import load_space
 from nanovlm.yaml_text import read_mapping
+from tests.records import make_record, make_report, make_speed
 from tests.results.answers import write_answers
 
 REPOSITORY = Path(__file__).parents[2]
@@ -28,44 +29,35 @@ def record(
     number: int, accuracy: float, state: TrialState = "completed", **more: Any
 ) -> TrialRecord:
     config = dataclasses.replace(BASE, lr_mp=0.01 * (number + 1), batch_size=16)
-    reports = tuple(
-        {
-            "samples_seen": samples,
-            "step": samples // 16,
-            "seconds": samples / 100,
-            "evaluation_seconds": 0.5,
-            "speed": {"samples_per_second": 100.0, "model_flops_utilization": None},
-            "metrics": {"mmstar_accuracy": value, "mmstar_num_items": 400.0},
-            "notes": [],
-        }
+    reports = [
+        make_report(
+            samples,
+            {"mmstar_accuracy": value, "mmstar_num_items": 400.0},
+            step=samples // 16,
+            seconds=samples / 100,
+            evaluation_seconds=0.5,
+            speed=make_speed(),
+        )
         for samples, value in ((160, accuracy / 2), (320, accuracy))
-    )
+    ]
     values: dict[str, Any] = {
-        "trial_id": f"trial-{number:04d}",
-        "number": number,
         "parameters": {"lr_mp": config.lr_mp, "lr_backbones": 1e-3, "batch_size": 16},
         "config": config_values(config),
-        "state": state,
-        "samples_seen": 320,
-        "metrics": reports[-1]["metrics"],
         "reports": reports,
         "submitted_at": 1.7e9 + number,
         "first_step_at": 1.7e9 + number + 1,
         "ended_at": 1.7e9 + number + 9.5,
         "worker_group": "group-0",
     }
-    return TrialRecord(**(values | more))
+    return make_record(number, state, **(values | more))
 
 
 def failed(number: int) -> TrialRecord:
     return record(
         number,
         0.0,
-        "failed",
         reason="out of memory",
-        is_infeasible=True,
-        samples_seen=0,
-        metrics={},
+        end=End.OUT_OF_MEMORY,
         reports=(),
         first_step_at=None,
     )
@@ -73,14 +65,17 @@ def failed(number: int) -> TrialRecord:
 
 def confirming(number: int, seed: int, accuracy: float) -> TrialRecord:
     config = config_values(dataclasses.replace(BASE, seed=seed))
-    return record(number, accuracy, trial_id=f"confirm-{number}-seed-{seed}", config=config)
+    trial_id = f"confirm-{number}-seed-{seed}"
+    return record(number, accuracy, trial_id=trial_id, kind=Kind.CONFIRM, config=config)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Return the folder of a search that has ended."""
     store = ResultsStore(
-        tmp_path / "results" / "digits", Objective("mmstar_accuracy", "max"), gpus_per_trial=0
+        tmp_path / "results" / "digits",
+        Objective(metric="mmstar_accuracy", mode="max"),
+        gpus_per_trial=0,
     )
     with store.opened(resume=False):
         store.begin()

@@ -18,10 +18,11 @@ from nanovlm.distributed.trainable import (
     SAMPLES_SEEN,
     VALUES,
 )
-from nanovlm.messages import TrialRecord, TrialState
+from nanovlm.messages import End, TrialRecord, TrialState
 from nanovlm.search.searcher import StudySearch, build_searcher
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.study import STUDY_FILE, STUDY_NAME
+from tests.records import make_record, make_report
 
 SPACE = """
 search:
@@ -55,18 +56,11 @@ def ask(searcher: StudySearch, trial_id: str) -> dict[str, Any]:
 def record(number: int, state: TrialState, values: dict[str, Any], **more: Any) -> TrialRecord:
     """A trial with reports of 0.3 at 104 and, unless it failed, 0.5 at 300 samples."""
     reports = [(104, 0.3)] + ([(300, 0.5)] if state != "failed" else [])
-    return TrialRecord(
-        trial_id=f"trial-{number:04d}",
-        number=number,
+    return make_record(
+        number,
+        state,
         parameters=values,
-        config={},
-        state=state,
-        metrics={"mmstar_accuracy": reports[-1][1]},
-        reports=tuple(
-            {"samples_seen": samples, "metrics": {"mmstar_accuracy": value}}
-            for samples, value in reports
-        ),
-        submitted_at=0.0,
+        reports=[make_report(samples, {"mmstar_accuracy": value}) for samples, value in reports],
         **more,
     )
 
@@ -197,7 +191,7 @@ def test_a_study_is_brought_in_line_with_the_trials_that_have_ended(tmp_path: Pa
     searcher.on_trial_complete("tune-5", result(0.7, 100, **{IS_FINAL: True}))
     states: tuple[TrialState, ...] = ("completed", "stopped", "failed", "failed")
     earlier = [record(number, state, values[number]) for number, state in enumerate(states)]
-    earlier[3] = record(3, "failed", values[3], is_infeasible=True)
+    earlier[3] = record(3, "failed", values[3], end=End.OUT_OF_MEMORY)
     lost = record(7, "stopped", values[0])  # the study was on a disk that lost power
     whole = searcher.study.ask()
     whole.set_user_attr("search", searcher._place.search_id)  # and here the program was killed

@@ -24,9 +24,10 @@ from nanovlm.results.store import (
     TRIALS_FILE,
     salvage_records,
 )
-from nanovlm.results.summary import Objective, best_record, final_best, summarize
+from nanovlm.results.summary import best_record, final_best, summarize
 from nanovlm.results.verdict import DEFAULT_NUMBER
 from nanovlm.search.parameter import Parameter
+from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace, load_space
 
 RUNGS_FILE = "rungs.jsonl"
@@ -253,10 +254,10 @@ def _standing(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _objective(summary: Mapping[str, Any], space: SearchSpace | None) -> Objective:
     if summary:
-        return Objective(summary["objective"]["metric"], summary["objective"]["mode"])
+        return Objective(**summary["objective"])
     if space:
-        return Objective(space.objective.metric, space.objective.mode)
-    return Objective("mmstar_accuracy", "max")
+        return space.objective
+    return Objective(metric="mmstar_accuracy", mode="max")
 
 
 def _count_anew(

@@ -16,7 +16,7 @@ class NotesDisplay:
     def update(self, record: TrialRecord) -> None:
         """Take in a change of a trial."""
         # A results folder of an earlier version has reports without notes.
-        for text in (note for report in record.reports for note in report.get("notes", ())):
+        for text in (note for report in record.reports for note in report.notes):
             if text not in self._shown:
                 self._shown.add(text)
                 self._console.print(f"note: {text}", style="yellow", **PLAIN)
