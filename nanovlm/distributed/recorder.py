@@ -11,7 +11,7 @@ from nanovlm.config_files import config_values
 from nanovlm.distributed.broker import Event
 from nanovlm.distributed.observers import Audience
 from nanovlm.distributed.session import INTERRUPTED
-from nanovlm.messages import Notice, Pulse
+from nanovlm.messages import Notice, Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.store import CONFIG_FILE, DATA_FILE, SPACE_FILE, ResultsStore
 from nanovlm.yaml_text import write_yaml
@@ -85,10 +85,14 @@ class Recorder:
     def take(self, event: Event) -> None:
         """Take in what has happened."""
         if isinstance(event, Notice):
-            return
-        if isinstance(event, Pulse):
+            self._audience.notice(event.text)
+        elif isinstance(event, Pulse):
             self._audience.tell(lambda observer: observer.pulse(event))
-            return
+        else:
+            self._take_record(event)
+        self._audience.tell_problems()
+
+    def _take_record(self, event: TrialRecord) -> None:
         if event.reports:
             self._store.begin()  # from now on there is something to lose
         if event.state != "running":

@@ -9,6 +9,7 @@ from nanovlm.data.sources import pin_data
 from nanovlm.errors import UserError, did_you_mean
 from nanovlm.resources import Resources
 from nanovlm.search.confirm_plan import with_holdout
+from nanovlm.search.samplers import check_sampler
 from nanovlm.search.scheduler import plan_milestones
 from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace
@@ -51,8 +52,10 @@ def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> S
 
     Raises:
         UserError: if the data cannot be had, is smaller than a batch or too small for the rungs, if
-            no report will carry the objective, or if an earlier search does not fit.
+            no report will carry the objective, if the sampler lacks a package, or if an earlier
+            search does not fit.
     """
+    check_sampler(space.sampler)
     earlier_trials = read_earlier_trials(space)
     resources = Resources("cpu", on_progress)
     check_start(space.base)

@@ -31,6 +31,7 @@ from nanovlm.distributed.trainable import (
 )
 from nanovlm.messages import TrialRecord
 from nanovlm.search.configurations import RunConfigurations, can_repeat
+from nanovlm.search.sampler_failures import SamplerFailures
 from nanovlm.search.samplers import build_history, build_sampler, distributions, encode, suggest
 from nanovlm.search.space import SearchSpace
 from nanovlm.search.study import STORAGE_ERRORS, StudyFileStorage, StudyPlace, open_study
@@ -64,17 +65,21 @@ def build_searcher(
     switch: StopSwitch,
     milestones: Sequence[int] = (),
     earlier: Sequence[TrialRecord] = (),
+    failures: SamplerFailures | None = None,
 ) -> "StudySearch":
     """Return the searcher of a space; the study of its results folder is gone on with.
 
     Args:
         milestones: samples seen at which trials are compared.
         earlier: trials of the folder that have ended.
+        failures: counts those of the sampler, and tells a person what goes wrong.
 
     Raises:
         UserError: the storage cannot be reached, or the study is of another space.
     """
-    searcher = StudySearch(space, open_study(space, folder), concurrency, switch, milestones)
+    searcher = StudySearch(
+        space, open_study(space, folder), concurrency, switch, milestones, failures
+    )
     searcher.take_up(earlier)
     return searcher
 
@@ -105,6 +110,7 @@ class StudySearch(OptunaSearch):
         concurrency: int,
         switch: StopSwitch,
         milestones: Sequence[int],
+        failures: SamplerFailures | None = None,
     ) -> None:
         super().__init__(
             space=lambda trial: suggest(space.parameters, trial),
@@ -118,6 +124,8 @@ class StudySearch(OptunaSearch):
         self._concurrency = concurrency
         self._switch = switch
         self._milestones = tuple(milestones)
+        self._failures = failures or SamplerFailures()
+        self._failures.sampler = space.sampler.name
         self._open: dict[str, _OpenTrial] = {}
         self._to_run: deque[_OpenTrial] = deque()
         self._next_number = 0
@@ -179,12 +187,19 @@ class StudySearch(OptunaSearch):
     # ------------------------------------------------------------------ what Optuna is told
 
     def _ask(self) -> _OpenTrial:
-        number = self._next_number
+        number, errors = self._next_number, list[Exception]()
         self.study.sampler = build_sampler(
-            self._search_space, self._concurrency, number, self._history, self._run.has_run
+            self._search_space,
+            self._concurrency,
+            number,
+            self._history,
+            self._run.has_run,
+            errors.append,
         )
         trial = self.study.ask()
         values = suggest(self._search_space.parameters, trial)
+        if number > 0:  # trial 0 is the default configuration
+            self._failures.count(number, trial, errors)
         trial.set_user_attr(SEARCH, self._place.search_id)
         trial.set_user_attr(NUMBER, number)
         trial.set_user_attr(VALUES, values)  # last: a trial that has them is whole
@@ -247,6 +262,9 @@ class StudySearch(OptunaSearch):
             for trial in self.study.get_trials(deepcopy=False)
             if trial.user_attrs.get(SEARCH) == self._place.search_id and VALUES in trial.user_attrs
         }
+        for number, frozen in ours.items():
+            if number > 0:
+                self._failures.restore(frozen)
         ended = {record.number: record for record in records}
         for number, record in ended.items():
             if number not in ours:
@@ -364,6 +382,8 @@ class StudySearch(OptunaSearch):
                 return do()
             except STORAGE_ERRORS as error:
                 logger.warning("the study's storage fails, trying again: %s", error)
+                if pause == 1.0:  # the first time
+                    self._failures.tell(f"the study's storage fails, trying again: {error}")
                 if self._switch.is_thrown():
                     return None
                 if time.monotonic() > deadline:
