@@ -56,15 +56,20 @@ class Observer:
     """
 
     @property
+    def problem(self) -> str | None:
+        """What has gone wrong here without ending the run, in a sentence; None if nothing has.
+
+        The other observers are told of it, as of anything that a person should know.
+        """
+        return None
+
+    @property
     def notes(self) -> Sequence[str]:
-        """What a person is to be told at the end: what went wrong here without ending the run."""
-        return ()
+        """What a person is to be told at the end: the problem, and what else there is to say."""
+        return () if self.problem is None else (self.problem,)
 
     def begin(self, start: RunStart) -> None:
         """The cluster is there; trials are about to begin."""
-
-    def notice(self, text: str) -> None:
-        """A part of the run was lost, and the run goes on; in a sentence."""
 
     def pulse(self, pulse: Pulse) -> None:
         """A running trial is so far."""
@@ -75,6 +80,9 @@ class Observer:
         One that waits for a free worker group has no `worker_group` yet. What has ended is in the
         results folder already.
         """
+
+    def notice(self, text: str) -> None:
+        """A person should know this; it is told once."""
 
     def end(self, summary: Mapping[str, Any]) -> None:
         """The run is over or interrupted.

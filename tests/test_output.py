@@ -88,7 +88,7 @@ def test_a_search_is_recorded_though_nobody_reads_what_it_prints(
     folder = tmp_path / "digits"
     reader, writer = os.pipe()
     ended: list[TrialRecord] = [
-        record("completed", trial_id=f"trial-{number:04}", number=number) for number in range(3)
+        record("completed", trial_id=f"trial-{number:04}") for number in range(3)
     ]
     events: list[TrialRecord | Pulse] = [record("running"), PULSE, *ended]
     store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), 0.0)

@@ -7,7 +7,7 @@ value and the counts.
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -48,8 +48,7 @@ class Gauges(Observer):
     """Sets the gauges in a thread; nothing is sent before Ray's own process on the node asks."""
 
     def __init__(self, refresh_seconds: float = REFRESH_SECONDS) -> None:
-        self.problem: str | None = None
-        """What went wrong, in a sentence; None if nothing did."""
+        self._problem: str | None = None
         self._refresh_seconds = refresh_seconds
         self._values: dict[_Key, float] = {}
         self._counted: dict[str, str] = {}  # trial -> its state
@@ -58,8 +57,8 @@ class Gauges(Observer):
         self._thread = threading.Thread(target=self._refresh, name="gauges", daemon=True)
 
     @property
-    def notes(self) -> Sequence[str]:
-        return () if self.problem is None else (self.problem,)
+    def problem(self) -> str | None:
+        return self._problem
 
     def begin(self, start: RunStart) -> None:
         self._search = start.folder.name
@@ -132,7 +131,7 @@ class Gauges(Observer):
         except Exception as error:
             # Who looks on must not end what they look at.
             logger.exception("the gauges have failed")
-            self.problem = f"the gauges for Prometheus have failed: {error}"
+            self._problem = f"the gauges for Prometheus have failed: {error}"
 
     def _set_all(self, gauges: Mapping[str, Gauge]) -> None:
         with self._lock:

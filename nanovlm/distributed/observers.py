@@ -1,6 +1,7 @@
 """Who watches every run, whoever started it, and how they are told."""
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 
 from nanovlm.distributed.auth_token import AuthTokenGuard
@@ -26,14 +27,30 @@ class Audience:
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._listening = list(observers)
         self._failures: list[str] = []
+        self._told = set[str]()
+        self._lock = threading.Lock()  # some is told by the thread that takes in what happens
 
     def tell(self, what: Callable[[Observer], object]) -> None:
         """Call `what` with each observer that has not failed."""
-        for observer in list(self._listening):
-            try:
-                what(observer)
-            except (Exception, SystemExit) as error:  # rich exits when its output is closed
-                self._drop(observer, error)
+        with self._lock:
+            for observer in list(self._listening):
+                try:
+                    what(observer)
+                except (Exception, SystemExit) as error:  # rich exits when its output is closed
+                    self._drop(observer, error)
+
+    def tell_problems(self) -> None:
+        """Tell what has gone wrong with an observer, each problem once."""
+        problems = list(self._failures)
+        self.tell(lambda observer: problems.extend(filter(None, [observer.problem])))
+        for text in problems:
+            if text not in self._told:
+                self._told.add(text)
+                self.notice(text)
+
+    def notice(self, text: str) -> None:
+        """Tell what a person should know."""
+        self.tell(lambda observer: observer.notice(text))
 
     def notes(self) -> list[str]:
         """Return what a person is to be told at the end: the observers' notes, and who failed."""

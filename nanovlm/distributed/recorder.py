@@ -13,7 +13,7 @@ from nanovlm.distributed.broker import Event
 from nanovlm.distributed.observers import Audience
 from nanovlm.distributed.session import INTERRUPTED
 from nanovlm.errors import RunFailed
-from nanovlm.messages import Notice, Pulse
+from nanovlm.messages import Notice, Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.store import CONFIG_FILE, DATA_FILE, SPACE_FILE, ResultsStore
 from nanovlm.yaml_text import write_yaml
@@ -89,12 +89,14 @@ class Recorder:
     def take(self, event: Event) -> None:
         """Take in what has happened."""
         if isinstance(event, Notice):
-            logger.warning(event.text)
-            self._audience.tell(lambda observer: observer.notice(event.text))
-            return
-        if isinstance(event, Pulse):
+            self._audience.notice(event.text)
+        elif isinstance(event, Pulse):
             self._audience.tell(lambda observer: observer.pulse(event))
-            return
+        else:
+            self._take_record(event)
+        self._audience.tell_problems()
+
+    def _take_record(self, event: TrialRecord) -> None:
         if event.reports:
             self._store.begin()  # from now on there is something to lose
         if event.state != "running":

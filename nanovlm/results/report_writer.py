@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,7 @@ class ReportWriter(Observer):
             seconds_between: at least, between the begin of a report and that of the next.
             sign_of_life_seconds: at most, while trials run.
         """
-        self.problem: str | None = None
-        """Why the last report could not be written; None if it was."""
+        self._problem: str | None = None
         self._write = write
         self._seconds_between = seconds_between
         self._sign_of_life_seconds = sign_of_life_seconds
@@ -54,8 +53,9 @@ class ReportWriter(Observer):
         self._thread: threading.Thread | None = None
 
     @property
-    def notes(self) -> Sequence[str]:
-        return () if self.problem is None else (self.problem,)
+    def problem(self) -> str | None:
+        """Why the last report could not be written; None if it was."""
+        return self._problem
 
     def begin(self, start: RunStart) -> None:
         """Write down what the run goes on, and begin to write reports."""
@@ -103,7 +103,7 @@ class ReportWriter(Observer):
         try:
             write()
         except Exception as error:
-            self.problem = f"the report could not be written: {type(error).__name__}: {error}"
+            self._problem = f"the report could not be written: {type(error).__name__}: {error}"
             logger.exception("the report could not be written")
         else:
-            self.problem = None
+            self._problem = None

@@ -15,6 +15,7 @@ from nanovlm.distributed.recorder import Recorder, RunOutcome
 from nanovlm.distributed.session import INTERRUPTED
 from nanovlm.distributed.worker_group import StartWorkers, worker_groups
 from nanovlm.files import user_path
+from nanovlm.messages import Notice
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.same_data import check_same_data
 from nanovlm.results.store import LOGS_DIR, ResultsStore, choose_folder
@@ -23,6 +24,7 @@ from nanovlm.search.disk import check_disk, disk_peak
 from nanovlm.search.forecast import UNKNOWN_TRIALS, local_slots
 from nanovlm.search.plan import SearchPlan, plan_search
 from nanovlm.search.resume import check_same_space
+from nanovlm.search.sampler_failures import SamplerFailures
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.stages import EarlierRun, Place, run_stages
 
@@ -93,6 +95,7 @@ def run_plan(
     with interrupts.in_order(), store.opened(resume=resume), logged_to(folder / LOGS_DIR):
         recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])
         earlier = EarlierRun(tuple(store.records), tuple(store.confirmed), store.earlier_seconds())
+        failures = SamplerFailures(lambda text: recorder.take(Notice(text=text)))
         place = Place(
             folder,
             on_start=recorder.begin,
@@ -100,6 +103,7 @@ def run_plan(
             address=address,
             concurrency=concurrency,
             start_workers=start_workers,
+            sampler_failures=failures,
         )
         try:
             with recorder.told_of_errors():
@@ -109,7 +113,8 @@ def run_plan(
                 raise
             ended_by = INTERRUPTED
         summary = recorder.end(ended_by, is_settled=ended_by != INTERRUPTED)
-        notes = (*plan_confirmation(space, store.records).notes, *recorder.notes())
+        planned, sampler = plan_confirmation(space, store.records).notes, failures.note()
+        notes = (*planned, *filter(None, [sampler]), *recorder.notes())
     return RunOutcome(folder, summary, notes)
 
 

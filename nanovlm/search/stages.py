@@ -28,6 +28,7 @@ from nanovlm.search.confirm_plan import ConfirmRun, plan_confirmation
 from nanovlm.search.limits import Limits, hours_reason
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.rungs import Verdict
+from nanovlm.search.sampler_failures import SamplerFailures
 from nanovlm.search.scheduler import build_scheduler
 from nanovlm.search.searcher import StudySearch, build_searcher
 from nanovlm.search.sections import Objective
@@ -70,6 +71,8 @@ class Place:
     """Trials at once; None takes what fits on the cluster."""
     start_workers: StartWorkers = worker_groups
     """Starts what serves the trials."""
+    sampler_failures: SamplerFailures = field(default_factory=SamplerFailures)
+    """Counts them."""
 
 
 def run_stages(plan: SearchPlan, place: Place, earlier: EarlierRun | None = None) -> str:
@@ -178,6 +181,7 @@ class _Search:
             self.switch,
             self.plan.milestones,
             self.earlier.records,
+            self.place.sampler_failures,
         )
         learn_from(searcher, self.plan.earlier_trials, self.plan.trial_samples)
         if searcher.reason_to_end() is None:

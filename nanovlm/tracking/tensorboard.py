@@ -8,7 +8,7 @@ page compares the trials by their configurations.
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +35,7 @@ class TensorBoardLogs(Observer):
 
     @property
     def problem(self) -> str | None:
-        """What went wrong, in a sentence; None if nothing did."""
         return self._background.problem
-
-    @property
-    def notes(self) -> Sequence[str]:
-        return () if self.problem is None else (self.problem,)
 
     def begin(self, start: RunStart) -> None:
         self._folder = start.folder / FOLDER

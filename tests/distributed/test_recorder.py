@@ -1,7 +1,7 @@
 """What is written and who is told, in which order."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,11 @@ class Witness(Observer):
     def pulse(self, pulse: Pulse) -> None:
         self.told.append(("pulse", pulse.step))
 
-    def notice(self, text: str) -> None:
-        self.told.append(("notice", text))
-
     def trial_changed(self, record: TrialRecord) -> None:
         self.told.append((record.state, len(read_records(self.folder))))
+
+    def notice(self, text: str) -> None:
+        self.told.append(("notice", text))
 
     def end(self, summary: Mapping[str, Any]) -> None:
         on_disk = json.loads((self.folder / "summary.json").read_text())
@@ -99,7 +99,7 @@ class Failing(Observer):
 def record_run(
     folder: Path,
     start: RunStart,
-    events: list[Event],
+    events: Sequence[Event],
     ended_by: str,
     before: tuple[Observer, ...] = (),
 ) -> Witness:
@@ -145,7 +145,7 @@ def test_an_observer_that_fails_is_left_out_and_all_else_goes_on(
     start = search_start(folder)
     undisturbed = record_run(tmp_path / "other", search_start(tmp_path / "other"), events, "over")
     witness = record_run(folder, start, events, "over", (failing,))
-    assert witness.told == undisturbed.told
+    assert [entry for entry in witness.told if entry[0] != "notice"] == undisturbed.told
     assert read_records(folder) == read_records(tmp_path / "other") != []
     assert failing.told == ORDER[: ORDER.index(where) + 1]
     assert witness.found == [
@@ -161,6 +161,39 @@ def test_ctrl_c_is_no_failure_of_an_observer(tmp_path: Path) -> None:
     failing = Failing("end", KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         record_run(tmp_path / "digits", search_start(tmp_path / "digits"), [], "over", (failing,))
+
+
+class Troubled(Observer):
+    """Something goes wrong in a thread of its own after the first pulse."""
+
+    trouble: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        return self.trouble
+
+    def pulse(self, pulse: Pulse) -> None:
+        self.trouble = "the pen is empty"
+
+
+def test_what_a_person_should_know_is_told_when_it_happens_and_at_the_end(tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    events: list[Event] = [Notice(text="all is slow"), PULSE, PULSE, record("completed")]
+    failing = Failing("trial_changed", OSError("no screen"))
+    witness = record_run(folder, search_start(folder), events, "over", (Troubled(), failing))
+    notices = [entry for entry in witness.told if entry[0] in ("notice", "pulse", "completed")]
+    failed = (
+        "Failing has failed, and was told nothing after: OSError: no screen (see logs/driver.log)"
+    )
+    assert notices == [
+        ("notice", "all is slow"),
+        ("pulse", 1),
+        ("notice", "the pen is empty"),
+        ("pulse", 1),
+        ("completed", 1),
+        ("notice", failed),
+    ]
+    assert witness.found == ["the pen is empty", failed]
 
 
 def test_an_error_is_told_and_goes_on(tmp_path: Path) -> None:
