@@ -1,6 +1,7 @@
 """Writes down what happens in a run, and then tells those who watch it."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ from nanovlm.messages import Notice, Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.store import CONFIG_FILE, DATA_FILE, SPACE_FILE, ResultsStore
 from nanovlm.yaml_text import write_yaml
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Recorder:
     def take(self, event: Event) -> None:
         """Take in what has happened."""
         if isinstance(event, Notice):
+            logger.warning(event.text)
             self._audience.notice(event.text)
         elif isinstance(event, Pulse):
             self._audience.tell(lambda observer: observer.pulse(event))

@@ -238,18 +238,11 @@ class _Search:
         self.place.on_event(record)
         self._limits.check(record)
 
-    def _decide(self, channel: Any, verdict: Verdict) -> None:
-        """Let the trial know what was decided on its report."""
-        decision = Decision.CONTINUE if verdict.goes_on else Decision.STOP
-        reason = None if verdict.goes_on else verdict.reason
-        trial_id = trial_id_of(verdict.number)
-        channel.decide.remote(trial_id, verdict.samples_seen, decision, reason)
-
     def _tune(self, running: Session, searcher: StudySearch) -> None:
         """Let Ray Tune run the trials; returns after them or when the switch is thrown."""
         space, folder, channel = self.plan.space, self.place.folder, running.channel
         scheduler = build_scheduler(
-            space, self.plan.milestones, folder, functools.partial(self._decide, channel)
+            space, self.plan.milestones, folder, functools.partial(_answer, channel)
         )
         trainable = tune.with_parameters(
             TrialRelay,
@@ -280,6 +273,13 @@ class _Search:
         if not self.switch.is_thrown():
             given_up = f"Ray Tune has lost its actor {_MAX_LOST_RELAYS} times; see {self.logs}"
             ray.get(channel.give_up.remote(given_up))
+
+
+def _answer(channel: Any, verdict: Verdict) -> None:
+    """Let the trial know what was decided on its report."""
+    decision = Decision.CONTINUE if verdict.goes_on else Decision.STOP
+    reason = None if verdict.goes_on else verdict.reason
+    channel.decide.remote(trial_id_of(verdict.number), verdict.samples_seen, decision, reason)
 
 
 class _StopperOf(tune.Stopper):

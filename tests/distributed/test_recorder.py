@@ -23,7 +23,8 @@ METRICS = {"mmstar_accuracy": 0.5, "mmstar_num_items": 1224.0}
 
 def record(state: Any, *, has_report: bool = True, **changes: Any) -> TrialRecord:
     reports = [make_report(9, METRICS, seconds=2.0)] if has_report else []
-    return make_record(0, state, **{"config": {"seed": 0}, "reports": reports} | changes)
+    known = {"config": {"seed": 0}, "reports": reports}
+    return make_record(changes.pop("number", 0), state, **known | changes)
 
 
 PULSE = Pulse(
@@ -36,6 +37,7 @@ PULSE = Pulse(
     samples_per_second=9.0,
     data_wait_fraction=0.0,
 )
+NOTICE = Notice(text="group-0 is lost")
 
 
 class Witness(Observer):
@@ -53,11 +55,11 @@ class Witness(Observer):
     def pulse(self, pulse: Pulse) -> None:
         self.told.append(("pulse", pulse.step))
 
-    def trial_changed(self, record: TrialRecord) -> None:
-        self.told.append((record.state, len(read_records(self.folder))))
-
     def notice(self, text: str) -> None:
         self.told.append(("notice", text))
+
+    def trial_changed(self, record: TrialRecord) -> None:
+        self.told.append((record.state, len(read_records(self.folder))))
 
     def end(self, summary: Mapping[str, Any]) -> None:
         on_disk = json.loads((self.folder / "summary.json").read_text())
@@ -117,12 +119,13 @@ def record_run(
 
 def test_what_has_ended_is_on_disk_when_it_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "digits"
-    events: list[TrialRecord | Pulse] = [record("running"), PULSE, record("completed")]
+    events: list[Event] = [record("running"), PULSE, NOTICE, record("completed")]
     witness = record_run(folder, search_start(folder), events, "budget.trials")
     assert witness.told == [
         ("begin", 3, "http://127.0.0.1:8265", ["data.json", "space.yaml"]),
         ("running", 0),
         ("pulse", 1),
+        ("notice", "group-0 is lost"),
         ("completed", 1),
         ("end", "budget.trials", True),
     ]
@@ -138,7 +141,7 @@ def test_an_observer_that_fails_is_left_out_and_all_else_goes_on(
 ) -> None:
     folder = tmp_path / "digits"
     failing = Failing(where, error)
-    events: list[TrialRecord | Pulse] = [record("running"), PULSE, record("completed")]
+    events: list[Event] = [record("running"), PULSE, record("completed")]
     start = search_start(folder)
     undisturbed = record_run(tmp_path / "other", search_start(tmp_path / "other"), events, "over")
     witness = record_run(folder, start, events, "over", (failing,))
@@ -208,7 +211,7 @@ def test_an_error_is_told_and_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("has_report", [False, True])
 def test_a_single_run_is_kept_once_it_has_a_report(tmp_path: Path, has_report: bool) -> None:
     folder = tmp_path / "single"
-    events: list[TrialRecord | Pulse] = [record("running", has_report=has_report)]
+    events: list[Event] = [record("running", has_report=has_report)]
     witness = record_run(folder, single_start(folder), events, INTERRUPTED)
     assert witness.told[-1] == ("end", INTERRUPTED, True)
     assert folder.exists() == has_report

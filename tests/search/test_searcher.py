@@ -3,7 +3,7 @@
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import pytest
@@ -251,7 +251,8 @@ def test_a_sampler_that_fails_does_not_end_the_search(
 
     monkeypatch.undo()  # it has recovered when the search goes on
     later = SamplerFailures(told.append)
-    searcher = searcher_of(space(tmp_path), tmp_path, failures=later)
+    earlier = [record(number, "completed", values) for number, values in enumerate(asked)]
+    searcher = searcher_of(space(tmp_path), tmp_path, earlier=earlier, failures=later)
     for number in (4, 5):
         assert ask(searcher, f"tune-{number}")[NUMBER] == number
     assert len(told) == 1
@@ -291,7 +292,7 @@ def test_a_storage_that_is_away_is_no_failure_of_the_sampler(
 
 @pytest.mark.parametrize(("sampler", "package"), [("cmaes", "cmaes"), ("gp", "scipy")])
 def test_a_sampler_without_its_package_is_refused(
-    sampler: str, package: str, monkeypatch: pytest.MonkeyPatch
+    sampler: Literal["cmaes", "gp"], package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Sampler(name=sampler)
     check_sampler(settings)

@@ -66,6 +66,9 @@ class SearchDisplay(LiveDisplay, Observer):
             )
             self._live.start()
 
+    def notice(self, text: str) -> None:
+        self._notes.show(text)
+
     def pulse(self, pulse: Pulse) -> None:
         with self._lock:
             trial = self._running.get(pulse.trial_id)
@@ -86,9 +89,6 @@ class SearchDisplay(LiveDisplay, Observer):
             self._console.print(self._line(record), no_wrap=True, overflow="ellipsis", crop=True)
         else:
             self._console.print(self._line(record), soft_wrap=True)
-
-    def notice(self, text: str) -> None:
-        self._notes.show(text)
 
     def end(self, summary: Mapping[str, Any]) -> None:
         self.stop()
