@@ -1,5 +1,10 @@
 """Search hyperparameters: run the trials of a space file and keep the best configuration."""
 
+from nanovlm import interrupts
+
+if __name__ == "__main__":
+    interrupts.listen()  # before all that takes time to import
+
 import argparse
 import shlex
 import sys
@@ -10,6 +15,7 @@ from rich.console import Console
 
 from nanovlm import cli
 from nanovlm.config_files import parse_overrides
+from nanovlm.errors import RunFailed
 from nanovlm.files import user_path
 from nanovlm.output import name_results
 from nanovlm.results.terminal.console import PLAIN, make_console
@@ -77,19 +83,26 @@ def main() -> int:
     from nanovlm.search.runner import run_plan
 
     name_results(folder)
-    with SearchDisplay(console, arguments.quiet) as display:
-        outcome = run_plan(
-            plan,
-            folder,
-            resume=arguments.resume,
-            address=arguments.address,
-            concurrency=arguments.concurrency,
-            observers=[display],
-        )
+    try:
+        with SearchDisplay(console, arguments.quiet) as display:
+            outcome = run_plan(
+                plan,
+                folder,
+                resume=arguments.resume,
+                address=arguments.address,
+                concurrency=arguments.concurrency,
+                observers=[display],
+            )
+    except RunFailed:
+        if folder.exists():
+            console.print(f"\nto go on:\n{resume_command(folder)}", **PLAIN)
+        raise
     for note in outcome.notes:
         console.print(f"note: {note}", style="yellow", **PLAIN)
     if outcome.is_interrupted:
         console.print(f"\nto go on:\n{resume_command(folder)}", **PLAIN)
+        return cli.INTERRUPTED
+    if interrupts.was_interrupted():  # when all was done
         return cli.INTERRUPTED
     return cli.FAILED if outcome.has_failed else cli.DONE
 

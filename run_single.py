@@ -1,5 +1,10 @@
 """Train one configuration and evaluate it: the same trial that a search would run."""
 
+from nanovlm import interrupts
+
+if __name__ == "__main__":
+    interrupts.listen()  # before all that takes time to import
+
 import argparse
 import shlex
 import sys
@@ -7,13 +12,14 @@ from pathlib import Path
 
 from nanovlm import cli
 from nanovlm.config_files import load_config, parse_overrides
-from nanovlm.errors import UserError
+from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import user_path
 from nanovlm.output import name_results
 from nanovlm.results.store import choose_folder
 from nanovlm.results.terminal.console import PLAIN, make_console
 from nanovlm.results.terminal.preparation import PreparationDisplay
 from nanovlm.results.terminal.single_display import SingleDisplay
+from nanovlm.search.database_url import hide_words
 
 DEFAULT_NAME = "single"
 
@@ -54,25 +60,35 @@ def main() -> int:
     with PreparationDisplay(console, arguments.quiet) as preparation:
         plan = plan_single(config, preparation.update)
     name_results(folder)
-    with SingleDisplay(console, arguments.quiet) as display:
-        outcome = run_single(
-            plan,
-            folder,
-            resources,
-            resume=arguments.resume,
-            address=arguments.address,
-            observers=[display],
-        )
+    try:
+        with SingleDisplay(console, arguments.quiet) as display:
+            outcome = run_single(
+                plan,
+                folder,
+                resources,
+                resume=arguments.resume,
+                address=arguments.address,
+                observers=[display],
+            )
+    except RunFailed:
+        console.print(f"\n{how_to_go_on(folder)}", **PLAIN)
+        raise
     for note in outcome.notes:
         console.print(f"note: {note}", style="yellow", **PLAIN)
     if outcome.is_interrupted:
-        words, what = sys.argv[1:], "begin again"
-        if folder.exists():
-            words, what = cli.resume_words(words, folder), "go on"
-        command = shlex.join(["python", "run_single.py", *words])
-        console.print(f"\ninterrupted; to {what}:\n{command}", **PLAIN)
+        console.print(f"\ninterrupted; {how_to_go_on(folder)}", **PLAIN)
+        return cli.INTERRUPTED
+    if interrupts.was_interrupted():  # when all was done
         return cli.INTERRUPTED
     return cli.FAILED if outcome.has_failed else cli.DONE
+
+
+def how_to_go_on(folder: Path) -> str:
+    """Return the command that goes on, or begins again if there is nothing to go on from."""
+    words, what = hide_words(sys.argv[1:]), "begin again"
+    if folder.exists():
+        words, what = cli.resume_words(words, folder), "go on"
+    return f"to {what}:\n{shlex.join(['python', 'run_single.py', *words])}"
 
 
 def results_folder(arguments: argparse.Namespace) -> Path:

@@ -5,10 +5,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nanovlm import interrupts
 from nanovlm.config_files import TOKENIZERS_WITH_DEFAULT_EOS, Layer, given_values
-from nanovlm.errors import UserError
+from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import user_path
 from nanovlm.output import enduring_streams
+from nanovlm.search.database_url import hide_passwords, hide_words
 
 START_KEYS = {"vlm.vit_model_type", "vlm.lm_model_type", "resume_from_vlm_checkpoint"}
 """Without one of these a run starts from the default backbones, or from random weights."""
@@ -16,7 +18,7 @@ START_KEYS = {"vlm.vit_model_type", "vlm.lm_model_type", "resume_from_vlm_checkp
 DONE = 0
 FAILED = 1
 WRONG_INPUT = 2
-INTERRUPTED = 130
+INTERRUPTED = interrupts.EXIT_CODE
 
 
 def run_program(main: Callable[[], int]) -> None:
@@ -33,10 +35,20 @@ def _run(main: Callable[[], int]) -> int:
         return main()
     except UserError as error:
         sys.stdout.flush()
-        sys.stderr.writelines(f"error: {message}\n" for message in error.messages)
+        sys.stderr.writelines(f"error: {hide_passwords(message)}\n" for message in error.messages)
         return WRONG_INPUT
+    except RunFailed as error:
+        sys.stdout.flush()
+        sys.stderr.write(f"error: {hide_passwords(str(error))}\n")
+        return FAILED
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
+        return INTERRUPTED
+    except Exception as error:
+        if not interrupts.was_interrupted():
+            raise
+        what = f"{type(error).__name__}: {error}"
+        sys.stderr.write(f"\ninterrupted; and while it ended: {what}\n")
         return INTERRUPTED
 
 
@@ -95,8 +107,11 @@ def above_zero(text: str) -> float:
 
 
 def resume_words(words: Sequence[str], folder: Path) -> list[str]:
-    """Return the arguments of a program that goes on with what these have begun in `folder`."""
-    kept = [word for word in words if word != "--resume"]
+    """Return the arguments of a program that goes on with what these have begun in `folder`.
+
+    For the password of a database they have an environment variable.
+    """
+    kept = [word for word in hide_words(words) if word != "--resume"]
     if not any(word == "--name" or word.startswith("--name=") for word in kept):
         kept += ["--name", folder.name]
     return [*kept, "--resume"]

@@ -1,5 +1,10 @@
 """Look at a search in Optuna's dashboard while it runs, or afterwards."""
 
+from nanovlm import interrupts
+
+if __name__ == "__main__":
+    interrupts.listen()  # before all that takes time to import
+
 import argparse
 import contextlib
 import errno
@@ -8,6 +13,7 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -21,6 +27,7 @@ from nanovlm.errors import UserError
 from nanovlm.files import user_path
 from nanovlm.results.store import SPACE_FILE
 from nanovlm.results.terminal.console import PLAIN, make_console
+from nanovlm.search.database_url import fill_in
 from nanovlm.search.shown_study import ShownStudy, show_study
 from nanovlm.search.space import SearchSpace, load_space
 
@@ -66,7 +73,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--storage",
         metavar="URL",
-        help="the database of study.storage with its password, which the results folder leaves out",
+        help="the database of study.storage, if its password is not in the environment",
     )
     return parser.parse_args(argv)
 
@@ -93,7 +100,11 @@ def main(argv: Sequence[str]) -> int:
     address = f"http://{HOST}:{server.server_port}/dashboard/studies/{shown._study_id}"
     console.print(f"{arguments.folder}, read-only: {address}\nCtrl-C ends it", **PLAIN)
     os.nice(10)  # the search comes first
-    with server, contextlib.suppress(KeyboardInterrupt):
+
+    def end() -> None:  # in another thread than the server's, for which it waits
+        threading.Thread(target=server.shutdown, daemon=True).start()
+
+    with server, contextlib.suppress(KeyboardInterrupt), interrupts.in_order(end):
         server.serve_forever()
     console.print("\nthe dashboard is closed", **PLAIN)
     return cli.DONE
@@ -112,14 +123,21 @@ def read_space(folder: Path, storage: str | None) -> SearchSpace:
         raise UserError(f"{folder}: is not the results folder of a search, no {path}.{searches}")
     space = load_space(path)
     kept = space.study.storage
-    if storage is None and kept is not None and ":***@" in kept:
-        raise UserError(
-            f"--storage: the study is in {kept}, and the results folder leaves the password out; "
-            "give the URL with it"
-        )
+    if storage is None and kept is not None:
+        _check_password(kept)
     if storage is not None and kept is None:
         raise UserError("--storage: the study of this search is in a file of the results folder")
     return space if storage is None else load_space(path, {"study.storage": storage})
+
+
+def _check_password(storage: str) -> None:
+    """Raise UserError if a URL that was written down lacks its password."""
+    if ":***@" in storage:  # by an earlier version
+        raise UserError(f"--storage: the study is in {storage}: give the URL with its password")
+    try:
+        fill_in(storage)
+    except UserError as error:
+        raise UserError(f"{error}; or give the URL with its password to --storage") from None
 
 
 def dashboard_application(study: ShownStudy) -> Application:

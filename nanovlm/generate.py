@@ -1,5 +1,10 @@
 """Answer a question about an image with a saved model."""
 
+from nanovlm import interrupts
+
+if __name__ == "__main__":
+    interrupts.listen()  # before all that takes time to import
+
 import argparse
 import sys
 from pathlib import Path

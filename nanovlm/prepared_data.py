@@ -1,5 +1,10 @@
 """Prepared data on this machine: what there is, and how to get its disk space back."""
 
+from nanovlm import interrupts
+
+if __name__ == "__main__":
+    interrupts.listen()  # before all that takes time to import
+
 import argparse
 from datetime import datetime
 

@@ -1,5 +1,10 @@
 """Put a saved model on the hub, with a card that tells how it was trained if that is known."""
 
+from nanovlm import interrupts
+
+if __name__ == "__main__":
+    interrupts.listen()  # before all that takes time to import
+
 import argparse
 import sys
 from pathlib import Path

@@ -4,6 +4,11 @@ It is made from the code: the sections, the configuration's fields and their nat
 it cannot say (a lower end below the upper one, rules between several keys) `--dry-run` checks.
 """
 
+from nanovlm import interrupts
+
+if __name__ == "__main__":
+    interrupts.listen()  # before all that takes time to import
+
 import argparse
 import json
 import sys

@@ -172,7 +172,8 @@ def _run_in_processes(work: Work, task: ImageTask, num_workers: int) -> Results:
 
 def _end_with_parent(lifeline: Connection) -> None:
     """End this process once the parent has closed the other end, or is no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGHUP):  # which a terminal sends to the parent too
+        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         lifeline.poll(None)

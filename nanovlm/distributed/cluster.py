@@ -6,11 +6,13 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray._private import services
 from ray._private.state import available_resources_per_node
 
+from nanovlm.distributed.ray_thread import RayThread
 from nanovlm.errors import UserError
 from nanovlm.search.sections import TrialResources
 
@@ -55,8 +57,17 @@ def connect(address: str | None) -> Iterator[Cluster]:
         return
     if address:
         _check_reachable(address)
+    with RayThread() as thread:
+        url = thread.run(lambda: _start_ray(address)).dashboard_url
+        try:
+            yield Cluster(dashboard_url=f"http://{url}" if url else None, is_own=address is None)
+        finally:
+            thread.run(ray.shutdown)
+
+
+def _start_ray(address: str | None) -> Any:
     try:
-        context = ray.init(
+        return ray.init(
             address=address or "local",
             include_dashboard=None if address else True,
             log_to_driver=False,
@@ -69,11 +80,6 @@ def connect(address: str | None) -> Iterator[Cluster]:
             f"--address: no Ray cluster answers at {address!r}: {error}. For a cluster that asks "
             "for a token, set RAY_AUTH_MODE=token and have the token in ~/.ray/auth_token"
         ) from None
-    url = context.dashboard_url
-    try:
-        yield Cluster(dashboard_url=f"http://{url}" if url else None, is_own=address is None)
-    finally:
-        ray.shutdown()
 
 
 def _connected_before(address: str | None) -> Cluster:

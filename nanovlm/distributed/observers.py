@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
+from nanovlm.distributed.auth_token import AuthTokenGuard
 from nanovlm.distributed.driver_log import DRIVER_LOG
 from nanovlm.distributed.gauges import Gauges
 from nanovlm.observer import Observer
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 def standard_observers() -> list[Observer]:
     """Return the observers of a run. W&B's does nothing unless the run's configuration wants it."""
-    return [ReportWriter(), TensorBoardLogs(), WandbRuns(), Gauges()]
+    return [ReportWriter(), TensorBoardLogs(), WandbRuns(), Gauges(), AuthTokenGuard()]
 
 
 class Audience:

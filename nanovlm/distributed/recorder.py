@@ -12,6 +12,7 @@ from nanovlm.config_files import config_values
 from nanovlm.distributed.broker import Event
 from nanovlm.distributed.observers import Audience
 from nanovlm.distributed.session import INTERRUPTED
+from nanovlm.errors import RunFailed
 from nanovlm.messages import Notice, Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.store import CONFIG_FILE, DATA_FILE, SPACE_FILE, ResultsStore
@@ -112,7 +113,8 @@ class Recorder:
             yield
         except Exception as error:
             if self._store.has_begun:
-                self.end(f"an error: {error}", is_settled=False)
+                known = isinstance(error, RunFailed)
+                self.end(str(error) if known else f"an error: {error}", is_settled=False)
             raise
 
     def end(self, ended_by: str, is_settled: bool = True) -> Mapping[str, Any]:

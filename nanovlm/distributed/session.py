@@ -5,7 +5,6 @@ channel closes, trials under way end at their next optimizer step, the worker gr
 """
 
 import contextlib
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
+from nanovlm import interrupts
 from nanovlm.distributed.broker import Event
 from nanovlm.distributed.cluster import connect, num_concurrent_trials
 from nanovlm.distributed.worker_group import (
@@ -60,6 +60,10 @@ class StopSwitch:
         if not self._thrown.is_set():
             self.reason = reason
             self._thrown.set()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but no longer once the switch is thrown."""
+        self._thrown.wait(seconds)
 
     def release(self) -> None:
         """Let `wait` return without a reason: the session is over."""
@@ -117,17 +121,18 @@ def session(
     Raises:
         UserError: if the cluster cannot run that many trials, or none.
         RunFailed: if all worker groups have ended although there was work, or the channel is lost.
+        KeyboardInterrupt: by a signal, before anything has begun.
     """
     stall_minutes = resources.stall_minutes
     stall_seconds = None if stall_minutes is None else 60 * stall_minutes
-    with connect(address) as cluster:
+    with _stopped_by_signals(switch), connect(address) as cluster:
+        _raise_if_interrupted(switch)
         fitting = num_concurrent_trials(resources, num_slots)
         num_slots = min(fitting, max_slots or fitting)
         logs = folder / "logs"
         on_start(cluster.dashboard_url, cluster.is_own, num_slots)
         with (
             opened_channel(folder.name, stall_seconds) as channel,
-            _stopped_by_signals(switch),
             _events_passed_on(channel, on_event, switch) as wait_until_told,
             start_workers(num_slots, channel, resources, logs, cluster.is_own) as pool,
             _channel_closed_on_stop(channel, switch),
@@ -139,19 +144,16 @@ def session(
 
 @contextlib.contextmanager
 def _stopped_by_signals(switch: StopSwitch) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the session in order; a second one ends the program at once."""
-
-    def handle(number: int, frame: object) -> None:
-        if switch.is_thrown():
-            raise KeyboardInterrupt
-        switch.stop(INTERRUPTED)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    """Let a signal end the session in order."""
+    with interrupts.in_order(lambda: switch.stop(INTERRUPTED)):
+        _raise_if_interrupted(switch)
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+def _raise_if_interrupted(switch: StopSwitch) -> None:
+    """Nothing has begun that would have to end in order."""
+    if switch.reason == INTERRUPTED:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from nanovlm import interrupts
 from nanovlm.config import TrainConfig
 from nanovlm.config_files import config_values
 from nanovlm.data.build import OnProgress, log_progress
@@ -117,7 +118,7 @@ def run_single(
         check_same_data(folder, plan.data)
     store = ResultsStore(folder, OBJECTIVE, resources.gpus_per_trial)
     watching = [*standard_observers(), *observers]
-    with store.opened(resume=resume), logged_to(folder / LOGS_DIR):
+    with interrupts.in_order(), store.opened(resume=resume), logged_to(folder / LOGS_DIR):
         start = RunStart(
             folder=folder,
             config=plan.config,

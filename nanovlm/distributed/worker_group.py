@@ -114,9 +114,12 @@ class RayWorkerPool:
 
     def leave(self) -> None:
         """Close the channel and end all groups."""
-        with contextlib.suppress(RayActorError):  # the channel is gone: its groups know by now
+        try:
             ray.get(self._channel.close.remote())
             ray.wait([self._channel.wait_until_home.remote()], timeout=_GOODBYE_SECONDS)
+        except RayActorError:
+            self._is_leaving = True
+            return  # with the channel all knowledge of the groups is gone; they end with the driver
         self._is_leaving = True
         self._end_parts([self._parts_of(name) for name in sorted(self._groups)])
         for slot in self._slots:

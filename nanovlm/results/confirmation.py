@@ -20,7 +20,7 @@ from nanovlm.results.comparison import (
     pooled_spread,
     read_answers,
 )
-from nanovlm.results.verdict import DEFAULT_NUMBER, describe_verdict
+from nanovlm.results.verdict import DEFAULT_NUMBER, describe_verdict, gain_counts
 from nanovlm.search.sections import Objective
 
 
@@ -98,6 +98,7 @@ def summarize_confirmation(
     ]
     return {
         "winner": None if ordered[0].mean is None else ordered[0].number,
+        "gain_counts": gain_counts(described, objective),
         "verdict": describe_verdict(described, objective, _is_held_out(runs)),
         "seed_deviation": spread and spread.deviation,
         "seed_degrees_of_freedom": spread and spread.degrees,

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from nanovlm.search.database_url import hide_words
+
 ENVIRONMENT_FILE = "environment.json"
 
 PACKAGES = ("nanovlm", "torch", "ray", "optuna", "transformers")
@@ -31,7 +33,7 @@ def describe_environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "gpus": _gpu_names(),
         **_commit(_CODE),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *hide_words(sys.argv[1:])],
     }
 
 

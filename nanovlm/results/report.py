@@ -3,6 +3,11 @@
 python -m nanovlm.results.report results/digits
 """
 
+from nanovlm import interrupts
+
+if __name__ == "__main__":
+    interrupts.listen()  # before all that takes time to import
+
 import argparse
 import sys
 

@@ -19,10 +19,7 @@ _DEFAULT = "the default configuration"
 def describe_verdict(
     configurations: Sequence[Mapping[str, Any]], objective: Objective, is_held_out: bool
 ) -> str:
-    """Return who is best, by how much, and whether that is more than chance.
-
-    A gain counts if neither other questions nor other seeds could easily have undone it: p below
-    0.05, and an interval over seeds (where there are two) that does not hold 0.
+    """Return who is best, by how much, and whether that is more than chance (`gain_counts`).
 
     Args:
         configurations: as in `summary.json`, the best first.
@@ -32,6 +29,25 @@ def describe_verdict(
     total = failed + sum(len(c["runs"]) for c in configurations)
     tail = f"; {failed} of {total} runs failed" if failed else ""
     return _Sentence(configurations, objective, is_held_out).text() + tail
+
+
+def gain_counts(configurations: Sequence[Mapping[str, Any]], objective: Objective) -> bool:
+    """Return whether the best configuration's gain over the default one is more than chance.
+
+    It counts if neither other questions nor other seeds could easily have undone it: p below 0.05
+    where the questions were compared, and an interval over seeds that does not hold 0. That may be
+    missing, with one seed, only beside a p.
+
+    Args:
+        configurations: as in `summary.json`, the best first.
+    """
+    difference = configurations[0]["difference_to_default"]
+    if difference is None or _Unit(objective).gain(difference["mean"]) <= 0:
+        return False
+    p_value, interval = difference["p_value"], difference["seeds_interval_95"]
+    if p_value is not None and p_value >= SIGNIFICANT:
+        return False
+    return p_value is not None if interval is None else not _holds_zero(interval)
 
 
 def describe_unconfirmed_gain(
@@ -92,6 +108,7 @@ class _Sentence:
     ) -> None:
         self._best = configurations[0]
         self._difference = self._best["difference_to_default"]
+        self._counts = gain_counts(configurations, objective)
         self._metric = objective.metric
         self._unit = _Unit(objective)
         self._questions = "held-out questions" if is_held_out else "questions"
@@ -117,20 +134,17 @@ class _Sentence:
         gain = self._amount(difference["interval_95"])
         where = f"on {difference['num_items']} {self._questions}"
         p = f"p = {difference['p_value']:.2g}"
-        if difference["p_value"] >= SIGNIFICANT or self._gain <= 0:
-            return f"the gain of {name} over {_DEFAULT}, {gain} {where}, is inside the noise ({p})"
         interval = difference["seeds_interval_95"]
-        if interval is None:
-            return (
-                f"{name} beats {_DEFAULT} by {gain} {where} ({p}), with one seed: how far other "
-                "seeds would lie apart is not known"
-            )
-        if _holds_zero(interval):
-            return (
-                f"the gain of {name} over {_DEFAULT}, {gain} {where} ({p}), is inside the noise "
-                f"between seeds: {self._unit.interval(interval)}"
-            )
-        return f"{name} beats {_DEFAULT} by {gain} {where} ({p})"
+        if self._counts:
+            seeds = ", with one seed: how far other seeds would lie apart is not known"
+            tail = seeds if interval is None else ""
+            return f"{name} beats {_DEFAULT} by {gain} {where} ({p}){tail}"
+        if difference["p_value"] >= SIGNIFICANT or interval is None or self._gain <= 0:
+            return f"the gain of {name} over {_DEFAULT}, {gain} {where}, is inside the noise ({p})"
+        return (
+            f"the gain of {name} over {_DEFAULT}, {gain} {where} ({p}), is inside the noise "
+            f"between seeds: {self._unit.interval(interval)}"
+        )
 
     def _by_seeds(self) -> str:
         difference, name = self._difference, f"trial {self._best['number']}"
@@ -142,9 +156,9 @@ class _Sentence:
                 f"the gain of {name} over {_DEFAULT}, {gain} {over}, may be noise: how far other "
                 "seeds would lie apart is not known"
             )
-        if _holds_zero(interval) or self._gain <= 0:
-            return f"the gain of {name} over {_DEFAULT}, {gain} {over}, is inside the noise"
-        return f"{name} beats {_DEFAULT} by {gain} {over}"
+        if self._counts:
+            return f"{name} beats {_DEFAULT} by {gain} {over}"
+        return f"the gain of {name} over {_DEFAULT}, {gain} {over}, is inside the noise"
 
     @property
     def _gain(self) -> float:

@@ -9,7 +9,12 @@ from nanovlm.data.sources import pin_data
 from nanovlm.errors import UserError, did_you_mean
 from nanovlm.resources import Resources
 from nanovlm.search.confirm_plan import with_holdout
-from nanovlm.search.samplers import check_sampler
+            no report will carry the objective, if the sampler lacks a package, if an earlier
+            search does not fit, or if an environment variable of study.storage is not set.
+    """
+    check_sampler(space.sampler)
+    if space.study.storage is not None:
+        fill_in(space.study.storage)  # a variable that is not set is better missed now
 from nanovlm.search.scheduler import plan_milestones
 from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace
@@ -52,10 +57,12 @@ def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> S
 
     Raises:
         UserError: if the data cannot be had, is smaller than a batch or too small for the rungs, if
-            no report will carry the objective, if the sampler lacks a package, or if an earlier
-            search does not fit.
+            no report will carry the objective, if the sampler lacks a package, if an earlier
+            search does not fit, or if an environment variable of study.storage is not set.
     """
     check_sampler(space.sampler)
+    if space.study.storage is not None:
+        fill_in(space.study.storage)  # a variable that is not set is better missed now
     earlier_trials = read_earlier_trials(space)
     resources = Resources("cpu", on_progress)
     check_start(space.base)

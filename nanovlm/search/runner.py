@@ -7,6 +7,7 @@ print(outcome.summary["best"]["parameters"], outcome.folder)
 from collections.abc import Sequence
 from pathlib import Path
 
+from nanovlm import interrupts
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.distributed.driver_log import logged_to
 from nanovlm.distributed.observers import standard_observers
@@ -91,7 +92,7 @@ def run_plan(
     space = plan.space
     num_models = max(1, space.confirm.top)
     store = ResultsStore(folder, space.objective, space.resources.gpus_per_trial, num_models)
-    with store.opened(resume=resume), logged_to(folder / LOGS_DIR):
+    with interrupts.in_order(), store.opened(resume=resume), logged_to(folder / LOGS_DIR):
         recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])
         earlier = EarlierRun(tuple(store.records), tuple(store.confirmed), store.earlier_seconds())
         failures = SamplerFailures(lambda text: recorder.take(Notice(text=text)))
@@ -107,7 +108,7 @@ def run_plan(
         try:
             with recorder.told_of_errors():
                 ended_by = run_stages(plan, place, earlier)
-        except KeyboardInterrupt:  # while Ray starts, or for the second time
+        except KeyboardInterrupt:  # while Ray starts, or for the second time from Python
             if not store.has_begun:
                 raise
             ended_by = INTERRUPTED

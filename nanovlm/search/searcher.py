@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from nanovlm.distributed.session import StopSwitch
@@ -132,6 +133,9 @@ class StudySearch(OptunaSearch):
         self._history = build_history(space)
         self._run = RunConfigurations(space)
 
+    def __reduce__(self) -> tuple[type[Searcher], tuple[()]]:
+        return Searcher, ()  # Tune pickles it to a file; the study's URL may have a password
+
     @property
     def study(self) -> optuna.Study:
         assert self._ot_study is not None, "the space was given, so the study is there"
@@ -150,7 +154,7 @@ class StudySearch(OptunaSearch):
         as a trial runs whose failure would let its configuration run again.
         """
         if not self._to_run:
-            self._take_in_other_searches()
+            self._patiently(self._take_in_other_searches)
             if self._run.num_left == 0 and self._next_number > 0:  # the default one always runs
                 return None if self._open else self.FINISHED  # type: ignore[return-value]
             trial = self._patiently(self._ask)
@@ -269,7 +273,7 @@ class StudySearch(OptunaSearch):
         for number, record in ended.items():
             if number not in ours:
                 self._import(record, {SEARCH: self._place.search_id, NUMBER: number})
-        self.tell_ended(records)
+        self._tell_ended(records)
         self._run = RunConfigurations(self._search_space, records)
         for number in sorted(ours.keys() - ended.keys()):
             trial = ours[number]
@@ -291,8 +295,12 @@ class StudySearch(OptunaSearch):
                 self._run.begin(trial.user_attrs[VALUES])
 
     def tell_ended(self, records: Iterable[TrialRecord]) -> None:
-        """Tell Optuna of trials that have ended, but not through Tune: at the end of the budget, or
-        because the program was killed in between. Others that run stay open, unless they never got
+        """Tell Optuna of trials that have ended, but not through Tune, such as at the end of the
+        budget. If the storage is away when the search ends, `take_up` tells it with --resume."""
+        self._patiently(lambda: self._tell_ended(records))
+
+    def _tell_ended(self, records: Iterable[TrialRecord]) -> None:
+        """Tell Optuna of trials that have ended. Others that run stay open, unless they never got
         their values."""
         ended = {record.number: record for record in records}
         for trial in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
@@ -381,15 +389,18 @@ class StudySearch(OptunaSearch):
             try:
                 return do()
             except STORAGE_ERRORS as error:
-                logger.warning("the study's storage fails, trying again: %s", error)
+                reason = self._place.without_password(str(error))
+                logger.warning("the study's storage fails, trying again: %s", reason)
                 if pause == 1.0:  # the first time
-                    self._failures.tell(f"the study's storage fails, trying again: {error}")
+                    self._failures.tell(f"the study's storage fails, trying again: {reason}")
                 if self._switch.is_thrown():
                     return None
                 if time.monotonic() > deadline:
-                    self._switch.stop(f"study.storage: cannot be written: {error}")
+                    self._switch.stop(f"study.storage: cannot be written: {reason}")
                     return None
-            time.sleep(pause)
+            self._switch.pause(pause)
+            if self._switch.is_thrown():
+                return None
             pause = min(30.0, 2 * pause)
 
 

@@ -1,6 +1,5 @@
 """The sections of a space file besides the searched keys: what they are called, and their rules."""
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -11,6 +10,13 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     field_validator,
+)
+
+from nanovlm.search.database_url import PLACEHOLDER, hide_password
+
+NO_SQLITE = (
+    "must not be SQLite, which loses trials when several processes write; leave it out for a file "
+    "in the results folder, or name a database server"
 )
 
 
@@ -65,8 +71,8 @@ class Study(_Section):
     """Where Optuna keeps the search."""
 
     storage: str | None = None
-    """URL of a database, such as postgresql+psycopg://USER:PASSWORD@HOST/NAME; the default is a
-    file in the results folder."""
+    """URL of a database, such as postgresql+psycopg://USER:${NANOVLM_DB_PASSWORD}@HOST/NAME with
+    the environment variable of that name; the default is a file in the results folder."""
     name: str | None = None
     """Of the study in the database; the default is the name of the results folder."""
 
@@ -74,16 +80,23 @@ class Study(_Section):
     @classmethod
     def _takes_parallel_writers(cls, storage: str | None) -> str | None:
         if storage is not None and storage.startswith("sqlite"):
-            raise ValueError(
-                "must not be SQLite, which loses trials when several processes write; leave it out "
-                "for a file in the results folder, or name a database server"
-            )
+            raise ValueError(NO_SQLITE)
         return storage
 
     def without_password(self) -> "Study":
-        """Return the section as it may be shown and written to files."""
-        shown = self.storage and re.sub(r"(://[^:/@]*):.*@", r"\1:***@", self.storage)
-        return self.model_copy(update={"storage": shown})
+        """Return the section as it may be written to files; it gives the same study again, where
+        the environment has the password."""
+        written = self.storage and hide_password(self.storage, PLACEHOLDER)
+        return self.model_copy(update={"storage": written})
+
+    @property
+    def shown_storage(self) -> str | None:
+        """The URL as a person may see it."""
+        return self.storage and hide_password(self.storage)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the password: Ray writes what it is given to files."""
+        return type(self).model_validate, (self.without_password().model_dump(),)
 
 
 class Confirm(_Section):

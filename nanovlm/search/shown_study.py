@@ -107,7 +107,7 @@ def show_study(space: SearchSpace, folder: Path) -> ShownStudy:
     """
     name = study_name(space, folder)
     if space.study.storage is not None:
-        where = space.study.without_password().storage
+        where = space.study.shown_storage
         storage = get_storage(open_database(space.study))
     else:
         path = folder / STUDY_FILE

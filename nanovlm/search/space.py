@@ -22,6 +22,7 @@ from nanovlm.config_files import (
     preset_layer,
 )
 from nanovlm.errors import Problems, UserError, did_you_mean, plain_rule
+from nanovlm.search.database_url import hide_passwords
 from nanovlm.search.parameter import (
     Parameter,
     check_conditions,
@@ -254,4 +255,4 @@ def _describe(place: str, error: Mapping[str, Any]) -> str:
         section = SpaceFile.model_fields[path[0]].annotation if len(path) > 1 else SpaceFile
         known = section.model_fields if isinstance(section, type) else ()
         return f"{place}: unknown key {key!r}.{did_you_mean(path[-1], known)}"
-    return f"{place}: {key}: {plain_rule(error['msg'])}, got {error['input']!r}"
+    return f"{place}: {key}: {plain_rule(error['msg'])}, got {hide_passwords(repr(error['input']))}"

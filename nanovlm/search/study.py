@@ -21,7 +21,8 @@ from optuna.storages.journal import JournalFileBackend
 from nanovlm.config_files import config_values, flat_values
 from nanovlm.errors import UserError
 from nanovlm.files import replace_text
-from nanovlm.search.sections import Study
+from nanovlm.search.database_url import PLACEHOLDER, fill_in, without_password_of
+from nanovlm.search.sections import NO_SQLITE, Study
 from nanovlm.search.space import SearchSpace
 
 STUDY_FILE = "study.journal"
@@ -46,6 +47,11 @@ class StudyPlace:
     name: str
     search_id: str
     """Tells the trials of this results folder from those of others in the same study."""
+
+    def without_password(self, text: str) -> str:
+        """Return what the storage said, in which it may have quoted the password."""
+        url = str(self.storage.url) if isinstance(self.storage, RDBStorage) else ""
+        return without_password_of(url, text)
 
 
 class StudyFile(JournalFileBackend):
@@ -112,20 +118,20 @@ def _cut_last_line(path: Path) -> None:
 def open_database(study: Study) -> BaseStorage:
     """Return the database that a space file names. Raises UserError if it cannot be used."""
     assert study.storage is not None, "a file was asked for"
-    shown = study.without_password().storage
+    shown, filled = study.shown_storage, fill_in(study.storage)
+    if filled.startswith("sqlite"):
+        raise UserError(f"study.storage: {NO_SQLITE}")
     try:
-        url = sqlalchemy.make_url(study.storage)
+        url = sqlalchemy.make_url(filled)
     except sqlalchemy.exc.ArgumentError:
         raise UserError(
             f"study.storage: must be the URL of a database, such as "
-            f"postgresql+psycopg://USER:PASSWORD@HOST/NAME, got {shown!r}"
+            f"postgresql+psycopg://USER:{PLACEHOLDER}@HOST/NAME, got {shown!r}"
         ) from None
     timeout = _CONNECT_TIMEOUT.get(url.get_backend_name())
     connect = {timeout: _CONNECT_SECONDS} if timeout else {}
     try:
-        return RDBStorage(
-            study.storage, engine_kwargs={"connect_args": connect, "pool_pre_ping": True}
-        )
+        return RDBStorage(filled, engine_kwargs={"connect_args": connect, "pool_pre_ping": True})
     except ImportError as error:
         raise UserError(
             f"study.storage: {shown} needs a driver that is not installed ({error.name}); for "
@@ -133,8 +139,7 @@ def open_database(study: Study) -> BaseStorage:
         ) from None
     except (*STORAGE_ERRORS, RuntimeError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        if url.password:
-            reason = reason.replace(str(url.password), "***")
+        reason = without_password_of(filled, reason)
         raise UserError(f"study.storage: {shown} cannot be used: {reason}") from None
 
 
@@ -153,7 +158,7 @@ def _bind(storage: BaseStorage, name: str, space: SearchSpace) -> None:
         study.set_user_attr(SPACE, ours)
         return
     theirs = study.user_attrs.get(SPACE)
-    where = space.study.without_password().storage or STUDY_FILE
+    where = space.study.shown_storage or STUDY_FILE
     if theirs is None:
         raise UserError(
             f"study.name: {name!r} in {where} was not made by this program; choose another name"

@@ -6,8 +6,11 @@ It begins on a real terminal, where nothing wraps or is left behind, small or la
 import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from tests.programs.conftest import (
     SPACE,
     Finished,
     finish,
+    ray_processes,
     start_program,
 )
 
@@ -93,6 +97,27 @@ def test_ctrl_c_kill_and_resume_give_the_search_that_was_not_disturbed(
     undisturbed, disturbed = killed.outcome(search.folder), killed.outcome(folder)
     assert disturbed == undisturbed
     assert killed.starts_behind(folder) == []
+
+
+@pytest.mark.parametrize("is_repeated", [False, True], ids=["in order", "at once"])
+def test_a_search_that_is_ended_while_ray_starts_leaves_nothing_behind(
+    is_repeated: bool, workplace: Path, no_ray_left: None
+) -> None:
+    before = ray_processes()
+    process = start_program("run_search.py", *SPACE, *SMALL, "--name", "early", cwd=workplace)
+    assert wait_until(lambda: bool(ray_processes() - before), seconds=60)
+    process.send_signal(signal.SIGTERM)
+    if is_repeated:
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    finished = finish(process, workplace / "results" / "early")
+    assert (finished.code, finished.output[-13:]) == (130, "\ninterrupted\n")
+    assert "Traceback" not in finished.output
+    if is_repeated:
+        assert time.monotonic() - began < 2
+        shutil.rmtree(finished.folder)
+    assert not finished.folder.exists()
 
 
 def interrupted_on_a_terminal(terminal: Terminal) -> list[str]:

@@ -134,8 +134,9 @@ def test_a_clear_gain(tmp_path: Path) -> None:
         answered(tmp_path, 7, 11, range(302)),
         answered(tmp_path, 0, 11, range(281)),
     ]
-    verdict = summarize(tmp_path, runs)["verdict"]
-    assert verdict == (
+    summary = summarize(tmp_path, runs)
+    assert summary["gain_counts"]
+    assert summary["verdict"] == (
         "trial 7 beats the default configuration by 3.3 points [2.0, 4.7] on 612 questions "
         "(p = 4.8e-07)"
     )
@@ -152,8 +153,9 @@ def test_a_gain_that_other_questions_might_undo(tmp_path: Path) -> None:
         answered(tmp_path, 7, 10, range(20, 324)),
         answered(tmp_path, 0, 10, range(300)),
     ]
-    verdict = summarize(tmp_path, runs)["verdict"]
-    assert verdict == (
+    summary = summarize(tmp_path, runs)
+    assert not summary["gain_counts"]
+    assert summary["verdict"] == (
         "the gain of trial 7 over the default configuration, 0.7 points [-1.5, 2.8] on 612 "
         "questions, is inside the noise (p = 0.65)"
     )
@@ -166,7 +168,9 @@ def test_a_gain_that_other_seeds_might_undo(tmp_path: Path) -> None:
         answered(tmp_path, 7, 11, range(250)),
         answered(tmp_path, 0, 11, range(300)),
     ]
-    verdict = summarize(tmp_path, runs)["verdict"]
+    summary = summarize(tmp_path, runs)
+    assert not summary["gain_counts"]
+    verdict = summary["verdict"]
     assert "6.5 points [5.2, 7.9] on 612 questions (p = 1.7e-24)" in verdict
     assert "is inside the noise between seeds: [-" in verdict
 
@@ -180,6 +184,7 @@ def test_with_one_seed_that_is_said(tmp_path: Path) -> None:
     assert summary["verdict"].endswith(
         "with one seed: how far other seeds would lie apart is not known"
     )
+    assert summary["gain_counts"]
 
 
 @pytest.mark.parametrize(
@@ -205,10 +210,13 @@ def test_a_loss_is_compared_over_seeds_alone(
     assert difference["mean"] < 0
     assert difference["p_value"] is difference["interval_95"] is difference["num_items"] is None
     assert summary["verdict"] == expected
+    assert summary["gain_counts"] == (best == (0.40, 0.42))
 
 
 def test_a_loss_with_one_seed_may_be_noise(tmp_path: Path) -> None:
-    verdict = summarize(tmp_path, losses(0, 0.5) + losses(7, 0.4), VAL_LOSS)["verdict"]
+    summary = summarize(tmp_path, losses(0, 0.5) + losses(7, 0.4), VAL_LOSS)
+    assert not summary["gain_counts"]
+    verdict = summary["verdict"]
     assert verdict.startswith("the gain of trial 7 over the default configuration, 0.1 val_loss")
     assert "over 1 seed, not compared by questions, may be noise" in verdict
 

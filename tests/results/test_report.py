@@ -1,5 +1,6 @@
 """What the report says of a results folder, its numbers, and bad input."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -72,6 +73,17 @@ def test_the_headline_is_that_of_the_summary(folder: Path) -> None:
     assert gain_card(search).value == f"{100 * gap['mean']:+.1f} points"
     said = verdict(search)
     assert said is not None and said[0][1:-1] == summary["confirmation"]["verdict"][1:]
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_whether_a_gain_counts_is_not_read_off_the_sentence(folder: Path, counts: bool) -> None:
+    search = read_search(folder)
+    said = {**(search.confirmation or {}), "verdict": "it beats it", "gain_counts": counts}
+    assert verdict(dataclasses.replace(search, confirmation=said)) == ("It beats it.", counts)
+    del said["gain_counts"]  # as earlier versions wrote it
+    wins = verdict(search)
+    assert wins is not None
+    assert verdict(dataclasses.replace(search, confirmation=said)) == ("It beats it.", wins[1])
 
 
 def test_a_gain_that_is_not_confirmed_says_so(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import pytest
 
 from nanovlm.dashboard import read_space
-from nanovlm.distributed.session import StopSwitch
+from nanovlm.distributed.session import INTERRUPTED, StopSwitch
 from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
 from nanovlm.errors import UserError
 from nanovlm.search.searcher import StudySearch, build_searcher
 from nanovlm.search.shown_study import show_study
 from nanovlm.search.space import SearchSpace, load_space
+from tests.search.test_stages import Run
 
 pytest.importorskip("psycopg")
 
@@ -131,17 +133,49 @@ def test_a_database_that_comes_back_is_waited_for(
     database.stop()
     pauses: list[float] = []
 
-    def come_back(seconds: float) -> None:
+    def come_back(switch: StopSwitch, seconds: float) -> None:
         pauses.append(seconds)
         database.start()
 
-    monkeypatch.setattr("nanovlm.search.searcher.time.sleep", come_back)
+    monkeypatch.setattr(StopSwitch, "pause", come_back)
     finish(searcher, "a", 0.5)
     assert pauses == [1.0]
     assert [trial.value for trial in searcher.study.trials] == [0.5]
 
 
-def test_a_study_in_the_database_is_shown(tmp_path: Path, database: Database) -> None:
+def test_a_search_that_is_interrupted_while_its_database_is_away_ends_and_goes_on(
+    tmp_path: Path, database: Database
+) -> None:
+    searched, switch = space(tmp_path, database), StopSwitch()
+    searcher = build_searcher(searched, tmp_path, 1, switch)
+    under_way = ask(searcher, "a")
+    database.stop()
+    try:
+        threading.Timer(0.2, switch.stop, [INTERRUPTED]).start()
+        assert searcher.suggest("b") is None
+        searcher.on_trial_complete("a", None)
+        searcher.tell_ended([])
+    finally:
+        database.start()
+    assert switch.reason == INTERRUPTED
+    assert ask(build_searcher(searched, tmp_path, 1, StopSwitch()), "c") == under_way
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_no_file_of_a_search_has_the_password(tmp_path: Path, database: Database) -> None:
+    study = {"study.storage": database.url, "study.name": tmp_path.name}
+    run = Run(tmp_path, **{**study, "budget.trials": 2, "confirm.top": 0})
+    assert run() == "budget.trials: 2 trials are done"
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert "tuner.pkl" in {path.name for path in files}
+    secrets = (b"hush", b"hush".hex().encode())
+    assert [p for p in files if any(secret in p.read_bytes() for secret in secrets)] == []
+
+
+def test_a_study_in_the_database_is_shown(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     searched = space(tmp_path, database, **{"search.batch_size": {"choice": [64, 256]}})
     build_searcher(
         space(tmp_path, database, **{"study.name": "another"}), tmp_path, 1, StopSwitch()
@@ -150,9 +184,12 @@ def test_a_study_in_the_database_is_shown(tmp_path: Path, database: Database) ->
     suggested = [ask(searcher, "a")[VALUES]]
     finish(searcher, "a", 0.5)
     (tmp_path / "space.yaml").write_text(searched.to_yaml())
-    with pytest.raises(UserError, match="leaves the password out; give the URL with it"):
+    monkeypatch.delenv("NANOVLM_DB_PASSWORD", raising=False)
+    with pytest.raises(UserError, match="NANOVLM_DB_PASSWORD, which is not set; or give the URL"):
         read_space(tmp_path, None)
-    shown = show_study(read_space(tmp_path, database.url), tmp_path)
+    assert read_space(tmp_path, database.url).study.storage == database.url
+    monkeypatch.setenv("NANOVLM_DB_PASSWORD", "hush")
+    shown = show_study(read_space(tmp_path, None), tmp_path)
     (study,) = shown.get_all_studies()
     suggested.append(ask(searcher, "b")[VALUES])
     trials = shown.get_all_trials(study._study_id)

@@ -2,6 +2,8 @@
 
 import math
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -284,7 +286,7 @@ def test_a_storage_that_is_away_is_no_failure_of_the_sampler(
         return whole(*arguments)
 
     monkeypatch.setattr(optuna.samplers.TPESampler, "sample_relative", sample)
-    monkeypatch.setattr("nanovlm.search.searcher.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(StopSwitch, "pause", lambda self, seconds: None)
     assert ask(searcher, "tune-1")[NUMBER] == 1
     assert told == ["the study's storage fails, trying again: no route to the database"]
     assert failures.note() is None
@@ -315,7 +317,7 @@ def test_a_storage_that_is_away_for_a_while_is_waited_for(
 
     pauses: list[float] = []
     monkeypatch.setattr(searcher.study, "ask", ask_when_it_is_back)
-    monkeypatch.setattr("nanovlm.search.searcher.time.sleep", pauses.append)
+    monkeypatch.setattr(StopSwitch, "pause", lambda switch, seconds: pauses.append(seconds))
     assert ask(searcher, "tune-0")[NUMBER] == 0
     assert pauses == [1.0, 2.0]
 
@@ -334,6 +336,14 @@ def test_a_storage_that_stays_away_ends_the_search(
     assert searcher.suggest("tune-0") is None
     assert switch.reason == "study.storage: cannot be written: disk full"
     searcher.on_trial_complete("tune-0", None)
+
+
+def test_nobody_waits_for_a_storage_once_the_search_is_interrupted() -> None:
+    switch = StopSwitch()
+    threading.Timer(0.1, switch.stop, ["interrupted"]).start()
+    began = time.monotonic()
+    switch.pause(60)
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(("sampler", "most"), [("tpe", 8), ("gp", 8), ("cmaes", 20)])

@@ -70,6 +70,7 @@ def test_a_study_of_another_space_is_refused(
     ("url", "message"),
     [
         ("postgresql+psycopg://me:hush@127.0.0.1:1/db", "postgresql+psycopg://me:***@127.0.0.1:1"),
+        ("postgresql+psycopg://127.0.0.1:1/db?user=me&password=hush", "?user=me&password=***"),
         ("nonsense", "must be the URL of a database"),
         ("oracle+nosuchdriver://me:hush@127.0.0.1/db", "cannot be used"),
     ],
@@ -81,6 +82,9 @@ def test_a_database_that_cannot_be_reached(tmp_path: Path, url: str, message: st
     assert "hush" not in str(refused.value)
 
 
-def test_sqlite_is_refused(tmp_path: Path) -> None:
+def test_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"study\.storage: must not be SQLite"):
         space(tmp_path, **{"study.storage": "sqlite:///study.db"})
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///study.db")
+    with pytest.raises(UserError, match=r"study\.storage: must not be SQLite"):
+        open_study(space(tmp_path, **{"study.storage": "${DATABASE_URL}"}), tmp_path)

@@ -21,7 +21,7 @@ from nanovlm.results.report_page.wording import (
 )
 from nanovlm.results.store import answers_file
 from nanovlm.results.summary import NUM_ITEMS, interval_95, mmstar_rules
-from nanovlm.results.verdict import DEFAULT_NUMBER
+from nanovlm.results.verdict import DEFAULT_NUMBER, gain_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,10 +187,13 @@ def run_again_command(search: SearchFolder) -> str | None:
 
 
 def verdict(search: SearchFolder) -> tuple[str, bool] | None:
-    """Return the sentence on the confirmation, and whether it says that there is a gain."""
-    if search.confirmation is None:
+    """Return the sentence on the confirmation, and whether there is a gain that counts."""
+    confirmation = search.confirmation
+    if confirmation is None:
         return None
-    winner = _winner(search)
-    gain = winner and winner["difference_to_default"]
-    text = search.confirmation["verdict"]
-    return text[:1].upper() + text[1:] + ".", bool(gain) and " beats " in text
+    text = confirmation["verdict"]
+    # A summary of an earlier version, all that is left of its confirmation, does not say it.
+    counts = confirmation.get("gain_counts")
+    if counts is None:
+        counts = gain_counts(confirmation["configurations"], search.objective)
+    return text[:1].upper() + text[1:] + ".", bool(counts)
