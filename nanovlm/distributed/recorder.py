@@ -89,6 +89,7 @@ class Recorder:
     def take(self, event: Event) -> None:
         """Take in what has happened."""
         if isinstance(event, Notice):
+            logger.warning(event.text)
             self._audience.notice(event.text)
         elif isinstance(event, Pulse):
             self._audience.tell(lambda observer: observer.pulse(event))

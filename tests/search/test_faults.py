@@ -25,7 +25,7 @@ SPACE = """
 preset: digits
 search: {lr_mp: {log_uniform: [1.0e-4, 1.0e-1]}}
 budget: {trials: 4}
-confirm: {top: 1, seeds: 1}
+confirm: {top: 0}
 """
 
 

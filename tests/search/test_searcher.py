@@ -253,7 +253,8 @@ def test_a_sampler_that_fails_does_not_end_the_search(
 
     monkeypatch.undo()  # it has recovered when the search goes on
     later = SamplerFailures(told.append)
-    searcher = searcher_of(space(tmp_path), tmp_path, failures=later)
+    earlier = [record(number, "completed", values) for number, values in enumerate(asked)]
+    searcher = searcher_of(space(tmp_path), tmp_path, earlier=earlier, failures=later)
     for number in (4, 5):
         assert ask(searcher, f"tune-{number}")[NUMBER] == number
     assert len(told) == 1

@@ -87,9 +87,6 @@ class SearchDisplay(LiveDisplay, Observer):
         else:
             self._console.print(self._line(record), soft_wrap=True)
 
-    def notice(self, text: str) -> None:
-        self._notes.show(text)
-
     def end(self, summary: Mapping[str, Any]) -> None:
         self.stop()
         assert self._start is not None, "what ends has begun"

@@ -71,9 +71,6 @@ class SingleDisplay(LiveDisplay, Observer):
         if record.state == "failed":
             self._console.print(f"failed: {record.reason}", style="red", **PLAIN)
 
-    def notice(self, text: str) -> None:
-        self._notes.show(text)
-
     def end(self, summary: Mapping[str, Any]) -> None:
         self.stop()
         report = self._folder / REPORT_FILE
