@@ -11,7 +11,8 @@ from nanovlm.config_files import config_values
 from nanovlm.distributed.session import INTERRUPTED
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
-from nanovlm.results.store import CONFIG_FILE, DATA_FILE, SPACE_FILE, ResultsStore
+from nanovlm.results.read import CONFIG_FILE, DATA_FILE, SPACE_FILE
+from nanovlm.results.store import ResultsStore
 from nanovlm.yaml_text import write_yaml
 
 

@@ -1,6 +1,6 @@
 """What a search runs on: versions, host, GPUs and the commit of the code; `environment.json`.
 
-store.write_json(ENVIRONMENT_FILE, describe_environment())
+replace_json(folder / ENVIRONMENT_FILE, describe_environment())
 """
 
 import os
@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-ENVIRONMENT_FILE = "environment.json"
 
 PACKAGES = ("nanovlm", "torch", "ray", "optuna", "transformers")
 

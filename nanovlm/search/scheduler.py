@@ -15,7 +15,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from nanovlm.distributed.trainable import FAILURE, IS_FINAL, NUMBER, SAMPLES_SEEN, UNFINISHED
 from nanovlm.errors import UserError
-from nanovlm.search.rungs import RUNGS_FILE, Rungs, build_rungs
+from nanovlm.results.read import RUNGS_FILE
+from nanovlm.search.rungs import Rungs, build_rungs
 from nanovlm.search.space import SearchSpace
 
 

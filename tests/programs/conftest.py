@@ -15,7 +15,7 @@ import pytest
 
 from nanovlm.data.digits import digits_benchmark_rows
 from nanovlm.messages import TrialRecord
-from nanovlm.results.store import read_records
+from nanovlm.results.read import read_records
 from tests.processes import output_of, start_command, started_processes, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
