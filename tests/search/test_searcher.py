@@ -23,12 +23,13 @@ from nanovlm.distributed.trainable import (
 )
 from nanovlm.errors import UserError
 from nanovlm.messages import End, TrialRecord, TrialState
+from nanovlm.results.read import STUDY_FILE
 from nanovlm.search.sampler_failures import SamplerFailures
 from nanovlm.search.samplers import check_sampler
 from nanovlm.search.searcher import StudySearch, build_searcher
 from nanovlm.search.sections import Sampler
 from nanovlm.search.space import SearchSpace, load_space
-from nanovlm.search.study import STUDY_FILE, STUDY_NAME
+from nanovlm.search.study import STUDY_NAME
 from tests.records import make_record, make_report
 
 SPACE = """
