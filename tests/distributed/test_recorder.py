@@ -59,6 +59,9 @@ class Witness(Observer):
     def trial_changed(self, record: TrialRecord) -> None:
         self.told.append((record.state, len(read_records(self.folder))))
 
+    def notice(self, text: str) -> None:
+        self.told.append(("notice", text))
+
     def end(self, summary: Mapping[str, Any]) -> None:
         on_disk = json.loads((self.folder / "summary.json").read_text())
         self.told.append(("end", summary["ended_by"], on_disk == json.loads(json.dumps(summary))))
