@@ -101,5 +101,7 @@ def resume_words(words: Sequence[str], folder: Path) -> list[str]:
     """
     kept = [word for word in hide_words(words) if word != "--resume"]
     if not any(word == "--name" or word.startswith("--name=") for word in kept):
-        kept += ["--name", folder.name]
+        # One that begins with a dash would be taken for an option.
+        named = [f"--name={folder.name}"] if folder.name.startswith("-") else None
+        kept += named or ["--name", folder.name]
     return [*kept, "--resume"]

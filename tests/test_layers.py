@@ -20,6 +20,7 @@ LAYERS = (
         "config_files",
         "errors",
         "files",
+        "identifiers",
         "interrupts",
         "messages",
         "observer",

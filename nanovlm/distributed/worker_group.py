@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ray
+from pyarrow.fs import LocalFileSystem
 from ray._private.ray_constants import env_bool
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.constants import RAY_TRAIN_ENABLE_STATE_TRACKING
@@ -29,6 +30,7 @@ from ray.util.placement_group import PlacementGroup
 
 from nanovlm.distributed.channel import Channel
 from nanovlm.distributed.worker import RunTrial, WorkerSettings, serve_trials
+from nanovlm.identifiers import identifier
 from nanovlm.search.sections import TrialResources
 from nanovlm.trial import run_trial
 
@@ -78,13 +80,15 @@ class WorkerGroup:
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=_per_worker(resources),
         )
-        run_name = f"{Path(settings.log_dir).parent.name}-{self.name}"  # for Ray's dashboard
+        folder = Path(settings.log_dir).parent
+        run_name = f"{identifier(folder.name)}-{self.name}"  # for Ray's dashboard
         self._trainer = TorchTrainer(
             functools.partial(serve_trials, settings),
             scaling_config=scaling,
             run_config=RunConfig(
                 name=run_name,
                 storage_path=f"{settings.log_dir}/ray",
+                storage_filesystem=LocalFileSystem(),  # a path is a path, whatever it looks like
                 failure_config=FailureConfig(max_failures=_MAX_RESTARTS),
                 callbacks=[_ControllerKnown(settings.channel, run_name)],  # type: ignore[list-item]
             ),
@@ -134,7 +138,7 @@ def opened_channel(run_name: str) -> Iterator[Any]:
     do not meet.
     """
     options = {"num_cpus": 0, "max_concurrency": _MAX_WAITING_CALLS}
-    name = f"nanovlm-channel-{run_name}"
+    name = f"nanovlm-channel-{identifier(run_name)}"
     channel: Any = ray.remote(Channel).options(name=name, **options).remote()
     try:
         yield channel

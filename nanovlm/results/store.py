@@ -10,13 +10,16 @@ import fcntl
 import json
 import math
 import os
+import shlex
 import shutil
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nanovlm.errors import UserError
+from nanovlm.identifiers import check_text
 from nanovlm.messages import TrialRecord
 from nanovlm.results.confirmation import summarize_confirmation
 from nanovlm.results.kept_models import KeptModels, state_dir
@@ -50,6 +53,7 @@ def choose_folder(results: Path, name: str | None, default_name: str) -> Path:
     Raises:
         UserError: if the user named a folder that exists.
     """
+    check_text("--name" if name else "--results", results / (name or default_name))
     if name is None:
         return next(folder for folder in _numbered(results / default_name) if not folder.exists())
     folder = results / name
@@ -258,11 +262,11 @@ class ResultsStore:
     def _best_config(self, record: TrialRecord) -> str:
         score = describe_accuracy(record.metrics, self.objective.metric)
         head = (
-            f"# python run_single.py --config {self.folder / BEST_CONFIG_FILE}\n"
-            f"# {describe_run(record)}: {self.objective.metric} {score} "
+            f"python run_single.py --config {shlex.quote(str(self.folder / BEST_CONFIG_FILE))}\n"
+            f"{describe_run(record)}: {self.objective.metric} {score} "
             f"after {record.samples_seen} samples\n"
         )
-        return head + write_yaml(dict(record.config))
+        return textwrap.indent(head, "# ") + write_yaml(dict(record.config))
 
 
 def describe_run(record: TrialRecord) -> str:

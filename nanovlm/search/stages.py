@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import LocalFileSystem
 from ray import tune
 
 from nanovlm.distributed.jobs import run_to_end
@@ -255,6 +256,7 @@ class _Search:
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(self.place.folder / "logs" / "ray"),
+                storage_filesystem=LocalFileSystem(),
                 stop=_StopperOf(self.switch),
                 verbose=0,
             ),

@@ -20,6 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from nanovlm.config_files import config_values
 from nanovlm.errors import UserError
+from nanovlm.identifiers import identifier
 from nanovlm.search.database_url import PLACEHOLDER, fill_in, without_password_of
 from nanovlm.search.sections import NO_SQLITE, Study
 from nanovlm.search.space import SearchSpace
@@ -103,7 +104,7 @@ def open_study(space: SearchSpace, folder: Path) -> StudyPlace:
 
 def study_name(space: SearchSpace, folder: Path) -> str:
     """Return the name of a results folder's study where it is kept."""
-    default = STUDY_NAME if space.study.storage is None else folder.name
+    default = STUDY_NAME if space.study.storage is None else identifier(folder.name)
     return space.study.name or default
 
 
