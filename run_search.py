@@ -6,9 +6,7 @@ if __name__ == "__main__":
     interrupts.listen()  # before all that takes time to import
 
 import argparse
-import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -84,6 +82,7 @@ def main() -> int:
         outcome = run_plan(
             plan,
             folder,
+            default_name=space.name if arguments.name is None else None,
             resume=arguments.resume,
             address=arguments.address,
             concurrency=arguments.concurrency,
@@ -92,7 +91,8 @@ def main() -> int:
     for note in outcome.notes:
         console.print(f"note: {note}", style="yellow", **PLAIN)
     if outcome.is_interrupted:
-        console.print(f"\nto go on:\n{resume_command(folder)}", **PLAIN)
+        words = cli.resume_words(sys.argv[1:], outcome.folder)
+        console.print(f"\nto go on:\n{cli.command(words)}", **PLAIN)
         return cli.INTERRUPTED
     if interrupts.was_interrupted():  # when all was done
         return cli.INTERRUPTED
@@ -107,11 +107,6 @@ def dry_run(arguments: argparse.Namespace, plan: "SearchPlan", console: Console)
     data = describe_data(plan.data)
     console.print(f"{cost.describe()}\n{data}\n\n{plan.space.to_yaml()}", **PLAIN)
     return cli.DONE
-
-
-def resume_command(folder: Path) -> str:
-    """Return this program's command line with --resume and the name of the folder."""
-    return shlex.join(["python", "run_search.py", *cli.resume_words(sys.argv[1:], folder)])
 
 
 def space_overrides(arguments: argparse.Namespace) -> dict[str, Any]:

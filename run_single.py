@@ -6,7 +6,6 @@ if __name__ == "__main__":
     interrupts.listen()  # before all that takes time to import
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from nanovlm import cli
 from nanovlm.config_files import load_config, parse_overrides
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
-from nanovlm.results.store import choose_folder
+from nanovlm.results.store import choose_folder, is_there
 from nanovlm.results.terminal.console import PLAIN, make_console
 from nanovlm.results.terminal.preparation import PreparationDisplay
 from nanovlm.results.terminal.single_display import SingleDisplay
@@ -63,6 +62,7 @@ def main() -> int:
             plan,
             folder,
             resources,
+            default_name=DEFAULT_NAME if arguments.name is None else None,
             resume=arguments.resume,
             address=arguments.address,
             observers=[display],
@@ -71,10 +71,9 @@ def main() -> int:
         console.print(f"note: {note}", style="yellow", **PLAIN)
     if outcome.is_interrupted:
         words, what = hide_words(sys.argv[1:]), "begin again"
-        if folder.exists():
-            words, what = cli.resume_words(words, folder), "go on"
-        command = shlex.join(["python", "run_single.py", *words])
-        console.print(f"\ninterrupted; to {what}:\n{command}", **PLAIN)
+        if outcome.folder.exists():
+            words, what = cli.resume_words(words, outcome.folder), "go on"
+        console.print(f"\ninterrupted; to {what}:\n{cli.command(words)}", **PLAIN)
         return cli.INTERRUPTED
     if interrupts.was_interrupted():  # when all was done
         return cli.INTERRUPTED
@@ -86,7 +85,7 @@ def results_folder(arguments: argparse.Namespace) -> Path:
     if not arguments.resume:
         return choose_folder(arguments.results, arguments.name, DEFAULT_NAME)
     folder: Path = arguments.results / (arguments.name or DEFAULT_NAME)
-    if not folder.exists():
+    if not is_there(folder):
         raise UserError(f"--resume: {folder} does not exist; --name says where the run was")
     return folder
 

@@ -1,6 +1,7 @@
 """What the two programs have in common: exit codes, shared arguments, how a mistake is told."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,6 +93,13 @@ def above_zero(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
     return value
+
+
+def command(words: Sequence[str]) -> str:
+    """Return this program's command with other arguments, as it was called."""
+    num_given = len(sys.argv) - 1
+    called = sys.orig_argv[: len(sys.orig_argv) - num_given]
+    return shlex.join([*called, *words])
 
 
 def resume_words(words: Sequence[str], folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ or of a call into C++. Who uses this package from a program of his own does not 
 `in_order` alone has an effect, and a second signal raises KeyboardInterrupt.
 """
 
+import atexit
 import contextlib
 import os
 import select
@@ -51,6 +52,7 @@ def listen() -> None:
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reading,), name="signals", daemon=True).start()
     _handle()
+    atexit.register(_ignore)  # the first one is called last
 
 
 @contextlib.contextmanager
@@ -101,6 +103,12 @@ def _handled_meanwhile() -> Iterator[None]:
         _handled, _first_at = (), None
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _ignore() -> None:
+    """Let no signal change the exit code any more: all is done, and Python sets its own handlers."""
+    for number in _handled:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _on_signal(number: int, frame: object) -> None:

@@ -22,6 +22,7 @@ LAYERS = (
         "files",
         "identifiers",
         "interrupts",
+        "machine",
         "messages",
         "observer",
         "search.database_url",

@@ -100,6 +100,7 @@ def run_single(
     folder: Path,
     resources: TrialResources,
     *,
+    default_name: str | None = None,
     resume: bool = False,
     address: str | None = None,
     observers: Sequence[Observer] = (),
@@ -108,6 +109,7 @@ def run_single(
 
     Args:
         folder: the results folder, which must not exist yet.
+        default_name: see `ResultsStore`.
         resume: go on with the run that was interrupted in `folder`, from its last report.
         address: of a Ray cluster to join; None starts one here and ends it afterwards.
         observers: told what happens, besides those that every run has.
@@ -119,12 +121,15 @@ def run_single(
         check_same_config(folder, plan.config)
         check_same_data(folder, plan.data)
     store = ResultsStore(
-        folder, Objective(OBJECTIVE.metric, OBJECTIVE.mode), resources.gpus_per_trial
+        folder,
+        Objective(OBJECTIVE.metric, OBJECTIVE.mode),
+        resources.gpus_per_trial,
+        default_name=default_name,
     )
     watching = [*standard_observers(), *observers]
-    with interrupts.in_order(), store.opened(resume=resume), logged_to(folder / LOGS_DIR):
+    with interrupts.in_order(), store.opened(resume=resume), logged_to(store.folder / LOGS_DIR):
         start = RunStart(
-            folder=folder,
+            folder=store.folder,
             config=plan.config,
             objective=OBJECTIVE,
             milestones=plan.milestones,
@@ -133,7 +138,7 @@ def run_single(
             earlier_seconds=store.earlier_seconds(),
         )
         recorder = Recorder(store, start, watching)
-        place, switch = folder.resolve(), StopSwitch()
+        place, switch = store.folder.resolve(), StopSwitch()
         with (
             recorder.told_of_errors(),
             session(
@@ -144,7 +149,7 @@ def run_single(
         ended = store.records
         summary = recorder.end((ended[-1].reason or "completed") if ended else INTERRUPTED)
     notes = [note for observer in watching for note in observer.notes]
-    return RunOutcome(folder, summary, tuple(notes))
+    return RunOutcome(store.folder, summary, tuple(notes))
 
 
 def check_same_config(folder: Path, config: TrainConfig) -> None:

@@ -55,6 +55,7 @@ def run_search(
     """
     if not isinstance(space, SearchSpace):
         space = load_space(user_path(space))
+    default_name = space.name if folder is None else None
     folder = (
         choose_folder(Path("results"), None, space.name) if folder is None else user_path(folder)
     )
@@ -63,6 +64,7 @@ def run_search(
     return run_plan(
         plan_search(space, on_progress),
         folder,
+        default_name=default_name,
         resume=resume,
         address=address,
         concurrency=concurrency,
@@ -74,6 +76,7 @@ def run_plan(
     plan: SearchPlan,
     folder: Path,
     *,
+    default_name: str | None = None,
     resume: bool = False,
     address: str | None = None,
     concurrency: int | None = None,
@@ -83,6 +86,7 @@ def run_plan(
     """Run a search that `plan_search` has planned; see `run_search`.
 
     Args:
+        default_name: see `ResultsStore`.
         start_workers: starts what serves the trials.
     """
     if resume:
@@ -91,13 +95,15 @@ def run_plan(
     space = plan.space
     objective = Objective(**space.objective.model_dump())
     num_models = max(1, space.confirm.top)
-    store = ResultsStore(folder, objective, space.resources.gpus_per_trial, num_models)
+    store = ResultsStore(
+        folder, objective, space.resources.gpus_per_trial, num_models, default_name
+    )
     watching = [*standard_observers(), *observers]
-    with interrupts.in_order(), store.opened(resume=resume), logged_to(folder / LOGS_DIR):
+    with interrupts.in_order(), store.opened(resume=resume), logged_to(store.folder / LOGS_DIR):
         recorder = Recorder(store, _start(plan, store), watching)
         earlier = EarlierRun(tuple(store.records), tuple(store.confirmed), store.earlier_seconds())
         place = Place(
-            folder,
+            store.folder,
             on_start=recorder.begin,
             on_event=recorder.take,
             address=address,
@@ -114,7 +120,7 @@ def run_plan(
         summary = recorder.end(ended_by, is_settled=ended_by != INTERRUPTED)
     notes = [*plan_confirmation(space, store.records).notes]
     notes += [note for observer in watching for note in observer.notes]
-    return RunOutcome(folder, summary, tuple(notes))
+    return RunOutcome(store.folder, summary, tuple(notes))
 
 
 def _start(plan: SearchPlan, store: ResultsStore) -> RunStart:
