@@ -32,6 +32,10 @@ examples:
   python run_search.py --space search_spaces/digits.yaml --dry-run
   python run_search.py --space search_spaces/digits.yaml --trials 40 --name long epochs=2
   python run_search.py --space search_spaces/digits.yaml --address auto resources.workers=2
+
+a study in a database, its password from the environment (docs/search.md):
+  python run_search.py --space search_spaces/digits.yaml \\
+      'study.storage=postgresql+psycopg://me:${NANOVLM_DB_PASSWORD}@host/nanovlm'
 """
 
 

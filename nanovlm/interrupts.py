@@ -102,11 +102,12 @@ def _handled_meanwhile() -> Iterator[None]:
     finally:
         _handled, _first_at = (), None
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # not one of Python
+                signal.signal(number, handler)
 
 
 def _ignore() -> None:
-    """Let no signal change the exit code any more: all is done, and Python sets its own handlers."""
+    """Let no signal change the exit code: all is done, and Python takes the handlers away."""
     for number in _handled:
         signal.signal(number, signal.SIG_IGN)
 
@@ -116,7 +117,8 @@ def _on_signal(number: int, frame: object) -> None:
     if not _is_program and _is_repeated(number):
         raise KeyboardInterrupt
     if not _is_program:
-        _receivers[-1]()
+        for tell in _receivers[-1:]:
+            tell()
 
 
 def _watch(pipe: int) -> None:
