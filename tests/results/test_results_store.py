@@ -1,6 +1,8 @@
 """The results folder and the summary, from made-up records."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,37 @@ from nanovlm.yaml_text import read_mapping
 from tests.records import make_record, make_report, make_speed
 
 OBJECTIVE = Objective(metric="mmstar_accuracy", mode="max")
+
+
+def test_programs_that_choose_the_same_default_name_get_folders_of_their_own(
+    tmp_path: Path,
+) -> None:
+    results, num_programs = tmp_path / "results", 8
+    all_have_chosen, all_are_made = (threading.Barrier(num_programs) for _ in range(2))
+
+    def run(_: int) -> str:
+        folder = choose_folder(results, None, "digits")
+        all_have_chosen.wait(10)
+        store = ResultsStore(folder, OBJECTIVE, 0, default_name="digits")
+        with store.opened(resume=False):
+            all_are_made.wait(10)
+            assert (store.folder / "logs").is_dir()
+        return store.folder.name
+
+    with ThreadPoolExecutor(num_programs) as programs:
+        names = set(programs.map(run, range(num_programs)))
+    assert names == {"digits", *(f"digits-{number}" for number in range(2, num_programs + 1))}
+
+
+def test_a_name_that_was_asked_for_is_not_changed(tmp_path: Path) -> None:
+    folder = choose_folder(tmp_path, "mine", "digits")
+    folder.mkdir()
+    with (
+        pytest.raises(UserError, match=r"--name: .*/mine exists already"),
+        ResultsStore(folder, OBJECTIVE, 0).opened(resume=False),
+    ):
+        pass
+    assert list(folder.iterdir()) == []
 
 
 def record(
