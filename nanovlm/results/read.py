@@ -207,7 +207,7 @@ class FolderReader:
         """
         if records and not self.has(SUMMARY_FILE):
             self.notes.append(f"{self.folder / SUMMARY_FILE}: is not there; counted anew")
-        return self._object(SUMMARY_FILE, SUMMARY, self.notes)
+        return self._object(SUMMARY_FILE, SUMMARY, self.notes, "counted anew")
 
     def _quietly_read_summary(self) -> dict[str, Any] | None:
         return self._object(SUMMARY_FILE, SUMMARY, [])
@@ -298,12 +298,19 @@ class FolderReader:
             self.notes.append(f"{self.folder / name}: the last line was cut, and is left out")
         return [(number, line) for number, line in enumerate(lines, 1) if line]
 
-    def _object(self, name: str, kind: TypeAdapter[Any], told: list[str]) -> dict[str, Any] | None:
+    def _object(
+        self, name: str, kind: TypeAdapter[Any], told: list[str], remedy: str = _PUT_BACK
+    ) -> dict[str, Any] | None:
         text = self._text(name, told)
-        return None if text is None else self._parsed(name, text, kind, told)
+        return None if text is None else self._parsed(name, text, kind, told, remedy)
 
     def _parsed(
-        self, place: str, text: str, kind: TypeAdapter[Any], told: list[str]
+        self,
+        place: str,
+        text: str,
+        kind: TypeAdapter[Any],
+        told: list[str],
+        remedy: str = _PUT_BACK,
     ) -> dict[str, Any] | None:
         """Return an object of JSON, None if it is not of the kind."""
         try:
@@ -316,7 +323,7 @@ class FolderReader:
             rule = f"this is not JSON: {text[:40]!r}"
         else:
             return dict(content)
-        told.append(f"{self.folder / place}: is damaged: {rule}; {_PUT_BACK}")
+        told.append(f"{self.folder / place}: is damaged: {rule}; {remedy}")
         return None
 
 

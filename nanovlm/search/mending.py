@@ -112,7 +112,9 @@ def _verdict(
     record: TrialRecord, samples: int, value: float, goes_on: bool, milestones: Sequence[int]
 ) -> Verdict:
     milestone = max((m for m in milestones if m <= samples), default=milestones[0])
-    reason = "went on" if goes_on else record.reason or "was stopped"
+    reason = "went on; with what it was compared is lost"
+    if not goes_on:
+        reason = record.reason or "was stopped; with what it was compared is lost"
     return Verdict(record.number, milestone, samples, value, goes_on, reason)
 
 

@@ -237,6 +237,11 @@ def test_what_is_missing_is_said(
     assert "Not all of this folder could be read" in text
 
 
+def test_a_single_run_lacks_nothing_of_a_search(tmp_path: Path) -> None:
+    missing = read_search(make_single(tmp_path / "single")).missing
+    assert not [said for said in missing if "rungs.jsonl" in said or "space.yaml" in said]
+
+
 def test_lost_confirming_runs_leave_what_the_summary_says(tmp_path: Path) -> None:
     folder = make_results(tmp_path / "search")
     (folder / "confirm.jsonl").unlink()

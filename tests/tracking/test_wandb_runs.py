@@ -16,7 +16,8 @@ import pytest
 
 from nanovlm.config import TrainConfig
 from nanovlm.errors import UserError
-from nanovlm.tracking.wandb_mode import answers, check_wandb
+from nanovlm.tracking import wandb_runs
+from nanovlm.tracking.wandb_mode import WandbMode, answers, check_wandb
 from nanovlm.tracking.wandb_runs import WandbRuns
 from tests.tracking.example_run import COMPLETED, ENDED, FAILED, STOPPED, follow_trial, start
 from tests.tracking.wandb_files import OfflineRun, offline_runs
@@ -208,3 +209,23 @@ def test_settings_that_cannot_be_used(
         text=True,
     )
     assert f"nanovlm.errors.UserError: {message}" in done.stderr
+
+
+@pytest.mark.parametrize("content", ["", "\0\xff", "not an id"])
+def test_a_damaged_id_is_not_that_of_other_searches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    """Two searches with empty files would have the same ids for all their runs."""
+    monkeypatch.setattr(wandb_runs, "find_mode", lambda: WandbMode("offline", "so it was asked"))
+    ids = set()
+    for name in ("one", "other"):
+        folder = tmp_path / name
+        (folder / "wandb").mkdir(parents=True)
+        (folder / "wandb" / "search-id").write_text(content)
+        (folder / "wandb" / "finished-trials").write_bytes(b"trial-0000\n\xff\xfe")
+        runs = WandbRuns()
+        runs.begin(start(folder, log_wandb=True))
+        runs._background.close(10.0)
+        assert runs.problem is None
+        ids.add(runs._run_id("trial-0000"))
+    assert len(ids) == 2
