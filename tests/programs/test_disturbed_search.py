@@ -37,7 +37,9 @@ class Terminal:
 
     def __init__(self, socket: Path, folder: Path) -> None:
         self._tmux = ["tmux", "-S", str(socket)]
-        self.run("-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", "-c", str(folder))
+        size = ("-x", "80", "-y", "24")
+        shell = ("env", "PS1=$ ", "sh")  # the prompt is known, whoever runs the test
+        self.run("-f", "/dev/null", "new-session", "-d", *size, "-c", str(folder), *shell)
         self.run("set-option", "-g", "window-size", "manual")
         count_session(int(self.run("display-message", "-p", "#{pane_pid}")))
 
