@@ -20,6 +20,7 @@ from nanovlm.errors import UserError
 from nanovlm.messages import Job
 from nanovlm.observer import Observer, RunStart
 from nanovlm.resources import Resources
+from nanovlm.results.full_disk import told_of_full_disk
 from nanovlm.results.kept_models import model_dir, state_dir
 from nanovlm.results.same_data import check_same_data
 from nanovlm.results.store import CONFIG_FILE, LOGS_DIR, ResultsStore, answers_file, read_records
@@ -112,13 +113,19 @@ def run_single(
 
     Raises:
         UserError: if the cluster has not the resources, or there is no such run to go on with.
+        RunFailed: the disk is full, or a part of the cluster is lost.
     """
     if resume:
         check_same_config(folder, plan.config)
         check_same_data(folder, plan.data)
     store = ResultsStore(folder, OBJECTIVE, resources.gpus_per_trial)
     watching = [*standard_observers(), *observers]
-    with interrupts.in_order(), store.opened(resume=resume), logged_to(folder / LOGS_DIR):
+    with (
+        interrupts.in_order(),
+        store.opened(resume=resume),
+        logged_to(folder / LOGS_DIR),
+        told_of_full_disk(folder),
+    ):
         start = RunStart(
             folder=folder,
             config=plan.config,

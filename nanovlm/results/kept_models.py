@@ -47,11 +47,13 @@ class KeptModels:
             self._take(record)
 
     def settle(self, record: TrialRecord) -> None:
-        """Keep or remove the model of a trial that has ended, and what it pushes out; remove its
-        state."""
-        shutil.rmtree(state_dir(self._folder, record.trial_id), ignore_errors=True)
+        """Keep or remove the model of a trial that has ended, and what it pushes out."""
         for out in self._take(record):
             shutil.rmtree(model_dir(self._folder, out.trial_id), ignore_errors=True)
+
+    def forget_state(self, trial_id: str) -> None:
+        """Remove the state of a trial whose end is recorded."""
+        shutil.rmtree(state_dir(self._folder, trial_id), ignore_errors=True)
 
     def show_as_best(self, trial_id: str) -> None:
         """Make `best/` the model of a trial."""

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.errors import UserError
-from nanovlm.files import replace_json, replace_text
+from nanovlm.files import append, replace_json, replace_text
 from nanovlm.messages import TrialRecord
 from nanovlm.records import read_record, record_line
 from nanovlm.results.confirmation import summarize_confirmation
-from nanovlm.results.kept_models import KeptModels, model_dir, state_dir
+from nanovlm.results.kept_models import KeptModels, model_dir
 from nanovlm.results.summary import best_record, describe_accuracy, final_best, summarize
 from nanovlm.search.sections import Objective
 from nanovlm.yaml_text import write_yaml
@@ -167,8 +167,8 @@ class ResultsStore:
         self._check_new(record)
         if record.confirms:
             self.confirmed.append(record)
-            shutil.rmtree(state_dir(self.folder, record.trial_id), ignore_errors=True)
-            self._append(CONFIRM_FILE, record)
+            append(self.folder / CONFIRM_FILE, record_line(record))
+            self._models.forget_state(record.trial_id)
             return
         self.records.append(record)
         # After a confirmation only the next one changes what is best.
@@ -176,7 +176,8 @@ class ResultsStore:
         self._models.settle(record)
         if is_best and model_dir(self.folder, record.trial_id).is_dir():
             self._models.show_as_best(record.trial_id)
-        self._append(TRIALS_FILE, record)
+        append(self.folder / TRIALS_FILE, record_line(record))
+        self._models.forget_state(record.trial_id)
         if is_best:
             self._write_best(record)
 
@@ -204,12 +205,6 @@ class ResultsStore:
         assert record.state != "running", f"{record.trial_id} has not ended"
         assert record.trial_id not in self._ended, f"{record.trial_id} twice"
         self._ended.add(record.trial_id)
-
-    def _append(self, name: str, record: TrialRecord) -> None:
-        with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.write(record_line(record))
-            file.flush()
-            os.fsync(file.fileno())
 
     def _write_best(self, record: TrialRecord) -> None:
         self.best = record

@@ -9,12 +9,8 @@ from nanovlm.data.sources import pin_data
 from nanovlm.errors import UserError, did_you_mean
 from nanovlm.resources import Resources
 from nanovlm.search.confirm_plan import with_holdout
-            no report will carry the objective, if the sampler lacks a package, if an earlier
-            search does not fit, or if an environment variable of study.storage is not set.
-    """
-    check_sampler(space.sampler)
-    if space.study.storage is not None:
-        fill_in(space.study.storage)  # a variable that is not set is better missed now
+from nanovlm.search.database_url import fill_in
+from nanovlm.search.samplers import check_sampler
 from nanovlm.search.scheduler import plan_milestones
 from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace

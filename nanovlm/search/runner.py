@@ -17,6 +17,7 @@ from nanovlm.distributed.worker_group import StartWorkers, worker_groups
 from nanovlm.files import user_path
 from nanovlm.messages import Notice
 from nanovlm.observer import Observer, RunStart
+from nanovlm.results.full_disk import told_of_full_disk
 from nanovlm.results.same_data import check_same_data
 from nanovlm.results.store import LOGS_DIR, ResultsStore, choose_folder
 from nanovlm.search.confirm_plan import plan_confirmation
@@ -53,6 +54,7 @@ def run_search(
 
     Raises:
         UserError: the space, the data, the cluster, the study or the folder cannot be used.
+        RunFailed: the disk is full, or a part of the cluster is lost.
     """
     if not isinstance(space, SearchSpace):
         space = load_space(user_path(space))
@@ -88,11 +90,16 @@ def run_plan(
     """
     if resume:
         check_same_data(folder, plan.data)
-    _check_room(plan, concurrency, folder)
+    most_bytes = _check_room(plan, concurrency, folder)
     space = plan.space
     num_models = max(1, space.confirm.top)
     store = ResultsStore(folder, space.objective, space.resources.gpus_per_trial, num_models)
-    with interrupts.in_order(), store.opened(resume=resume), logged_to(folder / LOGS_DIR):
+    with (
+        interrupts.in_order(),
+        store.opened(resume=resume),
+        logged_to(folder / LOGS_DIR),
+        told_of_full_disk(folder, most_bytes),
+    ):
         recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])
         earlier = EarlierRun(tuple(store.records), tuple(store.confirmed), store.earlier_seconds())
         failures = SamplerFailures(lambda text: recorder.take(Notice(text=text)))
@@ -134,8 +141,8 @@ def _start(plan: SearchPlan, store: ResultsStore) -> RunStart:
     )
 
 
-def _check_room(plan: SearchPlan, concurrency: int | None, folder: Path) -> None:
-    """Raise UserError if the disk has not the room that the search may take."""
+def _check_room(plan: SearchPlan, concurrency: int | None, folder: Path) -> int:
+    """Return the bytes that the search takes at most; raise UserError if there is less room."""
     peak = disk_peak(
         plan.space,
         num_trials=plan.space.most_trials or UNKNOWN_TRIALS,
@@ -143,3 +150,4 @@ def _check_room(plan: SearchPlan, concurrency: int | None, folder: Path) -> None
         num_questions=plan.data["benchmark"]["samples"],
     )
     check_disk(peak, folder)
+    return peak.total

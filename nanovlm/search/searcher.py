@@ -30,6 +30,7 @@ from nanovlm.distributed.trainable import (
     UNFINISHED,
     VALUES,
 )
+from nanovlm.files import find_full_disk
 from nanovlm.messages import TrialRecord
 from nanovlm.search.configurations import RunConfigurations, can_repeat
 from nanovlm.search.sampler_failures import SamplerFailures
@@ -389,6 +390,9 @@ class StudySearch(OptunaSearch):
             try:
                 return do()
             except STORAGE_ERRORS as error:
+                if find_full_disk(error) and isinstance(self._place.storage, StudyFileStorage):
+                    self._switch.fail(error)  # nobody makes room as long as the search writes
+                    return None
                 reason = self._place.without_password(str(error))
                 logger.warning("the study's storage fails, trying again: %s", reason)
                 if pause == 1.0:  # the first time
