@@ -15,6 +15,7 @@ from nanovlm.config_files import load_config, parse_overrides
 from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import user_path
 from nanovlm.output import name_results
+from nanovlm.results.best import check_best_config
 from nanovlm.results.store import choose_folder
 from nanovlm.results.terminal.console import PLAIN, make_console
 from nanovlm.results.terminal.preparation import PreparationDisplay
@@ -50,6 +51,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     overrides = parse_overrides(arguments.overrides)
+    if arguments.config is not None:
+        check_best_config(arguments.config)
     config = load_config(arguments.config, arguments.preset, overrides, cli.start_layers)
     folder = results_folder(arguments)
     # Imported late: a mistake in the configuration is told at once, and not after torch and Ray.

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from nanovlm.messages import TrialRecord
-from nanovlm.results.store import read_records
+from nanovlm.results.read import read_records
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -30,7 +30,8 @@ from nanovlm.config_files import config_values
 from nanovlm.distributed.session import StopSwitch
 from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
 from nanovlm.messages import End, Report, TrialRecord
-from nanovlm.results.store import ResultsStore, read_records
+from nanovlm.results.read import read_records
+from nanovlm.results.store import ResultsStore
 from nanovlm.search.scheduler import build_scheduler
 from nanovlm.search.searcher import build_searcher
 from nanovlm.search.sections import Objective

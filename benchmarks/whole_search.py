@@ -39,7 +39,7 @@ from nanovlm.distributed.worker_group import worker_groups
 from nanovlm.messages import Job, Report, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.resources import Resources
-from nanovlm.results.store import LOGS_DIR
+from nanovlm.results.read import LOGS_DIR
 from nanovlm.results.summary import turnarounds
 from nanovlm.search.plan import plan_search
 from nanovlm.search.runner import run_plan

@@ -191,8 +191,26 @@ def gib(num_bytes: int) -> str:
 
 def remove_parts(folder: Path) -> None:
     """Remove what writers that were killed have left in a folder that nobody else writes now."""
-    for part in folder.glob(f".*{PART_SUFFIX}"):
-        part.unlink(missing_ok=True)
+    for part in folder.glob(f".*.[0-9]*{PART_SUFFIX}"):
+        if part.is_file():
+            part.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder that this program has made, with what is in it.
+
+    What is no folder stays, and so does what lies elsewhere and is only linked to from there.
+    """
+    if path.is_dir() and not path.is_symlink() and not path.parent.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def drop_cut_line(path: Path) -> None:
+    """Take away a last line that a full disk or a power loss has cut, if the file is there."""
+    if path.exists():
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def sync(path: Path) -> None:

@@ -1,11 +1,15 @@
 """The few frozen values that travel between the layers, and between processes."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from typing import Any, Literal, Self
 
 from nanovlm.config import TrainConfig
+
+RUN_ID = re.compile(r"trial-\d{4,}|confirm-\d+-seed-\d+")
+"""What runs are called, and files and folders that are of one of them."""
 
 
 class Decision(Enum):

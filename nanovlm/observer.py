@@ -71,9 +71,6 @@ class Observer:
     def begin(self, start: RunStart) -> None:
         """The cluster is there; trials are about to begin."""
 
-    def notice(self, text: str) -> None:
-        """Something went wrong, and the run goes on; in a sentence that a person should read."""
-
     def pulse(self, pulse: Pulse) -> None:
         """A running trial is so far."""
 
@@ -83,6 +80,9 @@ class Observer:
         One that waits for a free worker group has no `worker_group` yet. What has ended is in the
         results folder already.
         """
+
+    def notice(self, text: str) -> None:
+        """A person should know this; it is told once."""
 
     def end(self, summary: Mapping[str, Any]) -> None:
         """The run is over or interrupted.

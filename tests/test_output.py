@@ -13,7 +13,8 @@ import pytest
 from nanovlm.distributed.recorder import Recorder
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.output import enduring_streams, name_results
-from nanovlm.results.store import ResultsStore, read_records
+from nanovlm.results.read import read_records
+from nanovlm.results.store import ResultsStore
 from nanovlm.results.terminal.console import make_console
 from nanovlm.results.terminal.search_display import SearchDisplay
 from nanovlm.search.sections import Objective

@@ -3,15 +3,13 @@
 import contextlib
 import math
 import os
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import ray
-from ray._private import services
 from ray._private.state import available_resources_per_node
 
+from nanovlm.distributed.ray_start import start_ray
 from nanovlm.distributed.ray_thread import RayThread
 from nanovlm.errors import UserError
 from nanovlm.search.sections import TrialResources
@@ -27,9 +25,6 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns of a change to come
     "RAY_worker_maximum_startup_concurrency": "8",  # a small machine starts more, and waits less
 }
-
-
-_CONNECT_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -49,37 +44,19 @@ def connect(address: str | None) -> Iterator[Cluster]:
     process that is connected already, by its own `ray.init`, stays with its cluster.
 
     Raises:
-        UserError: if there is no cluster at `address`, or this process is connected to another.
+        UserError: if there is no cluster at `address`, Ray cannot be started, or this process is
+            connected to another cluster.
     """
     os.environ |= {key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()}
     if ray.is_initialized():
         yield _connected_before(address)
         return
-    if address:
-        _check_reachable(address)
     with RayThread() as thread:
-        url = thread.run(lambda: _start_ray(address)).dashboard_url
         try:
+            url = thread.run(lambda: start_ray(address)).dashboard_url
             yield Cluster(dashboard_url=f"http://{url}" if url else None, is_own=address is None)
         finally:
             thread.run(ray.shutdown)
-
-
-def _start_ray(address: str | None) -> Any:
-    try:
-        return ray.init(
-            address=address or "local",
-            include_dashboard=None if address else True,
-            log_to_driver=False,
-            configure_logging=False,  # see driver_log.py
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        if address is None:
-            raise
-        raise UserError(
-            f"--address: no Ray cluster answers at {address!r}: {error}. For a cluster that asks "
-            "for a token, set RAY_AUTH_MODE=token and have the token in ~/.ray/auth_token"
-        ) from None
 
 
 def _connected_before(address: str | None) -> Cluster:
@@ -92,16 +69,6 @@ def _connected_before(address: str | None) -> Cluster:
         )
     dashboard = ray.init(ignore_reinit_error=True).dashboard_url  # tells, and changes nothing
     return Cluster(dashboard_url=f"http://{dashboard}" if dashboard else None, is_own=False)
-
-
-def _check_reachable(address: str) -> None:
-    """Raise UserError if nothing listens at `address`; Ray itself would try for minutes."""
-    try:
-        target = services.canonicalize_bootstrap_address_or_die(address)
-        host, _, port = target.rpartition(":")
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise UserError(f"--address: no Ray cluster answers at {address!r}: {error}") from None
 
 
 def num_concurrent_trials(resources: TrialResources, wanted: int | None) -> int:

@@ -8,8 +8,8 @@ from nanovlm.distributed.auth_token import AuthTokenGuard
 from nanovlm.distributed.driver_log import DRIVER_LOG
 from nanovlm.distributed.gauges import Gauges
 from nanovlm.observer import Observer
+from nanovlm.results.read import LOGS_DIR
 from nanovlm.results.report_writer import ReportWriter
-from nanovlm.results.store import LOGS_DIR
 from nanovlm.tracking.tensorboard import TensorBoardLogs
 from nanovlm.tracking.wandb_runs import WandbRuns
 

@@ -15,7 +15,8 @@ from nanovlm.distributed.session import INTERRUPTED
 from nanovlm.errors import RunFailed
 from nanovlm.messages import Notice, Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
-from nanovlm.results.store import CONFIG_FILE, DATA_FILE, SPACE_FILE, ResultsStore
+from nanovlm.results.read import CONFIG_FILE, DATA_FILE, SPACE_FILE
+from nanovlm.results.store import ResultsStore
 from nanovlm.yaml_text import write_yaml
 
 logger = logging.getLogger(__name__)

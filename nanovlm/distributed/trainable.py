@@ -14,7 +14,7 @@ from ray import tune
 
 from nanovlm.messages import Job, Report, TrialRecord
 from nanovlm.results.kept_models import model_dir, state_dir
-from nanovlm.results.store import answers_file
+from nanovlm.results.read import answers_file
 from nanovlm.search.space import SearchSpace
 
 NUMBER = "number"

@@ -106,6 +106,32 @@ def summarize_confirmation(
     }
 
 
+def confirmation_by_what_is_left(
+    runs: Sequence[TrialRecord],
+    searched: Sequence[TrialRecord],
+    objective: Objective,
+    answers_dir: Path,
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return what `summarize_confirmation` does, and what is wrong with the files of answers.
+
+    If something is, the runs are compared by their seeds alone.
+    """
+    lost = [
+        run.trial_id
+        for run in runs
+        if run.state == "completed"
+        and objective.metric in ANSWER_METRICS
+        and not (answers_dir / f"{run.trial_id}.jsonl").exists()
+    ]
+    problems = [f"{answers_dir} lacks {', '.join(lost)}: compared by seeds alone"] if lost else []
+    try:
+        return summarize_confirmation(runs, searched, objective, answers_dir), problems
+    except UserError as error:
+        problems += [f"{message}: compared by seeds alone" for message in error.messages]
+        nowhere = answers_dir / "-"
+        return summarize_confirmation(runs, searched, objective, nowhere), problems
+
+
 def _configuration(runs: Sequence[TrialRecord], number: int, metric: str) -> _Configuration:
     own = [run for run in runs if run.number == number]
     finished = [run for run in own if run.state == "completed" and metric in run.metrics]

@@ -10,7 +10,8 @@ from typing import Any
 from nanovlm.files import replace_json
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
-from nanovlm.results.environment import ENVIRONMENT_FILE, describe_environment
+from nanovlm.results.environment import describe_environment
+from nanovlm.results.read import ENVIRONMENT_FILE
 from nanovlm.results.report_page.page import write_report
 
 logger = logging.getLogger(__name__)

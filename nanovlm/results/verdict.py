@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
 from nanovlm.results.comparison import ANSWER_METRICS, compare_answers, read_answers
 from nanovlm.search.sections import Objective
@@ -59,22 +60,29 @@ def describe_unconfirmed_gain(
 
     Args:
         answers_dir: folder with `<trial_id>.jsonl` of the trials.
-
-    Raises:
-        UserError: a file of answers is broken.
     """
     default = next((r for r in records if r.number == DEFAULT_NUMBER), None)
     if default is None or default.state != "completed" or best.number == DEFAULT_NUMBER:
         return None
-    metric = objective.metric
-    gain = best.metrics[metric] - default.metrics[metric]
-    files = [answers_dir / f"{record.trial_id}.jsonl" for record in (best, default)]
-    interval = None
-    if metric in ANSWER_METRICS and all(file.exists() for file in files):
-        answers = [[read_answers(file, metric)] for file in files]
-        interval = compare_answers(*answers).interval_95
+    gain = best.metrics[objective.metric] - default.metrics[objective.metric]
+    interval = interval_by_questions(best, default, objective.metric, answers_dir)
     text = _Unit(objective).amount(gain, interval)
     return f"{text} over {_DEFAULT}, not confirmed on fresh seeds"
+
+
+def interval_by_questions(
+    best: TrialRecord, default: TrialRecord, metric: str, answers_dir: Path
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of the gain of one trial over another; None if the metric does not
+    stand on the answers to single questions, or answers are gone, damaged or to other questions."""
+    if metric not in ANSWER_METRICS:
+        return None
+    files = [answers_dir / f"{record.trial_id}.jsonl" for record in (best, default)]
+    try:
+        ours, others = (read_answers(file, metric) for file in files)
+        return compare_answers([ours], [others]).interval_95
+    except (UserError, ValueError):
+        return None
 
 
 class _Unit:

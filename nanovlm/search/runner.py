@@ -18,11 +18,13 @@ from nanovlm.files import user_path
 from nanovlm.messages import Notice
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.full_disk import told_of_full_disk
+from nanovlm.results.read import LOGS_DIR
 from nanovlm.results.same_data import check_same_data
-from nanovlm.results.store import LOGS_DIR, ResultsStore, choose_folder
+from nanovlm.results.store import ResultsStore, choose_folder
 from nanovlm.search.confirm_plan import plan_confirmation
 from nanovlm.search.disk import check_disk, disk_peak
 from nanovlm.search.forecast import UNKNOWN_TRIALS, local_slots
+from nanovlm.search.mending import mend_search
 from nanovlm.search.plan import SearchPlan, plan_search
 from nanovlm.search.resume import check_same_space
 from nanovlm.search.sampler_failures import SamplerFailures
@@ -88,8 +90,7 @@ def run_plan(
     Args:
         start_workers: starts what serves the trials.
     """
-    if resume:
-        check_same_data(folder, plan.data)
+    unchecked = check_same_data(folder, plan.data) if resume else ()
     most_bytes = _check_room(plan, concurrency, folder)
     space = plan.space
     num_models = max(1, space.confirm.top)
@@ -100,6 +101,7 @@ def run_plan(
         logged_to(folder / LOGS_DIR),
         told_of_full_disk(folder, most_bytes),
     ):
+        mended = mend_search(space, folder, plan.milestones, store.records) if resume else []
         recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])
         earlier = EarlierRun(tuple(store.records), tuple(store.confirmed), store.earlier_seconds())
         failures = SamplerFailures(lambda text: recorder.take(Notice(text=text)))
@@ -121,8 +123,9 @@ def run_plan(
             ended_by = INTERRUPTED
         summary = recorder.end(ended_by, is_settled=ended_by != INTERRUPTED)
         planned, sampler = plan_confirmation(space, store.records).notes, failures.note()
-        notes = (*planned, *filter(None, [sampler]), *recorder.notes())
-    return RunOutcome(folder, summary, notes)
+        notes = [*unchecked, *mended, *store.notes, *planned]
+        notes += [*filter(None, [sampler]), *recorder.notes()]
+    return RunOutcome(folder, summary, tuple(notes))
 
 
 def _start(plan: SearchPlan, store: ResultsStore) -> RunStart:

@@ -22,7 +22,8 @@ from nanovlm.distributed.trainable import (
     UNFINISHED,
 )
 from nanovlm.errors import UserError
-from nanovlm.search.rungs import RUNGS_FILE, Rungs, Verdict, build_rungs
+from nanovlm.results.read import RUNGS_FILE
+from nanovlm.search.rungs import Rungs, Verdict, build_rungs
 from nanovlm.search.space import SearchSpace
 
 

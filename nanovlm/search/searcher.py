@@ -7,8 +7,6 @@ any other failed one FAIL, and none stays RUNNING. A trial has one trial of Optu
 search goes on after an interruption, those under way are taken up again.
 """
 
-import logging
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,15 +28,13 @@ from nanovlm.distributed.trainable import (
     UNFINISHED,
     VALUES,
 )
-from nanovlm.files import find_full_disk
 from nanovlm.messages import TrialRecord
 from nanovlm.search.configurations import RunConfigurations, can_repeat
+from nanovlm.search.patience import patiently
 from nanovlm.search.sampler_failures import SamplerFailures
 from nanovlm.search.samplers import build_history, build_sampler, distributions, encode, suggest
 from nanovlm.search.space import SearchSpace
-from nanovlm.search.study import STORAGE_ERRORS, StudyFileStorage, StudyPlace, open_study
-
-logger = logging.getLogger(__name__)
+from nanovlm.search.study import StudyFileStorage, StudyPlace, open_study
 
 T = TypeVar("T")
 
@@ -47,9 +43,6 @@ SEARCH = "search"
 
 IMPORTED = "imported"
 """Attribute of Optuna's trials: the results folder and the trial that it was taken from."""
-
-_PATIENCE_SECONDS = 600.0
-"""So long the storage may be away before the search ends."""
 
 _STATES = {
     "completed": TrialState.COMPLETE,
@@ -380,32 +373,8 @@ class StudySearch(OptunaSearch):
         self._import(record, {IMPORTED: name}, is_full)
         return True
 
-    # ------------------------------------------------------------------ the storage
-
     def _patiently(self, do: Callable[[], T]) -> T | None:
-        """Return what `do` returns; try again while the storage is away, None if it stays so."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        pause = 1.0
-        while True:
-            try:
-                return do()
-            except STORAGE_ERRORS as error:
-                if find_full_disk(error) and isinstance(self._place.storage, StudyFileStorage):
-                    self._switch.fail(error)  # nobody makes room as long as the search writes
-                    return None
-                reason = self._place.without_password(str(error))
-                logger.warning("the study's storage fails, trying again: %s", reason)
-                if pause == 1.0:  # the first time
-                    self._failures.tell(f"the study's storage fails, trying again: {reason}")
-                if self._switch.is_thrown():
-                    return None
-                if time.monotonic() > deadline:
-                    self._switch.stop(f"study.storage: cannot be written: {reason}")
-                    return None
-            self._switch.pause(pause)
-            if self._switch.is_thrown():
-                return None
-            pause = min(30.0, 2 * pause)
+        return patiently(do, self._place, self._switch, self._failures.tell)
 
 
 def _judged(result: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from nanovlm.distributed.worker_group import StartWorkers, worker_groups
 from nanovlm.errors import RunFailed, UserError, did_you_mean
 from nanovlm.messages import Decision, Job, Kind, TrialRecord
 from nanovlm.results.kept_models import model_dir, state_dir
-from nanovlm.results.store import answers_file
+from nanovlm.results.read import answers_file
 from nanovlm.search.configurations import RunConfigurations
 from nanovlm.search.confirm_plan import ConfirmRun, plan_confirmation
 from nanovlm.search.limits import Limits, hours_reason

@@ -6,13 +6,13 @@ Always there, since it costs next to nothing. The curves are against samples see
 page compares the trials by their configurations.
 """
 
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.files import remove_folder
+from nanovlm.messages import RUN_ID, Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.tracking.background import Background
 from nanovlm.tracking.curves import config_texts, new_reports, pulse_values, report_values
@@ -59,8 +59,9 @@ class TensorBoardLogs(Observer):
     def _catch_up(self, ended: Mapping[str, TrialRecord]) -> None:
         """Remove what there is of unfinished trials, which make all their reports again."""
         found = {path.name for path in self._folder.glob("*")}
-        for trial_id in found - ended.keys():
-            shutil.rmtree(self._folder / trial_id)
+        for name in found - ended.keys():
+            if RUN_ID.fullmatch(name):
+                remove_folder(self._folder / name)
         for trial_id in ended.keys() - found:
             self._write(ended[trial_id])
 

@@ -23,6 +23,7 @@ from nanovlm.records import reports_from_json, reports_to_json
 STATE_FILE = "state.safetensors"
 
 _ABOUT = "about"
+_UNREADABLE = (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError)
 _MODEL, _OPTIMIZER, _RANDOM = "model.", "optimizer.", "random."
 
 
@@ -108,10 +109,11 @@ def _step_on_disk(folder: Path, belongs_to: Mapping[str, Any]) -> int:
     try:
         with safe_open(folder / STATE_FILE, framework="pt") as file:
             about = json.loads(file.metadata()[_ABOUT])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            step: int = about["step"]
+            differing = _differences(about["belongs_to"], json.loads(json.dumps(belongs_to)))
+    except _UNREADABLE:
         return -1
-    step: int = about["step"]
-    return -1 if _differences(about["belongs_to"], json.loads(json.dumps(belongs_to))) else step
+    return -1 if differing else step
 
 
 def read_state(folder: Path, belongs_to: Mapping[str, Any]) -> SavedTrial | str | None:
@@ -126,18 +128,18 @@ def read_state(folder: Path, belongs_to: Mapping[str, Any]) -> SavedTrial | str 
             if differing:
                 return f"the state in {folder} is of a trial with other {', '.join(differing)}"
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        random = [name for name in tensors if name.startswith(_RANDOM)]
+        training = TrainingState(
+            step=about["step"],
+            loss_sum=about["loss_sum"],
+            loss_weight=about["loss_weight"],
+            micro_batch_limit=about["micro_batch_limit"],
+            random=tuple(tensors.pop(f"{_RANDOM}{rank}") for rank in range(len(random))),
+            tensors=tensors,
+        )
+        return SavedTrial(training, reports_from_json(about["reports"]))
+    except _UNREADABLE as error:
         return f"the state in {folder} cannot be read: {error}"
-    random = [name for name in tensors if name.startswith(_RANDOM)]
-    training = TrainingState(
-        step=about["step"],
-        loss_sum=about["loss_sum"],
-        loss_weight=about["loss_weight"],
-        micro_batch_limit=about["micro_batch_limit"],
-        random=tuple(tensors.pop(f"{_RANDOM}{rank}") for rank in range(len(random))),
-        tensors=tensors,
-    )
-    return SavedTrial(training, reports_from_json(about["reports"]))
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,8 @@ from nanovlm.distributed.recorder import Recorder, RunOutcome
 from nanovlm.distributed.session import INTERRUPTED
 from nanovlm.messages import Notice, Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
-from nanovlm.results.store import ResultsStore, read_records
+from nanovlm.results.read import read_records
+from nanovlm.results.store import ResultsStore
 from nanovlm.search.sections import Objective
 from tests.records import make_record, make_report
 from tests.results.starts import search_start, single_start
@@ -54,9 +55,6 @@ class Witness(Observer):
 
     def pulse(self, pulse: Pulse) -> None:
         self.told.append(("pulse", pulse.step))
-
-    def notice(self, text: str) -> None:
-        self.told.append(("notice", text))
 
     def trial_changed(self, record: TrialRecord) -> None:
         self.told.append((record.state, len(read_records(self.folder))))

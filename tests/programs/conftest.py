@@ -14,7 +14,7 @@ import pytest
 
 from nanovlm.data.digits import digits_benchmark_rows
 from nanovlm.messages import TrialRecord
-from nanovlm.results.store import read_confirmed, read_records
+from nanovlm.results.read import FolderReader, read_records
 from tests.processes import output_of, start_command, started_processes, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -45,7 +45,8 @@ class Finished:
     @property
     def confirmed(self) -> dict[str, TrialRecord]:
         """The confirming runs by their ids."""
-        return {run.trial_id: run for run in read_confirmed(self.folder)}
+        _, confirmed = FolderReader(self.folder).ended()
+        return {run.trial_id: run for run in confirmed}
 
 
 def start_program(

@@ -16,7 +16,7 @@ from nanovlm.distributed.recorder import RunOutcome
 from nanovlm.messages import Job
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.resources import Resources
-from nanovlm.results.store import read_records
+from nanovlm.results.read import read_records
 from nanovlm.search.plan import plan_search
 from nanovlm.search.runner import run_plan
 from nanovlm.search.space import load_space

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from nanovlm.results.store import answers_file
+from nanovlm.results.read import answers_file
 from tests.programs.conftest import Finished, finish, start_program
 from tests.programs.test_bad_input import code_and_message
 
@@ -58,7 +58,10 @@ def test_the_best_configuration_interrupted_and_resumed_gives_the_bits_of_the_se
     [
         ({}, "--resume: results/run does not exist; --name says where the run was"),
         ({"space.yaml": ""}, "--resume: results/run holds no single run to go on with"),
-        ({"config.yaml": "{epochs: 9}"}, "has another configuration; it differs in lr_mp, "),
+        (
+            {"config.yaml": "{epochs: 9}"},
+            "its config.yaml differs in lr_mp, ",
+        ),
     ],
 )
 def test_a_run_that_cannot_go_on(

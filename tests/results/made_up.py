@@ -15,7 +15,8 @@ from typing import Any
 from nanovlm.config_files import config_values
 from nanovlm.messages import End, Kind, Report, TrialRecord
 from nanovlm.results.kept_models import model_dir
-from nanovlm.results.store import DATA_FILE, SPACE_FILE, ResultsStore, answers_file
+from nanovlm.results.read import DATA_FILE, SPACE_FILE, answers_file
+from nanovlm.results.store import ResultsStore
 from nanovlm.search.parameter import Parameter
 from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace, load_space

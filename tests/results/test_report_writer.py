@@ -11,7 +11,7 @@ import pytest
 from nanovlm.config import TrainConfig
 from nanovlm.messages import Pulse
 from nanovlm.observer import RunStart
-from nanovlm.results.environment import ENVIRONMENT_FILE
+from nanovlm.results.read import ENVIRONMENT_FILE
 from nanovlm.results.report_page.folder import read_search
 from nanovlm.results.report_writer import ReportWriter
 from nanovlm.search.sections import Objective

@@ -11,12 +11,8 @@ from nanovlm.config_files import Layer, build_config, config_values
 from nanovlm.errors import UserError
 from nanovlm.files import replace_text
 from nanovlm.messages import TrialRecord, TrialState
-from nanovlm.results.store import (
-    ResultsStore,
-    answers_file,
-    choose_folder,
-    read_records,
-)
+from nanovlm.results.read import answers_file, read_records
+from nanovlm.results.store import ResultsStore, choose_folder
 from nanovlm.results.summary import (
     best_record,
     interval_95,

@@ -11,7 +11,7 @@ import pytest
 from nanovlm.distributed.recorder import RunOutcome
 from nanovlm.messages import TrialRecord
 from nanovlm.observer import Observer
-from nanovlm.results.store import read_records
+from nanovlm.results.read import read_records
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.runner import run_plan
 from nanovlm.search.space import load_space

@@ -97,13 +97,13 @@ def test_the_rate_of_an_earlier_search(tmp_path: Path) -> None:
 )
 def test_another_model_or_machine_says_nothing(tmp_path: Path, change: dict[str, Any]) -> None:
     earlier_search(tmp_path / "results", [1.0], **change)
-    assert past_speed(space_of(tmp_path / "spaces"), tmp_path / "results") is None
+    assert past_speed(space_of(tmp_path / "spaces"), tmp_path / "results").speed is None
 
 
 def test_a_folder_to_learn_from_is_asked_too(tmp_path: Path) -> None:
     earlier_search(tmp_path / "elsewhere", [7.0])
     space = space_of(tmp_path / "spaces", warm_start=[str(tmp_path / "elsewhere" / "earlier")])
-    speed = past_speed(space, tmp_path / "results")
+    speed = past_speed(space, tmp_path / "results").speed
     assert speed is not None and speed.samples_per_second == 7.0
 
 

@@ -12,7 +12,7 @@ import ray
 from nanovlm.errors import UserError
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
-from nanovlm.results.store import read_records
+from nanovlm.results.read import read_records
 from nanovlm.search import runner
 from nanovlm.search.runner import run_search
 from nanovlm.search.space import load_space

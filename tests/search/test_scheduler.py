@@ -10,7 +10,8 @@ import pytest
 
 from nanovlm.distributed.trainable import FAILURE, IS_FINAL, NUMBER, SAMPLES_SEEN
 from nanovlm.errors import UserError
-from nanovlm.search.rungs import RUNGS_FILE, Verdict
+from nanovlm.results.read import RUNGS_FILE
+from nanovlm.search.rungs import Verdict
 from nanovlm.search.scheduler import (
     RungScheduler,
     Scheduler,

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 import pytest
@@ -23,12 +23,13 @@ from nanovlm.distributed.trainable import (
 )
 from nanovlm.errors import UserError
 from nanovlm.messages import End, TrialRecord, TrialState
+from nanovlm.results.read import STUDY_FILE
 from nanovlm.search.sampler_failures import SamplerFailures
 from nanovlm.search.samplers import check_sampler
 from nanovlm.search.searcher import StudySearch, build_searcher
 from nanovlm.search.sections import Sampler
 from nanovlm.search.space import SearchSpace, load_space
-from nanovlm.search.study import STUDY_FILE, STUDY_NAME
+from nanovlm.search.study import STUDY_NAME
 from tests.records import make_record, make_report
 
 SPACE = """
@@ -286,7 +287,7 @@ def test_a_storage_that_is_away_is_no_failure_of_the_sampler(
         return whole(*arguments)
 
     monkeypatch.setattr(optuna.samplers.TPESampler, "sample_relative", sample)
-    monkeypatch.setattr(StopSwitch, "pause", lambda self, seconds: None)
+    monkeypatch.setattr(StopSwitch, "pause", lambda switch, seconds: None)
     assert ask(searcher, "tune-1")[NUMBER] == 1
     assert told == ["the study's storage fails, trying again: no route to the database"]
     assert failures.note() is None
@@ -294,7 +295,7 @@ def test_a_storage_that_is_away_is_no_failure_of_the_sampler(
 
 @pytest.mark.parametrize(("sampler", "package"), [("cmaes", "cmaes"), ("gp", "scipy")])
 def test_a_sampler_without_its_package_is_refused(
-    sampler: Literal["cmaes", "gp"], package: str, monkeypatch: pytest.MonkeyPatch
+    sampler: Any, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Sampler(name=sampler)
     check_sampler(settings)
@@ -332,7 +333,7 @@ def test_a_storage_that_stays_away_ends_the_search(
         raise OSError("disk full")
 
     monkeypatch.setattr(searcher.study, "ask", fail)
-    monkeypatch.setattr("nanovlm.search.searcher._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("nanovlm.search.patience.PATIENCE_SECONDS", 0.0)
     assert searcher.suggest("tune-0") is None
     assert switch.reason == "study.storage: cannot be written: disk full"
     searcher.on_trial_complete("tune-0", None)

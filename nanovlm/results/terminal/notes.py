@@ -1,4 +1,4 @@
-"""What trials did otherwise than configured, each text once."""
+"""What goes otherwise than configured, each text once."""
 
 from rich.console import Console
 
@@ -7,7 +7,7 @@ from nanovlm.results.terminal.console import PLAIN
 
 
 class NotesDisplay:
-    """Prints each note of a trial the first time that it comes."""
+    """Prints each note the first time that it comes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -16,10 +16,10 @@ class NotesDisplay:
     def update(self, record: TrialRecord) -> None:
         """Take in a change of a trial."""
         for text in (note for report in record.reports for note in report.notes):
-            if text not in self._shown:
-                self._shown.add(text)
-                self.show(text)
+            self.show(text)
 
     def show(self, text: str) -> None:
         """Print a note."""
-        self._console.print(f"note: {text}", style="yellow", **PLAIN)
+        if text not in self._shown:
+            self._shown.add(text)
+            self._console.print(f"note: {text}", style="yellow", **PLAIN)

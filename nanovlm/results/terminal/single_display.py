@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
-from nanovlm.results.store import REPORT_FILE
+from nanovlm.results.read import REPORT_FILE
 from nanovlm.results.summary import by_rules, describe_accuracy
 from nanovlm.results.terminal.console import PLAIN, LiveDisplay, can_redraw
 from nanovlm.results.terminal.notes import NotesDisplay
@@ -50,9 +50,6 @@ class SingleDisplay(LiveDisplay, Observer):
         )
         self._task = self._progress.add_task("starting", total=start.trial_samples, state="")
         self._progress.start()
-
-    def notice(self, text: str) -> None:
-        self._notes.show(text)
 
     def pulse(self, pulse: Pulse) -> None:
         parts = [f"loss {pulse.train_loss:.3g}"]
