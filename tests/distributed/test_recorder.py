@@ -59,6 +59,9 @@ class Witness(Observer):
     def trial_changed(self, record: TrialRecord) -> None:
         self.told.append((record.state, len(read_records(self.folder))))
 
+    def notice(self, text: str) -> None:
+        self.told.append(("notice", text))
+
     def end(self, summary: Mapping[str, Any]) -> None:
         on_disk = json.loads((self.folder / "summary.json").read_text())
         self.told.append(("end", summary["ended_by"], on_disk == json.loads(json.dumps(summary))))
@@ -251,4 +254,16 @@ def test_what_libraries_say_goes_to_a_file(
     for what in ("ray.tune", "optuna.study", "nanovlm.search"):
         assert f"ERROR {what}: chatter of {what}" in text
     assert "a library is old" in text
+    assert capsys.readouterr().err == ""
+
+
+def test_a_log_on_a_full_disk_says_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import logging
+
+    (tmp_path / DRIVER_LOG).symlink_to("/dev/full")
+    with logged_to(tmp_path):
+        for _ in range(3):
+            logging.getLogger("ray.tune").error("chatter " * 2000)
     assert capsys.readouterr().err == ""
