@@ -6,7 +6,6 @@ if __name__ == "__main__":
     interrupts.listen()  # before all that takes time to import
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +35,10 @@ examples:
   python run_search.py --space search_spaces/digits.yaml --dry-run
   python run_search.py --space search_spaces/digits.yaml --trials 40 --name long epochs=2
   python run_search.py --space search_spaces/digits.yaml --address auto resources.workers=2
+
+a study in a database, its password from the environment (docs/search.md):
+  python run_search.py --space search_spaces/digits.yaml \\
+      'study.storage=postgresql+psycopg://me:${NANOVLM_DB_PASSWORD}@host/nanovlm'
 """
 
 
@@ -88,6 +91,7 @@ def main() -> int:
             outcome = run_plan(
                 plan,
                 folder,
+                default_name=space.name if arguments.name is None else None,
                 resume=arguments.resume,
                 address=arguments.address,
                 concurrency=arguments.concurrency,
@@ -95,16 +99,21 @@ def main() -> int:
             )
     except RunFailed:
         if folder.exists():
-            console.print(f"\nto go on:\n{resume_command(folder)}", **PLAIN)
+            console.print(f"\nto go on:\n{how_to_go_on(folder)}", **PLAIN)
         raise
     for note in outcome.notes:
         console.print(f"note: {note}", style="yellow", **PLAIN)
     if outcome.is_interrupted:
-        console.print(f"\nto go on:\n{resume_command(folder)}", **PLAIN)
+        console.print(f"\nto go on:\n{how_to_go_on(outcome.folder)}", **PLAIN)
         return cli.INTERRUPTED
     if interrupts.was_interrupted():  # when all was done
         return cli.INTERRUPTED
     return cli.FAILED if outcome.has_failed else cli.DONE
+
+
+def how_to_go_on(folder: Path) -> str:
+    """Return this program's command line with --resume and the name of the folder."""
+    return cli.command(cli.resume_words(sys.argv[1:], folder))
 
 
 def dry_run(arguments: argparse.Namespace, plan: "SearchPlan", console: Console) -> int:
@@ -115,11 +124,6 @@ def dry_run(arguments: argparse.Namespace, plan: "SearchPlan", console: Console)
     data = describe_data(plan.data)
     console.print(f"{cost.describe()}\n{data}\n\n{plan.space.to_yaml()}", **PLAIN)
     return cli.DONE
-
-
-def resume_command(folder: Path) -> str:
-    """Return this program's command line with --resume and the name of the folder."""
-    return shlex.join(["python", "run_search.py", *cli.resume_words(sys.argv[1:], folder)])
 
 
 def space_overrides(arguments: argparse.Namespace) -> dict[str, Any]:

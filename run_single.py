@@ -6,7 +6,6 @@ if __name__ == "__main__":
     interrupts.listen()  # before all that takes time to import
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import user_path
 from nanovlm.output import name_results
 from nanovlm.results.best import check_best_config
-from nanovlm.results.store import choose_folder
+from nanovlm.results.store import choose_folder, is_there
 from nanovlm.results.terminal.console import PLAIN, make_console
 from nanovlm.results.terminal.preparation import PreparationDisplay
 from nanovlm.results.terminal.single_display import SingleDisplay
@@ -69,6 +68,7 @@ def main() -> int:
                 plan,
                 folder,
                 resources,
+                default_name=DEFAULT_NAME if arguments.name is None else None,
                 resume=arguments.resume,
                 address=arguments.address,
                 observers=[display],
@@ -79,7 +79,7 @@ def main() -> int:
     for note in outcome.notes:
         console.print(f"note: {note}", style="yellow", **PLAIN)
     if outcome.is_interrupted:
-        console.print(f"\ninterrupted; {how_to_go_on(folder)}", **PLAIN)
+        console.print(f"\ninterrupted; {how_to_go_on(outcome.folder)}", **PLAIN)
         return cli.INTERRUPTED
     if interrupts.was_interrupted():  # when all was done
         return cli.INTERRUPTED
@@ -91,7 +91,7 @@ def how_to_go_on(folder: Path) -> str:
     words, what = hide_words(sys.argv[1:]), "begin again"
     if folder.exists():
         words, what = cli.resume_words(words, folder), "go on"
-    return f"to {what}:\n{shlex.join(['python', 'run_single.py', *words])}"
+    return f"to {what}:\n{cli.command(words)}"
 
 
 def results_folder(arguments: argparse.Namespace) -> Path:
@@ -99,7 +99,7 @@ def results_folder(arguments: argparse.Namespace) -> Path:
     if not arguments.resume:
         return choose_folder(arguments.results, arguments.name, DEFAULT_NAME)
     folder: Path = arguments.results / (arguments.name or DEFAULT_NAME)
-    if not folder.exists():
+    if not is_there(folder):
         raise UserError(f"--resume: {folder} does not exist; --name says where the run was")
     return folder
 

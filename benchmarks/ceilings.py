@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.figures import Figures
+from nanovlm.machine import usable_cpus
 from nanovlm.models.compiler import find_compile_obstacle
 from nanovlm.training.peak_flops import peak_flops_per_second
 
@@ -74,7 +75,7 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "cpus": os.cpu_count(),
-        "usable_cpus": len(os.sched_getaffinity(0)),
+        "usable_cpus": usable_cpus(),
         "memory_gb": psutil.virtual_memory().total / 1e9,
         "shared_memory_gb": free_gb("/dev/shm"),
         "free_disk_gb": free_gb(tempfile.gettempdir()),

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 
 from benchmarks.stage_runner import Outcome, run_stage, time_box
 from nanovlm.files import replace_json, replace_text
+from nanovlm.machine import usable_cpus
 
 BENCHMARKS = Path(__file__).parent.resolve()
 
@@ -56,7 +57,7 @@ class Stage:
 
 
 TINY = "--device cpu --threads 1"
-LARGE = f"--device cuda --config 222m --threads {min(16, len(os.sched_getaffinity(0)))}"
+LARGE = f"--device cuda --config 222m --threads {min(16, usable_cpus())}"
 CEILING = "bfloat16_product_tflops"
 
 STAGES = (

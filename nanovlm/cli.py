@@ -1,6 +1,7 @@
 """What the two programs have in common: exit codes, shared arguments, how a mistake is told."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -109,6 +110,13 @@ def above_zero(text: str) -> float:
     return value
 
 
+def command(words: Sequence[str]) -> str:
+    """Return this program's command with other arguments, as it was called."""
+    num_given = len(sys.argv) - 1
+    called = sys.orig_argv[: len(sys.orig_argv) - num_given]
+    return shlex.join([*called, *words])
+
+
 def resume_words(words: Sequence[str], folder: Path) -> list[str]:
     """Return the arguments of a program that goes on with what these have begun in `folder`.
 
@@ -116,5 +124,7 @@ def resume_words(words: Sequence[str], folder: Path) -> list[str]:
     """
     kept = [word for word in hide_words(words) if word != "--resume"]
     if not any(word == "--name" or word.startswith("--name=") for word in kept):
-        kept += ["--name", folder.name]
+        # One that begins with a dash would be taken for an option.
+        named = [f"--name={folder.name}"] if folder.name.startswith("-") else None
+        kept += named or ["--name", folder.name]
     return [*kept, "--resume"]

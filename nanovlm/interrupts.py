@@ -11,6 +11,7 @@ or of a call into C++. Who uses this package from a program of his own does not 
 `in_order` alone has an effect, and a second signal raises KeyboardInterrupt.
 """
 
+import atexit
 import contextlib
 import os
 import select
@@ -51,6 +52,7 @@ def listen() -> None:
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reading,), name="signals", daemon=True).start()
     _handle()
+    atexit.register(_ignore)  # the first one is called last
 
 
 @contextlib.contextmanager
@@ -100,7 +102,14 @@ def _handled_meanwhile() -> Iterator[None]:
     finally:
         _handled, _first_at = (), None
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # not one of Python
+                signal.signal(number, handler)
+
+
+def _ignore() -> None:
+    """Let no signal change the exit code: all is done, and Python takes the handlers away."""
+    for number in _handled:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _on_signal(number: int, frame: object) -> None:
@@ -108,7 +117,8 @@ def _on_signal(number: int, frame: object) -> None:
     if not _is_program and _is_repeated(number):
         raise KeyboardInterrupt
     if not _is_program:
-        _receivers[-1]()
+        for tell in _receivers[-1:]:
+            tell()
 
 
 def _watch(pipe: int) -> None:

@@ -127,6 +127,21 @@ def test_what_is_sent_twice_at_once_is_one_signal() -> None:
     assert end_of(process) == (130, "told\nended\n")
 
 
+def test_a_signal_after_the_end_changes_nothing() -> None:
+    code = """
+class Slow:
+    def __del__(self):
+        say('torn down')
+        time.sleep(0.3)
+slow = Slow()  # like the modules of large libraries
+raise SystemExit(3)
+"""
+    process = start(code)
+    assert line_of(process) == "torn down"
+    process.send_signal(signal.SIGTERM)
+    assert end_of(process) == (3, "")
+
+
 def test_an_error_on_the_way_to_the_end_is_told_without_a_traceback() -> None:
     process = start(IN_ORDER.format(more="raise OSError('no disk')"))
     line_of(process)

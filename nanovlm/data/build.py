@@ -5,7 +5,6 @@ was broken off, however hard, goes on after the parts that are done, and gives t
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,8 @@ from nanovlm.data.cache import ABOUT_FILE, IMAGES_FILE, MANIFEST_FILE, PreparedF
 from nanovlm.data.left_out import BadCell, check_bad_rows, describe_bad
 from nanovlm.data.rows import Subset, choose
 from nanovlm.errors import UserError
+from nanovlm.files import remove_folder
+from nanovlm.machine import usable_cpus
 from nanovlm.messages import BuildProgress
 
 logger = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ def _build(recipe: Recipe, subsets: tuple[Subset, ...], on_progress: OnProgress)
         },
     )
     for left in folder.path.glob("parts-*"):
-        shutil.rmtree(left)
+        remove_folder(left)
 
 
 @dataclass
@@ -198,7 +199,7 @@ def _build_images(
 
     check()
     _check_disk(recipe, len(rows) * task.image_bytes)
-    write_images(choose(subsets, rows), task, parts, _num_cpus(), on_part)
+    write_images(choose(subsets, rows), task, parts, usable_cpus(), on_part)
     return found
 
 
@@ -252,10 +253,3 @@ def _count_by_subset(
             "samples": int(num_samples[start:end].sum()),
         }
     return result
-
-
-def _num_cpus() -> int:
-    """Return the processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

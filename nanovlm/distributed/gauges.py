@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.util.metrics import Gauge
 
+from nanovlm.identifiers import identifier
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 
@@ -61,7 +62,7 @@ class Gauges(Observer):
         return self._problem
 
     def begin(self, start: RunStart) -> None:
-        self._search = start.folder.name
+        self._search = identifier(start.folder.name)
         self._metric, self._sign = start.objective.metric, 1.0
         if start.objective.mode == "min":
             self._sign = -1.0

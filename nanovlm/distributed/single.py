@@ -99,6 +99,7 @@ def run_single(
     folder: Path,
     resources: TrialResources,
     *,
+    default_name: str | None = None,
     resume: bool = False,
     address: str | None = None,
     observers: Sequence[Observer] = (),
@@ -107,6 +108,7 @@ def run_single(
 
     Args:
         folder: the results folder, which must not exist yet.
+        default_name: see `ResultsStore`.
         resume: go on with the run that was interrupted in `folder`, from its last report.
         address: of a Ray cluster to join; None starts one here and ends it afterwards.
         observers: told what happens, besides those that every run has.
@@ -119,16 +121,16 @@ def run_single(
     if resume:
         check_same_config(folder, plan.config)
         unchecked = check_same_data(folder, plan.data)
-    store = ResultsStore(folder, OBJECTIVE, resources.gpus_per_trial)
+    store = ResultsStore(folder, OBJECTIVE, resources.gpus_per_trial, default_name=default_name)
     watching = [*standard_observers(), *observers]
     with (
         interrupts.in_order(),
         store.opened(resume=resume),
-        logged_to(folder / LOGS_DIR),
-        told_of_full_disk(folder),
+        logged_to(store.folder / LOGS_DIR),
+        told_of_full_disk(store.folder),
     ):
         start = RunStart(
-            folder=folder,
+            folder=store.folder,
             config=plan.config,
             objective=OBJECTIVE,
             milestones=plan.milestones,
@@ -137,7 +139,7 @@ def run_single(
             earlier_seconds=store.earlier_seconds(),
         )
         recorder = Recorder(store, start, watching)
-        place, switch = folder.resolve(), StopSwitch()
+        place, switch = store.folder.resolve(), StopSwitch()
         with (
             recorder.told_of_errors(),
             session(
@@ -148,7 +150,7 @@ def run_single(
         ended = store.records
         summary = recorder.end((ended[-1].reason or "completed") if ended else INTERRUPTED)
         notes = (*unchecked, *store.notes, *recorder.notes())
-    return RunOutcome(folder, summary, notes)
+    return RunOutcome(store.folder, summary, notes)
 
 
 def check_same_config(folder: Path, config: TrainConfig) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from nanovlm.identifiers import identifier
 from nanovlm.messages import Job, Report, TrialRecord
 from nanovlm.results.kept_models import model_dir, state_dir
 from nanovlm.results.read import answers_file
@@ -50,7 +51,7 @@ class TrialRelay(tune.Trainable):
         self._submit(config)
 
     def __repr__(self) -> str:  # seen in Ray's dashboard
-        return f"trials of {self._folder.name}"
+        return f"trials of {identifier(self._folder.name)}"
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._submit(new_config)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import psutil
 import ray
+from pyarrow.fs import LocalFileSystem
 from ray._private.ray_constants import env_bool
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -31,6 +32,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanovlm.distributed.channel import Channel, GroupParts
 from nanovlm.distributed.worker import RunTrial, WorkerSettings, serve_trials
+from nanovlm.identifiers import identifier
 from nanovlm.search.sections import TrialResources
 from nanovlm.trial import run_trial
 
@@ -183,7 +185,8 @@ def _make_trainer(settings: WorkerSettings, resources: TrialResources) -> TorchT
         use_gpu=resources.gpus_per_worker > 0,
         resources_per_worker=_per_worker(resources),
     )
-    run_name = f"{Path(settings.log_dir).parent.name}-{settings.group}"  # for Ray's dashboard
+    folder = Path(settings.log_dir).parent
+    run_name = f"{identifier(folder.name)}-{settings.group}"  # for Ray's dashboard
     known = _ControllerKnown(settings.channel, settings.group, run_name)
     return TorchTrainer(
         functools.partial(serve_trials, settings),
@@ -191,6 +194,7 @@ def _make_trainer(settings: WorkerSettings, resources: TrialResources) -> TorchT
         run_config=RunConfig(
             name=run_name,
             storage_path=f"{settings.log_dir}/ray",
+            storage_filesystem=LocalFileSystem(),  # a path is a path, whatever it looks like
             failure_config=FailureConfig(max_failures=_MAX_RESTARTS),
             callbacks=[known],  # type: ignore[list-item]
         ),
@@ -234,7 +238,7 @@ def opened_channel(run_name: str, stall_seconds: float | None = None) -> Iterato
     channel: Any = (
         ray.remote(Channel)
         .options(
-            name=f"nanovlm-channel-{run_name}",
+            name=f"nanovlm-channel-{identifier(run_name)}",
             num_cpus=0,
             max_concurrency=_MAX_WAITING_CALLS,
             scheduling_strategy=here,

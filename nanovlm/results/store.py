@@ -9,7 +9,10 @@ half of one.
 import contextlib
 import fcntl
 import math
+import os
 import re
+import shlex
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +27,7 @@ from nanovlm.files import (
     replace_json,
     replace_text,
 )
+from nanovlm.identifiers import check_text
 from nanovlm.messages import RUN_ID, TrialRecord
 from nanovlm.records import record_line
 from nanovlm.results.confirmation import confirmation_by_what_is_left
@@ -51,33 +55,58 @@ SECONDS_BETWEEN_SUMMARIES = 1.0
 
 _ANSWERS = re.compile(rf"\.?({RUN_ID.pattern})\.jsonl(\.\d+)?(\.part)?")
 """Names of files of answers, finished or not."""
+_LONGEST_NAME = 255
+"""Bytes that file systems take."""
 
 
 def choose_folder(results: Path, name: str | None, default_name: str) -> Path:
     """Return the results folder to make: `name`, or the default name with a number if it is taken.
 
     Raises:
-        UserError: if the user named a folder that exists.
+        UserError: if the user named a folder that exists, or that cannot be.
     """
+    check_text("--name" if name else "--results", results / (name or default_name))
     if name is None:
-        return next(folder for folder in _numbered(results / default_name) if not folder.exists())
+        return next(folder for folder in _numbered(results / default_name) if not is_there(folder))
     folder = results / name
     if name in ("", ".", "..") or Path(name).name != name:
         raise UserError(f"--name: must be the plain name of a folder, got {name!r}")
-    if folder.exists():
+    if is_there(folder):
         raise UserError(f"--name: {folder} holds results already; choose another name or remove it")
     return folder
 
 
-def _make(folder: Path) -> list[Path]:
-    """Make the folder and its `logs/`; return the folders above it that were made for it."""
+def is_there(folder: Path) -> bool:
+    """Return whether there is such a folder or file. Raises UserError if there cannot be."""
+    size = len(os.fsencode(folder.name))
+    if size > _LONGEST_NAME:
+        raise UserError(f"--name: must not exceed {_LONGEST_NAME} bytes, got {size}: {folder}")
+    try:
+        folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UserError(f"--name: {folder}: {error.strerror}") from None
+    return True
+
+
+def _make(folder: Path, default_name: str | None) -> tuple[Path, list[Path]]:
+    """Make the folder and its `logs/`; return it and the folders above it that were made for it.
+
+    One that has come to be meanwhile is another program's: the next number of the default name is
+    taken, where there is one.
+    """
     parents = [parent for parent in folder.parents if not parent.exists()]
     try:
         folder.mkdir(parents=True)
         (folder / LOGS_DIR).mkdir()
+    except FileExistsError:
+        if default_name is None:
+            raise UserError(f"--name: {folder} exists already; choose another name") from None
+        return _make(choose_folder(folder.parent, None, default_name), default_name)
     except OSError as error:
         raise UserError(f"--results: {folder} cannot be made: {error.strerror}") from None
-    return parents
+    return folder, parents
 
 
 def _discard(folder: Path, parents: list[Path]) -> None:
@@ -98,11 +127,18 @@ class ResultsStore:
     """The results folder that the running program writes."""
 
     def __init__(
-        self, folder: Path, objective: Objective, gpus_per_trial: float, num_models: int = 1
+        self,
+        folder: Path,
+        objective: Objective,
+        gpus_per_trial: float,
+        num_models: int = 1,
+        default_name: str | None = None,
     ) -> None:
         """
         Args:
             num_models: so many of the best trials keep their models.
+            default_name: if nobody has asked for this folder: the name that it is numbered by. If
+                another program makes the folder first, `opened` takes the next number.
         """
         self.folder = folder
         self.objective = objective
@@ -112,6 +148,8 @@ class ResultsStore:
         """Of the ended trials, in the order of their end."""
         self.confirmed: list[TrialRecord] = []
         """Of the ended runs that confirm, in the order of their end."""
+        self._num_models = num_models
+        self._default_name = default_name
         self._models = KeptModels(folder, objective, num_models)
         self._ended: set[str] = set()
         self.best: TrialRecord | None = None
@@ -131,7 +169,10 @@ class ResultsStore:
         Raises:
             UserError: if it cannot be made, or another program works in it.
         """
-        parents = [] if resume else _make(self.folder)
+        parents: list[Path] = []
+        if not resume:
+            self.folder, parents = _make(self.folder, self._default_name)
+            self._models = KeptModels(self.folder, self.objective, self._num_models)
         with _open_lock(self.folder) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -281,11 +322,11 @@ class ResultsStore:
     def _best_config(self, record: TrialRecord) -> str:
         score = describe_accuracy(record.metrics, self.objective.metric)
         head = (
-            f"# python run_single.py --config {self.folder / BEST_CONFIG_FILE}\n"
-            f"# {describe_run(record)}: {self.objective.metric} {score} "
+            f"python run_single.py --config {shlex.quote(str(self.folder / BEST_CONFIG_FILE))}\n"
+            f"{describe_run(record)}: {self.objective.metric} {score} "
             f"after {record.samples_seen} samples\n"
         )
-        return head + write_yaml(dict(record.config))
+        return textwrap.indent(head, "# ") + write_yaml(dict(record.config))
 
 
 def describe_run(record: TrialRecord) -> str:

@@ -5,7 +5,6 @@ disk by what is kept (`disk.py`).
 """
 
 import math
-import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 
 from nanovlm.files import free_bytes, gib
+from nanovlm.machine import usable_cpus
 from nanovlm.search.disk import DiskPeak, disk_peak
 from nanovlm.search.parameter import count_configurations
 from nanovlm.search.past_speed import PastSearches, past_speed
@@ -259,7 +259,7 @@ def _time(
 
 def local_slots(resources: TrialResources) -> int:
     """Return how many trials fit on this machine at once; 1 where not even one does."""
-    fits = len(os.sched_getaffinity(0)) / resources.cpus_per_worker
+    fits = usable_cpus() / resources.cpus_per_worker
     if resources.gpus_per_worker:
         fits = min(fits, torch.cuda.device_count() / resources.gpus_per_worker)
     return max(1, math.floor(fits) // resources.workers)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nanovlm.errors import UserError
 from nanovlm.results.read import SPACE_FILE, FolderReader
-from nanovlm.results.store import choose_folder
+from nanovlm.results.store import choose_folder, is_there
 from nanovlm.search.space import SearchSpace
 
 
@@ -21,6 +21,7 @@ def search_folder(results: Path, name: str | None, space: SearchSpace, resume: b
     if not resume:
         return choose_folder(results, name, space.name)
     folder = results / (name or space.name)
+    is_there(folder)
     check_same_space(folder, space)
     return folder
 

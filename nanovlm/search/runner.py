@@ -60,6 +60,7 @@ def run_search(
     """
     if not isinstance(space, SearchSpace):
         space = load_space(user_path(space))
+    default_name = space.name if folder is None else None
     folder = (
         choose_folder(Path("results"), None, space.name) if folder is None else user_path(folder)
     )
@@ -68,6 +69,7 @@ def run_search(
     return run_plan(
         plan_search(space, on_progress),
         folder,
+        default_name=default_name,
         resume=resume,
         address=address,
         concurrency=concurrency,
@@ -79,6 +81,7 @@ def run_plan(
     plan: SearchPlan,
     folder: Path,
     *,
+    default_name: str | None = None,
     resume: bool = False,
     address: str | None = None,
     concurrency: int | None = None,
@@ -88,25 +91,28 @@ def run_plan(
     """Run a search that `plan_search` has planned; see `run_search`.
 
     Args:
+        default_name: see `ResultsStore`.
         start_workers: starts what serves the trials.
     """
     unchecked = check_same_data(folder, plan.data) if resume else ()
     most_bytes = _check_room(plan, concurrency, folder)
     space = plan.space
     num_models = max(1, space.confirm.top)
-    store = ResultsStore(folder, space.objective, space.resources.gpus_per_trial, num_models)
+    store = ResultsStore(
+        folder, space.objective, space.resources.gpus_per_trial, num_models, default_name
+    )
     with (
         interrupts.in_order(),
         store.opened(resume=resume),
-        logged_to(folder / LOGS_DIR),
-        told_of_full_disk(folder, most_bytes),
+        logged_to(store.folder / LOGS_DIR),
+        told_of_full_disk(store.folder, most_bytes),
     ):
         mended = mend_search(space, folder, plan.milestones, store.records) if resume else []
         recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])
         earlier = EarlierRun(tuple(store.records), tuple(store.confirmed), store.earlier_seconds())
         failures = SamplerFailures(lambda text: recorder.take(Notice(text=text)))
         place = Place(
-            folder,
+            store.folder,
             on_start=recorder.begin,
             on_event=recorder.take,
             address=address,
@@ -125,7 +131,7 @@ def run_plan(
         planned, sampler = plan_confirmation(space, store.records).notes, failures.note()
         notes = [*unchecked, *mended, *store.notes, *planned]
         notes += [*filter(None, [sampler]), *recorder.notes()]
-    return RunOutcome(folder, summary, tuple(notes))
+    return RunOutcome(store.folder, summary, tuple(notes))
 
 
 def _start(plan: SearchPlan, store: ResultsStore) -> RunStart:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from pyarrow.fs import LocalFileSystem
 from ray import tune
 
 from nanovlm.distributed.broker import Event
@@ -268,6 +269,7 @@ class _Search:
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(folder / "logs" / "ray"),
+                storage_filesystem=LocalFileSystem(),
                 failure_config=tune.FailureConfig(max_failures=_MAX_LOST_RELAYS),
                 stop=_StopperOf(self.switch),
                 verbose=0,

@@ -23,6 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from nanovlm.config_files import config_values, flat_values
 from nanovlm.errors import UserError
 from nanovlm.files import append, drop_cut_line, replace_text
+from nanovlm.identifiers import identifier
 from nanovlm.results.read import SEARCH_ID_FILE, STUDY_FILE, TRIALS_FILE, read_text
 from nanovlm.search.database_url import PLACEHOLDER, fill_in, without_password_of
 from nanovlm.search.sections import NO_SQLITE, Study
@@ -106,7 +107,7 @@ def open_study(space: SearchSpace, folder: Path) -> StudyPlace:
 
 def study_name(space: SearchSpace, folder: Path) -> str:
     """Return the name of a results folder's study where it is kept."""
-    default = STUDY_NAME if space.study.storage is None else folder.name
+    default = STUDY_NAME if space.study.storage is None else identifier(folder.name)
     return space.study.name or default
 
 

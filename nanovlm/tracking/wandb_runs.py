@@ -31,6 +31,8 @@ SEARCH = "search"
 MAX_TAG = 64
 """Characters that W&B allows in a tag."""
 _SEARCH_ID = re.compile(rb"[0-9a-f]{8}")
+MAX_NAME = 128
+"""In the name of a run or of a group."""
 
 END_SECONDS = 30.0
 """How long the end of a run may wait for what is not recorded yet."""
@@ -223,8 +225,8 @@ class WandbRuns(Observer):
             entity=self._start.config.wandb_entity,
             dir=str(self._start.folder),
             id=run_id,
-            name=name,
-            group=self._start.folder.name,
+            name=name[:MAX_NAME],
+            group=self._start.folder.name[:MAX_NAME],
             job_type=kind,
             config=dict(config),
             reinit="create_new",

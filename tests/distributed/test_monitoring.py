@@ -18,6 +18,7 @@ from nanovlm.distributed.cluster import Cluster
 from nanovlm.distributed.gauges import GAUGES, Gauges
 from nanovlm.distributed.jobs import run_to_end
 from nanovlm.distributed.worker_group import opened_channel, worker_groups
+from nanovlm.identifiers import identifier
 from nanovlm.messages import Job
 from nanovlm.search.sections import TrialResources
 from tests.browser import chromium
@@ -53,8 +54,8 @@ def wait_for(expected: Values) -> None:
 @pytest.mark.ray
 @pytest.mark.timeout(120)
 def test_the_gauges_are_on_rays_endpoint(ray_cluster: Cluster, tmp_path: Path) -> None:
-    observer = Gauges(refresh_seconds=0.2)
-    observer.begin(start(tmp_path / "demo", records=(FAILED,)))
+    observer, name = Gauges(refresh_seconds=0.2), identifier("größe 1")
+    observer.begin(start(tmp_path / "größe 1", records=(FAILED,)))
     observer.trial_changed(record(0, 0, "running"))
     observer.trial_changed(COMPLETED)
     observer.trial_changed(record(1, 0, "running"))
@@ -63,27 +64,27 @@ def test_the_gauges_are_on_rays_endpoint(ray_cluster: Cluster, tmp_path: Path) -
     observer.trial_changed(record(3, 1, "running"))
     observer.pulse(pulse(3, 150))
     counts = {
-        ("ray_nanovlm_best_accuracy", "demo"): 0.9,
-        ("ray_nanovlm_trials", "demo", "completed"): 1.0,
-        ("ray_nanovlm_trials", "demo", "failed"): 1.0,
-        ("ray_nanovlm_trials", "demo", "stopped"): 0.0,
-        ("ray_nanovlm_trials", "demo", "running"): 2.0,
+        ("ray_nanovlm_best_accuracy", name): 0.9,
+        ("ray_nanovlm_trials", name, "completed"): 1.0,
+        ("ray_nanovlm_trials", name, "failed"): 1.0,
+        ("ray_nanovlm_trials", name, "stopped"): 0.0,
+        ("ray_nanovlm_trials", name, "running"): 2.0,
     }
     third = {
-        ("ray_nanovlm_trial_accuracy", "demo", "trial-0003"): 0.13,
-        ("ray_nanovlm_samples_per_second", "demo", "trial-0003"): 63.0,
-        ("ray_nanovlm_data_wait_fraction", "demo", "trial-0003"): 0.125,
+        ("ray_nanovlm_trial_accuracy", name, "trial-0003"): 0.13,
+        ("ray_nanovlm_samples_per_second", name, "trial-0003"): 63.0,
+        ("ray_nanovlm_data_wait_fraction", name, "trial-0003"): 0.125,
     }
     first = {
-        ("ray_nanovlm_trial_accuracy", "demo", "trial-0001"): 0.11,
-        ("ray_nanovlm_samples_per_second", "demo", "trial-0001"): 51.0,
-        ("ray_nanovlm_data_wait_fraction", "demo", "trial-0001"): 0.25,
+        ("ray_nanovlm_trial_accuracy", name, "trial-0001"): 0.11,
+        ("ray_nanovlm_samples_per_second", name, "trial-0001"): 51.0,
+        ("ray_nanovlm_data_wait_fraction", name, "trial-0001"): 0.25,
     }
     wait_for(counts | first | third)
 
     observer.trial_changed(STOPPED)  # its values go, the counts stay
-    counts[("ray_nanovlm_trials", "demo", "stopped")] = 1.0
-    counts[("ray_nanovlm_trials", "demo", "running")] = 1.0
+    counts[("ray_nanovlm_trials", name, "stopped")] = 1.0
+    counts[("ray_nanovlm_trials", name, "running")] = 1.0
     wait_for(counts | third)
     observer.end({})
     wait_for({})
@@ -93,11 +94,12 @@ def test_the_gauges_are_on_rays_endpoint(ray_cluster: Cluster, tmp_path: Path) -
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 def test_the_dashboard_shows_the_run_under_its_name(ray_cluster: Cluster, tmp_path: Path) -> None:
-    logs = tmp_path / "shown" / "logs"
+    name = identifier("größe")  # Ray's names are ASCII
+    logs = tmp_path / "größe" / "logs"
     logs.mkdir(parents=True)
     pretending = functools.partial(worker_groups, run_trial=pretend)
     with (
-        opened_channel("shown") as channel,
+        opened_channel("größe") as channel,
         pretending(1, channel, TrialResources(), logs, is_own_cluster=False),
     ):
         run_to_end(channel, [Job(trial_id="trial-0000", config=TrainConfig())])
@@ -105,12 +107,12 @@ def test_the_dashboard_shows_the_run_under_its_name(ray_cluster: Cluster, tmp_pa
             page = browser.new_page()
             sign_in(page, str(ray_cluster.dashboard_url))
             page.goto(f"{ray_cluster.dashboard_url}/#/actors")
-            page.get_by_text("shown-group-0", exact=True).wait_for(timeout=60_000)
-            assert "RayTrainWorker" in row_with(page, "shown-group-0")
-            assert "Channel" in row_with(page, "nanovlm-channel-shown")
+            page.get_by_text(f"{name}-group-0", exact=True).wait_for(timeout=60_000)
+            assert "RayTrainWorker" in row_with(page, f"{name}-group-0")
+            assert "Channel" in row_with(page, f"nanovlm-channel-{name}")
             page.goto(f"{ray_cluster.dashboard_url}/api/train/v2/runs/v1")
             runs = json.loads(page.inner_text("body"))["train_runs"]
-    (run,) = [run for run in runs if run["name"] == "shown-group-0"]
+    (run,) = [run for run in runs if run["name"] == f"{name}-group-0"]
     assert run["status"] == "RUNNING"
     (attempt,) = run["attempts"]
     (worker,) = attempt["workers"]

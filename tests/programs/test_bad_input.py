@@ -22,6 +22,9 @@ scheduler: {rungs: 3, reduction_factor: 3}
 budget: {trials: 6}
 """
 
+LONG = 300 * "x"
+TOO_LONG = "--name: must not exceed 255 bytes, got 300: "
+
 CHECKPOINT = ["resume_from_vlm_checkpoint=true", "vlm.vlm_checkpoint_path=./nowhere"]
 OTHER_ENCODER = ["vlm.vlm_load_backbone_weights=true", "vlm.vit_model_type=./nowhere"]
 
@@ -57,6 +60,15 @@ def code_and_message(
         (["--space", "space.yaml", "epochs=two"], "epochs: must be a valid integer, got 'two'"),
         (["--space", "space.yaml", "preset=nano"], "preset: there is no 'nano'."),
         (["--space", "space.yaml", "--name", "taken"], "results/taken holds results already"),
+        (
+            ["--space", "space.yaml", "--name", LONG],
+            TOO_LONG,
+        ),
+        (
+            ["--space", "space.yaml", "--name", LONG, "--resume"],
+            TOO_LONG,
+        ),
+        (["--space", "space.yaml", "--results", LONG], "File name too long"),
         (["--space", "space.yaml", "--name", "a/b"], "--name: must be the plain name of a folder"),
         (["--space", "space.yaml", "--resume", "--name", "taken"], "holds no search to go on with"),
         (["--space", "space.yaml", "search.batch_size={choice: [16, 9000]}"], "batch_size"),
@@ -99,6 +111,11 @@ def test_mistakes_in_a_search(
     [
         (["--config", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
         (["--preset", "digit"], "preset: there is no 'digit'. Did you mean 'digits'?"),
+        (["--preset", "digits", "--name", LONG], TOO_LONG),
+        (
+            ["--preset", "digits", "--name", LONG, "--resume"],
+            TOO_LONG,
+        ),
         (["--preset", "digits", "vlm.lm_n_heads=5"], "must divide lm_hidden_dim"),
         (["--preset", "digits", *OTHER_ENCODER], "vlm.vit_model_type='./nowhere': there is no"),
         (["--preset", "digits", "--workers", "0"], "must be a whole number of at least 1"),

@@ -84,14 +84,14 @@ def test_ctrl_c_kill_and_resume_give_the_search_that_was_not_disturbed(
     finished_before = read_records(folder)
     assert {0, 1} <= {record.number for record in finished_before} < set(range(6))
 
-    process = start_program(*resume, cwd=workplace)
+    process = start_program("run_search.py", *resume, cwd=workplace)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("trial "):
             break
     killed.kill(process)
 
-    resumed = finish(start_program(*resume, cwd=workplace), folder)
+    resumed = finish(start_program("run_search.py", *resume, cwd=workplace), folder)
     assert resumed.code == 0, resumed.output
     assert resumed.records[: len(finished_before)] == finished_before
     undisturbed, disturbed = killed.outcome(search.folder), killed.outcome(folder)
@@ -121,7 +121,7 @@ def test_a_search_that_is_ended_while_ray_starts_leaves_nothing_behind(
 
 
 def interrupted_on_a_terminal(terminal: Terminal) -> list[str]:
-    """Start the search, look at it at two sizes and type Ctrl-C; return the command to go on."""
+    """Start the search, look at it at two sizes and type Ctrl-C; return the arguments to go on."""
     program = [sys.executable, str(REPOSITORY / "run_search.py")]
     arguments = [*SPACE, *SMALL, "--concurrency", "1", "--name", "disturbed"]
     terminal.type(f"clear; {shlex.join([*program, *arguments])}; echo ended with $?", "Enter")
@@ -141,11 +141,11 @@ def interrupted_on_a_terminal(terminal: Terminal) -> list[str]:
     *_, resume, ended = shown
     assert ended.startswith("ended with 130")
     words = shlex.split(resume)
-    assert words == ["python", "run_search.py", *arguments, "--resume"]
+    assert words == [*program, *arguments, "--resume"]
     assert not terminal.shows("Traceback")
     assert not terminal.shows("running ")
     assert terminal.cursor_is_visible()
-    return words[1:]
+    return words[2:]
 
 
 def ended_trials(lines: list[str]) -> list[str]:

@@ -21,6 +21,8 @@ from tests.programs.conftest import (
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
+ODD_NAME = "größe 🙂 #1 'x'"
+
 SPACE = """
 preset: digits
 base: {data_cutoff_idx: 300, epochs: 1, lr_backbones: 1.0e-3, batch_size: 16}
@@ -70,18 +72,19 @@ def kill_a_worker() -> None:
 def test_a_search_with_failing_trials_and_a_killed_worker_leaves_the_cluster_as_it_was(
     cluster: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "space.yaml").write_text(SPACE)
-    arguments = ["--space", "space.yaml", "--address", cluster, "--name", "demo"]
+    (tmp_path / f"{ODD_NAME}.yaml").write_text(SPACE)
+    arguments = ["--space", f"{ODD_NAME}.yaml", "--address", cluster]
     arguments += ["--trials", "5", "--concurrency", "1"]
-    log = tmp_path / "results" / "demo" / "logs" / "group-0-rank-0.log"
+    log = tmp_path / "results" / ODD_NAME / "logs" / "group-0-rank-0.log"
     process = start_program("run_search.py", *arguments, cwd=tmp_path)
     assert wait_until(
         lambda: log.exists() and "trial-0000 reports at" in log.read_text(), seconds=90
     )
     kill_a_worker()
-    finished = finish(process, tmp_path / "results" / "demo", timeout=200)
+    finished = finish(process, tmp_path / "results" / ODD_NAME, timeout=200)
     assert finished.code == 0, finished.output
     assert "\njoined Ray cluster" in finished.output
+    assert f"results: results/{ODD_NAME}\n" in finished.output
     logged = log.read_text()
     assert logged.count("trial-0000 starts") == 2, "the killed trial is started again"
     assert "trial-0000 goes on after" in logged

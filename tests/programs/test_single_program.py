@@ -2,14 +2,17 @@
 
 import json
 import os
+import shlex
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from nanovlm.results.read import answers_file
-from tests.programs.conftest import Finished, finish, start_program
+from tests.processes import start_command
+from tests.programs.conftest import REPOSITORY, Finished, finish, start_program
 from tests.programs.test_bad_input import code_and_message
 
 
@@ -33,10 +36,11 @@ def test_the_best_configuration_interrupted_and_resumed_gives_the_bits_of_the_se
     assert interrupted.code == 130, interrupted.output
     assert "Traceback" not in interrupted.output
     command = interrupted.output.splitlines()[-1]
-    assert command == f"python run_single.py {' '.join(arguments)} --resume"
+    called = (sys.executable, str(REPOSITORY / "run_single.py"))
+    assert shlex.split(command) == [*called, *arguments, "--resume"]
     assert interrupted.records == []
 
-    resumed = finish(start_program(*command.split()[1:], cwd=workplace), folder)
+    resumed = finish(start_command(*shlex.split(command), cwd=workplace), folder)
     assert resumed.code == 0, resumed.output
     (record,) = resumed.records
     assert "goes on after" in (folder / "logs" / "group-0-rank-0.log").read_text()

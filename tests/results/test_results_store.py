@@ -1,6 +1,8 @@
 """The results folder and the summary, from made-up records."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,37 @@ from nanovlm.yaml_text import read_mapping
 from tests.records import make_record, make_report, make_speed
 
 OBJECTIVE = Objective(metric="mmstar_accuracy", mode="max")
+
+
+def test_programs_that_choose_the_same_default_name_get_folders_of_their_own(
+    tmp_path: Path,
+) -> None:
+    results, num_programs = tmp_path / "results", 8
+    all_have_chosen, all_are_made = (threading.Barrier(num_programs) for _ in range(2))
+
+    def run(_: int) -> str:
+        folder = choose_folder(results, None, "digits")
+        all_have_chosen.wait(10)
+        store = ResultsStore(folder, OBJECTIVE, 0, default_name="digits")
+        with store.opened(resume=False):
+            all_are_made.wait(10)
+            assert (store.folder / "logs").is_dir()
+        return store.folder.name
+
+    with ThreadPoolExecutor(num_programs) as programs:
+        names = set(programs.map(run, range(num_programs)))
+    assert names == {"digits", *(f"digits-{number}" for number in range(2, num_programs + 1))}
+
+
+def test_a_name_that_was_asked_for_is_not_changed(tmp_path: Path) -> None:
+    folder = choose_folder(tmp_path, "mine", "digits")
+    folder.mkdir()
+    with (
+        pytest.raises(UserError, match=r"--name: .*/mine exists already"),
+        ResultsStore(folder, OBJECTIVE, 0).opened(resume=False),
+    ):
+        pass
+    assert list(folder.iterdir()) == []
 
 
 def record(
@@ -189,6 +222,31 @@ def test_the_folder_of_a_search(tmp_path: Path) -> None:
     for name in ("..", "a/b", ""):
         with pytest.raises(UserError, match="plain name"):
             choose_folder(tmp_path, name, "digits")
+
+
+def test_what_others_have_put_there_stays(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=0)
+    answers = store.folder / "answers"
+    with store.opened(resume=False):
+        fill(store)
+        (answers / "mine").mkdir(parents=True)
+        for name in ("notes.txt", "trial-0000.jsonl.bak", "trial-0000-mine.jsonl"):
+            (answers / name).write_text("mine")
+        (answers / "trial-0009.jsonl").write_text("of a trial that did not end")
+        (answers / ".trial-0009.jsonl.17.part").write_text("and half a file of it")
+        store.close(1.0, "budget.trials")
+    assert {path.name for path in answers.iterdir()} == {
+        "mine", "notes.txt", "trial-0000.jsonl.bak", "trial-0000-mine.jsonl",
+    }  # fmt: skip
+
+
+def test_a_folder_for_nothing_keeps_what_is_not_the_programs(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "results" / "demo", OBJECTIVE, gpus_per_trial=0)
+    with pytest.raises(KeyboardInterrupt), store.opened(resume=False):
+        store.write_text("study.id", "0")
+        (store.folder / "notes.txt").write_text("mine")
+        raise KeyboardInterrupt
+    assert [path.name for path in store.folder.iterdir()] == ["notes.txt"]
 
 
 def test_a_folder_for_nothing_is_removed(tmp_path: Path) -> None:

@@ -71,6 +71,13 @@ def test_a_limit_ends_the_first_stage_and_the_second_one_follows(tmp_path: Path)
     assert [(r.number, r.config["seed"]) for r in again.confirmed] == wanted[3:]
 
 
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "größe 🙂 #1 'x'\n%20?"
+    folder.mkdir()
+    run = Run(folder, **{"budget.trials": 2, "confirm.top": 0})
+    assert run() == "budget.trials: 2 trials are done"
+
+
 def test_more_trials_may_be_asked_for(tmp_path: Path) -> None:
     run = Run(tmp_path, **{"budget.trials": 3, "confirm.top": 0})
     assert run() == "budget.trials: 3 trials are done"
