@@ -9,7 +9,7 @@ from pathlib import Path
 from nanovlm import interrupts
 from nanovlm.config_files import TOKENIZERS_WITH_DEFAULT_EOS, Layer, given_values
 from nanovlm.errors import RunFailed, UserError
-from nanovlm.files import user_path
+from nanovlm.files import find_full_disk, user_path
 from nanovlm.output import enduring_streams
 from nanovlm.search.database_url import hide_passwords, hide_words
 
@@ -47,6 +47,9 @@ def _run(main: Callable[[], int]) -> int:
         return INTERRUPTED
     except Exception as error:
         if not interrupts.was_interrupted():
+            if full_disk := find_full_disk(error):
+                sys.stderr.write(f"error: the disk is full: {full_disk}\n")
+                return FAILED
             raise
         what = f"{type(error).__name__}: {error}"
         sys.stderr.write(f"\ninterrupted; and while it ended: {what}\n")

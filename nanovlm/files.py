@@ -5,6 +5,7 @@ stands alone, and not in `key=~/data`, `--name=~/x` or a YAML file.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,10 @@ LFS_HEAD = b"version https://git-lfs"
 """How a file begins that stands for another one, which Git LFS has."""
 PART_SUFFIX = ".part"
 """How the name of a file ends that is being written."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a quota that is used up, a file of the largest size that is allowed."""
+_FULL_TEXTS = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), f"(os error {errno.EFBIG})")
 
 _BLOCK_BYTES = 64 * 2**10
 _NUM_BLOCKS = 16
@@ -128,6 +133,60 @@ def replace_text(path: Path, text: str) -> None:
 def replace_json(path: Path, content: Any) -> None:
     """Write the file as a whole, as `replace_text` does."""
     replace_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def append(path: Path, text: str, is_synced: bool = True) -> None:
+    """Add text to the end of a file, all of it or none: where the disk is full, nothing is cut.
+
+    Args:
+        is_synced: return when it is safe on the disk.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with path.open("ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        rest = memoryview(text.encode("utf-8"))
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]  # a disk that is nearly full takes a part
+            if is_synced:
+                os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+            raise
+
+
+def find_full_disk(error: BaseException) -> str | None:
+    """Return what an error, or one behind it, says of a full disk; None if none of them does.
+
+    Of errors that come from another process, or from a library in another language, the text alone
+    is left.
+    """
+    seen: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found not in seen:
+        seen.append(found)
+        is_full = isinstance(found, OSError) and found.errno in _FULL
+        if is_full or any(text in str(found) for text in _FULL_TEXTS):
+            return " ".join(str(found).strip().splitlines()[-1:])
+        found = found.__cause__ or found.__context__
+    return None
+
+
+def free_bytes(folder: Path) -> int:
+    """Return what is free on the disk that `folder` lies on, or will lie on."""
+    folder = folder.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def gib(num_bytes: int) -> str:
+    """Return bytes as `1.2 GiB`, or MiB below one."""
+    unit, name = (2**30, "GiB") if num_bytes >= 2**30 else (2**20, "MiB")
+    return f"{num_bytes / unit:.3g} {name}"
 
 
 def remove_parts(folder: Path) -> None:

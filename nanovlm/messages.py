@@ -76,6 +76,8 @@ class Notice:
     """Something that a person who watches should know."""
 
     text: str
+    ends_run: bool = False
+    """Whether the run cannot go on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,21 +1,32 @@
 """Paths as people write them, and files that hold nothing."""
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import run_search
 import run_single
+from nanovlm import cli
 from nanovlm.config_files import preset_layer
 from nanovlm.data.processors import load_tokenizer
 from nanovlm.data.sources import benchmark_source, training_source
 from nanovlm.errors import UserError
-from nanovlm.files import check_whole, find_local_folder, fingerprint, user_path
+from nanovlm.files import (
+    append,
+    check_whole,
+    find_full_disk,
+    find_local_folder,
+    fingerprint,
+    user_path,
+)
 from nanovlm.models.model_files import find_folder, read_json_object, weight_files
 from nanovlm.results.load import load_results
 from nanovlm.search.space import load_space
 from nanovlm.search.warm_start import read_earlier_trials
+from tests.full_disk import files_end_at
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
@@ -137,3 +148,61 @@ def test_the_fingerprint_of_a_large_file(tmp_path: Path, place: int) -> None:
         stream.seek(place, os.SEEK_SET if place >= 0 else os.SEEK_END)
         stream.write(b"x")
     assert fingerprint(file) != before
+
+
+def test_what_is_appended_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    append(path, "one\n")
+    with files_end_at(10), pytest.raises(OSError, match="File too large"):
+        append(path, "a line that fits in part\n")  # 6 of its bytes
+    assert path.read_text() == "one\n"
+    append(path, "zwölf\n", is_synced=False)
+    assert path.read_text() == "one\nzwölf\n"
+
+
+def full(code: int = errno.ENOSPC) -> OSError:
+    return OSError(code, os.strerror(code), "results/x/trials.jsonl")
+
+
+def caused_by(cause: Exception) -> Exception:
+    error = RuntimeError("the trial could not be told")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (full(), "[Errno 28] No space left on device: 'results/x/trials.jsonl'"),
+        (full(errno.EDQUOT), "[Errno 122] Disk quota exceeded: 'results/x/trials.jsonl'"),
+        (full(errno.EFBIG), "[Errno 27] File too large: 'results/x/trials.jsonl'"),
+        (full(errno.EACCES), None),
+        (caused_by(full()), "[Errno 28] No space left on device: 'results/x/trials.jsonl'"),
+        (caused_by(ValueError("no")), None),
+        # What a library in Rust says, and the last line of a traceback in another process.
+        (RuntimeError("No space left on device (os error 28)"),) * 2,
+        (RuntimeError("File too large (os error 27)"),) * 2,
+        (RuntimeError("Traceback:\n  ...\nOSError: [Errno 28] No space left on device"),
+         "OSError: [Errno 28] No space left on device"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_full_disk_is_found_behind_an_error(error: Exception, expected: object) -> None:
+    assert find_full_disk(error) == (expected if expected is None else str(expected))
+
+
+@pytest.mark.parametrize("make", [full, lambda: caused_by(full())])
+def test_a_program_says_of_a_full_disk_in_a_line(
+    make: Callable[[], Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever it was met, such as in preparing the data."""
+
+    def main() -> int:
+        raise make()
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run_program(main)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: the disk is full: [Errno 28] No space left on device: 'results/x/trials.jsonl'\n"
+    )

@@ -89,6 +89,7 @@ class Broker:
         self._untold: list[TrialRecord] = []  # taken, and perhaps not in the results folder yet
         self.is_closed = False
         self._close_reason: str | None = None
+        self._is_aborted = False
 
     # ------------------------------------------------------------------ the search's side
 
@@ -138,6 +139,14 @@ class Broker:
         """End the trials that are not over as failed: the search asks for them no more."""
         for trial in self._open_trials():
             self._end(trial, End.ERROR, reason, at=trial.record.ended_at)
+
+    def abort(self, reason: str) -> None:
+        """End everything: the run cannot go on, and not for a trial's sake. All that is not over
+        stays unfinished, to be run another day."""
+        if not self._is_aborted:
+            self._is_aborted = True
+            self._events.append(Notice(text=reason, ends_run=True))
+        self.close(None)
 
     def close(self, reason: str | None) -> None:
         """Hand out no more jobs; a trial at work is to be broken off at its next step.
@@ -260,7 +269,7 @@ class Broker:
     def fail(self, lease: int, end: End, reason: str, at: float) -> None:
         """End the trial as failed; the first rank that says so gives the reason."""
         trial = self._serving_by(lease)
-        if trial is not None:
+        if trial is not None and not self._is_aborted:  # else a rank fails since another one did
             self._end(trial, end, reason, at)
 
     def lose(self, group: str, reason: str) -> None:

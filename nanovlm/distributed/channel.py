@@ -215,5 +215,9 @@ class Channel:
         """End the trial as failed; the first rank that says so gives the reason."""
         await self._change(lambda: self._broker.fail(lease, end, reason, at))
 
+    async def abort(self, reason: str) -> None:
+        """End the run, which cannot go on; a trial that is not over stays unfinished."""
+        await self._change(lambda: self._broker.abort(reason))
+
     async def wait_until_closed(self) -> None:
         await self._wait_for(lambda: self._broker.is_closed or None)

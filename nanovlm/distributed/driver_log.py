@@ -8,6 +8,8 @@ from typing import Any
 
 from ray._private import worker as ray_driver
 
+from nanovlm.distributed.log_file import LogFile
+
 DRIVER_LOG = "driver.log"
 
 _TALKATIVE = ("ray", "optuna")
@@ -23,7 +25,7 @@ def logged_to(folder: Path) -> Iterator[None]:
 
     Handlers that the program has set for its own use keep what they get.
     """
-    handler = logging.FileHandler(folder / DRIVER_LOG, encoding="utf-8", delay=True)
+    handler = LogFile(folder / DRIVER_LOG, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     talkative = [logging.getLogger(name) for name in _TALKATIVE]

@@ -115,7 +115,10 @@ class Recorder:
         except Exception as error:
             if self._store.has_begun:
                 known = isinstance(error, RunFailed)
-                self.end(str(error) if known else f"an error: {error}", is_settled=False)
+                try:
+                    self.end(str(error) if known else f"an error: {error}", is_settled=False)
+                except OSError:  # the disk may be what has failed before
+                    logger.exception("the end could not be written down")
             raise
 
     def end(self, ended_by: str, is_settled: bool = True) -> Mapping[str, Any]:

@@ -25,6 +25,7 @@ from nanovlm.distributed.worker_group import (
     worker_groups,
 )
 from nanovlm.errors import RunFailed
+from nanovlm.messages import Notice
 from nanovlm.search.sections import TrialResources
 
 INTERRUPTED = "interrupted"
@@ -49,6 +50,8 @@ class StopSwitch:
         self, limit_seconds: float | None = None, limit_reason: str = "the time limit is reached"
     ) -> None:
         self.reason: str | None = None
+        self.error: Exception | None = None
+        """Why the session cannot go on, if it is that which has thrown the switch."""
         self._limit_reason = limit_reason
         self._thrown = threading.Event()
         self._deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
@@ -60,6 +63,12 @@ class StopSwitch:
         if not self._thrown.is_set():
             self.reason = reason
             self._thrown.set()
+
+    def fail(self, error: Exception) -> None:
+        """End the session, which then raises the error; trials stay unfinished."""
+        if not self._thrown.is_set():
+            self.error = error
+            self.stop(str(error))
 
     def pause(self, seconds: float) -> None:
         """Wait, but no longer once the switch is thrown."""
@@ -120,7 +129,8 @@ def session(
 
     Raises:
         UserError: if the cluster cannot run that many trials, or none.
-        RunFailed: if all worker groups have ended although there was work, or the channel is lost.
+        RunFailed: if all worker groups have ended although there was work, the channel is lost, or
+            a worker cannot go on.
         KeyboardInterrupt: by a signal, before anything has begun.
     """
     stall_minutes = resources.stall_minutes
@@ -140,6 +150,8 @@ def session(
             _stalled_groups_ended(channel, pool),
         ):
             yield Session(channel, num_slots, wait_until_told)
+        if switch.error is not None:
+            raise switch.error
 
 
 @contextlib.contextmanager
@@ -170,13 +182,16 @@ def _events_passed_on(
         try:
             while events := ray.get(channel.next_events.remote()):
                 for event in events:
-                    on_event(event)
+                    if isinstance(event, Notice) and event.ends_run:
+                        switch.fail(RunFailed(event.text))
+                    else:
+                        on_event(event)
         except RayActorError:
             errors.append(RunFailed(LOST_CHANNEL))
             switch.stop(LOST_CHANNEL)
         except Exception as error:
             errors.append(error)
-            switch.stop(f"a trial could not be recorded: {error}")
+            switch.fail(error)  # what is not recorded has to be run again
 
     def wait_until_told() -> None:
         told = channel.wait_until_told.remote()
@@ -203,8 +218,9 @@ def _channel_closed_on_stop(channel: Any, switch: StopSwitch) -> Iterator[None]:
     def watch() -> None:
         switch.wait()
         if not finished.is_set():
-            # An interrupted search is to go on later; one that is over has stopped its trials.
-            reason = None if switch.reason == INTERRUPTED else switch.reason
+            # One that was interrupted or failed is to go on later; else it has stopped its trials.
+            is_over = switch.reason != INTERRUPTED and switch.error is None
+            reason = switch.reason if is_over else None
             with contextlib.suppress(RayActorError):  # it is lost, which is why
                 ray.get(channel.close.remote(reason))
 

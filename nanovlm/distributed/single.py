@@ -20,6 +20,7 @@ from nanovlm.errors import UserError
 from nanovlm.messages import Job
 from nanovlm.observer import Observer, RunStart
 from nanovlm.resources import Resources
+from nanovlm.results.full_disk import told_of_full_disk
 from nanovlm.results.kept_models import model_dir, state_dir
 from nanovlm.results.read import CONFIG_FILE, LOGS_DIR, FolderReader, answers_file
 from nanovlm.results.same_data import check_same_data
@@ -114,6 +115,7 @@ def run_single(
 
     Raises:
         UserError: if the cluster has not the resources, or there is no such run to go on with.
+        RunFailed: the disk is full, or a part of the cluster is lost.
     """
     unchecked: tuple[str, ...] = ()
     if resume:
@@ -121,7 +123,12 @@ def run_single(
         unchecked = check_same_data(folder, plan.data)
     store = ResultsStore(folder, OBJECTIVE, resources.gpus_per_trial, default_name=default_name)
     watching = [*standard_observers(), *observers]
-    with interrupts.in_order(), store.opened(resume=resume), logged_to(store.folder / LOGS_DIR):
+    with (
+        interrupts.in_order(),
+        store.opened(resume=resume),
+        logged_to(store.folder / LOGS_DIR),
+        told_of_full_disk(store.folder),
+    ):
         start = RunStart(
             folder=store.folder,
             config=plan.config,

@@ -22,7 +22,9 @@ import torch
 from ray.util import get_current_placement_group
 
 from nanovlm import parallel
+from nanovlm.distributed.log_file import LogFile
 from nanovlm.errors import UserError
+from nanovlm.files import find_full_disk
 from nanovlm.messages import Assignment, Decision, End, Job, Order, Pulse, Report
 from nanovlm.resources import Resources
 from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted
@@ -107,8 +109,11 @@ def _serve(
         logger.info("trial %s was interrupted", job.trial_id)
     except Exception as error:
         logger.exception("trial %s failed", job.trial_id)
-        failure = (kind_of_failure(error), _reason(error), time.time())
-        ray.get(channel.fail.remote(lease, *failure))
+        if full_disk := find_full_disk(error):  # no fault of the trial's: the next one meets it too
+            ray.get(channel.abort.remote(f"{job.trial_id}: {full_disk}"))
+        else:
+            failure = (kind_of_failure(error), _reason(error), time.time())
+            ray.get(channel.fail.remote(lease, *failure))
         if parallel.world_size() > 1 and not isinstance(error, _SEEN_BY_ALL_RANKS):
             raise  # the other ranks may wait for this one: the group has to start again
         if torch.cuda.is_available():
@@ -152,7 +157,7 @@ def _wait_until_closed(channel: Any, closed: threading.Event) -> None:
 
 def _log_to_file(settings: WorkerSettings) -> None:
     name = f"{settings.group}-rank-{parallel.rank()}.log"
-    handler = logging.FileHandler(Path(settings.log_dir) / name)
+    handler = LogFile(Path(settings.log_dir) / name)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger("nanovlm")
     root.handlers = [handler]

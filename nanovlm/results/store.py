@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from nanovlm.errors import UserError
 from nanovlm.files import (
+    append,
     drop_cut_line,
     remove_folder,
     remove_parts,
@@ -238,7 +239,8 @@ class ResultsStore:
         """Append an ended trial or an ended run that confirms one; then all that follows from it:
         what is best, and whose models are kept."""
         self._check_new(record)
-        self._append(CONFIRM_FILE if record.confirms else TRIALS_FILE, record)
+        name = CONFIRM_FILE if record.confirms else TRIALS_FILE
+        append(self.folder / name, record_line(record))
         (self.confirmed if record.confirms else self.records).append(record)
         if record.confirms:
             self._show_best(self._find_best())
@@ -293,12 +295,6 @@ class ResultsStore:
         assert record.state != "running", f"{record.trial_id} has not ended"
         assert record.trial_id not in self._ended, f"{record.trial_id} twice"
         self._ended.add(record.trial_id)
-
-    def _append(self, name: str, record: TrialRecord) -> None:
-        with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.write(record_line(record))
-            file.flush()
-            os.fsync(file.fileno())
 
     def write_summary(self, wall_seconds: float) -> None:
         """Write `summary.json` as it is after `wall_seconds` of the program.

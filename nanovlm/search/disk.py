@@ -5,7 +5,6 @@ of trials but for their answers and logs.
 """
 
 import itertools
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 
 from nanovlm.config import TrainConfig
 from nanovlm.errors import UserError
+from nanovlm.files import free_bytes, gib
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.search.space import SearchSpace
 from nanovlm.training.optim import FROZEN_PREFIXES, group_parameters
@@ -97,20 +97,6 @@ def check_disk(peak: DiskPeak, folder: Path) -> None:
             f"that are kept {gib(peak.models)}; lower --concurrency, confirm.top or confirm.seeds, "
             "or choose another disk"
         )
-
-
-def free_bytes(folder: Path) -> int:
-    """Return what is free on the disk that `folder` lies on, or will lie on."""
-    folder = folder.resolve()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
-def gib(num_bytes: int) -> str:
-    """Return bytes as `1.2 GiB`, or MiB below one."""
-    unit, name = (2**30, "GiB") if num_bytes >= 2**30 else (2**20, "MiB")
-    return f"{num_bytes / unit:.3g} {name}"
 
 
 def _largest_configs(space: SearchSpace) -> list[TrainConfig]:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
+from nanovlm.files import free_bytes, gib
 from nanovlm.machine import usable_cpus
-from nanovlm.search.disk import DiskPeak, disk_peak, free_bytes, gib
+from nanovlm.search.disk import DiskPeak, disk_peak
 from nanovlm.search.parameter import count_configurations
 from nanovlm.search.past_speed import PastSearches, past_speed
 from nanovlm.search.plan import SearchPlan

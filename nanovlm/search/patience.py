@@ -1,4 +1,4 @@
-"""How a search waits for a storage that is away for a while: a database, or a full disk."""
+"""How a search waits for a storage that is away for a while, such as a database."""
 
 import logging
 import time
@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from nanovlm.distributed.session import StopSwitch
-from nanovlm.search.study import STORAGE_ERRORS, StudyPlace
+from nanovlm.files import find_full_disk
+from nanovlm.search.study import STORAGE_ERRORS, StudyFileStorage, StudyPlace
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,8 @@ def patiently(
 ) -> T | None:
     """Return what `do` returns; try again while the storage is away, None if the search ends.
 
+    A full disk under the results folder ends it at once: all else is written there, too.
+
     Args:
         switch: ends the waiting; it is thrown when the patience is over.
         tell: told in a sentence that the storage fails.
@@ -33,6 +36,9 @@ def patiently(
         try:
             return do()
         except STORAGE_ERRORS as error:
+            if find_full_disk(error) and isinstance(place.storage, StudyFileStorage):
+                switch.fail(error)
+                return None
             reason = place.without_password(str(error))
         text = f"the study's storage fails, trying again: {reason}"
         logger.warning("%s", text)

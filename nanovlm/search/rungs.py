@@ -10,14 +10,13 @@ import dataclasses
 import itertools
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from nanovlm.files import drop_cut_line
+from nanovlm.files import append, drop_cut_line
 from nanovlm.search.sections import Scheduler
 from nanovlm.search.space import SearchSpace
 
@@ -212,10 +211,7 @@ class Rungs:
     def _write(self, line: dict[str, Any]) -> None:
         if self._log is None:
             return
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(self._log, json.dumps(line) + "\n")
 
     def _restore(self, log: Path) -> None:
         """Read the log; a last line that was cut was not acted upon and is taken away."""

@@ -17,6 +17,7 @@ from nanovlm.distributed.worker_group import StartWorkers, worker_groups
 from nanovlm.files import user_path
 from nanovlm.messages import Notice
 from nanovlm.observer import Observer, RunStart
+from nanovlm.results.full_disk import told_of_full_disk
 from nanovlm.results.read import LOGS_DIR
 from nanovlm.results.same_data import check_same_data
 from nanovlm.results.store import ResultsStore, choose_folder
@@ -55,6 +56,7 @@ def run_search(
 
     Raises:
         UserError: the space, the data, the cluster, the study or the folder cannot be used.
+        RunFailed: the disk is full, or a part of the cluster is lost.
     """
     if not isinstance(space, SearchSpace):
         space = load_space(user_path(space))
@@ -93,13 +95,18 @@ def run_plan(
         start_workers: starts what serves the trials.
     """
     unchecked = check_same_data(folder, plan.data) if resume else ()
-    _check_room(plan, concurrency, folder)
+    most_bytes = _check_room(plan, concurrency, folder)
     space = plan.space
     num_models = max(1, space.confirm.top)
     store = ResultsStore(
         folder, space.objective, space.resources.gpus_per_trial, num_models, default_name
     )
-    with interrupts.in_order(), store.opened(resume=resume), logged_to(store.folder / LOGS_DIR):
+    with (
+        interrupts.in_order(),
+        store.opened(resume=resume),
+        logged_to(store.folder / LOGS_DIR),
+        told_of_full_disk(store.folder, most_bytes),
+    ):
         mended = mend_search(space, folder, plan.milestones, store.records) if resume else []
         recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])
         earlier = EarlierRun(tuple(store.records), tuple(store.confirmed), store.earlier_seconds())
@@ -143,8 +150,8 @@ def _start(plan: SearchPlan, store: ResultsStore) -> RunStart:
     )
 
 
-def _check_room(plan: SearchPlan, concurrency: int | None, folder: Path) -> None:
-    """Raise UserError if the disk has not the room that the search may take."""
+def _check_room(plan: SearchPlan, concurrency: int | None, folder: Path) -> int:
+    """Return the bytes that the search takes at most; raise UserError if there is less room."""
     peak = disk_peak(
         plan.space,
         num_trials=plan.space.most_trials or UNKNOWN_TRIALS,
@@ -152,3 +159,4 @@ def _check_room(plan: SearchPlan, concurrency: int | None, folder: Path) -> None
         num_questions=plan.data["benchmark"]["samples"],
     )
     check_disk(peak, folder)
+    return peak.total

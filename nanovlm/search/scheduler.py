@@ -52,6 +52,11 @@ def plan_milestones(space: SearchSpace, budget: int) -> tuple[int, ...]:
 
 
 OnVerdict = Callable[[Verdict], None]
+OnFailure = Callable[[Exception], None]
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def build_scheduler(
@@ -59,17 +64,20 @@ def build_scheduler(
     milestones: tuple[int, ...],
     folder: Path | None = None,
     on_verdict: OnVerdict = lambda *_: None,
+    on_failure: OnFailure = _raise,
 ) -> "Scheduler":
     """Return Tune's scheduler for these milestones.
 
     Args:
         folder: the results folder that keeps what is decided; None keeps it in memory.
         on_verdict: told of each verdict when it is safe in the folder.
+        on_failure: told why a verdict could not be written; nothing is decided then. Tune would
+            take the error for the trial's.
     """
     if not milestones:
         return FIFOScheduler()
     rungs = build_rungs(space, milestones, folder and folder / RUNGS_FILE)
-    return RungScheduler(rungs, space.objective.metric, on_verdict)
+    return RungScheduler(rungs, space.objective.metric, on_verdict, on_failure)
 
 
 class RungScheduler(FIFOScheduler):
@@ -79,8 +87,15 @@ class RungScheduler(FIFOScheduler):
     of trials that failed later, and draw brackets that differ from run to run.
     """
 
-    def __init__(self, rungs: Rungs, metric: str, on_verdict: OnVerdict) -> None:
+    def __init__(
+        self,
+        rungs: Rungs,
+        metric: str,
+        on_verdict: OnVerdict,
+        on_failure: OnFailure = _raise,
+    ) -> None:
         super().__init__()
+        self._on_failure = on_failure
         self.rungs = rungs
         self._objective = metric
         self._on_verdict = on_verdict
@@ -90,9 +105,12 @@ class RungScheduler(FIFOScheduler):
     ) -> str:
         if FAILURE in result or UNFINISHED in result or result.get(IS_FINAL):
             return TrialScheduler.CONTINUE
-        verdict = self.rungs.judge(
-            trial.config[NUMBER], result[SAMPLES_SEEN], result[self._objective]
-        )
+        number, samples_seen = trial.config[NUMBER], result[SAMPLES_SEEN]
+        try:
+            verdict = self.rungs.judge(number, samples_seen, result[self._objective])
+        except OSError as error:
+            self._on_failure(error)
+            return TrialScheduler.CONTINUE
         self._on_verdict(verdict)
         return TrialScheduler.CONTINUE if verdict.goes_on else TrialScheduler.STOP
 
@@ -100,11 +118,17 @@ class RungScheduler(FIFOScheduler):
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> None:
         if FAILURE in result:
-            self.rungs.withdraw(trial.config[NUMBER])
+            self._withdraw(trial)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         if not trial.should_recover():  # else Tune begins it again, and it reports what it has
+            self._withdraw(trial)
+
+    def _withdraw(self, trial: Trial) -> None:
+        try:
             self.rungs.withdraw(trial.config[NUMBER])
+        except OSError as error:
+            self._on_failure(error)
 
 
 Scheduler = RungScheduler | FIFOScheduler

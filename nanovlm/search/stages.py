@@ -243,7 +243,11 @@ class _Search:
         """Let Ray Tune run the trials; returns after them or when the switch is thrown."""
         space, folder, channel = self.plan.space, self.place.folder, running.channel
         scheduler = build_scheduler(
-            space, self.plan.milestones, folder, functools.partial(_answer, channel)
+            space,
+            self.plan.milestones,
+            folder,
+            on_verdict=functools.partial(_answer, channel),
+            on_failure=self.switch.fail,
         )
         trainable = tune.with_parameters(
             TrialRelay,

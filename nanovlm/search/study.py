@@ -22,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from nanovlm.config_files import config_values, flat_values
 from nanovlm.errors import UserError
-from nanovlm.files import drop_cut_line, replace_text
+from nanovlm.files import append, drop_cut_line, replace_text
 from nanovlm.identifiers import identifier
 from nanovlm.results.read import SEARCH_ID_FILE, STUDY_FILE, TRIALS_FILE, read_text
 from nanovlm.search.database_url import PLACEHOLDER, fill_in, without_password_of
@@ -73,8 +73,7 @@ class StudyFile(JournalFileBackend):
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         lines = "".join(f"{json.dumps(log, separators=(',', ':'))}\n" for log in logs)
-        with self._path.open("ab", buffering=0) as file:
-            file.write(lines.encode())
+        append(self._path, lines, is_synced=False)
 
     def sync(self) -> None:
         with self._path.open("ab") as file:

@@ -375,3 +375,19 @@ def test_a_metric_that_is_not_finite_ends_the_trial() -> None:
     *_, last = records(broker)
     assert (last.end, last.reports) == (End.NOT_FINITE, ())
     assert last.reason == "mmstar_accuracy is nan after 10 samples"
+
+
+def test_a_run_that_cannot_go_on_ends_no_trial() -> None:
+    """Such as on a full disk: it is no failure of the trial's, whatever ranks say afterwards."""
+    broker = Broker()
+    for number in range(3):
+        broker.submit(job(number), at=0.0)
+    first, second = take(broker, "a"), take(broker, "b")
+    broker.report(second.lease, report(0), 0.5, 1.0, now=1.0)
+    broker.take_events()
+    broker.abort("trial-0: no space left")
+    broker.abort("trial-1: no space left")
+    broker.fail(first.lease, End.ERROR, "rank 1 has lost rank 0", at=2.0)
+    assert broker.next_job("a", now=3.0) is broker.next_job("b", now=3.0) is None
+    assert broker.take_events() == [Notice(text="trial-0: no space left", ends_run=True)]
+    assert broker.is_closed and broker.is_idle

@@ -255,3 +255,15 @@ def test_what_libraries_say_goes_to_a_file(
         assert f"ERROR {what}: chatter of {what}" in text
     assert "a library is old" in text
     assert capsys.readouterr().err == ""
+
+
+def test_a_log_on_a_full_disk_says_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import logging
+
+    (tmp_path / DRIVER_LOG).symlink_to("/dev/full")
+    with logged_to(tmp_path):
+        for _ in range(3):
+            logging.getLogger("ray.tune").error("chatter " * 2000)
+    assert capsys.readouterr().err == ""

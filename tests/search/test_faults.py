@@ -1,7 +1,11 @@
 """Whole searches that something goes wrong with, on real Ray, with trials that pretend to train."""
 
+import errno
 import functools
-from collections.abc import Sequence
+import json
+import os
+import re
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +13,16 @@ import optuna
 import pytest
 
 from nanovlm.distributed.recorder import RunOutcome
-from nanovlm.messages import TrialRecord
-from nanovlm.observer import Observer
-from nanovlm.results.read import read_records
+from nanovlm.errors import RunFailed
+from nanovlm.messages import Job, Report, TrialRecord
+from nanovlm.observer import Observer, RunStart
+from nanovlm.resources import Resources
+from nanovlm.results.read import RUNGS_FILE, STUDY_FILE, TRIALS_FILE, read_records
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.runner import run_plan
 from nanovlm.search.space import load_space
+from nanovlm.training.pulse import OnPulse, ignore
+from tests.full_disk import limit_files
 from tests.results.starts import DATA
 from tests.search.pretend import pretend
 from tests.worker_threads import worker_threads
@@ -34,8 +42,9 @@ def run(
 ) -> RunOutcome:
     path = folder.with_suffix(".yaml")
     path.write_text(SPACE)
+    data = {part: {**DATA[part], "folder": part} for part in DATA}
     return run_plan(
-        SearchPlan(load_space(path), (100, 300), 900, data=DATA),
+        SearchPlan(load_space(path), (100, 300), 900, data),
         folder,
         observers=observers,
         concurrency=1,
@@ -87,3 +96,85 @@ def test_a_search_goes_on_and_tells_of_what_failed(
     ]
     log = (outcome.folder / "logs" / "driver.log").read_text()
     assert "in trial_changed\n" in log and "a matrix that is singular" in log
+
+
+@pytest.fixture(autouse=True)
+def no_limit() -> Iterator[None]:
+    yield
+    limit_files(None)
+
+
+class FullDisk(Observer):
+    """Lets no file grow from some moment on, as on a full disk; notes what is whole by then."""
+
+    def __init__(self, moment: str) -> None:
+        self.ended: list[TrialRecord] = []
+        self._moment = moment
+        self._folder = Path()
+
+    def begin(self, start: RunStart) -> None:
+        self._folder = start.folder
+        self._fill("begin")
+
+    def trial_changed(self, record: TrialRecord) -> None:
+        if record.state != "running":
+            self._fill("end of a trial")
+        elif record.reports:
+            self._fill("report")
+
+    def _fill(self, moment: str) -> None:
+        if moment == self._moment and not self.ended:
+            self.ended = read_records(self._folder)
+            path = self._folder / TRIALS_FILE
+            limit_files(path.stat().st_size + 20 if path.exists() else 20)
+
+
+def pretend_where_no_room_is(
+    job: Job, resources: Resources, interrupted: Callable[[], bool], on_pulse: OnPulse = ignore
+) -> Generator[Report, None, None]:
+    """Have no room for what trial 1 writes."""
+    for report in pretend(job, resources, interrupted):
+        if job.number == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), job.output_dir)
+        yield report
+
+
+def check_that_it_goes_on(folder: Path, before: Sequence[TrialRecord]) -> None:
+    """Check that all files are whole, and that the search comes to its end."""
+    assert read_records(folder) == list(before)
+    for name in (TRIALS_FILE, RUNGS_FILE, STUDY_FILE):
+        if (folder / name).exists():
+            text = (folder / name).read_text()
+            assert text == "" or text.endswith("\n"), name
+            assert all(json.loads(line) for line in text.splitlines()), name
+    outcome = run(folder, resume=True)
+    assert outcome.summary["ended_by"] == "budget.trials: 4 trials are done"
+    assert [record.number for record in read_records(folder)] == [0, 1, 2, 3]
+    assert read_records(folder)[: len(before)] == list(before)
+
+
+@pytest.mark.parametrize("moment", ["begin", "report", "end of a trial"])
+def test_the_disk_fills(moment: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder, disk = tmp_path / "search", FullDisk(moment)
+    message = (
+        r"the disk is full: .*\[Errno 27\] File too large.*\. The run is in .*/search, where .* "
+        r"are free, and it may need .* MiB more; what it has recorded is whole\. Make room and go "
+        r"on with --resume"
+    )
+    with pytest.raises(RunFailed, match=message):
+        run(folder, [disk])
+    limit_files(None)
+    said = capfd.readouterr().err
+    assert "Logging error" not in said and "Traceback" not in said
+    check_that_it_goes_on(folder, disk.ended)
+
+
+def test_a_worker_has_no_room(tmp_path: Path) -> None:
+    """Which is no fault of the trial's: it has not ended, and the search goes on with it."""
+    folder = tmp_path / "search"
+    place = re.escape(str(folder / "checkpoints" / "trial-0001"))
+    with pytest.raises(RunFailed, match=rf"the disk is full: trial-0001: .*28\].*{place}"):
+        run(folder, run_trial=pretend_where_no_room_is)
+    (first,) = before = read_records(folder)
+    assert first.number == 0
+    check_that_it_goes_on(folder, before)

@@ -19,6 +19,7 @@ from nanovlm.search.scheduler import (
     plan_milestones,
 )
 from nanovlm.search.space import SearchSpace, load_space
+from tests.full_disk import files_end_at
 
 
 def space(tmp_path: Path, **overrides: Any) -> SearchSpace:
@@ -126,3 +127,22 @@ def test_what_was_decided_is_there_when_the_search_goes_on(tmp_path: Path) -> No
     assert report(again, 4, 1000, 0.55) == report(scheduler, 4, 1000, 0.55)
     lines = [json.loads(line) for line in (tmp_path / RUNGS_FILE).read_text().splitlines()]
     assert [line["rung_size"] for line in lines] == [0, 1, 2, 3, 3]
+
+
+def test_a_verdict_that_cannot_be_written_ends_the_search_and_no_trial(tmp_path: Path) -> None:
+    """Tune would take the error for one of the trial's and begin it again."""
+    failures: list[Exception] = []
+    verdicts: list[Verdict] = []
+    scheduler = build_scheduler(
+        space(tmp_path), (1000, 3000), tmp_path, verdicts.append, failures.append
+    )
+    assert isinstance(scheduler, RungScheduler)
+    assert report(scheduler, 0, 1000, 0.5) == "CONTINUE"
+    before = (tmp_path / RUNGS_FILE).read_bytes()
+    with files_end_at(len(before) + 10):
+        assert report(scheduler, 1, 1000, 0.1) == "CONTINUE"
+        none: Any = None
+        scheduler.on_trial_complete(none, trial(0), {FAILURE: "no memory"})
+    assert [str(error) for error in failures] == ["[Errno 27] File too large"] * 2
+    assert [verdict.number for verdict in verdicts] == [0]
+    assert (tmp_path / RUNGS_FILE).read_bytes() == before

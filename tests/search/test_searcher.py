@@ -30,6 +30,7 @@ from nanovlm.search.searcher import StudySearch, build_searcher
 from nanovlm.search.sections import Sampler
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.study import STUDY_NAME
+from tests.full_disk import files_end_at
 from tests.records import make_record, make_report
 
 SPACE = """
@@ -337,6 +338,21 @@ def test_a_storage_that_stays_away_ends_the_search(
     assert searcher.suggest("tune-0") is None
     assert switch.reason == "study.storage: cannot be written: disk full"
     searcher.on_trial_complete("tune-0", None)
+
+
+def test_a_full_disk_ends_the_search_at_once(tmp_path: Path) -> None:
+    switch, told = StopSwitch(), list[str]()
+    failures = SamplerFailures(told.append)
+    searcher = searcher_of(space(tmp_path), tmp_path, switch=switch, failures=failures)
+    journal = tmp_path / STUDY_FILE
+    before = journal.read_bytes()
+    with files_end_at(len(before) + 10):
+        assert searcher.suggest("tune-0") is None
+        searcher.on_trial_complete("tune-0", None)
+    assert isinstance(switch.error, OSError) and "File too large" in str(switch.error)
+    assert told == []
+    assert journal.read_bytes() == before
+    assert ask(searcher_of(space(tmp_path), tmp_path), "tune-0")[NUMBER] == 0
 
 
 def test_nobody_waits_for_a_storage_once_the_search_is_interrupted() -> None:
