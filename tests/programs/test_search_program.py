@@ -137,7 +137,11 @@ def test_nothing_else_is_left(search: Finished) -> None:
         (record for record in search.records if record.state == "completed"),
         key=lambda record: record.metrics["mmstar_accuracy"],
     )
-    assert [path.name for path in (search.folder / "checkpoints").iterdir()] == [best.trial_id]
+    shown = json.loads((search.folder / "summary.json").read_text())["best"]["trial_id"]
+    kept = {path.name: path for path in (search.folder / "checkpoints").iterdir()}
+    assert kept.keys() == {best.trial_id, shown}
+    model = "model.safetensors"
+    assert (kept[shown] / model).samefile(search.folder / "best" / model), "it takes no disk"
 
 
 def test_the_saved_model_answers(search: Finished, workplace: Path) -> None:
