@@ -138,8 +138,10 @@ def test_nothing_else_is_left(search: Finished) -> None:
         key=lambda record: record.metrics["mmstar_accuracy"],
     )
     shown = json.loads((search.folder / "summary.json").read_text())["best"]["trial_id"]
-    kept = {path.name for path in (search.folder / "checkpoints").iterdir()}
-    assert kept == {best.trial_id, shown}  # of the latter `best/` is a second name
+    kept = {path.name: path for path in (search.folder / "checkpoints").iterdir()}
+    assert kept.keys() == {best.trial_id, shown}
+    model = "model.safetensors"
+    assert (kept[shown] / model).samefile(search.folder / "best" / model), "it takes no disk"
 
 
 def test_the_saved_model_answers(search: Finished, workplace: Path) -> None:
