@@ -7,13 +7,16 @@ if __name__ == "__main__":
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from nanovlm import cli
 from nanovlm.config_files import parse_overrides
+from nanovlm.errors import RunFailed
 from nanovlm.files import user_path
+from nanovlm.output import name_results
 from nanovlm.results.terminal.console import PLAIN, make_console
 from nanovlm.results.terminal.preparation import PreparationDisplay
 from nanovlm.results.terminal.search_display import SearchDisplay
@@ -82,21 +85,27 @@ def main() -> int:
         return dry_run(arguments, plan, console)
     from nanovlm.search.runner import run_plan
 
-    with SearchDisplay(console, arguments.quiet) as display:
-        outcome = run_plan(
-            plan,
-            folder,
-            default_name=space.name if arguments.name is None else None,
-            resume=arguments.resume,
-            address=arguments.address,
-            concurrency=arguments.concurrency,
-            observers=[display],
-        )
+    name_results(folder)
+    try:
+        with SearchDisplay(console, arguments.quiet) as display:
+            outcome = run_plan(
+                plan,
+                folder,
+                default_name=space.name if arguments.name is None else None,
+                resume=arguments.resume,
+                address=arguments.address,
+                concurrency=arguments.concurrency,
+                observers=[display],
+            )
+    except RunFailed as failed:
+        folder = failed.folder or folder
+        if folder.exists():
+            console.print(f"\nto go on:\n{resume_command(folder)}", **PLAIN)
+        raise
     for note in outcome.notes:
         console.print(f"note: {note}", style="yellow", **PLAIN)
     if outcome.is_interrupted:
-        words = cli.resume_words(sys.argv[1:], outcome.folder)
-        console.print(f"\nto go on:\n{cli.command(words)}", **PLAIN)
+        console.print(f"\nto go on:\n{resume_command(outcome.folder)}", **PLAIN)
         return cli.INTERRUPTED
     if interrupts.was_interrupted():  # when all was done
         return cli.INTERRUPTED
@@ -111,6 +120,11 @@ def dry_run(arguments: argparse.Namespace, plan: "SearchPlan", console: Console)
     data = describe_data(plan.data)
     console.print(f"{cost.describe()}\n{data}\n\n{plan.space.to_yaml()}", **PLAIN)
     return cli.DONE
+
+
+def resume_command(folder: Path) -> str:
+    """Return this program's command line with --resume and the name of the folder."""
+    return cli.command(cli.resume_words(sys.argv[1:], folder))
 
 
 def space_overrides(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from nanovlm import cli
 from nanovlm.config_files import load_config, parse_overrides
-from nanovlm.errors import UserError
+from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import user_path
+from nanovlm.output import name_results
+from nanovlm.results.best import check_best_config
 from nanovlm.results.store import choose_folder, is_there
 from nanovlm.results.terminal.console import PLAIN, make_console
 from nanovlm.results.terminal.preparation import PreparationDisplay
@@ -48,6 +50,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     overrides = parse_overrides(arguments.overrides)
+    if arguments.config is not None:
+        check_best_config(arguments.config)
     config = load_config(arguments.config, arguments.preset, overrides, cli.start_layers)
     folder = results_folder(arguments)
     # Imported late: a mistake in the configuration is told at once, and not after torch and Ray.
@@ -57,27 +61,37 @@ def main() -> int:
     resources = trial_resources(config, arguments.workers)
     with PreparationDisplay(console, arguments.quiet) as preparation:
         plan = plan_single(config, preparation.update)
-    with SingleDisplay(console, arguments.quiet) as display:
-        outcome = run_single(
-            plan,
-            folder,
-            resources,
-            default_name=DEFAULT_NAME if arguments.name is None else None,
-            resume=arguments.resume,
-            address=arguments.address,
-            observers=[display],
-        )
+    name_results(folder)
+    try:
+        with SingleDisplay(console, arguments.quiet) as display:
+            outcome = run_single(
+                plan,
+                folder,
+                resources,
+                default_name=DEFAULT_NAME if arguments.name is None else None,
+                resume=arguments.resume,
+                address=arguments.address,
+                observers=[display],
+            )
+    except RunFailed as failed:
+        console.print(f"\n{how_to_go_on(failed.folder or folder)}", **PLAIN)
+        raise
     for note in outcome.notes:
         console.print(f"note: {note}", style="yellow", **PLAIN)
     if outcome.is_interrupted:
-        words, what = hide_words(sys.argv[1:]), "begin again"
-        if outcome.folder.exists():
-            words, what = cli.resume_words(words, outcome.folder), "go on"
-        console.print(f"\ninterrupted; to {what}:\n{cli.command(words)}", **PLAIN)
+        console.print(f"\ninterrupted; {how_to_go_on(outcome.folder)}", **PLAIN)
         return cli.INTERRUPTED
     if interrupts.was_interrupted():  # when all was done
         return cli.INTERRUPTED
     return cli.FAILED if outcome.has_failed else cli.DONE
+
+
+def how_to_go_on(folder: Path) -> str:
+    """Return the command that goes on, or begins again if there is nothing to go on from."""
+    words, what = hide_words(sys.argv[1:]), "begin again"
+    if folder.exists():
+        words, what = cli.resume_words(words, folder), "go on"
+    return f"to {what}:\n{cli.command(words)}"
 
 
 def results_folder(arguments: argparse.Namespace) -> Path:

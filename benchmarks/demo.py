@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from nanovlm.messages import TrialRecord
-from nanovlm.results.store import read_records
+from nanovlm.results.read import read_records
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parents[1]
 def first_report_at(record: TrialRecord) -> float:
     """Return when the trial made its first report, in seconds since the epoch."""
     assert record.ended_at is not None, f"{record.trial_id} has no report"
-    return record.ended_at - record.reports[-1]["seconds"] + record.reports[0]["seconds"]
+    return record.ended_at - record.reports[-1].seconds + record.reports[0].seconds
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nanovlm.results.store import write_json
+from nanovlm.files import replace_json
 
 
 class Figures:
@@ -28,4 +28,4 @@ class Figures:
         """Write down more; None where the machine cannot tell."""
         self._values.update(values)
         if self._path is not None:
-            write_json(self._path, self._all)
+            replace_json(self._path, self._all)

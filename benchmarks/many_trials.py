@@ -29,11 +29,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 from nanovlm.config_files import config_values
 from nanovlm.distributed.session import StopSwitch
 from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
-from nanovlm.messages import TrialRecord
-from nanovlm.results.store import ResultsStore, read_records
-from nanovlm.results.summary import Objective
+from nanovlm.messages import End, Report, TrialRecord
+from nanovlm.results.read import read_records
+from nanovlm.results.store import ResultsStore
 from nanovlm.search.scheduler import build_scheduler
 from nanovlm.search.searcher import build_searcher
+from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace, load_space
 
 SPACE = """
@@ -82,7 +83,7 @@ class Driver:
     def __init__(self, space: SearchSpace, folder: Path, slots: int) -> None:
         self.space = space
         self.slots = slots
-        self.store = ResultsStore(folder, Objective("mmstar_accuracy", "max"), 0.0)
+        self.store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), 0.0)
         self.seconds: list[dict[str, float]] = []
         """Of each report, in PARTS."""
         self.trial_of_report: list[int] = []
@@ -138,7 +139,9 @@ class Driver:
         value = 0.9 * trial.quality + 0.1 * self._random.random()
         is_final = rung == len(ENDS) - 1
         metrics = {"mmstar_accuracy": value, "mmstar_num_items": 1500.0, "train_loss": 1.0}
-        trial.reports.append({"samples_seen": ENDS[rung], "seconds": 1.0, "metrics": metrics})
+        trial.reports.append(
+            Report(samples_seen=ENDS[rung], step=1, metrics=metrics, seconds=1.0, is_final=is_final)
+        )
         result = {"mmstar_accuracy": value, SAMPLES_SEEN: ENDS[rung], IS_FINAL: is_final}
         goes_on = not is_final
         if goes_on:
@@ -166,9 +169,7 @@ class Driver:
             number=number,
             parameters=trial.config[VALUES],
             config=config_values(self.space.config_for(trial.config[VALUES])),
-            state="completed" if is_final else "stopped",
-            samples_seen=trial.reports[-1]["samples_seen"],
-            metrics=trial.reports[-1]["metrics"],
+            end=End.COMPLETED if is_final else End.PRUNED,
             reports=tuple(trial.reports),
             submitted_at=0.0,
             first_step_at=float(number),

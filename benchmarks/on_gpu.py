@@ -27,8 +27,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
 from benchmarks.stage_runner import Outcome, run_stage, time_box
+from nanovlm.files import replace_json, replace_text
 from nanovlm.machine import usable_cpus
-from nanovlm.results.store import replace_text, write_json
 
 BENCHMARKS = Path(__file__).parent.resolve()
 
@@ -247,7 +247,7 @@ def keep(
     replace_text(out / "table.md", "\n".join([title, "", *head, *rows, ""]))
     content = {"what": what, "minutes": minutes, "written_at": now}
     stages_now = [dataclasses.asdict(outcome) for outcome in outcomes]
-    write_json(out / "results.json", {**content, "stages": stages_now})
+    replace_json(out / "results.json", {**content, "stages": stages_now})
 
 
 def row(outcome: Outcome, stage: Stage) -> str:

@@ -29,9 +29,10 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from nanovlm.distributed.broker import Event
 from nanovlm.distributed.cluster import connect
 from nanovlm.distributed.worker_group import worker_groups
-from nanovlm.messages import Job, Pulse, Report, TrialRecord
+from nanovlm.messages import Job, Report, TrialRecord
 from nanovlm.resources import Resources
 from nanovlm.results.summary import turnarounds
 from nanovlm.search.plan import SearchPlan
@@ -139,7 +140,7 @@ def run_warm(num_trials: int, folder: Path) -> list[float]:
     results = folder / "results"
     ended: list[TrialRecord] = []
 
-    def on_event(event: TrialRecord | Pulse) -> None:
+    def on_event(event: Event) -> None:
         if isinstance(event, TrialRecord) and event.state != "running":
             ended.append(event)
 

@@ -39,7 +39,7 @@ from nanovlm.distributed.worker_group import worker_groups
 from nanovlm.messages import Job, Report, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.resources import Resources
-from nanovlm.results.store import LOGS_DIR
+from nanovlm.results.read import LOGS_DIR
 from nanovlm.results.summary import turnarounds
 from nanovlm.search.plan import plan_search
 from nanovlm.search.runner import run_plan
@@ -208,7 +208,8 @@ def findings(records: Sequence[TrialRecord], started_at: float) -> dict[str, Any
         started_at: when the search began, in seconds since the epoch.
     """
     firsts = [record.first_step_at for record in records if record.first_step_at is not None]
-    speeds = [record.reports[-1]["speed"] for record in records if record.reports]
+    last = [record.reports[-1].speed for record in records if record.reports]
+    speeds = [speed.samples_per_second for speed in last if speed]
     between = turnarounds(records)
     return {
         "states": [record.state for record in records],
@@ -217,9 +218,7 @@ def findings(records: Sequence[TrialRecord], started_at: float) -> dict[str, Any
         "turnaround_seconds": statistics.median(between) if between else None,
         "longest_turnaround_seconds": max(between, default=None),
         "both_at_once_seconds": both_at_once(records),
-        "samples_per_second": (
-            statistics.median(speed["samples_per_second"] for speed in speeds) if speeds else None
-        ),
+        "samples_per_second": (statistics.median(speeds) if speeds else None),
         "notes": sorted({note for record in records for note in notes_of(record)}),
         "trials": [about(record) for record in records],
     }
@@ -312,12 +311,12 @@ def both_at_once(records: Sequence[TrialRecord]) -> float:
 
 
 def notes_of(record: TrialRecord) -> Sequence[str]:
-    return record.reports[-1]["notes"] if record.reports else ()
+    return record.reports[-1].notes if record.reports else ()
 
 
 def about(record: TrialRecord) -> dict[str, Any]:
     """Return what the figures say of a trial."""
-    last = record.reports[-1] if record.reports else {}
+    last = dataclasses.asdict(record.reports[-1]) if record.reports else {}
     names = ("seconds", "evaluation_seconds", "speed")
     return {
         "number": record.number,

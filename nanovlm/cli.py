@@ -8,8 +8,9 @@ from pathlib import Path
 
 from nanovlm import interrupts
 from nanovlm.config_files import TOKENIZERS_WITH_DEFAULT_EOS, Layer, given_values
-from nanovlm.errors import UserError
+from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import user_path
+from nanovlm.output import enduring_streams
 from nanovlm.search.database_url import hide_passwords, hide_words
 
 START_KEYS = {"vlm.vit_model_type", "vlm.lm_model_type", "resume_from_vlm_checkpoint"}
@@ -22,23 +23,34 @@ INTERRUPTED = interrupts.EXIT_CODE
 
 
 def run_program(main: Callable[[], int]) -> None:
-    """Run `main` and exit with its code; a mistake of the user is told without a traceback."""
+    """Run `main` and exit with its code; a mistake of the user is told without a traceback.
+
+    Whoever reads the output may leave before the end: `main` goes on, and its code counts.
+    """
+    with enduring_streams():
+        sys.exit(_run(main))
+
+
+def _run(main: Callable[[], int]) -> int:
     try:
-        code = main()
+        return main()
     except UserError as error:
         sys.stdout.flush()
         sys.stderr.writelines(f"error: {hide_passwords(message)}\n" for message in error.messages)
-        code = WRONG_INPUT
+        return WRONG_INPUT
+    except RunFailed as error:
+        sys.stdout.flush()
+        sys.stderr.write(f"error: {hide_passwords(str(error))}\n")
+        return INTERRUPTED if interrupts.was_interrupted() else FAILED
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
-        code = INTERRUPTED
+        return INTERRUPTED
     except Exception as error:
         if not interrupts.was_interrupted():
             raise
         what = f"{type(error).__name__}: {error}"
         sys.stderr.write(f"\ninterrupted; and while it ended: {what}\n")
-        code = INTERRUPTED
-    sys.exit(code)
+        return INTERRUPTED
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -139,6 +139,17 @@ def config_values(config: TrainConfig) -> dict[str, Any]:
     return dataclasses.asdict(config, dict_factory=_with_lists)
 
 
+def flat_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested mappings as one, with keys as on the command line: `vlm.lm_dropout`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": below for inner, below in flat_values(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
 def get_value(config: TrainConfig, key: str) -> Any:
     """Return the value of a key such as `lr_mp` or `vlm.lm_dropout`."""
     owner = config.vlm if key.startswith("vlm.") else config

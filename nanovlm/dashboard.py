@@ -23,9 +23,10 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import optuna
 
 from nanovlm import cli
+from nanovlm.distributed.trainable import VALUES
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
-from nanovlm.results.store import SPACE_FILE
+from nanovlm.results.read import SPACE_FILE, STUDY_FILE, FolderReader
 from nanovlm.results.terminal.console import PLAIN, make_console
 from nanovlm.search.database_url import fill_in
 from nanovlm.search.shown_study import ShownStudy, show_study
@@ -99,6 +100,8 @@ def main(argv: Sequence[str]) -> int:
     (shown,) = study.get_all_studies()
     address = f"http://{HOST}:{server.server_port}/dashboard/studies/{shown._study_id}"
     console.print(f"{arguments.folder}, read-only: {address}\nCtrl-C ends it", **PLAIN)
+    for note in what_study_lacks(study, arguments.folder):
+        console.print(f"note: {note}", **PLAIN)
     os.nice(10)  # the search comes first
 
     def end() -> None:  # in another thread than the server's, for which it waits
@@ -117,11 +120,14 @@ def read_space(folder: Path, storage: str | None) -> SearchSpace:
         UserError: it is not the folder of a search, or the database's password is missing.
     """
     path = folder / SPACE_FILE
-    if not path.is_file():
+    if not path.exists():
         others = ", ".join(sorted(str(p.parent) for p in folder.parent.glob(f"*/{SPACE_FILE}")))
         searches = f" Searches beside it: {others}." if others else ""
         raise UserError(f"{folder}: is not the results folder of a search, no {path}.{searches}")
-    space = load_space(path)
+    reader = FolderReader(folder)
+    space = reader.space(())
+    reader.raise_if_damaged()
+    assert space is not None, "it is there and not damaged"
     kept = space.study.storage
     if storage is None and kept is not None:
         _check_password(kept)
@@ -138,6 +144,22 @@ def _check_password(storage: str) -> None:
         fill_in(storage)
     except UserError as error:
         raise UserError(f"{error}; or give the URL with its password to --storage") from None
+
+
+def what_study_lacks(study: ShownStudy, folder: Path) -> list[str]:
+    """Return what the folder's files say of its trials and the study does not, or what is wrong
+    with them."""
+    reader = FolderReader(folder)
+    records, _ = reader.ended()
+    (shown,) = study.get_all_studies()
+    trials = study.get_all_trials(shown._study_id, deepcopy=False)
+    values = [trial.user_attrs[VALUES] for trial in trials if VALUES in trial.user_attrs]
+    lost = sum(record.parameters not in values for record in records)
+    notes = [*reader.problems, *reader.notes]
+    if lost:
+        where = "--resume of the search makes up for them"
+        notes.append(f"{folder / STUDY_FILE}: lacks {lost} of {len(records)} trials; {where}")
+    return notes
 
 
 def dashboard_application(study: ShownStudy) -> Application:

@@ -1,8 +1,9 @@
-"""The one exception that stands for a mistake in the user's input."""
+"""The exceptions that a person is to see: mistakes in the input, and runs that could not go on."""
 
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 WITHOUT_HUB = (
     "What was downloaded elsewhere is found in the folder HF_HOME, with HF_HUB_OFFLINE=1 without "
@@ -25,6 +26,17 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, ...]]:
         return type(self), self.messages  # survives the way between processes
+
+
+class RunFailed(Exception):
+    """A run that could not go on though the input was right: the disk is full, or a part of the
+    cluster is lost. What was recorded stays, and the run can be resumed.
+
+    The programs print it without a traceback and exit with code 1.
+    """
+
+    folder: Path | None = None
+    """The results folder that can be gone on with."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

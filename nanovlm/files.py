@@ -1,17 +1,25 @@
-"""Files and folders that a person names: where they are, what they hold, and why they hold nothing.
+"""Files and folders: what a person names, why it holds nothing, and how a file is written whole.
 
 `~` at the beginning is the home folder wherever a path comes in: a shell puts it in only where it
 stands alone, and not in `key=~/data`, `--name=~/x` or a YAML file.
 """
 
+import contextlib
 import hashlib
+import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from nanovlm.errors import UserError
 
 LFS_HEAD = b"version https://git-lfs"
 """How a file begins that stands for another one, which Git LFS has."""
+PART_SUFFIX = ".part"
+"""How the name of a file ends that is being written."""
+
 _BLOCK_BYTES = 64 * 2**10
 _NUM_BLOCKS = 16
 _TAIL_BYTES = 2**20
@@ -90,3 +98,66 @@ def fingerprint(path: Path) -> str:
             file.seek(body)
         digest.update(file.read())
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the path of a new file, which takes the place of `path` once it is safe on the disk.
+
+    A reader finds the old file or the new one, also after a power loss. Nothing changes if the
+    context ends with an error. The folder must exist.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}{PART_SUFFIX}")
+    try:
+        yield part
+        sync(part)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write the file as a whole, in a folder that is made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def replace_json(path: Path, content: Any) -> None:
+    """Write the file as a whole, as `replace_text` does."""
+    replace_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder that nobody else writes now."""
+    for part in folder.glob(f".*.[0-9]*{PART_SUFFIX}"):
+        if part.is_file():
+            part.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder that this program has made, with what is in it.
+
+    What is no folder stays, and so does what lies elsewhere and is only linked to from there.
+    """
+    if path.is_dir() and not path.is_symlink() and not path.parent.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def drop_cut_line(path: Path) -> None:
+    """Take away a last line that a full disk or a power loss has cut, if the file is there."""
+    if path.exists():
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def sync(path: Path) -> None:
+    """Return when a file, or the names in a folder, are safe on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

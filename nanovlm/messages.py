@@ -1,11 +1,15 @@
 """The few frozen values that travel between the layers, and between processes."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from enum import Enum, StrEnum
+from typing import Any, Literal, Self
 
 from nanovlm.config import TrainConfig
+
+RUN_ID = re.compile(r"trial-\d{4,}|confirm-\d+-seed-\d+")
+"""What runs are called, and files and folders that are of one of them."""
 
 
 class Decision(Enum):
@@ -22,14 +26,24 @@ class Order(Enum):
     GO_HOME = "go home"
 
 
+class Kind(StrEnum):
+    """What a run is for."""
+
+    TRIAL = "trial"
+    """One of the search's trials, or a single run."""
+    CONFIRM = "confirm"
+    """A run after the search, which trains the configuration of a trial again on another seed."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """One trial to run."""
 
     trial_id: str
     config: TrainConfig
+    kind: Kind = Kind.TRIAL
     number: int = 0
-    """Place of the trial in its search, from 0."""
+    """Place of the trial in its search, from 0; of a run that confirms, that of its trial."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """The values of the searched keys; they are in `config` too."""
     milestones: tuple[int, ...] = ()
@@ -45,6 +59,23 @@ class Job:
     none."""
     answers_file: str | None = None
     """File that receives the answers to the benchmark, replaced at each report; None keeps none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assignment:
+    """A job that a worker group has taken on."""
+
+    job: Job
+    lease: int
+    """Goes back with all that the group says of the job. It ends when the job goes to another
+    group, so that a group which was taken for dead has no say any more."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """Something that a person who watches should know."""
+
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,11 +109,9 @@ class Report:
     """Optimizer steps taken."""
     metrics: dict[str, float]
     """Always with the objective, e.g. `mmstar_accuracy`."""
-    checkpoint: str | None = None
-    """Folder of the saved model, if one was saved with this report."""
     seconds: float
     """Seconds since the trial started, evaluation included."""
-    first_step_seconds: float
+    first_step_seconds: float = 0.0
     """Seconds from the trial's start to the end of its first optimizer step."""
     evaluation_seconds: float = 0.0
     """Seconds that the evaluation of this report took."""
@@ -133,6 +162,40 @@ class BuildProgress:
 TrialState = Literal["running", "completed", "stopped", "failed"]
 
 
+class End(StrEnum):
+    """Why a trial is over."""
+
+    COMPLETED = "completed"
+    """Its full budget is trained."""
+    PRUNED = "pruned"
+    """The scheduler stopped it after a comparison with other trials."""
+    SEARCH_ENDED = "search_ended"
+    """The search ended, by a limit of its budget or by a fault, while the trial was under way."""
+    OUT_OF_MEMORY = "out_of_memory"
+    NOT_FINITE = "not_finite"
+    """The loss, a gradient or a metric became NaN or infinite."""
+    WORKERS_DIED = "workers_died"
+    """Its workers died again and again without coming any further."""
+    ERROR = "error"
+    """Any other failure; it says nothing about the trial's values."""
+
+    @property
+    def state(self) -> TrialState:
+        if self is End.COMPLETED:
+            return "completed"
+        return "stopped" if self in (End.PRUNED, End.SEARCH_ENDED) else "failed"
+
+    @property
+    def is_infeasible(self) -> bool:
+        """Whether the trial failed by its own values."""
+        return self in (End.OUT_OF_MEMORY, End.NOT_FINITE, End.WORKERS_DIED)
+
+    @property
+    def was_compared(self) -> bool:
+        """Whether the trial ended by its own merit."""
+        return self in (End.COMPLETED, End.PRUNED)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialRecord:
     """All that is known of a trial; a line of `trials.jsonl` once it has ended.
@@ -143,29 +206,45 @@ class TrialRecord:
 
     trial_id: str
     number: int
+    kind: Kind = Kind.TRIAL
     parameters: Mapping[str, Any]
     config: Mapping[str, Any]
-    state: TrialState
+    end: End | None = None
+    """None while it runs, and if it was interrupted."""
     reason: str | None = None
-    """Why the trial failed or was stopped."""
-    is_infeasible: bool = False
-    """Failed by its own values: out of memory, or a number that is not finite."""
-    samples_seen: int = 0
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """Those of the last report."""
-    reports: tuple[Mapping[str, Any], ...] = ()
-    """`samples_seen, step, seconds, evaluation_seconds, speed, metrics, notes` of each report;
-    those of an earlier version have no `evaluation_seconds`, `speed` and `notes`."""
+    """In words: why the trial failed or was stopped."""
+    reports: tuple[Report, ...] = ()
     submitted_at: float
     first_step_at: float | None = None
     """End of the first optimizer step."""
     ended_at: float | None = None
     """When the last work was done: the last report handed in, or the failure."""
     worker_group: str | None = None
-    checkpoint: str | None = None
-    """Folder that the trial wrote its final model to; not in `trials.jsonl`."""
+
+    @property
+    def state(self) -> TrialState:
+        return "running" if self.end is None else self.end.state
+
+    @property
+    def is_infeasible(self) -> bool:
+        """Failed by its own values."""
+        return self.end is not None and self.end.is_infeasible
 
     @property
     def confirms(self) -> bool:
         """Whether it is a run after the search, which confirms the configuration of a trial."""
-        return self.trial_id.startswith("confirm-")
+        return self.kind is Kind.CONFIRM
+
+    @property
+    def samples_seen(self) -> int:
+        """At the last report."""
+        return self.reports[-1].samples_seen if self.reports else 0
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Those of the last report."""
+        return self.reports[-1].metrics if self.reports else {}
+
+    def ended(self, end: End, reason: str | None, at: float | None) -> Self:
+        """Return the record of the trial after its end."""
+        return replace(self, end=end, reason=reason, ended_at=at)

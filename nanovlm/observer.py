@@ -51,13 +51,22 @@ class Observer:
     """Told of everything; each method does nothing here.
 
     The methods are called one after another, in a thread that writes the results folder too: what
-    takes long belongs into a thread of the observer's own. An exception ends the run in order.
+    takes long belongs into a thread of the observer's own. An observer that raises an exception is
+    told nothing more, and named in the notes of the run's outcome; the run goes on.
     """
 
     @property
+    def problem(self) -> str | None:
+        """What has gone wrong here without ending the run, in a sentence; None if nothing has.
+
+        The other observers are told of it, as of anything that a person should know.
+        """
+        return None
+
+    @property
     def notes(self) -> Sequence[str]:
-        """What a person is to be told at the end: what went wrong here without ending the run."""
-        return ()
+        """What a person is to be told at the end: the problem, and what else there is to say."""
+        return () if self.problem is None else (self.problem,)
 
     def begin(self, start: RunStart) -> None:
         """The cluster is there; trials are about to begin."""
@@ -71,6 +80,9 @@ class Observer:
         One that waits for a free worker group has no `worker_group` yet. What has ended is in the
         results folder already.
         """
+
+    def notice(self, text: str) -> None:
+        """A person should know this; it is told once."""
 
     def end(self, summary: Mapping[str, Any]) -> None:
         """The run is over or interrupted.

@@ -14,10 +14,9 @@ from nanovlm.config import TrainConfig
 from nanovlm.config_files import Layer, build_config
 from nanovlm.files import user_path
 from nanovlm.models.model_card import Score
-from nanovlm.models.model_files import read_json_object
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.results.kept_models import BEST_MODEL_DIR
-from nanovlm.results.store import SUMMARY_FILE
+from nanovlm.results.best import best_of
+from nanovlm.results.read import BEST_MODEL_DIR, SUMMARY_FILE, TRIALS_FILE, FolderReader
 from nanovlm.results.summary import NUM_ITEMS, wilson_interval
 
 EXAMPLES = """examples:
@@ -64,15 +63,19 @@ def read_summary(checkpoint: Path) -> tuple[TrainConfig | None, Score | None]:
 
     Nothing is known of a model that lies elsewhere.
     """
-    path = checkpoint.resolve().parent / SUMMARY_FILE
-    if checkpoint.resolve().name != BEST_MODEL_DIR or not path.is_file():
+    folder = checkpoint.resolve().parent
+    reader = FolderReader(folder)
+    if checkpoint.resolve().name != BEST_MODEL_DIR or not reader.has(TRIALS_FILE, SUMMARY_FILE):
         return None, None
-    best = read_json_object(path)["best"]
-    accuracy, num_items = best["metrics"]["mmstar_accuracy"], int(best["metrics"][NUM_ITEMS])
+    best = best_of(reader)
+    reader.raise_if_damaged()
+    if best is None:
+        return None, None
+    accuracy, num_items = best.metrics["mmstar_accuracy"], int(best.metrics[NUM_ITEMS])
     # Not the summary's interval, which is that of the objective, perhaps another metric.
     interval = wilson_interval(accuracy, num_items)
     score = Score(accuracy=accuracy, interval_95=interval, num_items=num_items)
-    return build_config(Layer(str(path), best["config"])), score
+    return build_config(Layer(f"{folder}: {best.trial_id}", best.config)), score
 
 
 if __name__ == "__main__":

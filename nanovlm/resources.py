@@ -5,6 +5,7 @@ meets what another configuration left behind; and only a few entries are kept, s
 of a worker stays flat over a long search.
 """
 
+import dataclasses
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -164,9 +165,14 @@ class Resources:
         return model
 
     def micro_batch_size(self, config: TrainConfig) -> MicroBatchSize:
-        """Return what earlier trials of such a model have found to fit into the memory."""
+        """Return what earlier trials of such a model have found to fit into the memory.
+
+        How much is dropped makes no difference, but whether anything is does.
+        """
         is_frozen = config.lr_mp == 0, config.lr_backbones == 0
-        key = (config.vlm, config.compile, config.freeze, is_frozen)
+        drops = config.vlm.vit_dropout > 0, config.vlm.lm_dropout > 0
+        vlm = dataclasses.replace(config.vlm, vit_dropout=0.0, lm_dropout=0.0)
+        key = (vlm, drops, config.compile, config.freeze, is_frozen)
         size = self._micro_batch_sizes.get(key, lambda: MicroBatchSize(self.device, self.note))
         size.begin_trial()
         return size

@@ -27,12 +27,12 @@ from nanovlm.errors import Problems, UserError
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult
 from nanovlm.evaluation.validation import validation_loss
+from nanovlm.files import replace_text
 from nanovlm.messages import Job, Report
 from nanovlm.models.pretrained import check_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import gather_objects, rank, world_size
 from nanovlm.resources import Resources
-from nanovlm.results.store import replace_text
 from nanovlm.tracking.wandb_mode import check_wandb
 from nanovlm.training.checkpoint import find_checkpoint
 from nanovlm.training.decoder_tokenizer import check_decoder_tokenizer
@@ -137,7 +137,6 @@ class _Trial:
             samples_seen=progress.samples_seen,
             step=progress.step,
             metrics=metrics | {"train_loss": progress.train_loss},
-            checkpoint=output_dir,
             seconds=time.perf_counter() - self.started,
             first_step_seconds=first_step_seconds,
             evaluation_seconds=evaluated_at - trained_at,

@@ -16,9 +16,10 @@ import pytest
 
 from nanovlm.dashboard import bind, main, read_only, read_space
 from nanovlm.errors import UserError
+from nanovlm.results.read import STUDY_FILE
 from nanovlm.search.samplers import suggest
 from nanovlm.search.space import load_space
-from nanovlm.search.study import STUDY_FILE, open_study
+from nanovlm.search.study import open_study
 from tests.browser import chromium
 
 REPOSITORY = Path(__file__).parents[1]

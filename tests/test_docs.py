@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from nanovlm.config import TrainConfig, VLMConfig
-from nanovlm.messages import Speed, TrialRecord
+from nanovlm.messages import End, Speed, TrialRecord
+from nanovlm.records import FIELDS
 from nanovlm.search.parameter import TUNABLE
 from nanovlm.search.sections import (
     Budget,
@@ -75,9 +76,10 @@ def test_every_field_of_a_trial_record_stands_in_order() -> None:
     section = re.split(r"^## ", text, flags=re.MULTILINE)[1]
     assert section.startswith("`trials.jsonl`")
     fields = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
-    written = [field.name for field in dataclasses.fields(TrialRecord)]
-    written.remove("checkpoint")
-    assert fields == written
+    assert fields == list(FIELDS)
+    assert {field.name for field in dataclasses.fields(TrialRecord)} <= set(FIELDS)
+    (ends,) = re.findall(r"^\| `end` \| (.*) \|$", section, re.MULTILINE)
+    assert re.findall(r"`(\w+)`: ", ends) == [*End]
 
 
 def test_every_field_of_a_speed_stands_in_order() -> None:

@@ -10,8 +10,9 @@ from nanovlm import cli
 from nanovlm.errors import UserError
 from nanovlm.identifiers import identifier
 from nanovlm.results.load import load_results
+from nanovlm.results.read import BEST_CONFIG_FILE, read_records
 from nanovlm.results.report_page.page import write_report
-from nanovlm.results.store import BEST_CONFIG_FILE, choose_folder, read_records
+from nanovlm.results.store import choose_folder
 from nanovlm.yaml_text import read_mapping
 from tests.results.made_up import make_results
 

@@ -19,8 +19,8 @@ from benchmarks.on_gpu import STAGES, Stage, chosen, command, run_stages, shown
 from benchmarks.sides import PeerSide, Run
 from benchmarks.stage_runner import MAX_LOG_BYTES, Ending, Outcome, shorten, time_box
 from nanovlm.config import TrainConfig
-from nanovlm.messages import TrialRecord
 from nanovlm.training.micro_batches import MicroBatchSize
+from tests.records import make_record, make_report, make_speed
 
 REPOSITORY = Path(__file__).parents[1]
 IMPORTS = "import argparse, json, pathlib, subprocess, sys, time\n"
@@ -222,15 +222,10 @@ def test_the_peer_takes_the_half_that_fits(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def record(number: int, group: str, first_step_at: float, ended_at: float, note: str = "") -> Any:
-    report = {"speed": {"samples_per_second": 10.0 * number}, "notes": [note], "seconds": 1.0}
-    return TrialRecord(
-        trial_id=f"trial-{number}",
-        number=number,
-        parameters={},
-        config={},
-        state="completed",
-        reports=(report,),
-        submitted_at=0.0,
+    speed = make_speed(samples_per_second=10.0 * number)
+    return make_record(
+        number,
+        reports=[make_report(100, {}, speed=speed, notes=(note,))],
         first_step_at=first_step_at,
         ended_at=ended_at,
         worker_group=group,

@@ -161,6 +161,15 @@ def test_models_of_other_configurations_are_others() -> None:
     assert not torch.equal(model.MP.proj.weight, projector)
 
 
+def test_what_fits_into_the_memory_is_known_for_every_probability_of_dropout() -> None:
+    resources = Resources("cpu")
+    found = resources.micro_batch_size(with_vlm(lm_dropout=0.1))
+    found.restore(3)
+    assert resources.micro_batch_size(with_vlm(lm_dropout=0.2)).limit == 3
+    assert resources.micro_batch_size(with_vlm(lm_dropout=0.0)) is not found
+    assert resources.micro_batch_size(with_vlm(lm_dropout=0.2, lm_n_blocks=2)) is not found
+
+
 # ------------------------------------------------------------------ weights that files hold
 
 

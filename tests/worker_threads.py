@@ -10,21 +10,43 @@ import ray
 import torch
 
 from nanovlm.distributed.worker import RunTrial, WorkerSettings, serve_channel
+from nanovlm.distributed.worker_group import WorkerPool
 from nanovlm.search.sections import TrialResources
 
 
-class WorkerThread(threading.Thread):
-    """Serves the trials of one slot on the CPU until the channel closes."""
+class ThreadPool:
+    """Serves the trials of each slot on the CPU until the channel closes."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
-        super().__init__(name=settings.group, daemon=True)
+    def __init__(self, channel: Any, log_dir: Path, run_trial: RunTrial) -> None:
         self.error: Exception | None = None
-        self._settings = settings
-        self.start()
+        self._channel, self._log_dir, self._run_trial = channel, log_dir, run_trial
+        self._threads: list[threading.Thread] = []
 
-    def run(self) -> None:
+    def start(self, num_groups: int) -> None:
+        for _ in range(num_groups):
+            name = f"group-{len(self._threads)}"
+            settings = WorkerSettings(name, self._channel, str(self._log_dir), self._run_trial)
+            thread = threading.Thread(target=self._serve, args=(settings,), name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def wait(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    def end_group(self, name: str) -> None:
+        """Put another group in its place; the thread itself ends when it asks for its next job."""
+        self.start(1)
+
+    def leave(self) -> None:
+        ray.get(self._channel.close.remote())
+        for thread in self._threads:
+            thread.join(20)
+            assert not thread.is_alive(), f"{thread.name} has not gone home"
+
+    def _serve(self, settings: WorkerSettings) -> None:
         try:
-            serve_channel(self._settings, torch.device("cpu"))
+            serve_channel(settings, torch.device("cpu"))
         except Exception as error:
             self.error = error
 
@@ -37,14 +59,9 @@ def worker_threads(
     log_dir: Path,
     is_own_cluster: bool,
     run_trial: RunTrial,
-) -> Iterator[tuple[WorkerThread, ...]]:
+) -> Iterator[WorkerPool]:
     """Do what `nanovlm.distributed.worker_group.worker_groups` does, in threads."""
-    threads = tuple(
-        WorkerThread(WorkerSettings(f"group-{i}", channel, str(log_dir), run_trial))
-        for i in range(num_groups)
-    )
-    yield threads
-    ray.get(channel.close.remote())
-    for thread in threads:
-        thread.join(20)
-        assert not thread.is_alive(), f"{thread.name} has not gone home"
+    pool = ThreadPool(channel, log_dir, run_trial)
+    pool.start(num_groups)
+    yield pool
+    pool.leave()

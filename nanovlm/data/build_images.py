@@ -14,7 +14,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from nanovlm.data.cache import replacing
 from nanovlm.data.images import (
     StoredImage,
     UnreadableImage,
@@ -24,6 +23,7 @@ from nanovlm.data.images import (
 )
 from nanovlm.data.rows import BadValue, Chosen, in_parts
 from nanovlm.errors import UserError
+from nanovlm.files import replace_text
 
 IMAGES_PER_PART = 128
 _FEW_IMAGES = 2000
@@ -88,8 +88,7 @@ def write_images(
     run = _run_here if num_left <= _FEW_IMAGES or num_workers == 1 else _run_in_processes
     with closing(run(left, task, num_workers)) as results:
         for done, note in results:
-            with replacing(note) as file:
-                file.write(json.dumps(done.__dict__).encode())
+            replace_text(note, json.dumps(done.__dict__))
             on_part(done)
 
 

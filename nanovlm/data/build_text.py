@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nanovlm.data.cache import PreparedFolder, replacing
+from nanovlm.data.cache import PreparedFolder
 from nanovlm.data.rows import Chosen, in_parts
+from nanovlm.files import replacing
 
 ROWS_PER_PART = 8192
 _SAMPLES_AT_ONCE = 100_000
@@ -88,7 +89,7 @@ def encode_text(
     for number, part in enumerate(in_parts(chosen, ROWS_PER_PART)):
         file = folder / f"text-{number:05}.npz"
         if not file.exists():
-            with replacing(file) as stream:
+            with replacing(file) as part_file, part_file.open("wb") as stream:
                 np.savez(stream, **encode_part(part, column, encode)._asdict())
         files.append(file)
         done += sum(len(group.rows) for group in part)

@@ -12,19 +12,19 @@ Everything is written beside its place and then renamed, so a reader never meets
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import filelock
 import numpy as np
 from huggingface_hub import cached_assets_path
 
 from nanovlm.errors import UserError
+from nanovlm.files import replace_json, replacing
 
 ABOUT_FILE = "about.json"
 MANIFEST_FILE = "manifest.json"
@@ -95,12 +95,11 @@ class PreparedFolder:
         return np.memmap(path, np.uint8, mode="r", shape=shape)
 
     def write_array(self, name: str, array: np.ndarray) -> None:
-        with replacing(self.path / f"{name}.npy") as file:
+        with replacing(self.path / f"{name}.npy") as part, part.open("wb") as file:
             np.save(file, array)
 
     def write_json(self, name: str, content: Any) -> None:
-        with replacing(self.path / name) as file:
-            file.write((json.dumps(content, indent=1) + "\n").encode())
+        replace_json(self.path / name, content)
 
     @contextmanager
     def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
@@ -118,17 +117,6 @@ class PreparedFolder:
             yield
         finally:
             lock.release()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file that appears under its name as a whole, once it is safe on the disk."""
-    part = path.with_name(f".{path.name}.tmp")
-    with part.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def prepared_folders() -> list[PreparedFolder]:

@@ -1,299 +1,219 @@
 """The mailbox between the search and the worker groups: jobs and decisions down, reports up.
 
-    trainable ──submit, next_report, decide──▶ Channel ◀──next_job, report, fail── rank 0 of a group
-                                                  │
-                                       next_events▼ (driver: results folder, terminal)
+    relay ──submit, next_report──▶           ◀──next_job──────── rank 0 of a worker group
+                                   Channel   ◀──report, fail────
+    scheduler ──decide───────────▶    │
+                          next_events ▼
+                   driver: results folder, then whoever watches
 
-One channel serves a whole search. Any free worker group takes the next job, so neither side knows
-the other, and a group may be restarted at any time: it gets its unfinished job again, and reports
-that were decided before the restart are answered from memory.
+One channel serves a whole search. What becomes of the trials is the `Broker`'s matter; the channel
+is where everyone meets and waits. The search hears of a report only when the driver has taken in
+the event that brought it, so nothing is decided on what is not safe in the results folder.
 """
 
 import asyncio
-import math
 import time
-from collections import deque
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from nanovlm.config_files import config_values
-from nanovlm.messages import Decision, Job, Order, Pulse, Report, TrialRecord, TrialState
+from nanovlm.distributed.broker import Broker, Event
+from nanovlm.messages import (
+    Assignment,
+    Decision,
+    End,
+    Job,
+    Order,
+    Pulse,
+    Report,
+    TrialRecord,
+)
 
-MAX_STARTS = 3
-"""A job whose workers died so many times is given up."""
+T = TypeVar("T")
 
 PATIENCE_SECONDS = 60.0
 
 
 @dataclass
-class _Trial:
-    job: Job
-    record: TrialRecord
-    reports: list[Report] = field(default_factory=list)
-    decisions: dict[int, Decision] = field(default_factory=dict)  # by samples seen
-    num_starts: int = 0
+class GroupParts:
+    """What a worker group consists of, for whoever ends it."""
 
-    @property
-    def is_running(self) -> bool:
-        return self.record.state == "running"
+    controllers: list[Any] = field(default_factory=list)
+    """Handles of actors."""
+    workers: list[tuple[int, float]] = field(default_factory=list)
+    """Process ids, with the times at which the processes began: ids are used again."""
+    placement_groups: dict[Any, Any] = field(default_factory=dict)
+    """What is reserved on the cluster, by id."""
 
 
 class Channel:
     """An asyncio actor; `ray.remote(Channel)`. Each wait is one pending call, nothing polls."""
 
-    def __init__(self) -> None:
-        self._trials: dict[str, _Trial] = {}
-        self._queue: deque[_Trial] = deque()
-        self._serving: dict[str, _Trial] = {}  # worker group -> the trial that it works on
+    def __init__(self, stall_seconds: float | None = None) -> None:
+        """
+        Args:
+            stall_seconds: see `Broker`.
+        """
+        self._broker = Broker(stall_seconds)
         self._calls: dict[str, object] = {}  # worker group -> its latest call of next_job
-        self._records: list[TrialRecord] = []
-        self._pulses: dict[str, Pulse] = {}  # trial id -> the latest that was not taken
-        self._controllers: list[Any] = []
-        self._closed = False
-        self._close_reason: str | None = None
+        self._parts: dict[str, GroupParts] = {}  # by worker group
         self._finished = False
         self._is_followed = False  # someone waits in next_events, done with all before it
-        self._worker_pids: list[int] = []
-        self._placement_groups: dict[Any, Any] = {}  # by their ids
         self._changed = asyncio.Condition()
+
+    async def _change(self, change: Callable[[], T]) -> T:
+        """Change something and wake everyone who waits for it."""
+        async with self._changed:
+            result = change()
+            self._changed.notify_all()
+        return result
+
+    async def _wait_for(self, ask: Callable[[], T | None]) -> T:
+        """Return the first answer that is not None."""
+        async with self._changed:
+            while (answer := ask()) is None:
+                await self._changed.wait()
+        return answer
 
     # ------------------------------------------------------------------ the search's side
 
     async def submit(self, job: Job) -> None:
-        """Queue a job for the next free worker group."""
-        record = TrialRecord(
-            trial_id=job.trial_id,
-            number=job.number,
-            parameters=job.parameters,
-            config=config_values(job.config),
-            state="running",
-            submitted_at=time.time(),
-        )
-        async with self._changed:
-            assert job.trial_id not in self._trials, f"trial {job.trial_id} was submitted twice"
-            trial = _Trial(job, record)
-            self._trials[job.trial_id] = trial
-            self._queue.append(trial)
-            self._records.append(record)
-            self._changed.notify_all()
+        """Queue a job for the next free worker group. One that is known goes on as it is."""
+        await self._change(lambda: self._broker.submit(job, time.time()))
 
     async def next_report(self, trial_id: str, index: int) -> Report | TrialRecord:
         """Return the trial's report number `index`, or its record if it ended before that.
 
-        After `close` an unfinished trial returns its record with state `running`.
+        Waits until it is in the results folder. After `close` an unfinished trial returns its
+        record with state `running`.
         """
-        trial = self._trials[trial_id]
-        async with self._changed:
-            await self._changed.wait_for(
-                lambda: len(trial.reports) > index or not trial.is_running or self._closed
-            )
-        return trial.reports[index] if len(trial.reports) > index else trial.record
+        return await self._wait_for(lambda: self._broker.answer(trial_id, index))
 
-    async def decide(self, trial_id: str, decision: Decision) -> None:
-        """Answer the trial's last report; STOP ends the trial."""
-        trial = self._trials[trial_id]
-        async with self._changed:
-            if trial.is_running and trial.reports and not self._closed:
-                trial.decisions[trial.reports[-1].samples_seen] = decision
-                if decision is Decision.STOP:
-                    self._end(trial, "stopped", None, at=trial.record.ended_at)
-            self._changed.notify_all()
+    async def decide(
+        self, trial_id: str, samples_seen: int, decision: Decision, reason: str | None = None
+    ) -> None:
+        """Answer a report of the trial, once; STOP ends the trial for the reason."""
+        await self._change(lambda: self._broker.decide(trial_id, samples_seen, decision, reason))
 
-    async def next_events(self) -> list[TrialRecord | Pulse]:
-        """Wait for trials to change or to go on; an empty list once finished.
-
-        Returns:
-            The records of trials that have changed, in order, and the latest pulse of each trial
-            that runs.
-        """
-        async with self._changed:
-            self._is_followed = True
-            self._changed.notify_all()
-            await self._changed.wait_for(lambda: self._records or self._pulses or self._finished)
-            self._is_followed = False
-            records, self._records = self._records, []
-            pulses, self._pulses = self._pulses, {}
-        return [*records, *pulses.values()]
-
-    async def wait_until_told(self) -> None:
-        """Wait until all records that there are now were returned by `next_events` and taken in.
-
-        They were when the next call of `next_events` comes.
-        """
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._is_followed and not self._records)
+    async def give_up(self, reason: str) -> None:
+        """End the trials that are not over as failed: the search asks for them no more."""
+        await self._change(lambda: self._broker.give_up(reason))
 
     async def close(self, reason: str | None = None) -> None:
         """Hand out no more jobs and interrupt running trials at their next step.
 
         A trial that makes its final report nevertheless is completed. With a reason, one that has
-        reported ends as `stopped` for it when its worker comes back; any other stays unfinished and
-        leaves no record, so that it can be run another day.
+        reported ends for it when its worker comes back; any other stays unfinished and leaves no
+        record, so that it can be run another day.
+        """
+        await self._change(lambda: self._broker.close(reason))
+
+    # ------------------------------------------------------------------ the driver's side
+
+    async def next_events(self) -> list[Event]:
+        """Wait for something to happen; an empty list once finished.
+
+        To ask again says that all before is taken in: it is in the results folder.
         """
         async with self._changed:
-            self._closed = True
-            self._close_reason = self._close_reason or reason
+            self._is_followed = True
+            events = self._broker.take_events()
             self._changed.notify_all()
+            while not events and not self._finished:
+                await self._changed.wait()
+                events = self._broker.take_events()
+            self._is_followed = False
+        return events
+
+    async def wait_until_told(self) -> None:
+        """Wait until all that has happened until now was returned by `next_events` and taken in."""
+        await self._wait_for(
+            lambda: (self._is_followed and not self._broker.has_untold_records) or None
+        )
+
+    async def lose(self, group: str, reason: str) -> bool:
+        """Take a worker group for dead; return whether it had ever asked for a job."""
+        await self._change(lambda: self._broker.lose(group, reason))
+        return group in self._calls
+
+    async def lose_stalled(self) -> list[str]:
+        """Take the groups for dead that have been silent for too long; return them."""
+        return await self._change(lambda: self._broker.lose_stalled(time.monotonic()))
 
     async def wait_until_home(self) -> None:
         """Wait, after `close`, until no worker group is at work any more."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._serving)
+        await self._wait_for(lambda: self._broker.is_idle or None)
 
-    async def add_controller(self, controller: Any) -> None:
-        """Keep the handle of a worker group's controller."""
-        self._controllers.append(controller)
-
-    async def add_worker(self, pid: int, placement_group: Any = None) -> None:
-        """Keep the process id of a worker, and what of the cluster is reserved for its group."""
-        self._worker_pids.append(pid)
-        if placement_group is not None:
-            self._placement_groups[placement_group.id] = placement_group
-
-    async def get_worker_pids(self) -> list[int]:
-        return self._worker_pids
-
-    async def get_placement_groups(self) -> list[Any]:
-        return list(self._placement_groups.values())
-
-    async def get_controllers(self) -> list[Any]:
-        return self._controllers
+    async def parts_of(self, group: str) -> GroupParts:
+        """Return what is known of a group's processes and of what they occupy."""
+        return self._parts.setdefault(group, GroupParts())
 
     async def finish(self) -> None:
         """Let `next_events` end: the workers have gone home, nothing comes any more."""
-        async with self._changed:
-            self._finished = True
-            self._changed.notify_all()
+        self._finished = True
+        await self._change(lambda: None)
 
     # ------------------------------------------------------------------ the workers' side
 
-    async def next_job(self, group: str, patience_seconds: float = PATIENCE_SECONDS) -> Job | Order:
-        """Return the group's unfinished job after a restart, else the next one.
+    async def add_controller(self, group: str, controller: Any) -> None:
+        """Keep the handle of a worker group's controller."""
+        (await self.parts_of(group)).controllers.append(controller)
+
+    async def add_worker(
+        self, group: str, pid: int, began_at: float, placement_group: Any = None
+    ) -> None:
+        """Keep a worker's process, and what of the cluster is reserved for its group."""
+        parts = await self.parts_of(group)
+        parts.workers.append((pid, began_at))
+        if placement_group is not None:
+            parts.placement_groups[placement_group.id] = placement_group
+
+    async def next_job(
+        self, group: str, patience_seconds: float = PATIENCE_SECONDS
+    ) -> Assignment | Order:
+        """Return the next job; that of a worker of the group which has died is the first.
 
         After `patience_seconds` without a job the group is told to ask again: its other ranks wait
         in a collective, which would take a long silence for the death of rank 0.
         """
         call = self._calls[group] = object()
-        async with self._changed:
-            if not self._unfinished(group) or self._closed:
-                self._take_leave(self._serving.pop(group, None))
-            self._changed.notify_all()  # also frees the call of a worker that has died since
-            try:
-                await asyncio.wait_for(
-                    self._changed.wait_for(lambda: self._has_answer(group, call)), patience_seconds
-                )
-            except TimeoutError:
-                return Order.ASK_AGAIN
-            if self._closed or self._calls[group] is not call:
-                return Order.GO_HOME
-            trial = self._unfinished(group) or self._queue.popleft()
-            trial.num_starts += 1
-            if trial.num_starts > MAX_STARTS:
-                reason = f"its workers died {MAX_STARTS} times"
-                trial.record = replace(trial.record, is_infeasible=True)
-                self._end(trial, "failed", reason, at=None)
-                self._changed.notify_all()
-                return Order.ASK_AGAIN
-            self._serving[group] = trial
-            trial.record = replace(trial.record, worker_group=group)
-            self._records.append(trial.record)
-            self._changed.notify_all()
-        return trial.job
+        # Also frees the call of a worker of the group that has died since.
+        await self._change(lambda: self._broker.come_back(group))
 
-    async def report(
-        self, trial_id: str, report: Report, first_step_at: float, at: float
-    ) -> Decision:
+        def answer() -> Assignment | Order | None:
+            is_stale = self._calls[group] is not call
+            if is_stale or self._broker.is_closed or self._broker.is_lost(group):
+                return Order.GO_HOME
+            return self._broker.next_job(group, time.monotonic())
+
+        try:
+            wait: Awaitable[Assignment | Order] = self._wait_for(answer)
+            found = await asyncio.wait_for(wait, patience_seconds)
+        except TimeoutError:
+            return Order.ASK_AGAIN
+        await self._change(lambda: None)  # a trial has changed hands
+        return found
+
+    async def report(self, lease: int, report: Report, first_step_at: float, at: float) -> Decision:
         """Hand in a report and wait for the decision on it.
 
         Args:
             first_step_at: end of the trial's first optimizer step, by the worker's clock.
             at: now, by the worker's clock.
         """
-        trial = self._trials[trial_id]
-        if not_finite := [n for n, value in report.metrics.items() if not math.isfinite(value)]:
-            name = not_finite[0]
-            reason = f"{name} is {report.metrics[name]} after {report.samples_seen} samples"
-            await self.fail(trial_id, reason, at, is_infeasible=True)
-            return Decision.STOP
-        async with self._changed:
-            if not trial.reports or report.samples_seen > trial.reports[-1].samples_seen:
-                trial.reports.append(report)
-                self._add_to_record(trial, report, first_step_at, at)
-                if report.is_final:
-                    trial.decisions[report.samples_seen] = Decision.STOP
-                    self._end(trial, "completed", None, at=at)
-                else:
-                    self._records.append(trial.record)
-                self._changed.notify_all()
-            await self._changed.wait_for(
-                lambda: report.samples_seen in trial.decisions or self._closed
-            )
-        return trial.decisions.get(report.samples_seen, Decision.STOP)
-
-    async def pulse(self, pulse: Pulse) -> None:
-        """Take in how far a trial is; only the latest counts."""
-        async with self._changed:
-            if self._trials[pulse.trial_id].is_running:
-                self._pulses[pulse.trial_id] = pulse
-                self._changed.notify_all()
-
-    async def fail(
-        self, trial_id: str, reason: str, at: float, is_infeasible: bool = False
-    ) -> None:
-        """End the trial as failed; the first rank that says so gives the reason.
-
-        Args:
-            is_infeasible: whether its own values made it fail.
-        """
-        trial = self._trials[trial_id]
-        async with self._changed:
-            if trial.is_running:
-                trial.record = replace(trial.record, is_infeasible=is_infeasible)
-                self._end(trial, "failed", reason, at=at)
-            self._changed.notify_all()
-
-    async def wait_until_closed(self) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._closed)
-
-    # ------------------------------------------------------------------ inside
-
-    def _has_answer(self, group: str, call: object) -> bool:
-        """Return whether a call of `next_job` is over, for a job or because nobody listens."""
-        is_stale = self._calls[group] is not call
-        return self._closed or is_stale or bool(self._unfinished(group) or self._queue)
-
-    def _take_leave(self, trial: _Trial | None) -> None:
-        """End the trial of a group that comes back after the close."""
-        if trial and trial.is_running and trial.reports and self._close_reason:
-            self._end(trial, "stopped", self._close_reason, at=trial.record.ended_at)
-
-    def _unfinished(self, group: str) -> _Trial | None:
-        trial = self._serving.get(group)
-        return trial if trial and trial.is_running else None
-
-    @staticmethod
-    def _add_to_record(trial: _Trial, report: Report, first_step_at: float, at: float) -> None:
-        entry = {
-            "samples_seen": report.samples_seen,
-            "step": report.step,
-            "seconds": report.seconds,
-            "evaluation_seconds": report.evaluation_seconds,
-            "speed": report.speed and asdict(report.speed),
-            "metrics": report.metrics,
-            "notes": list(report.notes),
-        }
-        trial.record = replace(
-            trial.record,
-            samples_seen=report.samples_seen,
-            metrics=report.metrics,
-            reports=(*trial.record.reports, entry),
-            first_step_at=trial.record.first_step_at or first_step_at,
-            ended_at=at,
-            checkpoint=report.checkpoint,
+        now = time.monotonic()
+        await self._change(lambda: self._broker.report(lease, report, first_step_at, at, now))
+        return await self._wait_for(
+            lambda: self._broker.decision(lease, report.samples_seen, time.monotonic())
         )
 
-    def _end(self, trial: _Trial, state: TrialState, reason: str | None, at: float | None) -> None:
-        trial.record = replace(trial.record, state=state, reason=reason, ended_at=at)
-        self._pulses.pop(trial.job.trial_id, None)
-        self._records.append(trial.record)
+    async def pulse(self, lease: int, pulse: Pulse) -> None:
+        """Take in how far a trial is; only the latest counts."""
+        await self._change(lambda: self._broker.pulse(lease, pulse, time.monotonic()))
+
+    async def fail(self, lease: int, end: End, reason: str, at: float) -> None:
+        """End the trial as failed; the first rank that says so gives the reason."""
+        await self._change(lambda: self._broker.fail(lease, end, reason, at))
+
+    async def wait_until_closed(self) -> None:
+        await self._wait_for(lambda: self._broker.is_closed or None)

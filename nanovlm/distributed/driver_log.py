@@ -4,11 +4,17 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from ray._private import worker as ray_driver
 
 DRIVER_LOG = "driver.log"
 
 _TALKATIVE = ("ray", "optuna")
 """Loggers of libraries that bring handlers of their own, for the terminal."""
+
+
+ray_logger = logging.getLogger("ray")
 
 
 @contextlib.contextmanager
@@ -23,14 +29,23 @@ def logged_to(folder: Path) -> Iterator[None]:
     talkative = [logging.getLogger(name) for name in _TALKATIVE]
     before = [(logger.handlers, logger.propagate) for logger in talkative]
     root.addHandler(handler)
+    print_before = ray_driver.print_to_stdstream
+    ray_driver.print_to_stdstream = _log_what_ray_prints
     for logger in talkative:
         logger.handlers, logger.propagate = [], True
     logging.captureWarnings(True)
     try:
         yield
     finally:
+        ray_driver.print_to_stdstream = print_before
         logging.captureWarnings(False)
         for logger, (handlers, propagate) in zip(talkative, before, strict=True):
             logger.handlers, logger.propagate = handlers, propagate
         root.removeHandler(handler)
         handler.close()
+
+
+def _log_what_ray_prints(data: Any, ignore_prefix: bool) -> None:
+    """Take the place of what prints, past all settings, that a process of the cluster has died."""
+    for line in data["lines"]:
+        ray_logger.warning("%s: %s", data["pid"], line)

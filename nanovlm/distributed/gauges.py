@@ -7,7 +7,7 @@ value and the counts.
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -49,8 +49,7 @@ class Gauges(Observer):
     """Sets the gauges in a thread; nothing is sent before Ray's own process on the node asks."""
 
     def __init__(self, refresh_seconds: float = REFRESH_SECONDS) -> None:
-        self.problem: str | None = None
-        """What went wrong, in a sentence; None if nothing did."""
+        self._problem: str | None = None
         self._refresh_seconds = refresh_seconds
         self._values: dict[_Key, float] = {}
         self._counted: dict[str, str] = {}  # trial -> its state
@@ -59,8 +58,8 @@ class Gauges(Observer):
         self._thread = threading.Thread(target=self._refresh, name="gauges", daemon=True)
 
     @property
-    def notes(self) -> Sequence[str]:
-        return () if self.problem is None else (self.problem,)
+    def problem(self) -> str | None:
+        return self._problem
 
     def begin(self, start: RunStart) -> None:
         self._search = identifier(start.folder.name)
@@ -94,10 +93,10 @@ class Gauges(Observer):
     def _show_report(self, record: TrialRecord) -> None:
         if self._metric in record.metrics:
             self._set(TRIAL_ACCURACY, record.trial_id, record.metrics[self._metric])
-        speed = record.reports[-1].get("speed")
+        speed = record.reports[-1].speed
         if speed is not None:
-            self._set(SAMPLES_PER_SECOND, record.trial_id, speed["samples_per_second"])
-            self._set(DATA_WAIT_FRACTION, record.trial_id, speed["data_wait_fraction"])
+            self._set(SAMPLES_PER_SECOND, record.trial_id, speed.samples_per_second)
+            self._set(DATA_WAIT_FRACTION, record.trial_id, speed.data_wait_fraction)
 
     def _count(self, record: TrialRecord) -> None:
         self._counted[record.trial_id] = record.state
@@ -133,7 +132,7 @@ class Gauges(Observer):
         except Exception as error:
             # Who looks on must not end what they look at.
             logger.exception("the gauges have failed")
-            self.problem = f"the gauges for Prometheus have failed: {error}"
+            self._problem = f"the gauges for Prometheus have failed: {error}"
 
     def _set_all(self, gauges: Mapping[str, Gauge]) -> None:
         with self._lock:

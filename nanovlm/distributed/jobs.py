@@ -19,6 +19,7 @@ def run_to_end(channel: Any, jobs: Sequence[Job]) -> None:
     while waiting:
         (ready, *_), _ = ray.wait(list(waiting))
         trial_id, index = waiting.pop(ready)
-        if isinstance(ray.get(ready), Report):
-            ray.get(channel.decide.remote(trial_id, Decision.CONTINUE))
+        answer = ray.get(ready)
+        if isinstance(answer, Report):
+            ray.get(channel.decide.remote(trial_id, answer.samples_seen, Decision.CONTINUE))
             waiting[channel.next_report.remote(trial_id, index + 1)] = (trial_id, index + 1)

@@ -1,6 +1,7 @@
 """Writes down what happens in a run, and then tells those who watch it."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.config_files import config_values
+from nanovlm.distributed.broker import Event
+from nanovlm.distributed.observers import Audience
 from nanovlm.distributed.session import INTERRUPTED
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.errors import RunFailed
+from nanovlm.messages import Notice, Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
-from nanovlm.results.store import CONFIG_FILE, DATA_FILE, SPACE_FILE, ResultsStore
+from nanovlm.results.read import CONFIG_FILE, DATA_FILE, SPACE_FILE
+from nanovlm.results.store import ResultsStore
 from nanovlm.yaml_text import write_yaml
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,8 @@ class RunOutcome:
 class Recorder:
     """Between a run and its results folder; what it is told goes to the observers too.
 
-    An observer hears of what has ended only when it is on disk.
+    An observer hears of what has ended only when it is on disk, and if it fails, neither the run
+    nor the folder nor another observer has to suffer.
     """
 
     def __init__(
@@ -54,7 +62,7 @@ class Recorder:
         """
         self._store = store
         self._start = start
-        self._observers = observers
+        self._audience = Audience(observers)
         self._started = time.monotonic() - start.earlier_seconds
         self._has_begun = False
 
@@ -77,23 +85,27 @@ class Recorder:
             is_own_cluster=is_own_cluster,
             num_slots=num_slots,
         )
-        for observer in self._observers:
-            observer.begin(start)
+        self._audience.tell(lambda observer: observer.begin(start))
 
-    def take(self, event: TrialRecord | Pulse) -> None:
-        """Take in a change of a trial, or a pulse."""
-        if isinstance(event, Pulse):
-            for observer in self._observers:
-                observer.pulse(event)
-            return
+    def take(self, event: Event) -> None:
+        """Take in what has happened."""
+        if isinstance(event, Notice):
+            logger.warning(event.text)
+            self._audience.notice(event.text)
+        elif isinstance(event, Pulse):
+            self._audience.tell(lambda observer: observer.pulse(event))
+        else:
+            self._take_record(event)
+        self._audience.tell_problems()
+
+    def _take_record(self, event: TrialRecord) -> None:
         if event.reports:
             self._store.begin()  # from now on there is something to lose
         if event.state != "running":
             self._store.begin()
             self._store.add(event)
         self._store.write_summary(time.monotonic() - self._started)
-        for observer in self._observers:
-            observer.trial_changed(event)
+        self._audience.tell(lambda observer: observer.trial_changed(event))
 
     @contextlib.contextmanager
     def told_of_errors(self) -> Iterator[None]:
@@ -101,8 +113,11 @@ class Recorder:
         try:
             yield
         except Exception as error:
+            if isinstance(error, RunFailed):
+                error.folder = self._store.folder
             if self._store.has_begun:
-                self.end(f"an error: {error}", is_settled=False)
+                known = isinstance(error, RunFailed)
+                self.end(str(error) if known else f"an error: {error}", is_settled=False)
             raise
 
     def end(self, ended_by: str, is_settled: bool = True) -> Mapping[str, Any]:
@@ -115,6 +130,9 @@ class Recorder:
             self._store.settle_confirmed()
         summary = self._store.close(time.monotonic() - self._started, ended_by)
         if self._has_begun:
-            for observer in self._observers:
-                observer.end(summary)
+            self._audience.tell(lambda observer: observer.end(summary))
         return summary
+
+    def notes(self) -> list[str]:
+        """Return what the observers have to say at the end, and which of them have failed."""
+        return self._audience.notes()

@@ -7,33 +7,39 @@ channel closes, trials under way end at their next optimizer step, the worker gr
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from nanovlm import interrupts
+from nanovlm.distributed.broker import Event
 from nanovlm.distributed.cluster import connect, num_concurrent_trials
 from nanovlm.distributed.worker_group import (
     StartWorkers,
-    Workers,
+    WorkerPool,
     opened_channel,
     worker_groups,
 )
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.errors import RunFailed
 from nanovlm.search.sections import TrialResources
 
 INTERRUPTED = "interrupted"
 DESERTED = "all worker groups have ended"
+LOST_CHANNEL = "the process between the search and its workers (Channel) is lost"
+
+_SECONDS_BETWEEN_STALL_CHECKS = 2.0
 
 OnStart = Callable[[str | None, bool, int], None]
 """Called before any trial with the dashboard's URL, whether the cluster was started here, and the
 number of trials at once."""
 
-OnEvent = Callable[[TrialRecord | Pulse], None]
-"""Called in another thread with a trial's record whenever it changes, and with its pulses."""
+OnEvent = Callable[[Event], None]
+"""Called in another thread with a trial's record whenever it changes, with its pulses, and with
+what a person should know. The search hears of a record after this returns."""
 
 
 class StopSwitch:
@@ -114,20 +120,24 @@ def session(
 
     Raises:
         UserError: if the cluster cannot run that many trials, or none.
-        RuntimeError: if all worker groups have ended although there was work.
+        RunFailed: if all worker groups have ended although there was work, or the channel is lost.
         KeyboardInterrupt: by a signal, before anything has begun.
     """
+    stall_minutes = resources.stall_minutes
+    stall_seconds = None if stall_minutes is None else 60 * stall_minutes
     with _stopped_by_signals(switch), connect(address) as cluster:
         _raise_if_interrupted(switch)
         fitting = num_concurrent_trials(resources, num_slots)
         num_slots = min(fitting, max_slots or fitting)
+        logs = folder / "logs"
         on_start(cluster.dashboard_url, cluster.is_own, num_slots)
         with (
-            opened_channel(folder.name) as channel,
+            opened_channel(folder.name, stall_seconds) as channel,
             _events_passed_on(channel, on_event, switch) as wait_until_told,
-            start_workers(num_slots, channel, resources, folder / "logs", cluster.is_own) as groups,
+            start_workers(num_slots, channel, resources, logs, cluster.is_own) as pool,
             _channel_closed_on_stop(channel, switch),
-            _stopped_when_deserted(groups, switch),
+            _stopped_when_deserted(pool, switch, logs),
+            _stalled_groups_ended(channel, pool),
         ):
             yield Session(channel, num_slots, wait_until_told)
 
@@ -161,6 +171,9 @@ def _events_passed_on(
             while events := ray.get(channel.next_events.remote()):
                 for event in events:
                     on_event(event)
+        except RayActorError:
+            errors.append(RunFailed(LOST_CHANNEL))
+            switch.stop(LOST_CHANNEL)
         except Exception as error:
             errors.append(error)
             switch.stop(f"a trial could not be recorded: {error}")
@@ -175,10 +188,11 @@ def _events_passed_on(
     try:
         yield wait_until_told
     finally:
-        ray.get(channel.finish.remote())
+        with contextlib.suppress(RayActorError):  # it is lost, as `follow` has found
+            ray.get(channel.finish.remote())
         thread.join()
-    if errors:
-        raise errors[0]
+        if errors:  # whatever else went wrong, this is why
+            raise errors[0]
 
 
 @contextlib.contextmanager
@@ -191,7 +205,8 @@ def _channel_closed_on_stop(channel: Any, switch: StopSwitch) -> Iterator[None]:
         if not finished.is_set():
             # An interrupted search is to go on later; one that is over has stopped its trials.
             reason = None if switch.reason == INTERRUPTED else switch.reason
-            ray.get(channel.close.remote(reason))
+            with contextlib.suppress(RayActorError):  # it is lost, which is why
+                ray.get(channel.close.remote(reason))
 
     thread = threading.Thread(target=watch, name="stop-switch", daemon=True)
     thread.start()
@@ -204,13 +219,12 @@ def _channel_closed_on_stop(channel: Any, switch: StopSwitch) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stopped_when_deserted(groups: Sequence[Workers], switch: StopSwitch) -> Iterator[None]:
+def _stopped_when_deserted(pool: WorkerPool, switch: StopSwitch, logs: Path) -> Iterator[None]:
     """Throw the switch if all worker groups have ended though there was work, and raise why."""
     finished = threading.Event()
 
     def watch() -> None:
-        for group in groups:
-            group.join()
+        pool.wait()
         if not finished.is_set():
             switch.stop(DESERTED)
 
@@ -220,4 +234,26 @@ def _stopped_when_deserted(groups: Sequence[Workers], switch: StopSwitch) -> Ite
     finally:
         finished.set()
     if switch.reason == DESERTED:
-        raise RuntimeError(DESERTED) from groups[-1].error
+        raise RunFailed(f"{DESERTED}: {pool.error}; see {logs}") from pool.error
+
+
+@contextlib.contextmanager
+def _stalled_groups_ended(channel: Any, pool: WorkerPool) -> Iterator[None]:
+    """End worker groups that give no sign of life for too long, in a thread."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        while not finished.wait(_SECONDS_BETWEEN_STALL_CHECKS):
+            try:
+                for name in ray.get(channel.lose_stalled.remote()):
+                    pool.end_group(name)
+            except RayActorError:
+                return  # the channel is lost, which ends the session
+
+    thread = threading.Thread(target=watch, name="stalls", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()

@@ -21,17 +21,15 @@ from nanovlm.messages import Job
 from nanovlm.observer import Observer, RunStart
 from nanovlm.resources import Resources
 from nanovlm.results.kept_models import model_dir, state_dir
+from nanovlm.results.read import CONFIG_FILE, LOGS_DIR, FolderReader, answers_file
 from nanovlm.results.same_data import check_same_data
-from nanovlm.results.store import CONFIG_FILE, LOGS_DIR, ResultsStore, answers_file, read_records
-from nanovlm.results.summary import Objective
-from nanovlm.search import sections
-from nanovlm.search.sections import TrialResources
+from nanovlm.results.store import ResultsStore
+from nanovlm.search.sections import Objective, TrialResources
 from nanovlm.training.loop import num_steps
 from nanovlm.trial import check_backbones, check_start, metric_names
-from nanovlm.yaml_text import read_mapping
 
 TRIAL_ID = "trial-0000"
-OBJECTIVE = sections.Objective()
+OBJECTIVE = Objective()
 
 
 def trial_resources(config: TrainConfig, workers: int) -> TrialResources:
@@ -117,15 +115,11 @@ def run_single(
     Raises:
         UserError: if the cluster has not the resources, or there is no such run to go on with.
     """
+    unchecked: tuple[str, ...] = ()
     if resume:
         check_same_config(folder, plan.config)
-        check_same_data(folder, plan.data)
-    store = ResultsStore(
-        folder,
-        Objective(OBJECTIVE.metric, OBJECTIVE.mode),
-        resources.gpus_per_trial,
-        default_name=default_name,
-    )
+        unchecked = check_same_data(folder, plan.data)
+    store = ResultsStore(folder, OBJECTIVE, resources.gpus_per_trial, default_name=default_name)
     watching = [*standard_observers(), *observers]
     with interrupts.in_order(), store.opened(resume=resume), logged_to(store.folder / LOGS_DIR):
         start = RunStart(
@@ -148,23 +142,25 @@ def run_single(
             run_to_end(running.channel, [_job(plan, place)])
         ended = store.records
         summary = recorder.end((ended[-1].reason or "completed") if ended else INTERRUPTED)
-    notes = [note for observer in watching for note in observer.notes]
-    return RunOutcome(store.folder, summary, tuple(notes))
+        notes = (*unchecked, *store.notes, *recorder.notes())
+    return RunOutcome(store.folder, summary, notes)
 
 
 def check_same_config(folder: Path, config: TrainConfig) -> None:
     """Raise UserError if the folder holds no run of this configuration that can go on."""
-    path = folder / CONFIG_FILE
-    if not path.exists():
+    reader = FolderReader(folder)
+    if not reader.has(CONFIG_FILE):
         raise UserError(f"--resume: {folder} holds no single run to go on with (no {CONFIG_FILE})")
-    if read_records(folder):
+    records, _ = reader.ended()
+    before, now = reader.config() or {}, config_values(config)
+    reader.raise_if_damaged()
+    if records:
         raise UserError(f"--resume: the run in {folder} is over; another --name starts a new one")
-    before, now = read_mapping(path), config_values(config)
     differing = [key for key in now if before.get(key) != now[key]]
     if differing:
         raise UserError(
-            f"--resume: the run in {folder} has another configuration; it differs in "
-            f"{', '.join(differing)}"
+            f"--resume: the run in {folder} has another configuration; its {CONFIG_FILE} differs "
+            f"in {', '.join(differing)}"
         )
 
 

@@ -1,8 +1,9 @@
 """The face that a worker group shows to Ray Tune: one step is one report.
 
-The trainable does no training. It hands the trial to the channel, waits for the next report and
-passes Tune's decision back. Tune reuses the actor for the next trial, and since nothing of the
-training lives here, losing it loses nothing.
+The trainable does no training. It hands the trial to the channel and waits for one report after
+another; the scheduler tells the channel what it decides. Tune reuses the actor for the next trial.
+Nothing of the training lives here: Tune starts an actor that is lost again, which asks for the
+reports from the first one on and gets the known ones at once.
 """
 
 from pathlib import Path
@@ -12,9 +13,9 @@ import ray
 from ray import tune
 
 from nanovlm.identifiers import identifier
-from nanovlm.messages import Decision, Job, Report, TrialRecord
+from nanovlm.messages import Job, Report, TrialRecord
 from nanovlm.results.kept_models import model_dir, state_dir
-from nanovlm.results.store import answers_file
+from nanovlm.results.read import answers_file
 from nanovlm.search.space import SearchSpace
 
 NUMBER = "number"
@@ -24,6 +25,11 @@ FAILURE = "failure"
 INFEASIBLE = "infeasible"
 UNFINISHED = "unfinished"
 SAMPLES_SEEN = "samples_seen"
+
+
+def trial_id_of(number: int) -> str:
+    """Return the id of a search's trial."""
+    return f"trial-{number:04d}"
 
 
 class TrialRelay(tune.Trainable):
@@ -42,28 +48,21 @@ class TrialRelay(tune.Trainable):
         self._space = space
         self._milestones = milestones
         self._folder = folder
-        self._awaits_decision = False
         self._submit(config)
 
     def __repr__(self) -> str:  # seen in Ray's dashboard
         return f"trials of {identifier(self._folder.name)}"
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._decide(Decision.STOP)
         self._submit(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        self._decide(Decision.CONTINUE)
         answer = ray.get(self._channel.next_report.remote(self._job.trial_id, self._num_reports))
         if isinstance(answer, TrialRecord):  # the trial has ended without another report
             return self._ending(answer)
         self._num_reports += 1
-        self._awaits_decision = not answer.is_final
         return self._result(answer)
-
-    def cleanup(self) -> None:
-        self._decide(Decision.STOP)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing of a trial is kept here; its models are in the results folder."""
@@ -73,7 +72,7 @@ class TrialRelay(tune.Trainable):
 
     def _submit(self, config: dict[str, Any]) -> None:
         number, values = config[NUMBER], config[VALUES]
-        trial_id = f"trial-{number:04d}"
+        trial_id = trial_id_of(number)
         self._job = Job(
             trial_id=trial_id,
             number=number,
@@ -86,11 +85,6 @@ class TrialRelay(tune.Trainable):
         )
         self._num_reports = 0
         ray.get(self._channel.submit.remote(self._job))
-
-    def _decide(self, decision: Decision) -> None:
-        if self._awaits_decision:
-            self._awaits_decision = False
-            ray.get(self._channel.decide.remote(self._job.trial_id, decision))
 
     def _result(self, report: Report) -> dict[str, Any]:
         metric = self._space.objective.metric

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import ray.train.torch
 import torch
@@ -22,7 +23,7 @@ from ray.util import get_current_placement_group
 
 from nanovlm import parallel
 from nanovlm.errors import UserError
-from nanovlm.messages import Decision, Job, Order, Pulse, Report
+from nanovlm.messages import Assignment, Decision, End, Job, Order, Pulse, Report
 from nanovlm.resources import Resources
 from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted
 from nanovlm.training.pulse import OnPulse
@@ -51,7 +52,11 @@ class WorkerSettings:
 def serve_trials(settings: WorkerSettings) -> None:
     """Run the channel's jobs until there are no more. The training function of a TorchTrainer."""
     _log_to_file(settings)
-    ray.get(settings.channel.add_worker.remote(os.getpid(), get_current_placement_group()))
+    began_at = psutil.Process().create_time()
+    known = settings.channel.add_worker.remote(
+        settings.group, os.getpid(), began_at, get_current_placement_group()
+    )
+    ray.get(known)
     serve_channel(settings, ray.train.torch.get_device())
 
 
@@ -63,29 +68,32 @@ def serve_channel(settings: WorkerSettings, device: torch.device) -> None:
         threading.Thread(target=_wait_until_closed, args=(channel, closed), daemon=True).start()
     resources = Resources(device)
     while True:
-        job = _from_rank_0(lambda: ray.get(channel.next_job.remote(settings.group)))
-        if job is Order.GO_HOME:
+        given = _from_rank_0(lambda: ray.get(channel.next_job.remote(settings.group)))
+        if given is Order.GO_HOME:
             return
-        if job is Order.ASK_AGAIN:
+        if given is Order.ASK_AGAIN:
             continue
-        logger.info("trial %s starts: %s", job.trial_id, dict(job.parameters))
-        _serve(settings, job, resources, closed.is_set)
+        logger.info("trial %s starts: %s", given.job.trial_id, dict(given.job.parameters))
+        _serve(settings, given, resources, closed.is_set)
 
 
 def _serve(
-    settings: WorkerSettings, job: Job, resources: Resources, interrupted: Callable[[], bool]
+    settings: WorkerSettings,
+    given: Assignment,
+    resources: Resources,
+    interrupted: Callable[[], bool],
 ) -> None:
     """Run one trial. Whatever goes wrong in it is reported and ends this trial alone."""
-    channel = settings.channel
+    channel, job, lease = settings.channel, given.job, given.lease
     started_at = time.time()
 
     def on_pulse(pulse: Pulse) -> None:
         if parallel.rank() == 0:
-            channel.pulse.remote(pulse)  # nobody waits for it
+            channel.pulse.remote(lease, pulse)  # nobody waits for it
 
     def hand_in(report: Report) -> Decision:
         first_step_at = started_at + report.first_step_seconds
-        return ray.get(channel.report.remote(job.trial_id, report, first_step_at, time.time()))
+        return ray.get(channel.report.remote(lease, report, first_step_at, time.time()))
 
     try:
         trial = settings.run_trial(job, resources, interrupted, on_pulse)
@@ -99,17 +107,19 @@ def _serve(
         logger.info("trial %s was interrupted", job.trial_id)
     except Exception as error:
         logger.exception("trial %s failed", job.trial_id)
-        failure = (_reason(error), time.time(), is_infeasible(error))
-        ray.get(channel.fail.remote(job.trial_id, *failure))
+        failure = (kind_of_failure(error), _reason(error), time.time())
+        ray.get(channel.fail.remote(lease, *failure))
         if parallel.world_size() > 1 and not isinstance(error, _SEEN_BY_ALL_RANKS):
             raise  # the other ranks may wait for this one: the group has to start again
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def is_infeasible(error: Exception) -> bool:
-    """Return whether the trial failed by its own values and not by what is around it."""
-    return isinstance(error, NonFiniteLossError) or _is_out_of_memory(error)
+def kind_of_failure(error: Exception) -> End:
+    """Return which kind of end a trial has that has raised this."""
+    if isinstance(error, NonFiniteLossError):
+        return End.NOT_FINITE
+    return End.OUT_OF_MEMORY if _is_out_of_memory(error) else End.ERROR
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nanovlm.config import VLMConfig
 from nanovlm.config_files import Layer, build_config
 from nanovlm.errors import UserError
-from nanovlm.files import check_whole
+from nanovlm.files import check_whole, replacing
 from nanovlm.models.model_files import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -48,12 +48,10 @@ def write_model(folder: Path, config: VLMConfig, model: nn.Module) -> None:
     if PUBLISHED_IMAGES.items() <= values.items():
         values = {key: value for key, value in values.items() if key not in PUBLISHED_IMAGES}
     folder.mkdir(parents=True, exist_ok=True)
-    temporary_config = folder / f".{CONFIG_FILE}.tmp"
-    temporary_weights = folder / f".{WEIGHTS_FILE}.tmp"
-    temporary_config.write_text(json.dumps(values, indent=4) + "\n")
-    save_model(model, str(temporary_weights), metadata={"format": "pt"})
-    temporary_config.replace(folder / CONFIG_FILE)
-    temporary_weights.replace(folder / WEIGHTS_FILE)
+    with replacing(folder / CONFIG_FILE) as config_part:
+        config_part.write_text(json.dumps(values, indent=4) + "\n")
+        with replacing(folder / WEIGHTS_FILE) as weights_part:
+            save_model(model, str(weights_part), metadata={"format": "pt"})
 
 
 def read_config(folder: Path, overrides: Mapping[str, Any]) -> VLMConfig:

@@ -6,45 +6,84 @@ model of the same shapes, in this trial and in those that follow.
 
 Only training is compiled. Its batches have few shapes, known beforehand, and it is nearly all of a
 trial's work; batches of an evaluation have many.
+
+Dropout is never compiled: to the compiler its probability is a constant, so each value that a
+search tries would be compiled anew. A block that drops something runs as compiled parts, with
+dropout and attention, which drops too, in between. For equal shapes it draws the same numbers,
+compiled or not.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+Run = Callable[..., Any]
+"""Calls a function: `run(function, *arguments)`."""
+
+
+class Block(Protocol):
+    """A block of a transformer."""
+
+    def drops(self) -> bool:
+        """Return whether dropout takes part, which it does in training with a probability."""
+
+    def __call__(self, *arguments: Any, run: Run = ...) -> Tensor:
+        """Take the vectors of some tokens to those of the next block.
+
+        Args:
+            run: calls the parts of the block in which nothing is dropped.
+        """
+
 
 RunBlock = Callable[..., Tensor]
-"""Calls a block: `run(block, x, *further arguments)`."""
+"""Calls a block: `run_block(block, x, *further arguments)`."""
 
 MAX_COMPILED = 256
-"""Versions that a process may compile: one for each shape of a batch, and for each part that is
-frozen. torch's own limit of 8 is soon passed by later trials, and an error then. The limit on top
-of it, `accumulated_recompile_limit`, is 256 too."""
+"""Versions of a function that a process keeps: one for each shape of a batch, and for each part
+that is frozen. torch's own limit of 8 is soon passed by later trials. The limit on top of it,
+`accumulated_recompile_limit`, is 256 too. A search over a range of batch sizes passes both."""
 
 
-def run_block(block: nn.Module, *arguments: Any) -> Tensor:
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call `function`, uncompiled."""
+    return function(*arguments)
+
+
+def run_block(block: Block, *arguments: Any) -> Tensor:
     """Call `block`, uncompiled."""
-    output: Tensor = block(*arguments)
-    return output
+    return block(*arguments)
 
 
-def run_block_compiled(block: nn.Module, *arguments: Any) -> Tensor:
+def run_block_compiled(block: Block, *arguments: Any) -> Tensor:
     """Call `block`: its compiled code where gradients are wanted."""
     if not torch.is_grad_enabled():
         return run_block(block, *arguments)
+    if block.drops():
+        return block(*arguments, run=call_compiled)
+    output: Tensor = call_compiled(run_block, block, *arguments)
+    return output
+
+
+def call_compiled(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call the compiled code of `function`, made for these shapes if there is none."""
     with _recompile_limit(MAX_COMPILED):
-        return _compiled_run_block()(block, *arguments)
+        try:
+            return _compiled(function)(*arguments)
+        except torch._dynamo.exc.FailOnRecompileLimitHit:
+            torch.compiler.reset()  # forget them all: what is still used comes back
+            return _compiled(function)(*arguments)
 
 
 @cache
-def _compiled_run_block() -> RunBlock:
-    """Return `run_block` compiled, the same at every call."""
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` compiled, the same at every call."""
     # Never dynamic: code for changing shapes is made when a second shape comes, so the numbers of
     # a trial would depend on the trials before it.
-    return torch.compile(run_block, dynamic=False, fullgraph=True)
+    return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nanovlm.config import VLMConfig
-from nanovlm.models.compiled import RunBlock, run_block
+from nanovlm.models.compiled import Run, RunBlock, call, run_block
 from nanovlm.models.packing import Packing, to_lines, to_row
 
 Rotary = tuple[Tensor, Tensor]
@@ -116,22 +116,20 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.lm_hidden_dim, kv_dim, bias=False)
         self.out_proj = nn.Linear(config.lm_hidden_dim, config.lm_hidden_dim, bias=False)
 
-    def forward(self, x: Tensor, rotary: Rotary, packing: Packing, cache: KVCache | None) -> Tensor:
-        """Let each token of a row look at those before it in its sample: float[N, D] -> the same.
-
-        A cache receives the keys and values.
-        """
+    def read(self, x: Tensor, rotary: Rotary, packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
+        """float[N, D] -> padded views: queries float[B + 1, H, T, K], keys and values with G"""
         q, k, v = (to_lines(part, packing) for part in self._project(x, rotary))
-        if cache is not None:
-            cache.fill(self, k, v)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=True,
-            enable_gqa=True,
+        return q, k, v
+
+    def look(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Let each token look at those before it in its line -> float[B + 1, H, T, K]"""
+        dropout = self.dropout if self.training else 0.0
+        return F.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=True
         )
+
+    def write(self, y: Tensor, packing: Packing) -> Tensor:
+        """float[B + 1, H, T, K] -> float[N, D]"""
         return self.out_proj(to_row(y, packing).flatten(1))
 
     def step(self, x: Tensor, rotary: Rotary, cache: KVCache, seen: Tensor) -> Tensor:
@@ -178,12 +176,36 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.lm_dropout)
 
+    def drops(self) -> bool:
+        return self.training and self.dropout.p > 0
+
     def forward(
-        self, x: Tensor, rotary: Rotary, packing: Packing, cache: KVCache | None = None
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        packing: Packing,
+        cache: KVCache | None = None,
+        run: Run = call,
     ) -> Tensor:
-        """float[N, D] -> float[N, D]"""
-        x = x + self.dropout(self.attn(self.norm1(x), rotary, packing, cache))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        """Let each token of a row look at those before it in its sample: float[N, D] -> the same.
+
+        Args:
+            cache: receives the keys and values.
+            run: see `models/compiled.py`.
+        """
+        q, k, v = run(Block._read, self, x, rotary, packing)
+        if cache is not None:
+            cache.fill(self.attn, k, v)
+        y = self.attn.look(q, k, v)
+        x = x + self.dropout(run(Attention.write, self.attn, y, packing))
+        return x + self.dropout(run(Block._transform, self, x))
+
+    def _read(self, x: Tensor, rotary: Rotary, packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
+        return self.attn.read(self.norm1(x), rotary, packing)
+
+    def _transform(self, x: Tensor) -> Tensor:
+        output: Tensor = self.mlp(self.norm2(x))
+        return output
 
     def step(self, x: Tensor, rotary: Rotary, cache: KVCache, seen: Tensor) -> Tensor:
         """float[B, D] -> float[B, D]"""

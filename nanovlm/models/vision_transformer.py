@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, empty, nn
 
 from nanovlm.config import VLMConfig
-from nanovlm.models.compiled import RunBlock, run_block
+from nanovlm.models.compiled import Run, RunBlock, call, run_block
 
 
 class PatchEmbedding(nn.Module):
@@ -38,12 +38,19 @@ class Attention(nn.Module):
         self.qkv_proj = nn.Linear(config.vit_hidden_dim, 3 * config.vit_hidden_dim)
         self.out_proj = nn.Linear(config.vit_hidden_dim, config.vit_hidden_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """float[B, N, D] -> float[B, N, D]"""
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """float[B, N, D] -> queries, keys and values, float[B, H, N, K] each"""
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, H, K)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, K) each
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def look(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Let every patch look at every patch -> float[B, H, N, K]"""
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+
+    def write(self, y: Tensor) -> Tensor:
+        """float[B, H, N, K] -> float[B, N, D]"""
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
 
@@ -69,10 +76,21 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.vit_dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """float[B, N, D] -> float[B, N, D]"""
-        x = x + self.dropout(self.attn(self.ln1(x)))
-        return x + self.dropout(self.mlp(self.ln2(x)))
+    def drops(self) -> bool:
+        return self.training and self.dropout.p > 0
+
+    def forward(self, x: Tensor, run: Run = call) -> Tensor:
+        """float[B, N, D] -> float[B, N, D]; for `run` see `models/compiled.py`."""
+        y = self.attn.look(*run(Block._read, self, x))
+        x = x + self.dropout(run(Attention.write, self.attn, y))
+        return x + self.dropout(run(Block._transform, self, x))
+
+    def _read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.attn.read(self.ln1(x))
+
+    def _transform(self, x: Tensor) -> Tensor:
+        output: Tensor = self.mlp(self.ln2(x))
+        return output
 
 
 class ViT(nn.Module):

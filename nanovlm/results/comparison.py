@@ -5,14 +5,13 @@ what the comparison question by question measures. Another seed would have train
 that is what the spread between seeds measures.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanovlm.errors import UserError
+from nanovlm.results.read import read_answer_lines
 
 ANSWER_METRICS = ("mmstar_accuracy", "mmstar_letter_accuracy")
 """The metrics that the answers to single questions decide."""
@@ -143,15 +142,12 @@ def read_answers(path: Path, metric: str = "mmstar_accuracy") -> dict[int, bool]
         metric: of `ANSWER_METRICS`: whether the answer in words is right, or the likeliest letter.
 
     Raises:
-        UserError: the file is not one of answers.
+        UserError: the file is not one of answers, or it is cut.
     """
     assert metric in ANSWER_METRICS, metric
-    answers: dict[int, bool] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            item = json.loads(line)
-            by_letter = item["letter"] == item["answer"]
-            answers[item["index"]] = item["correct"] if metric == "mmstar_accuracy" else by_letter
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: line {number}: is not an answer: {error}") from None
-    return answers
+    return {
+        item["index"]: item["correct"]
+        if metric == "mmstar_accuracy"
+        else item["letter"] == item["answer"]
+        for item in read_answer_lines(path)
+    }

@@ -20,8 +20,8 @@ from nanovlm.results.comparison import (
     pooled_spread,
     read_answers,
 )
-from nanovlm.results.summary import Objective
-from nanovlm.results.verdict import DEFAULT_NUMBER, describe_verdict
+from nanovlm.results.verdict import DEFAULT_NUMBER, describe_verdict, gain_counts
+from nanovlm.search.sections import Objective
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,38 @@ def summarize_confirmation(
     ]
     return {
         "winner": None if ordered[0].mean is None else ordered[0].number,
+        "gain_counts": gain_counts(described, objective),
         "verdict": describe_verdict(described, objective, _is_held_out(runs)),
         "seed_deviation": spread and spread.deviation,
         "seed_degrees_of_freedom": spread and spread.degrees,
         "configurations": described,
     }
+
+
+def confirmation_by_what_is_left(
+    runs: Sequence[TrialRecord],
+    searched: Sequence[TrialRecord],
+    objective: Objective,
+    answers_dir: Path,
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return what `summarize_confirmation` does, and what is wrong with the files of answers.
+
+    If something is, the runs are compared by their seeds alone.
+    """
+    lost = [
+        run.trial_id
+        for run in runs
+        if run.state == "completed"
+        and objective.metric in ANSWER_METRICS
+        and not (answers_dir / f"{run.trial_id}.jsonl").exists()
+    ]
+    problems = [f"{answers_dir} lacks {', '.join(lost)}: compared by seeds alone"] if lost else []
+    try:
+        return summarize_confirmation(runs, searched, objective, answers_dir), problems
+    except UserError as error:
+        problems += [f"{message}: compared by seeds alone" for message in error.messages]
+        nowhere = answers_dir / "-"
+        return summarize_confirmation(runs, searched, objective, nowhere), problems
 
 
 def _configuration(runs: Sequence[TrialRecord], number: int, metric: str) -> _Configuration:

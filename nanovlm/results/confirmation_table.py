@@ -6,9 +6,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from nanovlm.results.summary import Objective
 from nanovlm.results.terminal.texts import format_value
 from nanovlm.results.verdict import DEFAULT_NUMBER
+from nanovlm.search.sections import Objective
 
 
 def confirmation_table(confirmation: Mapping[str, Any], objective: Objective) -> Table:

@@ -1,6 +1,6 @@
 """What a search runs on: versions, host, GPUs and the commit of the code; `environment.json`.
 
-store.write_json(ENVIRONMENT_FILE, describe_environment())
+replace_json(folder / ENVIRONMENT_FILE, describe_environment())
 """
 
 import os
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.search.database_url import hide_words
-
-ENVIRONMENT_FILE = "environment.json"
 
 PACKAGES = ("nanovlm", "torch", "ray", "optuna", "transformers")
 

@@ -9,11 +9,12 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from nanovlm.messages import TrialRecord
-from nanovlm.results.summary import Objective, rank
+from nanovlm.files import remove_folder
+from nanovlm.messages import RUN_ID, TrialRecord
+from nanovlm.results.read import BEST_MODEL_DIR, CHECKPOINTS_DIR
+from nanovlm.results.summary import rank
+from nanovlm.search.sections import Objective
 
-CHECKPOINTS_DIR = "checkpoints"
-BEST_MODEL_DIR = "best"
 _STATE_SUFFIX = ".state"
 
 
@@ -39,46 +40,54 @@ class KeptModels:
         self._objective = objective
         self._num_best = num_best
         self._best: list[TrialRecord] = []
+        self._shown: str | None = None
+        """The run that `best/` is of."""
 
     def restore(self, records: Sequence[TrialRecord]) -> None:
-        """Take in the trials that ended before the search was interrupted."""
+        """Take in the trials that ended before, and finish what a kill has kept from being done."""
         for record in records:
-            self._take(record)
+            self.settle(record)
 
     def settle(self, record: TrialRecord) -> None:
         """Keep or remove the model of a trial that has ended, and what it pushes out; remove its
         state."""
-        shutil.rmtree(state_dir(self._folder, record.trial_id), ignore_errors=True)
+        remove_folder(state_dir(self._folder, record.trial_id))
         for out in self._take(record):
-            shutil.rmtree(model_dir(self._folder, out.trial_id), ignore_errors=True)
+            if out.trial_id != self._shown:
+                remove_folder(model_dir(self._folder, out.trial_id))
 
-    def show_as_best(self, trial_id: str) -> None:
-        """Make `best/` the model of a trial."""
-        best = self._folder / BEST_MODEL_DIR
+    def show_as_best(self, trial_id: str) -> bool:
+        """Make `best/` the model of a run; return whether it is, False if that model is gone."""
+        source, best = model_dir(self._folder, trial_id), self._folder / BEST_MODEL_DIR
         part, previous = (self._folder / f".{BEST_MODEL_DIR}.{name}" for name in ("part", "old"))
         for leftover in (part, previous):
-            shutil.rmtree(leftover, ignore_errors=True)
-        _link(model_dir(self._folder, trial_id), part)
-        if best.exists():
-            best.rename(previous)
-        part.rename(best)
-        shutil.rmtree(previous, ignore_errors=True)
+            remove_folder(leftover)
+        if not source.is_dir():
+            return False
+        self._shown = trial_id
+        if not _is_same(source, best):
+            _link(source, part)
+            if best.exists():
+                best.rename(previous)
+            part.rename(best)
+            remove_folder(previous)
+        return True
 
     def clean(self, ended: Collection[str], confirmed: Collection[str]) -> None:
         """Remove what nobody needs after the program: models that were cut off in being written,
-        and states of trials that have ended. The state of any other trial stays, to go on with.
+        and states of runs that have ended. The state of any other trial stays, to go on with.
 
         Args:
-            ended: ids of the trials that have ended.
+            ended: ids of the runs that have ended.
             confirmed: ids of the runs whose models a later run of the program still chooses from.
         """
-        kept = {record.trial_id for record in self._best} | set(confirmed)
+        kept = {record.trial_id for record in self._best} | {*confirmed, self._shown}
         root = self._folder / CHECKPOINTS_DIR
-        for path in root.iterdir() if root.exists() else ():
-            trial_id, is_state, _ = path.name.partition(_STATE_SUFFIX)
-            if trial_id in ended if is_state else trial_id not in kept:
-                shutil.rmtree(path)
-        if root.exists() and not any(root.iterdir()):
+        for path in root.iterdir() if root.is_dir() else ():
+            run_id, is_state = path.name.removesuffix(_STATE_SUFFIX), path.suffix == _STATE_SUFFIX
+            if RUN_ID.fullmatch(run_id) and (run_id in ended if is_state else run_id not in kept):
+                remove_folder(path)
+        if root.is_dir() and not root.is_symlink() and not any(root.iterdir()):
             root.rmdir()
 
     def _take(self, record: TrialRecord) -> list[TrialRecord]:
@@ -91,10 +100,23 @@ class KeptModels:
         return out
 
 
+def _is_same(source: Path, best: Path) -> bool:
+    """Return whether `best` holds the files of `source`, under a second name or as copies."""
+    names = [path.name for path in source.iterdir()]
+    if not best.is_dir() or {path.name for path in best.iterdir()} != {*names}:
+        return False
+    stats = [((source / name).stat(), (best / name).stat()) for name in names]
+    return all(
+        os.path.samestat(ours, theirs)
+        or (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
+        for ours, theirs in stats
+    )
+
+
 def _link(source: Path, target: Path) -> None:
     """Make `target` a folder with the same files; a copy where the disk has no second names."""
     try:
         shutil.copytree(source, target, copy_function=os.link)
     except OSError:
-        shutil.rmtree(target, ignore_errors=True)
+        remove_folder(target)
         shutil.copytree(source, target)

@@ -3,9 +3,8 @@
 The folder is only read, so that of a search that runs will do; load it again for what came since.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,18 @@ from nanovlm.config_files import Layer, build_config
 from nanovlm.errors import UserError, did_you_mean
 from nanovlm.files import user_path
 from nanovlm.messages import TrialRecord
-from nanovlm.results.store import (
+from nanovlm.results.confirmation import confirmation_by_what_is_left
+from nanovlm.results.read import (
     ANSWERS_DIR,
-    BEST_CONFIG_FILE,
     SPACE_FILE,
-    SUMMARY_FILE,
     TRIALS_FILE,
+    FolderReader,
     answers_file,
-    read_confirmed,
-    read_records,
+    count_anew,
+    read_answer_lines,
 )
-from nanovlm.search.space import SearchSpace, load_space
-from nanovlm.yaml_text import read_mapping
+from nanovlm.results.summary import NUM_ITEMS, final_best
+from nanovlm.search.space import SearchSpace
 
 _TIMES = ("submitted_at", "first_step_at", "ended_at")
 _RUN_COLUMNS = (
@@ -56,13 +55,17 @@ class Results:
     confirmed: pd.DataFrame
     """A row per ended run that confirms: the columns of `trials`, and `seed`."""
     summary: Mapping[str, Any] | None
-    """`summary.json`; None before the first trial has ended."""
+    """`summary.json`, counted anew if it is gone; None before the first trial has ended."""
     space: SearchSpace | None
     """The space that is searched; None for a single run."""
     best_config: TrainConfig | None
-    """That of `best.yaml`; None while no trial has run its full budget."""
+    """That of the best run, as in `best.yaml`; None while no trial has run its full budget."""
+    notes: Sequence[str]
+    """What was damaged or missing in the folder, and is made up for."""
     _configs: Mapping[str, Mapping[str, Any]]
     """Values by trial."""
+    _num_items: Mapping[str, float]
+    """Questions that each trial was asked."""
 
     def config(self, trial_id: str) -> TrainConfig:
         """Return the configuration of an ended trial or of a run that confirms.
@@ -88,7 +91,10 @@ class Results:
         if not path.is_file():
             known = [file.stem for file in (self.folder / ANSWERS_DIR).glob("*.jsonl")]
             raise UserError(f"{path}: there is no such file.{did_you_mean(trial_id, known)}")
-        lines = [_object(path, line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = read_answer_lines(path)
+        asked = self._num_items.get(trial_id, len(lines))
+        if len(lines) != asked:
+            raise UserError(f"{path}: is cut: the trial gave {asked:.0f} answers, not {len(lines)}")
         columns = ["index", "answer", "output", "correct", "letter", "letter_nll"]
         return pd.DataFrame(lines, columns=columns).set_index("index")
 
@@ -102,14 +108,25 @@ def load_results(folder: str | Path) -> Results:
         UserError: it is not a results folder, or a file of it is damaged.
     """
     folder = user_path(folder)
-    files = (SPACE_FILE, TRIALS_FILE)
-    if not any((folder / name).is_file() for name in files):
-        raise UserError(f"{folder}: is not a results folder, it has no {' and no '.join(files)}")
-    trials = sorted(read_records(folder), key=lambda record: record.number)
-    confirmed = read_confirmed(folder)
-    space = load_space(folder / SPACE_FILE) if (folder / SPACE_FILE).exists() else None
+    reader = FolderReader(folder)
+    if not reader.has(SPACE_FILE, TRIALS_FILE):
+        files = f"no {SPACE_FILE} and no {TRIALS_FILE}"
+        raise UserError(f"{folder}: is not a results folder, it has {files}")
+    ended, confirmed = reader.ended()
+    space = reader.space(ended)
+    reader.raise_if_damaged()
+    trials = sorted(ended, key=lambda record: record.number)
+    runs = [*trials, *confirmed]
+    objective = space.objective if space else reader.objective()
+    confirmation, problems = confirmation_by_what_is_left(
+        confirmed, ended, objective, folder / ANSWERS_DIR
+    )
+    summary, notes = reader.summary(ended), [*reader.notes]
+    if summary is None and ended:
+        summary = count_anew(folder, None, ended, confirmed, confirmation, objective, space)
+        notes += problems
+    best = final_best(ended, objective, confirmed, confirmation)
     searched = [parameter.key for parameter in space.parameters] if space else []
-    summary, best = folder / SUMMARY_FILE, folder / BEST_CONFIG_FILE
     return Results(
         folder=folder,
         trials=_table([_run(record) for record in trials], (*_RUN_COLUMNS, *searched)),
@@ -118,16 +135,22 @@ def load_results(folder: str | Path) -> Results:
             [{**_run(record), "seed": record.config["seed"]} for record in confirmed],
             (*_RUN_COLUMNS, "seed", *(key for key in searched if key != "seed")),
         ),
-        summary=_object(summary, summary.read_text()) if summary.exists() else None,
+        summary=summary,
         space=space,
-        best_config=build_config(Layer(str(best), read_mapping(best))) if best.exists() else None,
-        _configs={record.trial_id: record.config for record in (*trials, *confirmed)},
+        best_config=_config(folder, best) if best else None,
+        notes=notes,
+        _configs={record.trial_id: record.config for record in runs},
+        _num_items={r.trial_id: r.metrics[NUM_ITEMS] for r in runs if NUM_ITEMS in r.metrics},
     )
+
+
+def _config(folder: Path, record: TrialRecord) -> TrainConfig:
+    return build_config(Layer(f"{folder}: {record.trial_id}", record.config))
 
 
 def _run(record: TrialRecord) -> dict[str, Any]:
     fixed = {name: getattr(record, name) for name in _RUN_COLUMNS if name != "seconds"}
-    seconds = record.reports[-1]["seconds"] if record.reports else None
+    seconds = record.reports[-1].seconds if record.reports else None
     return {**fixed, "seconds": seconds, **record.parameters, **record.metrics}
 
 
@@ -136,9 +159,9 @@ def _reports(records: Iterable[TrialRecord]) -> list[dict[str, Any]]:
         {
             "trial_id": record.trial_id,
             "number": record.number,
-            **{name: report.get(name) for name in _REPORT_COLUMNS[2:]},
-            **report["metrics"],
-            **(report.get("speed") or {}),
+            **{name: getattr(report, name) for name in _REPORT_COLUMNS[2:]},
+            **report.metrics,
+            **({} if report.speed is None else asdict(report.speed)),
         }
         for record in records
         for report in record.reports
@@ -154,10 +177,3 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.Data
             table[name] = pd.to_datetime(table[name].astype("float64"), unit="s", utc=True)
     whole = {name: "int64" for name in _WHOLE if name in columns and table[name].notna().all()}
     return table.astype(whole)
-
-
-def _object(path: Path, text: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError):
-        raise UserError(f"{path}: is damaged, this is not JSON: {text[:60]!r}") from None

@@ -3,15 +3,16 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nanovlm.files import replace_json
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
-from nanovlm.results.environment import ENVIRONMENT_FILE, describe_environment
+from nanovlm.results.environment import describe_environment
+from nanovlm.results.read import ENVIRONMENT_FILE
 from nanovlm.results.report_page.page import write_report
-from nanovlm.results.store import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,7 @@ class ReportWriter(Observer):
             seconds_between: at least, between the begin of a report and that of the next.
             sign_of_life_seconds: at most, while trials run.
         """
-        self.problem: str | None = None
-        """Why the last report could not be written; None if it was."""
+        self._problem: str | None = None
         self._write = write
         self._seconds_between = seconds_between
         self._sign_of_life_seconds = sign_of_life_seconds
@@ -54,8 +54,9 @@ class ReportWriter(Observer):
         self._thread: threading.Thread | None = None
 
     @property
-    def notes(self) -> Sequence[str]:
-        return () if self.problem is None else (self.problem,)
+    def problem(self) -> str | None:
+        """Why the last report could not be written; None if it was."""
+        return self._problem
 
     def begin(self, start: RunStart) -> None:
         """Write down what the run goes on, and begin to write reports."""
@@ -85,7 +86,7 @@ class ReportWriter(Observer):
         self._thread = None
 
     def _work(self, folder: Path) -> None:
-        self._try(lambda: write_json(folder / ENVIRONMENT_FILE, describe_environment()))
+        self._try(lambda: replace_json(folder / ENVIRONMENT_FILE, describe_environment()))
         while True:
             self._is_due.wait()
             self._is_due.clear()  # before all else: what is due from now on is for the next round
@@ -103,7 +104,7 @@ class ReportWriter(Observer):
         try:
             write()
         except Exception as error:
-            self.problem = f"the report could not be written: {type(error).__name__}: {error}"
+            self._problem = f"the report could not be written: {type(error).__name__}: {error}"
             logger.exception("the report could not be written")
         else:
-            self.problem = None
+            self._problem = None

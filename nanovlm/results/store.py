@@ -1,53 +1,62 @@
 """Writes the results folder of a search or a single run, so that nothing finished is ever lost.
 
-`trials.jsonl` grows by one line the moment a trial ends. Everything else is written beside its
-place and then moved there, so a reader never sees half a file.
+`trials.jsonl` grows by one line the moment a trial ends. All else follows from these lines: models,
+`best/`, `best.yaml` and `summary.json` are made after them, and again at the next start if a kill
+came between. Whole files are written beside their place and moved there, so a reader never sees
+half of one.
 """
 
 import contextlib
-import dataclasses
 import fcntl
-import json
 import math
 import os
+import re
 import shlex
-import shutil
 import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nanovlm.errors import UserError
-from nanovlm.identifiers import check_text
-from nanovlm.messages import TrialRecord
-from nanovlm.results.confirmation import summarize_confirmation
-from nanovlm.results.kept_models import KeptModels, state_dir
-from nanovlm.results.summary import (
-    Objective,
-    best_record,
-    describe_accuracy,
-    final_best,
-    summarize,
+from nanovlm.files import (
+    drop_cut_line,
+    remove_folder,
+    remove_parts,
+    replace_json,
+    replace_text,
 )
-from nanovlm.yaml_text import write_yaml
+from nanovlm.identifiers import check_text
+from nanovlm.messages import RUN_ID, TrialRecord
+from nanovlm.records import record_line
+from nanovlm.results.confirmation import confirmation_by_what_is_left
+from nanovlm.results.kept_models import KeptModels, state_dir
+from nanovlm.results.read import (
+    ANSWERS_DIR,
+    BEST_CONFIG_FILE,
+    BEST_MODEL_DIR,
+    CONFIRM_FILE,
+    FILES,
+    FOLDERS,
+    LOGS_DIR,
+    SUMMARY_FILE,
+    TRIALS_FILE,
+    FolderReader,
+    busy_seconds,
+)
+from nanovlm.results.summary import best_record, describe_accuracy, final_best, summarize
+from nanovlm.search.sections import Objective
+from nanovlm.yaml_text import parse_yaml, write_yaml
 
-SPACE_FILE = "space.yaml"
-CONFIG_FILE = "config.yaml"
-DATA_FILE = "data.json"
-TRIALS_FILE = "trials.jsonl"
-SUMMARY_FILE = "summary.json"
-BEST_CONFIG_FILE = "best.yaml"
-CONFIRM_FILE = "confirm.jsonl"
-REPORT_FILE = "report.html"
-ANSWERS_DIR = "answers"
-LOGS_DIR = "logs"
 LOCK_FILE = ".lock"
 
 SECONDS_BETWEEN_SUMMARIES = 1.0
 
 _LONGEST_NAME = 255
 """Bytes that file systems take."""
+
+_ANSWERS = re.compile(rf"\.?({RUN_ID.pattern})\.jsonl(\.\d+)?(\.part)?")
+"""Names of files of answers, finished or not."""
 
 
 def choose_folder(results: Path, name: str | None, default_name: str) -> Path:
@@ -81,24 +90,6 @@ def is_there(folder: Path) -> bool:
     return True
 
 
-def answers_file(folder: Path, trial_id: str) -> Path:
-    """Return where a trial of the results folder writes its answers to the benchmark."""
-    return folder / ANSWERS_DIR / f"{trial_id}.jsonl"
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write the file as a whole, in a folder that is made if it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write the file as a whole."""
-    replace_text(path, json.dumps(content, indent=2) + "\n")
-
-
 def _make(folder: Path, default_name: str | None) -> tuple[Path, list[Path]]:
     """Make the folder and its `logs/`; return it and the folders above it that were made for it.
 
@@ -119,12 +110,17 @@ def _make(folder: Path, default_name: str | None) -> tuple[Path, list[Path]]:
 
 
 def _discard(folder: Path, parents: list[Path]) -> None:
-    """Remove the folder, and those above it that hold nothing else."""
-    shutil.rmtree(folder)
-    for parent in parents:
-        if any(parent.iterdir()):
+    """Remove what this program has made in the folder, then the folder and those above it that
+    hold nothing else."""
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    for name in FOLDERS:
+        remove_folder(folder / name)
+    remove_parts(folder)
+    for made in (folder, *parents):
+        if any(made.iterdir()):
             return
-        parent.rmdir()
+        made.rmdir()
 
 
 class ResultsStore:
@@ -158,6 +154,10 @@ class ResultsStore:
         self._ended: set[str] = set()
         self.best: TrialRecord | None = None
         """The trial, or the run that confirms it, that `best.yaml` and `best/` are of."""
+        self.notes: list[str] = []
+        """What was damaged or missing in the folder, and is made up for."""
+        self._earlier_seconds = 0.0
+        self._is_settled = False
         self._summary_at = -math.inf  # by time.monotonic
 
     @contextlib.contextmanager
@@ -173,17 +173,13 @@ class ResultsStore:
         if not resume:
             self.folder, parents = _make(self.folder, self._default_name)
             self._models = KeptModels(self.folder, self.objective, self._num_models)
-        with (self.folder / LOGS_DIR / LOCK_FILE).open("w") as lock:
+        with _open_lock(self.folder) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"{self.folder}: another program works in this folder") from None
             if resume:
-                self.records = _mend(self.folder / TRIALS_FILE)
-                self.confirmed = _mend(self.folder / CONFIRM_FILE)
-                self._ended = {record.trial_id for record in (*self.records, *self.confirmed)}
-                self._models.restore(self.records)
-                self.best = self._find_best()
+                self._restore()
             try:
                 yield
             finally:
@@ -196,20 +192,40 @@ class ResultsStore:
 
     def earlier_seconds(self) -> float:
         """Return how long the search ran before it was interrupted, by its summary."""
-        path = self.folder / SUMMARY_FILE
-        return json.loads(path.read_text())["wall_seconds"] if path.exists() else 0.0
+        return self._earlier_seconds
 
     def close(self, wall_seconds: float, ended_by: str) -> dict[str, Any]:
         """Write the last summary and return it; remove models and answers that nobody needs."""
         summary = self._write_summary(wall_seconds, ended_by)
-        is_settled = bool(self.confirmed) and self.best in self.confirmed
-        confirmed = () if is_settled else [record.trial_id for record in self.confirmed]
-        self._models.clean(self._ended, confirmed)
-        ended = {answers_file(self.folder, trial_id) for trial_id in self._ended}
+        undecided = () if self._is_settled else [record.trial_id for record in self.confirmed]
+        self._models.clean(self._ended, undecided)
         for path in (self.folder / ANSWERS_DIR).glob("*"):
-            if path not in ended:
+            run_id = _ANSWERS.fullmatch(path.name)
+            if run_id and path.is_file() and path.name not in {f"{i}.jsonl" for i in self._ended}:
                 path.unlink()
         return summary
+
+    def _restore(self) -> None:
+        """Go on with what is in the folder. Raises UserError if it is damaged."""
+        reader = FolderReader(self.folder)
+        reader.check_kinds()
+        self.records, self.confirmed = reader.ended()
+        reader.raise_if_damaged()
+        for name in (TRIALS_FILE, CONFIRM_FILE):
+            drop_cut_line(self.folder / name)
+        remove_parts(self.folder)
+        summary = reader.summary(self.records)
+        self.notes += reader.notes
+        if summary is not None:
+            self._earlier_seconds = summary["wall_seconds"]
+        else:
+            self._earlier_seconds = busy_seconds([*self.records, *self.confirmed])
+            self.notes.append(
+                f"{SUMMARY_FILE}: how long the search ran is known by its trials alone"
+            )
+        self._ended = {record.trial_id for record in (*self.records, *self.confirmed)}
+        self._show_best(self._find_best())
+        self._models.restore(self.records)
 
     def write_text(self, name: str, text: str) -> None:
         """Write the file `name` of the folder as a whole."""
@@ -217,39 +233,34 @@ class ResultsStore:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write the file `name` of the folder as a whole."""
-        write_json(self.folder / name, content)
+        replace_json(self.folder / name, content)
 
     def add(self, record: TrialRecord) -> None:
-        """Append an ended trial, and keep its model if it is among the best; or an ended run that
-        confirms one."""
+        """Append an ended trial or an ended run that confirms one; then all that follows from it:
+        what is best, and whose models are kept."""
         self._check_new(record)
+        self._append(CONFIRM_FILE if record.confirms else TRIALS_FILE, record)
+        (self.confirmed if record.confirms else self.records).append(record)
         if record.confirms:
-            self.confirmed.append(record)
-            shutil.rmtree(state_dir(self.folder, record.trial_id), ignore_errors=True)
-            self._append(CONFIRM_FILE, record)
+            self._show_best(self._find_best())
+            remove_folder(state_dir(self.folder, record.trial_id))
             return
-        self.records.append(record)
         # After a confirmation only the next one changes what is best.
-        is_best = not self.confirmed and self._beats_best(record)
+        if not self.confirmed and self._beats_best(record):
+            self._show_best(record)
         self._models.settle(record)
-        if is_best and record.checkpoint:
-            self._models.show_as_best(record.trial_id)
-        self._append(TRIALS_FILE, record)
-        if is_best:
-            self._write_best(record)
 
     def confirmation(self) -> dict[str, Any] | None:
         """Return what the runs that confirm have come to; None if there are none."""
-        return summarize_confirmation(
+        content, problems = confirmation_by_what_is_left(
             self.confirmed, self.records, self.objective, self.folder / ANSWERS_DIR
         )
+        self.notes += [problem for problem in problems if problem not in self.notes]
+        return content
 
     def settle_confirmed(self) -> None:
-        """Make the winner of the confirmation the best, with its model."""
-        best = self._find_best()
-        if best in self.confirmed and best is not self.best:
-            self._models.show_as_best(best.trial_id)
-            self._write_best(best)
+        """Take note that all confirming runs are over: only the model of the best is needed."""
+        self._is_settled = True
 
     def _beats_best(self, record: TrialRecord) -> bool:
         so_far = [record] if self.best is None else [self.best, record]
@@ -258,6 +269,27 @@ class ResultsStore:
     def _find_best(self) -> TrialRecord | None:
         return final_best(self.records, self.objective, self.confirmed, self.confirmation())
 
+    def _show_best(self, best: TrialRecord | None) -> None:
+        """Let `best/` and `best.yaml` be of the best run."""
+        if best is None or best is self.best:
+            return
+        if not self._models.show_as_best(best.trial_id):
+            self._check_shown(best)
+        self.best = best
+        self.write_text(BEST_CONFIG_FILE, self._best_config(best))
+
+    def _check_shown(self, best: TrialRecord) -> None:
+        """Remove a `best/` of another run than the best one, whose own model is gone."""
+        model = self.folder / BEST_MODEL_DIR
+        shown = FolderReader(self.folder).config(BEST_CONFIG_FILE)
+        if not model.exists() or shown == parse_yaml(self._best_config(best), BEST_CONFIG_FILE):
+            return
+        if shown is None:
+            self.notes.append(f"{model}: may be of another run than {describe_run(best)}")
+            return
+        remove_folder(model)
+        self.notes.append(f"{model}: is gone: the model of {describe_run(best)} is not there")
+
     def _check_new(self, record: TrialRecord) -> None:
         assert record.state != "running", f"{record.trial_id} has not ended"
         assert record.trial_id not in self._ended, f"{record.trial_id} twice"
@@ -265,13 +297,9 @@ class ResultsStore:
 
     def _append(self, name: str, record: TrialRecord) -> None:
         with (self.folder / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record_line(record)) + "\n")
+            file.write(record_line(record))
             file.flush()
             os.fsync(file.fileno())
-
-    def _write_best(self, record: TrialRecord) -> None:
-        self.best = record
-        self.write_text(BEST_CONFIG_FILE, self._best_config(record))
 
     def write_summary(self, wall_seconds: float) -> None:
         """Write `summary.json` as it is after `wall_seconds` of the program.
@@ -308,78 +336,16 @@ class ResultsStore:
 
 def describe_run(record: TrialRecord) -> str:
     """Return `trial 7`, or for a run that confirms it `trial 7 on seed 3`."""
-    is_trial = record.trial_id.startswith("trial-")
-    return f"trial {record.number}" + ("" if is_trial else f" on seed {record.config['seed']}")
+    seed = f" on seed {record.config['seed']}" if record.confirms else ""
+    return f"trial {record.number}{seed}"
 
 
-def record_line(record: TrialRecord) -> dict[str, Any]:
-    """Return the record as the object of its line in `trials.jsonl`."""
-    line = dataclasses.asdict(record)
-    del line["checkpoint"]  # the model has moved to best/, or is gone
-    return line
-
-
-def read_confirmed(folder: Path) -> list[TrialRecord]:
-    """Return the ended runs that confirm, as `read_records` does the trials."""
-    return _read(folder / CONFIRM_FILE)
-
-
-def read_records(folder: Path) -> list[TrialRecord]:
-    """Return the ended trials of a results folder, in the order of their end.
-
-    A last line that was cut, by a full disk or a power loss, is left out.
-
-    Raises:
-        UserError: for any other line that is not a trial.
-    """
-    return _read(folder / TRIALS_FILE)
-
-
-def salvage_records(path: Path) -> tuple[list[TrialRecord], list[str]]:
-    """Return the trials of a file of records, and a message for each line that is none.
-
-    For readers that want what is left of a damaged folder; nothing if there is no such file.
-    """
-    if not path.exists():
-        return [], []
-    records: list[TrialRecord] = []
-    problems: list[str] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines, 1):
-        if line:
-            try:
-                records.append(_record(Path(path.name), number, line))
-            except UserError as error:
-                problems += error.messages
-    return records, problems
-
-
-def _read(path: Path) -> list[TrialRecord]:
-    return [_record(path, number, line) for number, line in enumerate(_whole_lines(path), 1)]
-
-
-def _whole_lines(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    *lines, _cut = path.read_text(encoding="utf-8").split("\n")
-    return lines
-
-
-def _record(path: Path, number: int, line: str) -> TrialRecord:
+def _open_lock(folder: Path) -> IO[str]:
     try:
-        content = json.loads(line)
-        return TrialRecord(**{**content, "reports": tuple(content["reports"])})
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: line {number}: is not a trial: {error}") from None
-
-
-def _mend(path: Path) -> list[TrialRecord]:
-    """Return the ended trials, and take away a last line that was cut."""
-    records = _read(path)
-    if path.exists():
-        whole = "".join(f"{line}\n" for line in _whole_lines(path))
-        os.truncate(path, len(whole.encode("utf-8")))
-    return records
+        (folder / LOGS_DIR).mkdir(exist_ok=True)
+        return (folder / LOGS_DIR / LOCK_FILE).open("w")
+    except OSError as error:
+        raise UserError(f"{folder / LOGS_DIR}: cannot be written: {error.strerror}") from None
 
 
 def _numbered(folder: Path) -> Iterator[Path]:

@@ -3,10 +3,10 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from nanovlm.messages import TrialRecord
+from nanovlm.search.sections import Objective
 
 NUM_ITEMS = "mmstar_num_items"
 """The metric that tells on how many questions the accuracies stand."""
@@ -16,14 +16,6 @@ RULES_BEFORE_THERE_WERE_OTHERS = "lmms-eval-0.7.1"
 
 _PROPORTIONS = ("mmstar_accuracy", "mmstar_letter_accuracy")
 _Z_95 = statistics.NormalDist().inv_cdf(0.975)
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The metric that decides which trial is best."""
-
-    metric: str
-    mode: Literal["max", "min"]
 
 
 def best_record(records: Sequence[TrialRecord], objective: Objective) -> TrialRecord | None:
@@ -91,7 +83,7 @@ def by_rules(config: Mapping[str, Any], metric: str) -> str:
 
 def training_seconds(records: Sequence[TrialRecord]) -> float:
     """Return how long the trials took up to their last reports, evaluation included."""
-    return sum(r.reports[-1]["seconds"] for r in records if r.reports)
+    return sum(r.reports[-1].seconds for r in records if r.reports)
 
 
 def final_best(

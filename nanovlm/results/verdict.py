@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
 from nanovlm.results.comparison import ANSWER_METRICS, compare_answers, read_answers
-from nanovlm.results.summary import Objective
+from nanovlm.search.sections import Objective
 
 DEFAULT_NUMBER = 0
 """Of the trial that runs the base configuration."""
@@ -19,10 +20,7 @@ _DEFAULT = "the default configuration"
 def describe_verdict(
     configurations: Sequence[Mapping[str, Any]], objective: Objective, is_held_out: bool
 ) -> str:
-    """Return who is best, by how much, and whether that is more than chance.
-
-    A gain counts if neither other questions nor other seeds could easily have undone it: p below
-    0.05, and an interval over seeds (where there are two) that does not hold 0.
+    """Return who is best, by how much, and whether that is more than chance (`gain_counts`).
 
     Args:
         configurations: as in `summary.json`, the best first.
@@ -34,6 +32,25 @@ def describe_verdict(
     return _Sentence(configurations, objective, is_held_out).text() + tail
 
 
+def gain_counts(configurations: Sequence[Mapping[str, Any]], objective: Objective) -> bool:
+    """Return whether the best configuration's gain over the default one is more than chance.
+
+    It counts if neither other questions nor other seeds could easily have undone it: p below 0.05
+    where the questions were compared, and an interval over seeds that does not hold 0. That may be
+    missing, with one seed, only beside a p.
+
+    Args:
+        configurations: as in `summary.json`, the best first.
+    """
+    difference = configurations[0]["difference_to_default"]
+    if difference is None or _Unit(objective).gain(difference["mean"]) <= 0:
+        return False
+    p_value, interval = difference["p_value"], difference["seeds_interval_95"]
+    if p_value is not None and p_value >= SIGNIFICANT:
+        return False
+    return p_value is not None if interval is None else not _holds_zero(interval)
+
+
 def describe_unconfirmed_gain(
     best: TrialRecord, records: Sequence[TrialRecord], objective: Objective, answers_dir: Path
 ) -> str | None:
@@ -43,22 +60,29 @@ def describe_unconfirmed_gain(
 
     Args:
         answers_dir: folder with `<trial_id>.jsonl` of the trials.
-
-    Raises:
-        UserError: a file of answers is broken.
     """
     default = next((r for r in records if r.number == DEFAULT_NUMBER), None)
     if default is None or default.state != "completed" or best.number == DEFAULT_NUMBER:
         return None
-    metric = objective.metric
-    gain = best.metrics[metric] - default.metrics[metric]
-    files = [answers_dir / f"{record.trial_id}.jsonl" for record in (best, default)]
-    interval = None
-    if metric in ANSWER_METRICS and all(file.exists() for file in files):
-        answers = [[read_answers(file, metric)] for file in files]
-        interval = compare_answers(*answers).interval_95
+    gain = best.metrics[objective.metric] - default.metrics[objective.metric]
+    interval = interval_by_questions(best, default, objective.metric, answers_dir)
     text = _Unit(objective).amount(gain, interval)
     return f"{text} over {_DEFAULT}, not confirmed on fresh seeds"
+
+
+def interval_by_questions(
+    best: TrialRecord, default: TrialRecord, metric: str, answers_dir: Path
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of the gain of one trial over another; None if the metric does not
+    stand on the answers to single questions, or answers are gone, damaged or to other questions."""
+    if metric not in ANSWER_METRICS:
+        return None
+    files = [answers_dir / f"{record.trial_id}.jsonl" for record in (best, default)]
+    try:
+        ours, others = (read_answers(file, metric) for file in files)
+        return compare_answers([ours], [others]).interval_95
+    except (UserError, ValueError):
+        return None
 
 
 class _Unit:
@@ -92,6 +116,7 @@ class _Sentence:
     ) -> None:
         self._best = configurations[0]
         self._difference = self._best["difference_to_default"]
+        self._counts = gain_counts(configurations, objective)
         self._metric = objective.metric
         self._unit = _Unit(objective)
         self._questions = "held-out questions" if is_held_out else "questions"
@@ -117,20 +142,17 @@ class _Sentence:
         gain = self._amount(difference["interval_95"])
         where = f"on {difference['num_items']} {self._questions}"
         p = f"p = {difference['p_value']:.2g}"
-        if difference["p_value"] >= SIGNIFICANT or self._gain <= 0:
-            return f"the gain of {name} over {_DEFAULT}, {gain} {where}, is inside the noise ({p})"
         interval = difference["seeds_interval_95"]
-        if interval is None:
-            return (
-                f"{name} beats {_DEFAULT} by {gain} {where} ({p}), with one seed: how far other "
-                "seeds would lie apart is not known"
-            )
-        if _holds_zero(interval):
-            return (
-                f"the gain of {name} over {_DEFAULT}, {gain} {where} ({p}), is inside the noise "
-                f"between seeds: {self._unit.interval(interval)}"
-            )
-        return f"{name} beats {_DEFAULT} by {gain} {where} ({p})"
+        if self._counts:
+            seeds = ", with one seed: how far other seeds would lie apart is not known"
+            tail = seeds if interval is None else ""
+            return f"{name} beats {_DEFAULT} by {gain} {where} ({p}){tail}"
+        if difference["p_value"] >= SIGNIFICANT or interval is None or self._gain <= 0:
+            return f"the gain of {name} over {_DEFAULT}, {gain} {where}, is inside the noise ({p})"
+        return (
+            f"the gain of {name} over {_DEFAULT}, {gain} {where} ({p}), is inside the noise "
+            f"between seeds: {self._unit.interval(interval)}"
+        )
 
     def _by_seeds(self) -> str:
         difference, name = self._difference, f"trial {self._best['number']}"
@@ -142,9 +164,9 @@ class _Sentence:
                 f"the gain of {name} over {_DEFAULT}, {gain} {over}, may be noise: how far other "
                 "seeds would lie apart is not known"
             )
-        if _holds_zero(interval) or self._gain <= 0:
-            return f"the gain of {name} over {_DEFAULT}, {gain} {over}, is inside the noise"
-        return f"{name} beats {_DEFAULT} by {gain} {over}"
+        if self._counts:
+            return f"{name} beats {_DEFAULT} by {gain} {over}"
+        return f"the gain of {name} over {_DEFAULT}, {gain} {over}, is inside the noise"
 
     @property
     def _gain(self) -> float:

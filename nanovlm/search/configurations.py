@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from nanovlm.messages import TrialRecord
-from nanovlm.search.limits import was_judged
+from nanovlm.messages import End, TrialRecord
 from nanovlm.search.parameter import Parameter, count_configurations
 from nanovlm.search.space import SearchSpace
 
@@ -90,7 +89,7 @@ class RunConfigurations:
         for record in records:
             if record.state == "failed" and not record.is_infeasible:
                 self.fail(record.parameters)
-            elif record.state == "failed" or was_judged(record):
+            elif record.end is not None and record.end is not End.SEARCH_ENDED:
                 self.begin(record.parameters)
 
     def has_run(self, values: Values) -> bool:

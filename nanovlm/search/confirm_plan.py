@@ -143,7 +143,7 @@ def _best_configurations(
 
     def rank(record: TrialRecord) -> tuple[int, float, int]:
         reached = min(len(record.reports), furthest)
-        value = record.reports[reached - 1]["metrics"][metric]
+        value = record.reports[reached - 1].metrics[metric]
         return -reached, sign * value, record.number
 
     best: dict[str, TrialRecord] = {}

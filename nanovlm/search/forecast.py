@@ -15,7 +15,7 @@ import torch
 from nanovlm.machine import usable_cpus
 from nanovlm.search.disk import DiskPeak, disk_peak, free_bytes, gib
 from nanovlm.search.parameter import count_configurations
-from nanovlm.search.past_speed import past_speed
+from nanovlm.search.past_speed import PastSearches, past_speed
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.sections import TrialResources
 from nanovlm.search.simulation import (
@@ -117,6 +117,8 @@ class Forecast:
     confirm_runs: int
     disk: DiskPeak
     free_bytes: int
+    left_out: tuple[str, ...] = ()
+    """What is damaged in results folders that were asked for the speed."""
 
     def describe(self) -> str:
         """Return the forecast as lines of text."""
@@ -131,6 +133,7 @@ class Forecast:
             f"{_short(self.confirm_runs * self.plan.trial_samples)} samples",
             *self._time_lines(),
             *self._disk_lines(),
+            *(f"left out        {text}" for text in self.left_out),
         ]
         return "\n".join(lines)
 
@@ -201,7 +204,8 @@ def forecast(
 
     concurrency_by = "as given" if concurrency else "what fits on this machine"
     concurrency = concurrency or local_slots(space.resources)
-    rate = _rate(plan, samples_per_second, results)
+    past = past_speed(space, results)
+    rate = _rate(past, samples_per_second)
     num_trials, trials_by = _num_trials(plan, concurrency, rate, make_judge)
     searches = _simulate(plan, concurrency, rate, make_judge, num_trials)
     confirm_runs = _num_confirm_runs(space)
@@ -224,6 +228,7 @@ def forecast(
             num_questions=plan.data["benchmark"]["samples"],
         ),
         free_bytes=free_bytes(results),
+        left_out=past.left_out,
     )
 
 
@@ -259,8 +264,8 @@ def local_slots(resources: TrialResources) -> int:
     return max(1, math.floor(fits) // resources.workers)
 
 
-def _rate(plan: SearchPlan, samples_per_second: float | None, results: Path) -> Rate | None:
-    past = past_speed(plan.space, results)
+def _rate(searches: PastSearches, samples_per_second: float | None) -> Rate | None:
+    past = searches.speed
     if samples_per_second is not None:
         source = "as given"
         if past:

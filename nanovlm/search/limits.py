@@ -6,21 +6,12 @@ Trials are counted by Tune, and hours by the switch, which wakes up by itself.
 from collections.abc import Iterable
 from pathlib import Path
 
-from nanovlm.distributed.session import DESERTED, StopSwitch
+from nanovlm.distributed.session import StopSwitch
 from nanovlm.messages import TrialRecord
 from nanovlm.search.sections import Budget
 from nanovlm.search.space import SearchSpace
 
 MAX_FAILURES_IN_A_ROW = 5
-
-_ENDINGS = (
-    "budget.",
-    "study.storage:",
-    "objective.metric:",
-    f"{MAX_FAILURES_IN_A_ROW} trials in a row failed",
-    DESERTED,
-)
-"""How the reasons for the end of a search begin: trials that run then are stopped for it."""
 
 
 class Limits:
@@ -78,7 +69,7 @@ class Limits:
     def _count(self, record: TrialRecord) -> None:
         """Let an ended trial count for the budget."""
         if record.reports:
-            self._check_gpu_hours(self._gpus * record.reports[-1]["seconds"])
+            self._check_gpu_hours(self._gpus * record.reports[-1].seconds)
         if record.state == "completed":
             self._check_target(record)
         self._check_patience(record)
@@ -120,7 +111,7 @@ class Limits:
             or self._is_better(record.metrics[metric], self._best.metrics[metric])
         ):
             self._best, self._trials_since_best = record, 0
-        elif was_judged(record):
+        elif record.end is not None and record.end.was_compared:
             self._trials_since_best += 1
         if patience is not None and self._best and self._trials_since_best >= patience:
             self._switch.stop(
@@ -136,13 +127,6 @@ class Limits:
 def hours_reason(budget: Budget) -> str:
     """Return why a search ended whose hours are over."""
     return f"budget.hours: {budget.hours or 0:g} hours have passed"
-
-
-def was_judged(record: TrialRecord) -> bool:
-    """Return whether the trial ended by its own merit."""
-    if record.state == "stopped":
-        return not (record.reason or "").startswith(_ENDINGS)
-    return record.state == "completed"
 
 
 def _common_reason(reasons: list[str]) -> str:

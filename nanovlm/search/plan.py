@@ -10,6 +10,7 @@ from nanovlm.errors import UserError, did_you_mean
 from nanovlm.resources import Resources
 from nanovlm.search.confirm_plan import with_holdout
 from nanovlm.search.database_url import fill_in
+from nanovlm.search.samplers import check_sampler
 from nanovlm.search.scheduler import plan_milestones
 from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace
@@ -52,11 +53,12 @@ def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> S
 
     Raises:
         UserError: if the data cannot be had, is smaller than a batch or too small for the rungs, if
-            no report will carry the objective, if an earlier search does not fit, or if an
-            environment variable of study.storage is not set.
+            no report will carry the objective, if the sampler lacks a package, if an earlier search
+            does not fit, or if an environment variable of study.storage is not set.
     """
     if space.study.storage is not None:
         fill_in(space.study.storage)  # a variable that is not set is better missed now
+    check_sampler(space.sampler)
     earlier_trials = read_earlier_trials(space)
     resources = Resources("cpu", on_progress)
     check_start(space.base)

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from nanovlm.errors import UserError
-from nanovlm.results.store import SPACE_FILE, choose_folder, is_there
-from nanovlm.search.space import SearchSpace, load_space
+from nanovlm.results.read import SPACE_FILE, FolderReader
+from nanovlm.results.store import choose_folder, is_there
+from nanovlm.search.space import SearchSpace
 
 
 def search_folder(results: Path, name: str | None, space: SearchSpace, resume: bool) -> Path:
@@ -27,9 +28,13 @@ def search_folder(results: Path, name: str | None, space: SearchSpace, resume: b
 
 def check_same_space(folder: Path, space: SearchSpace) -> None:
     """Raise UserError if the folder holds no search of this space."""
-    if not (folder / SPACE_FILE).exists():
+    reader = FolderReader(folder)
+    if not reader.has(SPACE_FILE):
         raise UserError(f"--resume: {folder} holds no search to go on with (no {SPACE_FILE})")
-    differing = space.differences(load_space(folder / SPACE_FILE))
+    theirs = reader.space(())
+    reader.raise_if_damaged()
+    assert theirs is not None, "it is there and not damaged"
+    differing = space.differences(theirs)
     if differing:
         raise UserError(
             f"--resume: the search in {folder} is of another space; it differs in "

@@ -17,10 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from nanovlm.files import drop_cut_line
 from nanovlm.search.sections import Scheduler
 from nanovlm.search.space import SearchSpace
-
-RUNGS_FILE = "rungs.jsonl"
 
 _SOFT_RANKING_PERCENTILE = 90
 
@@ -220,11 +219,8 @@ class Rungs:
 
     def _restore(self, log: Path) -> None:
         """Read the log; a last line that was cut was not acted upon and is taken away."""
-        content = log.read_text(encoding="utf-8")
-        whole = content[: content.rfind("\n") + 1]
-        if whole != content:
-            os.truncate(log, len(whole.encode()))
-        for line in map(json.loads, whole.splitlines()):
+        drop_cut_line(log)
+        for line in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
             if "withdrawn" in line:
                 self._remove(line["withdrawn"])
             else:

@@ -15,15 +15,18 @@ from nanovlm.distributed.recorder import Recorder, RunOutcome
 from nanovlm.distributed.session import INTERRUPTED
 from nanovlm.distributed.worker_group import StartWorkers, worker_groups
 from nanovlm.files import user_path
+from nanovlm.messages import Notice
 from nanovlm.observer import Observer, RunStart
+from nanovlm.results.read import LOGS_DIR
 from nanovlm.results.same_data import check_same_data
-from nanovlm.results.store import LOGS_DIR, ResultsStore, choose_folder
-from nanovlm.results.summary import Objective
+from nanovlm.results.store import ResultsStore, choose_folder
 from nanovlm.search.confirm_plan import plan_confirmation
 from nanovlm.search.disk import check_disk, disk_peak
 from nanovlm.search.forecast import UNKNOWN_TRIALS, local_slots
+from nanovlm.search.mending import mend_search
 from nanovlm.search.plan import SearchPlan, plan_search
 from nanovlm.search.resume import check_same_space
+from nanovlm.search.sampler_failures import SamplerFailures
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.stages import EarlierRun, Place, run_stages
 
@@ -89,19 +92,18 @@ def run_plan(
         default_name: see `ResultsStore`.
         start_workers: starts what serves the trials.
     """
-    if resume:
-        check_same_data(folder, plan.data)
+    unchecked = check_same_data(folder, plan.data) if resume else ()
     _check_room(plan, concurrency, folder)
     space = plan.space
-    objective = Objective(**space.objective.model_dump())
     num_models = max(1, space.confirm.top)
     store = ResultsStore(
-        folder, objective, space.resources.gpus_per_trial, num_models, default_name
+        folder, space.objective, space.resources.gpus_per_trial, num_models, default_name
     )
-    watching = [*standard_observers(), *observers]
     with interrupts.in_order(), store.opened(resume=resume), logged_to(store.folder / LOGS_DIR):
-        recorder = Recorder(store, _start(plan, store), watching)
+        mended = mend_search(space, folder, plan.milestones, store.records) if resume else []
+        recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])
         earlier = EarlierRun(tuple(store.records), tuple(store.confirmed), store.earlier_seconds())
+        failures = SamplerFailures(lambda text: recorder.take(Notice(text=text)))
         place = Place(
             store.folder,
             on_start=recorder.begin,
@@ -109,6 +111,7 @@ def run_plan(
             address=address,
             concurrency=concurrency,
             start_workers=start_workers,
+            sampler_failures=failures,
         )
         try:
             with recorder.told_of_errors():
@@ -118,8 +121,9 @@ def run_plan(
                 raise
             ended_by = INTERRUPTED
         summary = recorder.end(ended_by, is_settled=ended_by != INTERRUPTED)
-    notes = [*plan_confirmation(space, store.records).notes]
-    notes += [note for observer in watching for note in observer.notes]
+        planned, sampler = plan_confirmation(space, store.records).notes, failures.note()
+        notes = [*unchecked, *mended, *store.notes, *planned]
+        notes += [*filter(None, [sampler]), *recorder.notes()]
     return RunOutcome(store.folder, summary, tuple(notes))
 
 

@@ -4,6 +4,7 @@ A sampler of its own for each trial, seeded by the trial's number, makes a searc
 interrupted suggest what the undisturbed one would have.
 """
 
+import importlib
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,16 +27,22 @@ from optuna.samplers import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from nanovlm.errors import UserError
 from nanovlm.search.configurations import can_repeat, nearest_first
 from nanovlm.search.feasibility import looks_infeasible
 from nanovlm.search.history import BestAndLatest, History, OneBudget, StudyView, WorstForInfeasible
 from nanovlm.search.parameter import Parameter
 from nanovlm.search.sections import Sampler
 from nanovlm.search.space import SearchSpace
+from nanovlm.search.study import STORAGE_ERRORS
 
 logger = logging.getLogger(__name__)
 
 HasRun = Callable[[Mapping[str, Any]], bool]
+OnFailure = Callable[[Exception], None]
+
+_PACKAGES = {"cmaes": "cmaes", "gp": "scipy"}
+"""What a sampler needs beside Optuna, which imports it when the sampler is asked."""
 
 STARTUP_TRIALS = 10
 """Random trials before a model of the objective is asked, besides those that run meanwhile."""
@@ -44,6 +51,19 @@ _MOST_DRAWS = 8
 """While proposals have run before, and of TPE while they look infeasible: its model of the bad
 trials is too wide to keep away from a region by itself. The last draw that looks so is taken as it
 is, so no region is closed for ever."""
+
+
+def check_sampler(settings: Sampler) -> None:
+    """Raise UserError if the sampler lacks a package: it would draw at random all the time."""
+    package = _PACKAGES.get(settings.name)
+    try:
+        if package is not None:
+            importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(
+            f"sampler.name: {settings.name} needs the package {package}, which cannot be "
+            f"imported: {error}"
+        ) from None
 
 
 def build_history(space: SearchSpace) -> History | None:
@@ -58,6 +78,7 @@ def build_sampler(
     number: int,
     history: History | None,
     has_run: HasRun = lambda values: False,
+    on_failure: OnFailure = lambda error: None,
 ) -> BaseSampler:
     """Return the sampler for one trial of a space.
 
@@ -66,6 +87,7 @@ def build_sampler(
         number: of the trial; 0 is the default configuration.
         history: one for the whole search, see `build_history`.
         has_run: tells of a configuration whether it is not to be run again; there must be others.
+        on_failure: told of each error of the sampler, after which a value is drawn at random.
     """
     if number == 0:
         return _Fixed(encode(space.parameters, space.default_values()))
@@ -81,6 +103,7 @@ def build_sampler(
         history=history,
         # A Gaussian process learns it from the worst values, and the others do not look back.
         avoids_infeasible=space.sampler.name == "tpe",
+        on_failure=on_failure,
     )
     if not can_repeat(space.parameters):
         return guarded
@@ -285,16 +308,18 @@ class _Guarded(BaseSampler):
         relative: dict[str, BaseDistribution] | None,
         history: History | None,
         avoids_infeasible: bool,
+        on_failure: OnFailure,
     ) -> None:
         """
         Args:
             relative: the parameters that are drawn together; None lets the sampler find them out.
             history: what the sampler learns from; None takes all trials.
             avoids_infeasible: whether to draw again what looks infeasible.
+            on_failure: told of each error.
         """
         self._inner, self._fallback = inner, fallback
         self._relative, self._history = relative, history
-        self._avoids_infeasible = avoids_infeasible
+        self._avoids_infeasible, self._on_failure = avoids_infeasible, on_failure
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
         if self._relative is not None:
@@ -304,15 +329,17 @@ class _Guarded(BaseSampler):
         )
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict) -> dict:
-        view = self._view(study)
-        params = self._try(lambda: self._inner.sample_relative(view, trial, search_space), dict)
+        return self._try(lambda: self._draw(self._view(study), trial, search_space), dict)
+
+    def _draw(self, view: optuna.Study, trial: FrozenTrial, search_space: dict) -> dict:
+        params = self._inner.sample_relative(view, trial, search_space)
         if not (self._avoids_infeasible and params):
             return params
         trials = view.get_trials(deepcopy=False)
         for _ in range(_MOST_DRAWS - 1):
             if not looks_infeasible(params, search_space, trials):
                 break
-            params = self._try(lambda: self._inner.sample_relative(view, trial, search_space), dict)
+            params = self._inner.sample_relative(view, trial, search_space)
         return params
 
     def sample_independent(
@@ -325,7 +352,7 @@ class _Guarded(BaseSampler):
         )
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self._inner.before_trial(study, trial)
+        self._try(lambda: self._inner.before_trial(study, trial), lambda: None)
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any
@@ -333,7 +360,7 @@ class _Guarded(BaseSampler):
         with warnings.catch_warnings():
             # CMA-ES knows no constraints; it is shown a bad value instead (`WorstForInfeasible`).
             warnings.filterwarnings("ignore", "Constraints have been set")
-            self._inner.after_trial(study, trial, state, values)
+            self._try(lambda: self._inner.after_trial(study, trial, state, values), lambda: None)
 
     def _view(self, study: optuna.Study) -> optuna.Study:
         if self._history is None:
@@ -343,6 +370,9 @@ class _Guarded(BaseSampler):
     def _try(self, ask: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
         try:
             return ask()
-        except Exception:  # of a model of the objective, whatever it meets
+        except STORAGE_ERRORS:
+            raise  # no fault of the sampler: the study is waited for
+        except Exception as error:  # of a model of the objective, whatever it meets
             logger.warning("the sampler failed; this trial is drawn at random", exc_info=True)
+            self._on_failure(error)
             return otherwise()

@@ -6,6 +6,7 @@ compared at 1/27, 1/9 and 1/3 of the budget, and the end is the fourth rung.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,16 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from nanovlm.distributed.trainable import FAILURE, IS_FINAL, NUMBER, SAMPLES_SEEN, UNFINISHED
+from nanovlm.distributed.trainable import (
+    FAILURE,
+    IS_FINAL,
+    NUMBER,
+    SAMPLES_SEEN,
+    UNFINISHED,
+)
 from nanovlm.errors import UserError
-from nanovlm.search.rungs import RUNGS_FILE, Rungs, build_rungs
+from nanovlm.results.read import RUNGS_FILE
+from nanovlm.search.rungs import Rungs, Verdict, build_rungs
 from nanovlm.search.space import SearchSpace
 
 
@@ -43,18 +51,25 @@ def plan_milestones(space: SearchSpace, budget: int) -> tuple[int, ...]:
     return tuple(first * factor**rung for rung in range(rungs - 1))
 
 
+OnVerdict = Callable[[Verdict], None]
+
+
 def build_scheduler(
-    space: SearchSpace, milestones: tuple[int, ...], folder: Path | None = None
+    space: SearchSpace,
+    milestones: tuple[int, ...],
+    folder: Path | None = None,
+    on_verdict: OnVerdict = lambda *_: None,
 ) -> "Scheduler":
     """Return Tune's scheduler for these milestones.
 
     Args:
         folder: the results folder that keeps what is decided; None keeps it in memory.
+        on_verdict: told of each verdict when it is safe in the folder.
     """
     if not milestones:
         return FIFOScheduler()
     rungs = build_rungs(space, milestones, folder and folder / RUNGS_FILE)
-    return RungScheduler(rungs, space.objective.metric)
+    return RungScheduler(rungs, space.objective.metric, on_verdict)
 
 
 class RungScheduler(FIFOScheduler):
@@ -64,10 +79,11 @@ class RungScheduler(FIFOScheduler):
     of trials that failed later, and draw brackets that differ from run to run.
     """
 
-    def __init__(self, rungs: Rungs, metric: str) -> None:
+    def __init__(self, rungs: Rungs, metric: str, on_verdict: OnVerdict) -> None:
         super().__init__()
         self.rungs = rungs
         self._objective = metric
+        self._on_verdict = on_verdict
 
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
@@ -77,6 +93,7 @@ class RungScheduler(FIFOScheduler):
         verdict = self.rungs.judge(
             trial.config[NUMBER], result[SAMPLES_SEEN], result[self._objective]
         )
+        self._on_verdict(verdict)
         return TrialScheduler.CONTINUE if verdict.goes_on else TrialScheduler.STOP
 
     def on_trial_complete(
@@ -86,7 +103,8 @@ class RungScheduler(FIFOScheduler):
             self.rungs.withdraw(trial.config[NUMBER])
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        self.rungs.withdraw(trial.config[NUMBER])
+        if not trial.should_recover():  # else Tune begins it again, and it reports what it has
+            self.rungs.withdraw(trial.config[NUMBER])
 
 
 Scheduler = RungScheduler | FIFOScheduler

@@ -7,8 +7,6 @@ any other failed one FAIL, and none stays RUNNING. A trial has one trial of Optu
 search goes on after an interruption, those under way are taken up again.
 """
 
-import logging
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,11 +30,11 @@ from nanovlm.distributed.trainable import (
 )
 from nanovlm.messages import TrialRecord
 from nanovlm.search.configurations import RunConfigurations, can_repeat
+from nanovlm.search.patience import patiently
+from nanovlm.search.sampler_failures import SamplerFailures
 from nanovlm.search.samplers import build_history, build_sampler, distributions, encode, suggest
 from nanovlm.search.space import SearchSpace
-from nanovlm.search.study import STORAGE_ERRORS, StudyFileStorage, StudyPlace, open_study
-
-logger = logging.getLogger(__name__)
+from nanovlm.search.study import StudyFileStorage, StudyPlace, open_study
 
 T = TypeVar("T")
 
@@ -45,9 +43,6 @@ SEARCH = "search"
 
 IMPORTED = "imported"
 """Attribute of Optuna's trials: the results folder and the trial that it was taken from."""
-
-_PATIENCE_SECONDS = 600.0
-"""So long the storage may be away before the search ends."""
 
 _STATES = {
     "completed": TrialState.COMPLETE,
@@ -65,17 +60,21 @@ def build_searcher(
     switch: StopSwitch,
     milestones: Sequence[int] = (),
     earlier: Sequence[TrialRecord] = (),
+    failures: SamplerFailures | None = None,
 ) -> "StudySearch":
     """Return the searcher of a space; the study of its results folder is gone on with.
 
     Args:
         milestones: samples seen at which trials are compared.
         earlier: trials of the folder that have ended.
+        failures: counts those of the sampler, and tells a person what goes wrong.
 
     Raises:
         UserError: the storage cannot be reached, or the study is of another space.
     """
-    searcher = StudySearch(space, open_study(space, folder), concurrency, switch, milestones)
+    searcher = StudySearch(
+        space, open_study(space, folder), concurrency, switch, milestones, failures
+    )
     searcher.take_up(earlier)
     return searcher
 
@@ -106,6 +105,7 @@ class StudySearch(OptunaSearch):
         concurrency: int,
         switch: StopSwitch,
         milestones: Sequence[int],
+        failures: SamplerFailures | None = None,
     ) -> None:
         super().__init__(
             space=lambda trial: suggest(space.parameters, trial),
@@ -119,6 +119,8 @@ class StudySearch(OptunaSearch):
         self._concurrency = concurrency
         self._switch = switch
         self._milestones = tuple(milestones)
+        self._failures = failures or SamplerFailures()
+        self._failures.sampler = space.sampler.name
         self._open: dict[str, _OpenTrial] = {}
         self._to_run: deque[_OpenTrial] = deque()
         self._next_number = 0
@@ -183,12 +185,19 @@ class StudySearch(OptunaSearch):
     # ------------------------------------------------------------------ what Optuna is told
 
     def _ask(self) -> _OpenTrial:
-        number = self._next_number
+        number, errors = self._next_number, list[Exception]()
         self.study.sampler = build_sampler(
-            self._search_space, self._concurrency, number, self._history, self._run.has_run
+            self._search_space,
+            self._concurrency,
+            number,
+            self._history,
+            self._run.has_run,
+            errors.append,
         )
         trial = self.study.ask()
         values = suggest(self._search_space.parameters, trial)
+        if number > 0:  # trial 0 is the default configuration
+            self._failures.count(number, trial, errors)
         trial.set_user_attr(SEARCH, self._place.search_id)
         trial.set_user_attr(NUMBER, number)
         trial.set_user_attr(VALUES, values)  # last: a trial that has them is whole
@@ -251,6 +260,9 @@ class StudySearch(OptunaSearch):
             for trial in self.study.get_trials(deepcopy=False)
             if trial.user_attrs.get(SEARCH) == self._place.search_id and VALUES in trial.user_attrs
         }
+        for number, frozen in ours.items():
+            if number > 0:
+                self._failures.restore(frozen)
         ended = {record.number: record for record in records}
         for number, record in ended.items():
             if number not in ours:
@@ -310,8 +322,8 @@ class StudySearch(OptunaSearch):
         """Return a trial's values by milestone."""
         last = len(record.reports) - 1
         return {
-            self._step(report["samples_seen"], record.state == "completed" and place == last): (
-                report["metrics"][self.metric]
+            self._step(report.samples_seen, record.state == "completed" and place == last): (
+                report.metrics[self.metric]
             )
             for place, report in enumerate(record.reports)
         }
@@ -361,27 +373,8 @@ class StudySearch(OptunaSearch):
         self._import(record, {IMPORTED: name}, is_full)
         return True
 
-    # ------------------------------------------------------------------ the storage
-
     def _patiently(self, do: Callable[[], T]) -> T | None:
-        """Return what `do` returns; try again while the storage is away, None if it stays so."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        pause = 1.0
-        while True:
-            try:
-                return do()
-            except STORAGE_ERRORS as error:
-                reason = self._place.without_password(str(error))
-                logger.warning("the study's storage fails, trying again: %s", reason)
-                if self._switch.is_thrown():
-                    return None
-                if time.monotonic() > deadline:
-                    self._switch.stop(f"study.storage: cannot be written: {reason}")
-                    return None
-            self._switch.pause(pause)
-            if self._switch.is_thrown():
-                return None
-            pause = min(30.0, 2 * pause)
+        return patiently(do, self._place, self._switch, self._failures.tell)
 
 
 def _judged(result: dict[str, Any] | None) -> dict[str, Any] | None:

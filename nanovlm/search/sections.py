@@ -116,6 +116,13 @@ class TrialResources(_Section):
     workers: PositiveInt = 1
     cpus_per_worker: PositiveFloat = 1
     gpus_per_worker: NonNegativeFloat = 0
+    stall_minutes: PositiveFloat | None = None
+    """A trial without a sign of life for so long goes on in another worker group; null: ten times
+    the longest silence seen so far, and at least five minutes."""
+
+    def occupied(self) -> dict[str, float]:
+        """Return what a trial occupies, without the rules for it."""
+        return self.model_dump(exclude={"stall_minutes"})
 
     @property
     def gpus_per_trial(self) -> float:

@@ -17,8 +17,9 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from nanovlm.errors import UserError
+from nanovlm.results.read import STUDY_FILE
 from nanovlm.search.space import SearchSpace
-from nanovlm.search.study import STUDY_FILE, open_database, study_name
+from nanovlm.search.study import open_database, readable, study_name
 
 _METRIC_NAMES = "study:metric_names"
 """Optuna's attribute with the names of a study's objectives."""
@@ -114,7 +115,8 @@ def show_study(space: SearchSpace, folder: Path) -> ShownStudy:
         where = str(path)
         if not path.is_file():
             raise UserError(f"{folder}: the search has made no study yet (no {STUDY_FILE})")
-        storage = JournalStorage(JournalFileBackend(str(path)))  # only ever read: takes no lock
+        with readable(path):  # only ever read: takes no lock
+            storage = JournalStorage(JournalFileBackend(str(path)))
     shown = ShownStudy(storage, name, space)
     if not shown.get_all_studies():
         raise UserError(f"{where} holds no study {name!r}")

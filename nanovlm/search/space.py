@@ -90,8 +90,11 @@ class SearchSpace:
 
     def differences(self, other: "SearchSpace") -> list[str]:
         """Return the parts in which two spaces differ, the budget and the names left aside."""
-        parts = ("base", "parameters", "objective", "sampler", "scheduler", "resources")
-        return [part for part in parts if getattr(self, part) != getattr(other, part)]
+        parts = ("base", "parameters", "objective", "sampler", "scheduler")
+        differing = [part for part in parts if getattr(self, part) != getattr(other, part)]
+        if self.resources.occupied() != other.resources.occupied():
+            differing.append("resources")
+        return differing
 
     def to_yaml(self) -> str:
         """Return the resolved space as a space file that gives the same space again."""

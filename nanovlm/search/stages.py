@@ -5,27 +5,32 @@ configurations run again on fresh seeds, which decides between them. Both can be
 gone on with.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 from pyarrow.fs import LocalFileSystem
 from ray import tune
 
+from nanovlm.distributed.broker import Event
 from nanovlm.distributed.jobs import run_to_end
 from nanovlm.distributed.session import INTERRUPTED, OnEvent, OnStart, Session, StopSwitch, session
-from nanovlm.distributed.trainable import TrialRelay
+from nanovlm.distributed.trainable import TrialRelay, trial_id_of
 from nanovlm.distributed.worker_group import StartWorkers, worker_groups
-from nanovlm.errors import UserError, did_you_mean
-from nanovlm.messages import Job, Pulse, TrialRecord
+from nanovlm.errors import RunFailed, UserError, did_you_mean
+from nanovlm.messages import Decision, Job, Kind, TrialRecord
 from nanovlm.results.kept_models import model_dir, state_dir
-from nanovlm.results.store import answers_file
+from nanovlm.results.read import answers_file
 from nanovlm.search.configurations import RunConfigurations
 from nanovlm.search.confirm_plan import ConfirmRun, plan_confirmation
 from nanovlm.search.limits import Limits, hours_reason
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.scheduler import RungScheduler, build_scheduler
+from nanovlm.search.rungs import Verdict
+from nanovlm.search.sampler_failures import SamplerFailures
+from nanovlm.search.scheduler import build_scheduler
 from nanovlm.search.searcher import StudySearch, build_searcher
 from nanovlm.search.sections import Objective
 from nanovlm.search.study import open_study
@@ -33,6 +38,9 @@ from nanovlm.search.warm_start import learn_from
 
 _UNLIMITED_TRIALS = -1
 """Tune's word for a search that something else ends."""
+
+_MAX_LOST_RELAYS = 20
+"""So often Tune begins a trial again whose actor was lost."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +64,16 @@ class Place:
     on_start: OnStart
     """Told once for each time that worker groups start."""
     on_event: OnEvent
-    """Told of every change of a trial or of a run of the second stage, and of their pulses."""
+    """Told of every change of a trial or of a run of the second stage, of their pulses, and of what
+    a person should know."""
     address: str | None = None
     """Of a Ray cluster to join; None starts one here and ends it afterwards."""
     concurrency: int | None = None
     """Trials at once; None takes what fits on the cluster."""
     start_workers: StartWorkers = worker_groups
     """Starts what serves the trials."""
+    sampler_failures: SamplerFailures = field(default_factory=SamplerFailures)
+    """Counts them."""
 
 
 def run_stages(plan: SearchPlan, place: Place, earlier: EarlierRun | None = None) -> str:
@@ -74,6 +85,7 @@ def run_stages(plan: SearchPlan, place: Place, earlier: EarlierRun | None = None
     Raises:
         UserError: the cluster cannot run the trials, the study cannot be used, or no report has the
             objective.
+        RunFailed: a part of the cluster is lost without which the search cannot go on.
     """
     search = _Search(plan, replace(place, folder=place.folder.resolve()), earlier or EarlierRun())
     open_study(plan.space, search.place.folder)  # before Ray takes its time
@@ -86,7 +98,9 @@ def run_stages(plan: SearchPlan, place: Place, earlier: EarlierRun | None = None
                 search.switch.lift_limit()
                 search.confirm(running)
         search.raise_problem()
-    reason = search.switch.reason or reason or f"Ray Tune has ended early; see {search.logs}"
+    reason = search.switch.reason or reason
+    if reason is None:
+        raise RunFailed(f"Ray Tune has ended before the search was over; see {search.logs}")
     if reason == INTERRUPTED or not search.runs_to_confirm():
         return reason
     # A limit has sent the workers home, or the search was interrupted in its second stage.
@@ -115,7 +129,6 @@ class _Search:
         budget = self.plan.space.budget
         self.switch = StopSwitch(budget.seconds_left(self.earlier.seconds), hours_reason(budget))
         self._ended, self._confirmed = list(self.earlier.records), list(self.earlier.confirmed)
-        self._scheduler = build_scheduler(self.plan.space, self.plan.milestones, self.place.folder)
         self.logs = self.place.folder / "logs"
         self._limits = Limits(self.plan.space, self.switch, self.logs)
         self._limits.replay(self.earlier.records)
@@ -169,6 +182,7 @@ class _Search:
             self.switch,
             self.plan.milestones,
             self.earlier.records,
+            self.place.sampler_failures,
         )
         learn_from(searcher, self.plan.earlier_trials, self.plan.trial_samples)
         if searcher.reason_to_end() is None:
@@ -194,6 +208,7 @@ class _Search:
         folder = self.place.folder
         return Job(
             trial_id=run.trial_id,
+            kind=Kind.CONFIRM,
             number=run.number,
             parameters=run.parameters,
             config=run.config,
@@ -203,9 +218,9 @@ class _Search:
             answers_file=str(answers_file(folder, run.trial_id)),
         )
 
-    def _take(self, event: TrialRecord | Pulse) -> None:
-        """Take in a change of a trial or of a run that confirms, or a pulse."""
-        if isinstance(event, Pulse):
+    def _take(self, event: Event) -> None:
+        """Take in what has happened."""
+        if not isinstance(event, TrialRecord):
             self.place.on_event(event)
         elif event.confirms:
             if event.state != "running":
@@ -219,29 +234,23 @@ class _Search:
         if self._problem is not None:
             self.switch.stop(str(self._problem))
             return
-        record = self._with_reason(record)
-        if record.state == "stopped" and record.reason is None:
-            return  # nobody decided that: Tune broke down and took its trials along
         if record.state != "running":
             self._ended.append(record)
         self.place.on_event(record)
         self._limits.check(record)
 
-    def _with_reason(self, record: TrialRecord) -> TrialRecord:
-        """Return the record of a stopped trial with the scheduler's reason."""
-        is_open = record.state == "stopped" and record.reason is None
-        if not is_open or not isinstance(self._scheduler, RungScheduler):
-            return record
-        return replace(record, reason=self._scheduler.rungs.reason(record.number))
-
     def _tune(self, running: Session, searcher: StudySearch) -> None:
         """Let Ray Tune run the trials; returns after them or when the switch is thrown."""
+        space, folder, channel = self.plan.space, self.place.folder, running.channel
+        scheduler = build_scheduler(
+            space, self.plan.milestones, folder, functools.partial(_answer, channel)
+        )
         trainable = tune.with_parameters(
             TrialRelay,
-            channel=running.channel,
-            space=self.plan.space,
+            channel=channel,
+            space=space,
             milestones=self.plan.milestones,
-            folder=self.place.folder,
+            folder=folder,
         )
         tuner = tune.Tuner(
             # Tune wants every trial to ask for something; this takes nothing from the workers.
@@ -249,19 +258,30 @@ class _Search:
             tune_config=tune.TuneConfig(
                 num_samples=self.trials_left() or _UNLIMITED_TRIALS,
                 search_alg=searcher,
-                scheduler=self._scheduler,
+                scheduler=scheduler,
                 max_concurrent_trials=running.num_slots,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=str(self.place.folder / "logs" / "ray"),
+                storage_path=str(folder / "logs" / "ray"),
                 storage_filesystem=LocalFileSystem(),
+                failure_config=tune.FailureConfig(max_failures=_MAX_LOST_RELAYS),
                 stop=_StopperOf(self.switch),
                 verbose=0,
             ),
         )
         tuner.fit()
+        if not self.switch.is_thrown():
+            given_up = f"Ray Tune has lost its actor {_MAX_LOST_RELAYS} times; see {self.logs}"
+            ray.get(channel.give_up.remote(given_up))
+
+
+def _answer(channel: Any, verdict: Verdict) -> None:
+    """Let the trial know what was decided on its report."""
+    decision = Decision.CONTINUE if verdict.goes_on else Decision.STOP
+    reason = None if verdict.goes_on else verdict.reason
+    channel.decide.remote(trial_id_of(verdict.number), verdict.samples_seen, decision, reason)
 
 
 class _StopperOf(tune.Stopper):

@@ -4,10 +4,12 @@ A study is bound to its space. What it holds of another space would teach the sa
 so a study of another space under the same name is refused.
 """
 
+import contextlib
 import json
 import os
+import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,15 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from nanovlm.config_files import config_values
+from nanovlm.config_files import config_values, flat_values
 from nanovlm.errors import UserError
+from nanovlm.files import drop_cut_line, replace_text
 from nanovlm.identifiers import identifier
+from nanovlm.results.read import SEARCH_ID_FILE, STUDY_FILE, TRIALS_FILE, read_text
 from nanovlm.search.database_url import PLACEHOLDER, fill_in, without_password_of
 from nanovlm.search.sections import NO_SQLITE, Study
 from nanovlm.search.space import SearchSpace
 
-STUDY_FILE = "study.journal"
-SEARCH_ID_FILE = "study.id"
 STUDY_NAME = "search"
 SPACE = "space"
 """The study's attribute that holds what it is bound to."""
@@ -34,6 +36,7 @@ SPACE = "space"
 STORAGE_ERRORS = (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, OSError)
 """What a full disk or a database that is away for a while raises."""
 
+_SEARCH_ID = re.compile("[0-9a-f]{32}")
 _CONNECT_SECONDS = 10
 _CONNECT_TIMEOUT = {"postgresql": "connect_timeout", "mysql": "connect_timeout"}
 _SHOWN_DIFFERENCES = 5
@@ -66,7 +69,7 @@ class StudyFile(JournalFileBackend):
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         self._path = path
-        _cut_last_line(path)
+        drop_cut_line(path)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         lines = "".join(f"{json.dumps(log, separators=(',', ':'))}\n" for log in logs)
@@ -82,8 +85,9 @@ class StudyFileStorage(JournalStorage):
     """The study file as a storage."""
 
     def __init__(self, path: Path) -> None:
-        self.file = StudyFile(path)
-        super().__init__(self.file)
+        with readable(path):
+            self.file = StudyFile(path)
+            super().__init__(self.file)
 
 
 def open_study(space: SearchSpace, folder: Path) -> StudyPlace:
@@ -108,11 +112,18 @@ def study_name(space: SearchSpace, folder: Path) -> str:
     return space.study.name or default
 
 
-def _cut_last_line(path: Path) -> None:
-    """Take away a last line that a power loss or a full disk has cut."""
-    content = path.read_bytes()
-    if not content.endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raise UserError if what is done in the context shows that a journal is damaged."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        raise UserError(
+            f"{path}: is damaged: {type(error).__name__}: {error}; put back a copy of it, or "
+            f"remove it: --resume makes it anew from {TRIALS_FILE}"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def open_database(study: Study) -> BaseStorage:
@@ -180,17 +191,7 @@ def _signature(space: SearchSpace) -> dict[str, Any]:
         "search": {parameter.key: parameter.to_yaml() for parameter in space.parameters},
         "objective": space.objective.model_dump(),
     }
-    return dict(json.loads(json.dumps(_flat(content))))
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    return dict(json.loads(json.dumps(flat_values(content))))
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
@@ -203,9 +204,14 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str
 
 
 def _search_id(folder: Path) -> str:
-    path = folder / SEARCH_ID_FILE
-    if not path.exists():
-        part = path.with_suffix(".part")
-        part.write_text(uuid.uuid4().hex)
-        os.replace(part, path)
-    return path.read_text()
+    search_id = read_search_id(folder)
+    if search_id is None:
+        search_id = uuid.uuid4().hex
+        replace_text(folder / SEARCH_ID_FILE, search_id)
+    return search_id
+
+
+def read_search_id(folder: Path) -> str | None:
+    """Return what `study.id` holds; None if it is gone, or damaged."""
+    text = (read_text(folder / SEARCH_ID_FILE) or "").strip()
+    return text if _SEARCH_ID.fullmatch(text) else None

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanovlm.config_files import config_values
+from nanovlm.config_files import config_values, flat_values
 from nanovlm.errors import Problems, UserError
 from nanovlm.files import user_path
 from nanovlm.messages import TrialRecord
-from nanovlm.results.store import TRIALS_FILE, read_records
+from nanovlm.results.read import TRIALS_FILE, FolderReader
 from nanovlm.results.summary import mmstar_rules
 from nanovlm.search.searcher import StudySearch
 from nanovlm.search.space import SearchSpace
@@ -31,6 +31,8 @@ class EarlierTrials:
     """How many trials were not taken, by the reason."""
     differences: tuple[str, ...]
     """Keys besides the searched ones that their configuration has otherwise."""
+    notes: tuple[str, ...] = ()
+    """What was damaged in the folder, and is left out."""
 
     def __str__(self) -> str:
         total = len(self.records) + sum(self.left_out.values())
@@ -42,7 +44,7 @@ class EarlierTrials:
             more = len(self.differences) - _SHOWN_DIFFERENCES
             shown = ", ".join(self.differences[:_SHOWN_DIFFERENCES])
             parts.append(f"; there {shown}{f' and {more} more keys' if more > 0 else ''}")
-        return "".join(parts)
+        return "".join([*parts, *(f"; {note}" for note in self.notes)])
 
 
 def read_earlier_trials(space: SearchSpace) -> tuple[EarlierTrials, ...]:
@@ -76,10 +78,12 @@ def learn_from(
 
 
 def _read(space: SearchSpace, name: str) -> EarlierTrials:
-    folder = user_path(name)
-    if not (folder / TRIALS_FILE).exists():
+    reader = FolderReader(user_path(name))
+    if not reader.has(TRIALS_FILE):
         raise UserError(f"warm_start: {name} is no results folder of a search (no {TRIALS_FILE})")
-    records = read_records(folder)
+    records, _ = reader.ended()
+    if reader.problems:
+        raise UserError(*(f"warm_start: {problem}" for problem in reader.problems))
     taken, left_out = list[TrialRecord](), dict[str, int]()
     for record in records:
         values = _values(space, record.config)
@@ -94,12 +98,13 @@ def _read(space: SearchSpace, name: str) -> EarlierTrials:
             f"warm_start: {name} has no trial that fits this space: {reasons or 'it is empty'}; "
             "take it out, or search the same keys over ranges that hold its values"
         )
-    return EarlierTrials(name, tuple(taken), left_out, _differences(space, taken[0].config))
+    differences = _differences(space, taken[0].config)
+    return EarlierTrials(name, tuple(taken), left_out, differences, tuple(reader.notes))
 
 
 def _values(space: SearchSpace, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a trial's configuration has for the keys that are searched and active."""
-    flat = _flat(config)
+    flat = flat_values(config)
     values: dict[str, Any] = {}
     for parameter in space.parameters:
         if parameter.is_active(values) and parameter.key in flat:
@@ -113,7 +118,7 @@ def _reason_against(
     """Return why a trial cannot be taken, None if it can."""
     if record.state == "failed":
         return "failed"
-    if not all(space.objective.metric in report["metrics"] for report in record.reports):
+    if not all(space.objective.metric in report.metrics for report in record.reports):
         return f"without {space.objective.metric}"
     active: dict[str, Any] = {}
     for parameter in space.parameters:
@@ -129,20 +134,10 @@ def _reason_against(
 
 def _differences(space: SearchSpace, theirs: Mapping[str, Any]) -> tuple[str, ...]:
     searched = {parameter.key for parameter in space.parameters}
-    ours = _flat(config_values(space.base))
-    flat = {"mmstar_rules": mmstar_rules(theirs), **_flat(theirs)}
+    ours = flat_values(config_values(space.base))
+    flat = {"mmstar_rules": mmstar_rules(theirs), **flat_values(theirs)}
     return tuple(
         f"{key}={flat[key]!r}"
         for key in ours
         if key not in searched and key in flat and flat[key] != ours[key]
     )
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration by key, the model's keys as `vlm.KEY`; sequences as lists."""
-    train = {key: value for key, value in config.items() if key != "vlm"}
-    vlm = {f"vlm.{key}": value for key, value in config.get("vlm", {}).items()}
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in (train | vlm).items()
-    }

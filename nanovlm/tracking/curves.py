@@ -1,18 +1,20 @@
 """What trackers draw of a trial: its reports and pulses, each as numbers at samples seen."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.config_files import flat_values
+from nanovlm.messages import Pulse, Report, TrialRecord
 
 
-def report_values(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of one of a record's reports: metrics by name, speed as `speed/...`."""
-    speed = entry.get("speed") or {}
+def report_values(report: Report) -> dict[str, float]:
+    """Return the numbers of a report: metrics by name, speed as `speed/...`."""
+    speed = {} if report.speed is None else asdict(report.speed)
     values = {
-        "step": entry["step"],
-        "seconds": entry["seconds"],
-        **entry["metrics"],
+        "step": report.step,
+        "seconds": report.seconds,
+        **report.metrics,
         **{f"speed/{name}": value for name, value in speed.items() if value is not None},
     }
     return {name: float(value) for name, value in values.items()}
@@ -27,20 +29,17 @@ def pulse_values(pulse: Pulse) -> dict[str, float]:
     }
 
 
-def new_reports(record: TrialRecord, after: float) -> Iterator[Mapping[str, Any]]:
+def new_reports(record: TrialRecord, after: float) -> Iterator[Report]:
     """Yield the record's reports after so many samples seen.
 
     A trial whose workers died makes its reports again; they are the same ones.
     """
-    yield from (entry for entry in record.reports if entry["samples_seen"] > after)
+    yield from (report for report in record.reports if report.samples_seen > after)
 
 
-def flat_config(config: Mapping[str, Any]) -> dict[str, bool | float | str]:
+def config_texts(config: Mapping[str, Any]) -> dict[str, bool | float | str]:
     """Return a configuration with keys as on the command line, and lists and null as text."""
-    flat: dict[str, bool | float | str] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{inner}": v for inner, v in flat_config(value).items()}
-        else:
-            flat[key] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in flat_values(config).items()
+    }

@@ -6,16 +6,16 @@ Always there, since it costs next to nothing. The curves are against samples see
 page compares the trials by their configurations.
 """
 
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.files import remove_folder
+from nanovlm.messages import RUN_ID, Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.tracking.background import Background
-from nanovlm.tracking.curves import flat_config, new_reports, pulse_values, report_values
+from nanovlm.tracking.curves import config_texts, new_reports, pulse_values, report_values
 
 if TYPE_CHECKING:
     from tensorboardX.proto.summary_pb2 import Summary
@@ -35,12 +35,7 @@ class TensorBoardLogs(Observer):
 
     @property
     def problem(self) -> str | None:
-        """What went wrong, in a sentence; None if nothing did."""
         return self._background.problem
-
-    @property
-    def notes(self) -> Sequence[str]:
-        return () if self.problem is None else (self.problem,)
 
     def begin(self, start: RunStart) -> None:
         self._folder = start.folder / FOLDER
@@ -64,8 +59,9 @@ class TensorBoardLogs(Observer):
     def _catch_up(self, ended: Mapping[str, TrialRecord]) -> None:
         """Remove what there is of unfinished trials, which make all their reports again."""
         found = {path.name for path in self._folder.glob("*")}
-        for trial_id in found - ended.keys():
-            shutil.rmtree(self._folder / trial_id)
+        for name in found - ended.keys():
+            if RUN_ID.fullmatch(name):
+                remove_folder(self._folder / name)
         for trial_id in ended.keys() - found:
             self._write(ended[trial_id])
 
@@ -106,16 +102,16 @@ class _Curves:
         """Write the configuration, for the HPARAMS page."""
         from tensorboardX.summary import hparams
 
-        parts = hparams(flat_config(record.config), {metric: 0.0})
+        parts = hparams(config_texts(record.config), {metric: 0.0})
         experiment, session, self._end = parts
         self._add_summary(experiment, 0)
         self._add_summary(session, 0)
         self._file.flush()
 
     def add_reports(self, record: TrialRecord) -> None:
-        for entry in new_reports(record, self._sent):
-            self._sent = entry["samples_seen"]
-            self.add(report_values(entry), entry["samples_seen"])
+        for report in new_reports(record, self._sent):
+            self._sent = report.samples_seen
+            self.add(report_values(report), report.samples_seen)
             self._file.flush()
 
     def add(self, values: Mapping[str, float], samples_seen: int) -> None:

@@ -7,13 +7,14 @@ search; workers know nothing of W&B.
 
 import hashlib
 import logging
+import re
 import secrets
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanovlm.files import remove_folder, replace_text
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.tracking.background import Background
@@ -31,6 +32,7 @@ MAX_TAG = 64
 """Characters that W&B allows in a tag."""
 MAX_NAME = 128
 """In the name of a run or of a group."""
+_SEARCH_ID = re.compile(rb"[0-9a-f]{8}")
 
 END_SECONDS = 30.0
 """How long the end of a run may wait for what is not recorded yet."""
@@ -109,8 +111,9 @@ class WandbRuns(Observer):
     def _connect(self) -> None:
         self._folder.mkdir(exist_ok=True)  # W&B takes a folder of the system if it is not there
         self._ids = self._folder / "search-id"
-        if not self._ids.exists():
-            self._ids.write_text(secrets.token_hex(4))
+        # Of an empty one the ids of the runs would be those of other searches.
+        if not self._ids.exists() or not _SEARCH_ID.fullmatch(self._ids.read_bytes()):
+            replace_text(self._ids, secrets.token_hex(4))
         self._done = self._folder / "finished-trials"
         self._mode = find_mode()
         self._tell(self._where())
@@ -124,7 +127,7 @@ class WandbRuns(Observer):
 
     def _catch_up(self) -> None:
         """Send trials that had ended when the program was killed, but were not all sent."""
-        done = self._done.read_text().split() if self._done.exists() else []
+        done = self._done.read_text(errors="replace").split() if self._done.exists() else []
         for record in list(self._ended.values()):
             if record.trial_id not in done:
                 self._send(record)
@@ -133,9 +136,9 @@ class WandbRuns(Observer):
         trial = self._trials.get(record.trial_id)
         if trial is None:
             trial = self._trials[record.trial_id] = self._open_trial(record)
-        for entry in new_reports(record, trial.sent):
-            trial.sent = entry[SAMPLES_SEEN]
-            trial.run.log({SAMPLES_SEEN: trial.sent, **report_values(entry)})
+        for report in new_reports(record, trial.sent):
+            trial.sent = report.samples_seen
+            trial.run.log({SAMPLES_SEEN: trial.sent, **report_values(report)})
         if record.state != "running":
             self._end_trial(record, self._trials.pop(record.trial_id).run)
 
@@ -209,7 +212,7 @@ class WandbRuns(Observer):
             self._mode = WandbMode("offline", f"since the server refuses runs: {error}")
             self._failed_online = self._where()
             self._tell(self._failed_online)
-            self._ids.write_text(secrets.token_hex(4))  # wandb holds on to the id it failed with
+            replace_text(self._ids, secrets.token_hex(4))  # wandb holds on to the id it failed with
             return self._open(what, name, kind, config)
 
     def _init(
@@ -240,7 +243,7 @@ class WandbRuns(Observer):
         """Remove what an interrupted program has recorded of the run; this one has it all again."""
         for folder in self._folder.glob(f"offline-run-*-{run.id}*"):
             if folder != Path(run.dir).parent:
-                shutil.rmtree(folder)
+                remove_folder(folder)
 
     def _seconds_to_wait(self) -> float:
         is_online = self._mode is not None and self._mode.mode == "online"

@@ -6,7 +6,6 @@ last bit. What depends on the step alone, learning rates and the order of the da
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nanovlm.messages import Report, Speed
+from nanovlm.files import remove_parts, replacing
+from nanovlm.messages import Report
+from nanovlm.records import reports_from_json, reports_to_json
 
 STATE_FILE = "state.safetensors"
 
 _ABOUT = "about"
+_UNREADABLE = (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError)
 _MODEL, _OPTIMIZER, _RANDOM = "model.", "optimizer.", "random."
 
 
@@ -91,19 +93,15 @@ def write_state(
         "loss_sum": training.loss_sum,
         "loss_weight": training.loss_weight,
         "micro_batch_limit": training.micro_batch_limit,
-        "reports": [dataclasses.asdict(report) for report in reports],
+        "reports": reports_to_json(reports),
         "belongs_to": belongs_to,
     }
     random = {f"{_RANDOM}{rank}": state for rank, state in enumerate(training.random)}
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".*.part"):
-        leftover.unlink(missing_ok=True)
-    part = folder / f".{STATE_FILE}.{os.getpid()}.part"
+    remove_parts(folder)
     tensors = {name: tensor.contiguous() for name, tensor in {**training.tensors, **random}.items()}
-    save_file(tensors, part, {_ABOUT: json.dumps(about)})
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, folder / STATE_FILE)
+    with replacing(folder / STATE_FILE) as part:
+        save_file(tensors, part, {_ABOUT: json.dumps(about)})
 
 
 def _step_on_disk(folder: Path, belongs_to: Mapping[str, Any]) -> int:
@@ -111,10 +109,11 @@ def _step_on_disk(folder: Path, belongs_to: Mapping[str, Any]) -> int:
     try:
         with safe_open(folder / STATE_FILE, framework="pt") as file:
             about = json.loads(file.metadata()[_ABOUT])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            step: int = about["step"]
+            differing = _differences(about["belongs_to"], json.loads(json.dumps(belongs_to)))
+    except _UNREADABLE:
         return -1
-    step: int = about["step"]
-    return -1 if _differences(about["belongs_to"], json.loads(json.dumps(belongs_to))) else step
+    return -1 if differing else step
 
 
 def read_state(folder: Path, belongs_to: Mapping[str, Any]) -> SavedTrial | str | None:
@@ -129,30 +128,19 @@ def read_state(folder: Path, belongs_to: Mapping[str, Any]) -> SavedTrial | str 
             if differing:
                 return f"the state in {folder} is of a trial with other {', '.join(differing)}"
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        random = [name for name in tensors if name.startswith(_RANDOM)]
+        training = TrainingState(
+            step=about["step"],
+            loss_sum=about["loss_sum"],
+            loss_weight=about["loss_weight"],
+            micro_batch_limit=about["micro_batch_limit"],
+            random=tuple(tensors.pop(f"{_RANDOM}{rank}") for rank in range(len(random))),
+            tensors=tensors,
+        )
+        return SavedTrial(training, reports_from_json(about["reports"]))
+    except _UNREADABLE as error:
         return f"the state in {folder} cannot be read: {error}"
-    random = [name for name in tensors if name.startswith(_RANDOM)]
-    training = TrainingState(
-        step=about["step"],
-        loss_sum=about["loss_sum"],
-        loss_weight=about["loss_weight"],
-        micro_batch_limit=about["micro_batch_limit"],
-        random=tuple(tensors.pop(f"{_RANDOM}{rank}") for rank in range(len(random))),
-        tensors=tensors,
-    )
-    return SavedTrial(training, tuple(_report(report) for report in about["reports"]))
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     return [key for key in ours if theirs.get(key) != ours[key]]
-
-
-def _report(content: Mapping[str, Any]) -> Report:
-    speed = content["speed"]
-    return Report(
-        **{
-            **content,
-            "speed": None if speed is None else Speed(**speed),
-            "notes": tuple(content["notes"]),
-        }
-    )

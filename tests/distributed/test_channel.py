@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 
 from nanovlm.config import TrainConfig
-from nanovlm.distributed.channel import MAX_STARTS, Channel
-from nanovlm.messages import Decision, Job, Order, Pulse, Report, Speed, TrialRecord
-
-SPEED = Speed(
-    samples_per_second=800.0,
-    answer_tokens_per_second=3000.0,
-    data_wait_fraction=0.25,
-    model_tflops_per_second=0.5,
-    model_flops_utilization=None,
-    peak_memory_gib=1.5,
+from nanovlm.distributed.channel import Channel
+from nanovlm.messages import (
+    Assignment,
+    Decision,
+    End,
+    Job,
+    Notice,
+    Order,
+    Pulse,
+    Report,
+    TrialRecord,
 )
 
 
@@ -30,11 +31,7 @@ def report(samples: int, is_final: bool = False) -> Report:
         step=samples,
         metrics={"mmstar_accuracy": samples / 100},
         seconds=1.0,
-        first_step_seconds=0.5,
-        evaluation_seconds=0.25,
-        speed=SPEED,
         is_final=is_final,
-        notes=(f"note {samples}",),
     )
 
 
@@ -50,62 +47,70 @@ async def ended(channel: Channel) -> list[TrialRecord]:
     return [record for record in await records(channel) if record.state != "running"]
 
 
+async def take(channel: Channel, group: str) -> Assignment:
+    given = await channel.next_job(group)
+    assert isinstance(given, Assignment)
+    return given
+
+
+class Follower:
+    """Takes in all events at once, as the driver does."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.ended: list[TrialRecord] = []
+        self._channel = channel
+        self.task = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        while events := await self._channel.next_events():
+            for event in events:
+                if isinstance(event, TrialRecord) and event.end is not None:
+                    self.ended.append(event)
+
+
 def test_a_trial_that_is_stopped_at_its_second_report() -> None:
     async def scenario() -> None:
         channel = Channel()
+        follower = Follower(channel)
         await channel.submit(job(0))
-        assert await channel.next_job("group-0") == job(0)
+        given = await take(channel, "group-0")
+        assert given.job == job(0)
 
         async def worker() -> list[Decision]:
-            first = await channel.report("trial-0", report(10), first_step_at=1.0, at=2.0)
-            second = await channel.report("trial-0", report(20), first_step_at=1.0, at=3.0)
+            first = await channel.report(given.lease, report(10), first_step_at=1.0, at=2.0)
+            second = await channel.report(given.lease, report(20), first_step_at=1.0, at=3.0)
             return [first, second]
 
         decisions = asyncio.create_task(worker())
         assert await channel.next_report("trial-0", 0) == report(10)
-        await channel.decide("trial-0", Decision.CONTINUE)
+        await channel.decide("trial-0", 10, Decision.CONTINUE)
         assert await channel.next_report("trial-0", 1) == report(20)
-        await channel.decide("trial-0", Decision.STOP)
+        await channel.decide("trial-0", 20, Decision.STOP, "below the cutoff")
         assert await decisions == [Decision.CONTINUE, Decision.STOP]
-        (record,) = await ended(channel)
-        assert (record.state, record.samples_seen, record.worker_group) == (
-            "stopped",
-            20,
-            "group-0",
-        )
+        await channel.wait_until_told()
+        (record,) = follower.ended
+        assert (record.end, record.reason) == (End.PRUNED, "below the cutoff")
+        assert (record.samples_seen, record.worker_group) == (20, "group-0")
         assert (record.first_step_at, record.ended_at) == (1.0, 3.0)
-        assert [entry["samples_seen"] for entry in record.reports] == [10, 20]
-        assert [entry["notes"] for entry in record.reports] == [["note 10"], ["note 20"]]
+        assert record.reports == (report(10), report(20))
 
     run(scenario())
 
 
-def test_the_final_report_needs_no_decision() -> None:
+def test_the_search_hears_of_a_report_when_it_is_taken_in() -> None:
     async def scenario() -> None:
         channel = Channel()
         await channel.submit(job(0))
-        await channel.next_job("group-0")
-        await channel.report("trial-0", report(10, is_final=True), 1.0, 2.0)
-        (record,) = await ended(channel)
-        assert record.state == "completed"
-        assert record.metrics == {"mmstar_accuracy": 0.1}
-        (entry,) = record.reports
-        assert entry == {
-            "samples_seen": 10,
-            "step": 10,
-            "seconds": 1.0,
-            "evaluation_seconds": 0.25,
-            "speed": {
-                "samples_per_second": 800.0,
-                "answer_tokens_per_second": 3000.0,
-                "data_wait_fraction": 0.25,
-                "model_tflops_per_second": 0.5,
-                "model_flops_utilization": None,
-                "peak_memory_gib": 1.5,
-            },
-            "metrics": {"mmstar_accuracy": 0.1},
-            "notes": ["note 10"],
-        }
+        given = await take(channel, "group-0")
+        final = asyncio.create_task(channel.report(given.lease, report(10, True), 1.0, 2.0))
+        heard = asyncio.create_task(channel.next_report("trial-0", 0))
+        assert await final is Decision.STOP
+        (record,) = await ended(channel)  # on its way into the results folder
+        assert (record.end, record.reports) == (End.COMPLETED, (report(10, True),))
+        await asyncio.sleep(0.01)
+        assert not heard.done()
+        Follower(channel)
+        assert await heard == report(10, True)
 
     run(scenario())
 
@@ -113,19 +118,17 @@ def test_the_final_report_needs_no_decision() -> None:
 def test_a_failed_trial_tells_its_reason_and_frees_the_group() -> None:
     async def scenario() -> None:
         channel = Channel()
+        Follower(channel)
         await channel.submit(job(0))
         await channel.submit(job(1))
-        await channel.next_job("group-0")
-        await channel.fail("trial-0", "loss is nan at step 3", at=5.0)
-        await channel.fail("trial-0", "a later rank's words", at=6.0)
+        lease = (await take(channel, "group-0")).lease
+        await channel.fail(lease, End.NOT_FINITE, "loss is nan at step 3", at=5.0)
+        await channel.fail(lease, End.ERROR, "a later rank's words", at=6.0)
         answer = await channel.next_report("trial-0", 0)
         assert isinstance(answer, TrialRecord)
-        assert (answer.state, answer.reason, answer.ended_at) == (
-            "failed",
-            "loss is nan at step 3",
-            5.0,
-        )
-        assert await channel.next_job("group-0") == job(1)
+        assert (answer.end, answer.reason) == (End.NOT_FINITE, "loss is nan at step 3")
+        assert answer.ended_at == 5.0
+        assert (await take(channel, "group-0")).job == job(1)
 
     run(scenario())
 
@@ -133,34 +136,39 @@ def test_a_failed_trial_tells_its_reason_and_frees_the_group() -> None:
 def test_a_restarted_group_gets_its_job_again_and_known_decisions_at_once() -> None:
     async def scenario() -> None:
         channel = Channel()
+        follower = Follower(channel)
         await channel.submit(job(0))
-        await channel.next_job("group-0")
-        lost = asyncio.create_task(channel.report("trial-0", report(10), 1.0, 2.0))
+        first = await take(channel, "group-0")
+        lost = asyncio.create_task(channel.report(first.lease, report(10), 1.0, 2.0))
         await channel.next_report("trial-0", 0)
-        await channel.decide("trial-0", Decision.CONTINUE)
+        await channel.decide("trial-0", 10, Decision.CONTINUE)
         await lost
         # The worker dies here; its successor starts over.
-        assert await channel.next_job("group-0") == job(0)
-        assert await channel.report("trial-0", report(10), 7.0, 8.0) is Decision.CONTINUE
-        await channel.report("trial-0", report(20, is_final=True), 7.0, 9.0)
-        (record,) = await ended(channel)
-        assert [entry["samples_seen"] for entry in record.reports] == [10, 20]
+        again = await take(channel, "group-0")
+        assert again.job == job(0)
+        assert await channel.report(again.lease, report(10), 7.0, 8.0) is Decision.CONTINUE
+        await channel.report(again.lease, report(20, is_final=True), 7.0, 9.0)
+        await channel.wait_until_told()
+        (record,) = follower.ended
+        assert [entry.samples_seen for entry in record.reports] == [10, 20]
 
     run(scenario())
 
 
-def test_a_job_that_kills_its_workers_is_given_up() -> None:
+def test_a_lost_group_s_trial_goes_to_one_that_waits() -> None:
     async def scenario() -> None:
         channel = Channel()
         await channel.submit(job(0))
-        await channel.submit(job(1))
-        for _ in range(MAX_STARTS):
-            assert await channel.next_job("group-0") == job(0)
-        assert await channel.next_job("group-0") is Order.ASK_AGAIN
-        assert await channel.next_job("group-0") == job(1)
-        (record,) = await ended(channel)
-        assert (record.trial_id, record.state) == ("trial-0", "failed")
-        assert record.reason == "its workers died 3 times"
+        await take(channel, "group-0")
+        waiting = asyncio.create_task(take(channel, "group-1"))
+        await asyncio.sleep(0)
+        assert await channel.lose("group-0", "its controller has ended")
+        assert (await waiting).job == job(0)
+        assert await channel.next_job("group-0") is Order.GO_HOME
+        assert not await channel.lose("group-2", "it could not start")  # never asked for a job
+        (notice, last) = [e for e in await channel.next_events() if isinstance(e, Notice)]
+        assert notice.text.startswith("group-0: its controller has ended; trial-0 goes on from its")
+        assert last.text == "group-2: it could not start"
 
     run(scenario())
 
@@ -170,10 +178,10 @@ def test_a_job_never_goes_to_a_call_of_a_dead_worker() -> None:
         channel = Channel()
         dead = asyncio.create_task(channel.next_job("group-0"))
         await asyncio.sleep(0)
-        alive = asyncio.create_task(channel.next_job("group-0"))
+        alive = asyncio.create_task(take(channel, "group-0"))
         assert await dead is Order.GO_HOME
         await channel.submit(job(0))
-        assert await alive == job(0)
+        assert (await alive).job == job(0)
 
     run(scenario())
 
@@ -181,14 +189,11 @@ def test_a_job_never_goes_to_a_call_of_a_dead_worker() -> None:
 def test_two_groups_share_the_queue() -> None:
     async def scenario() -> None:
         channel = Channel()
-        waiting = [asyncio.create_task(channel.next_job(f"group-{i}")) for i in range(2)]
+        waiting = [asyncio.create_task(take(channel, f"group-{i}")) for i in range(2)]
         await asyncio.sleep(0)
         for number in range(2):
             await channel.submit(job(number))
-        assert {getattr(given, "number", None) for given in await asyncio.gather(*waiting)} == {
-            0,
-            1,
-        }
+        assert {given.job.number for given in await asyncio.gather(*waiting)} == {0, 1}
 
     run(scenario())
 
@@ -197,32 +202,35 @@ def test_two_groups_share_the_queue() -> None:
 def test_closing_frees_everyone(reason: str | None) -> None:
     async def scenario() -> None:
         channel = Channel()
+        follower = Follower(channel)
         for number in range(2):
             await channel.submit(job(number))
-            await channel.next_job(f"group-{number}")
+        leases = [(await take(channel, f"group-{number}")).lease for number in range(2)]
         idle = asyncio.create_task(channel.next_job("group-2"))
-        asking = asyncio.create_task(channel.report("trial-0", report(10), 1.0, 2.0))
+        asking = asyncio.create_task(channel.report(leases[0], report(10), 1.0, 2.0))
         closed = asyncio.create_task(channel.wait_until_closed())
         assert await channel.next_report("trial-0", 0) == report(10)
         reading = asyncio.create_task(channel.next_report("trial-0", 1))
         await asyncio.sleep(0)
-        await channel.next_events()
         await channel.close(reason)
-        await channel.decide("trial-0", Decision.STOP)  # Tune takes its trials down
+        await channel.decide("trial-0", 10, Decision.STOP)  # too late
         await closed
         assert await idle is Order.GO_HOME
         assert await asking is Decision.STOP
         answer = await reading
         assert isinstance(answer, TrialRecord)
         assert answer.state == "running"
+        home = asyncio.create_task(channel.wait_until_home())
+        await asyncio.sleep(0.01)
+        assert not home.done()
         for number in range(2):
             assert await channel.next_job(f"group-{number}") is Order.GO_HOME
+        await home
         await channel.finish()
-        told = await records(channel)
-        if reason is None:  # interrupted: unfinished, to go on another day
-            assert told == []
-        else:  # the trial without a report stays unfinished
-            assert [(r.number, r.state, r.reason) for r in told] == [(0, "stopped", reason)]
+        await follower.task
+        told = [(r.number, r.end, r.reason) for r in follower.ended]
+        # Interrupted, or without a report, it stays unfinished, to go on another day.
+        assert told == ([] if reason is None else [(0, End.SEARCH_ENDED, reason)])
 
     run(scenario())
 
@@ -231,30 +239,13 @@ def test_a_trial_that_completes_after_the_close_is_not_lost() -> None:
     async def scenario() -> None:
         channel = Channel()
         await channel.submit(job(0))
-        await channel.next_job("group-0")
+        lease = (await take(channel, "group-0")).lease
         await channel.next_events()
         await channel.close("the target is reached")
-        await channel.report("trial-0", report(10, is_final=True), 1.0, 2.0)
+        await channel.report(lease, report(10, is_final=True), 1.0, 2.0)
         assert await channel.next_job("group-0") is Order.GO_HOME
         (record,) = await ended(channel)
         assert record.state == "completed"
-
-    run(scenario())
-
-
-def test_home_is_when_no_group_is_at_work() -> None:
-    async def scenario() -> None:
-        channel = Channel()
-        await channel.submit(job(0))
-        await channel.next_job("group-0")
-        waiting = asyncio.create_task(channel.next_job("group-1"))
-        await channel.close()
-        home = asyncio.create_task(channel.wait_until_home())
-        assert await waiting is Order.GO_HOME
-        await asyncio.sleep(0.01)
-        assert not home.done()
-        assert await channel.next_job("group-0") is Order.GO_HOME
-        await home
 
     run(scenario())
 
@@ -263,10 +254,10 @@ def test_a_group_without_a_job_asks_again_and_loses_nothing() -> None:
     async def scenario() -> None:
         channel = Channel()
         assert await channel.next_job("group-0", patience_seconds=0.01) is Order.ASK_AGAIN
-        asking = asyncio.create_task(channel.next_job("group-0"))
+        asking = asyncio.create_task(take(channel, "group-0"))
         await asyncio.sleep(0)
         await channel.submit(job(0))
-        assert await asking == job(0)
+        assert (await asking).job == job(0)
 
     run(scenario())
 
@@ -289,12 +280,12 @@ def test_only_the_latest_pulse_of_a_running_trial_is_told() -> None:
         channel = Channel()
         for number in range(3):
             await channel.submit(job(number))
-            await channel.next_job(f"group-{number}")
+        leases = [(await take(channel, f"group-{number}")).lease for number in range(3)]
         await channel.next_events()
         for number, samples in ((0, 1), (1, 1), (2, 1), (0, 2)):
-            await channel.pulse(pulse(number, samples))
-        await channel.fail("trial-1", "out of memory", at=1.0)
-        await channel.pulse(pulse(1, 3))
+            await channel.pulse(leases[number], pulse(number, samples))
+        await channel.fail(leases[1], End.OUT_OF_MEMORY, "out of memory", at=1.0)
+        await channel.pulse(leases[1], pulse(1, 3))
         record, *pulses = await channel.next_events()
         assert isinstance(record, TrialRecord)
         assert (record.number, record.state) == (1, "failed")

@@ -1,36 +1,31 @@
 """What is written and who is told, in which order."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nanovlm.distributed.broker import Event
 from nanovlm.distributed.driver_log import DRIVER_LOG, logged_to
 from nanovlm.distributed.recorder import Recorder, RunOutcome
 from nanovlm.distributed.session import INTERRUPTED
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.messages import Notice, Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
-from nanovlm.results.store import ResultsStore, read_records
-from nanovlm.results.summary import Objective
+from nanovlm.results.read import read_records
+from nanovlm.results.store import ResultsStore
+from nanovlm.search.sections import Objective
+from tests.records import make_record, make_report
 from tests.results.starts import search_start, single_start
 
 METRICS = {"mmstar_accuracy": 0.5, "mmstar_num_items": 1224.0}
 
 
 def record(state: Any, *, has_report: bool = True, **changes: Any) -> TrialRecord:
-    entry = {"samples_seen": 9, "step": 1, "seconds": 2.0, "metrics": METRICS}
-    known: dict[str, Any] = {
-        "trial_id": "trial-0000",
-        "number": 0,
-        "parameters": {},
-        "config": {"seed": 0},
-        "metrics": METRICS if has_report else {},
-        "reports": (entry,) if has_report else (),
-        "submitted_at": 0.0,
-    }
-    return TrialRecord(state=state, **known | changes)
+    reports = [make_report(9, METRICS, seconds=2.0)] if has_report else []
+    known = {"config": {"seed": 0}, "reports": reports}
+    return make_record(changes.pop("number", 0), state, **known | changes)
 
 
 PULSE = Pulse(
@@ -43,6 +38,7 @@ PULSE = Pulse(
     samples_per_second=9.0,
     data_wait_fraction=0.0,
 )
+NOTICE = Notice(text="group-0 is lost")
 
 
 class Witness(Observer):
@@ -51,6 +47,7 @@ class Witness(Observer):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.told: list[tuple[Any, ...]] = []
+        self.found: list[str] = []
 
     def begin(self, start: RunStart) -> None:
         files = sorted(path.name for path in start.folder.iterdir() if path.is_file())
@@ -62,43 +59,148 @@ class Witness(Observer):
     def trial_changed(self, record: TrialRecord) -> None:
         self.told.append((record.state, len(read_records(self.folder))))
 
+    def notice(self, text: str) -> None:
+        self.told.append(("notice", text))
+
     def end(self, summary: Mapping[str, Any]) -> None:
         on_disk = json.loads((self.folder / "summary.json").read_text())
         self.told.append(("end", summary["ended_by"], on_disk == json.loads(json.dumps(summary))))
 
 
+class Failing(Observer):
+    """Fails in one of its methods, and notes which ones were called."""
+
+    def __init__(self, where: str, error: BaseException) -> None:
+        self._where, self._error = where, error
+        self.told: list[str] = []
+
+    def _hear(self, where: str) -> None:
+        self.told.append(where)
+        if where == self._where:
+            raise self._error
+
+    @property
+    def notes(self) -> list[str]:
+        self._hear("notes")
+        return ["all is well"]
+
+    def begin(self, start: RunStart) -> None:
+        self._hear("begin")
+
+    def pulse(self, pulse: Pulse) -> None:
+        self._hear("pulse")
+
+    def trial_changed(self, record: TrialRecord) -> None:
+        self._hear("trial_changed")
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        self._hear("end")
+
+
 def record_run(
-    folder: Path, start: RunStart, events: list[TrialRecord | Pulse], ended_by: str
+    folder: Path,
+    start: RunStart,
+    events: Sequence[Event],
+    ended_by: str,
+    before: tuple[Observer, ...] = (),
 ) -> Witness:
+    """Record a run with a witness, whom `before` are told before; its notes go to the witness."""
     witness = Witness(folder)
-    store = ResultsStore(folder, Objective("mmstar_accuracy", "max"), 0.0)
-    with store.opened(resume=False):
-        recorder = Recorder(store, start, [witness])
+    store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), 0.0)
+    with store.opened(resume=False), logged_to(folder / "logs"):
+        recorder = Recorder(store, start, [*before, witness])
         recorder.begin("http://127.0.0.1:8265", True, 3)
         recorder.begin("http://127.0.0.1:8265", True, 3)  # for the runs that confirm
         for event in events:
             recorder.take(event)
         recorder.end(ended_by)
+        witness.found = recorder.notes()
     return witness
 
 
 def test_what_has_ended_is_on_disk_when_it_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "digits"
-    events: list[TrialRecord | Pulse] = [record("running"), PULSE, record("completed")]
+    events: list[Event] = [record("running"), PULSE, NOTICE, record("completed")]
     witness = record_run(folder, search_start(folder), events, "budget.trials")
     assert witness.told == [
         ("begin", 3, "http://127.0.0.1:8265", ["data.json", "space.yaml"]),
         ("running", 0),
         ("pulse", 1),
+        ("notice", "group-0 is lost"),
         ("completed", 1),
         ("end", "budget.trials", True),
     ]
 
 
+ORDER = ["begin", "trial_changed", "pulse", "trial_changed", "end", "notes"]
+
+
+@pytest.mark.parametrize("error", [OSError("no such screen"), SystemExit(1)], ids=repr)
+@pytest.mark.parametrize("where", sorted(set(ORDER)))
+def test_an_observer_that_fails_is_left_out_and_all_else_goes_on(
+    tmp_path: Path, where: str, error: BaseException
+) -> None:
+    folder = tmp_path / "digits"
+    failing = Failing(where, error)
+    events: list[Event] = [record("running"), PULSE, record("completed")]
+    start = search_start(folder)
+    undisturbed = record_run(tmp_path / "other", search_start(tmp_path / "other"), events, "over")
+    witness = record_run(folder, start, events, "over", (failing,))
+    assert [entry for entry in witness.told if entry[0] != "notice"] == undisturbed.told
+    assert read_records(folder) == read_records(tmp_path / "other") != []
+    assert failing.told == ORDER[: ORDER.index(where) + 1]
+    assert witness.found == [
+        "Failing has failed, and was told nothing after: "
+        f"{type(error).__name__}: {error} (see logs/driver.log)"
+    ]
+    log = (folder / "logs" / DRIVER_LOG).read_text()
+    assert "ERROR nanovlm.distributed.observers: Failing has failed\nTraceback" in log
+    assert f"in {where}\n" in log
+
+
+def test_ctrl_c_is_no_failure_of_an_observer(tmp_path: Path) -> None:
+    failing = Failing("end", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        record_run(tmp_path / "digits", search_start(tmp_path / "digits"), [], "over", (failing,))
+
+
+class Troubled(Observer):
+    """Something goes wrong in a thread of its own after the first pulse."""
+
+    trouble: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        return self.trouble
+
+    def pulse(self, pulse: Pulse) -> None:
+        self.trouble = "the pen is empty"
+
+
+def test_what_a_person_should_know_is_told_when_it_happens_and_at_the_end(tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    events: list[Event] = [Notice(text="all is slow"), PULSE, PULSE, record("completed")]
+    failing = Failing("trial_changed", OSError("no screen"))
+    witness = record_run(folder, search_start(folder), events, "over", (Troubled(), failing))
+    notices = [entry for entry in witness.told if entry[0] in ("notice", "pulse", "completed")]
+    failed = (
+        "Failing has failed, and was told nothing after: OSError: no screen (see logs/driver.log)"
+    )
+    assert notices == [
+        ("notice", "all is slow"),
+        ("pulse", 1),
+        ("notice", "the pen is empty"),
+        ("pulse", 1),
+        ("completed", 1),
+        ("notice", failed),
+    ]
+    assert witness.found == ["the pen is empty", failed]
+
+
 def test_an_error_is_told_and_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "digits"
     witness = Witness(folder)
-    store = ResultsStore(folder, Objective("mmstar_accuracy", "max"), 0.0)
+    store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), 0.0)
     with store.opened(resume=False):
         recorder = Recorder(store, search_start(folder), [witness])
         with pytest.raises(RuntimeError), recorder.told_of_errors():
@@ -110,7 +212,7 @@ def test_an_error_is_told_and_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("has_report", [False, True])
 def test_a_single_run_is_kept_once_it_has_a_report(tmp_path: Path, has_report: bool) -> None:
     folder = tmp_path / "single"
-    events: list[TrialRecord | Pulse] = [record("running", has_report=has_report)]
+    events: list[Event] = [record("running", has_report=has_report)]
     witness = record_run(folder, single_start(folder), events, INTERRUPTED)
     assert witness.told[-1] == ("end", INTERRUPTED, True)
     assert folder.exists() == has_report

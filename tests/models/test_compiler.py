@@ -1,4 +1,4 @@
-"""Whether anything can be compiled, asked in a process of its own.
+"""Whether anything can be compiled, asked in a process of its own; and how much is kept of it.
 
 That a trial runs without a compiler is tested in tests/test_trial.py.
 """
@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from nanovlm.models import compiled
 
 ASK = "from nanovlm.models.compiler import find_compile_obstacle as f; print(f('cpu'))"
 
@@ -26,3 +29,19 @@ def test_a_compiler_that_compiles_nothing(tmp_path: Path) -> None:
         [sys.executable, "-c", ASK], env=environment, check=True, capture_output=True, text=True
     )
     assert answer.stdout.strip() == message
+
+
+def squared(x: torch.Tensor) -> torch.Tensor:
+    return x * x
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_more_shapes_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a search over a range of batch sizes: past the limit all is forgotten, and goes on."""
+    monkeypatch.setattr(compiled, "MAX_COMPILED", 2)
+    inputs = [torch.full((size,), float(size), requires_grad=True) for size in (1, 2, 3, 1)]
+    outputs = [compiled.call_compiled(squared, x).sum() for x in inputs]
+    torch.stack(outputs).sum().backward()  # of what was forgotten, too
+    assert [output.item() for output in outputs] == [1, 8, 27, 1]
+    assert [x.grad.tolist() for x in inputs if x.grad is not None] == [[2], [4] * 2, [6] * 3, [2]]

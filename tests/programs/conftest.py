@@ -3,7 +3,6 @@
 Ray takes most of the time, so one search is run once and looked at by many tests.
 """
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pytest
 
 from nanovlm.data.digits import digits_benchmark_rows
 from nanovlm.messages import TrialRecord
-from nanovlm.results.store import read_records
+from nanovlm.results.read import FolderReader, read_records
 from tests.processes import output_of, start_command, started_processes, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -46,8 +45,8 @@ class Finished:
     @property
     def confirmed(self) -> dict[str, TrialRecord]:
         """The confirming runs by their ids."""
-        lines = (self.folder / "confirm.jsonl").read_text().splitlines()
-        return {run.trial_id: run for run in (TrialRecord(**json.loads(line)) for line in lines)}
+        _, confirmed = FolderReader(self.folder).ended()
+        return {run.trial_id: run for run in confirmed}
 
 
 def start_program(

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import killed
-from nanovlm.results.store import read_records
+from nanovlm.results.read import read_records
 from tests.processes import count_session, wait_until
 from tests.programs.conftest import (
     REPOSITORY,

@@ -16,7 +16,7 @@ from nanovlm.distributed.recorder import RunOutcome
 from nanovlm.messages import Job
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.resources import Resources
-from nanovlm.results.store import read_records
+from nanovlm.results.read import read_records
 from nanovlm.search.plan import plan_search
 from nanovlm.search.runner import run_plan
 from nanovlm.search.space import load_space
@@ -81,8 +81,8 @@ def test_every_report_has_all_metrics(lr_search: RunOutcome) -> None:
     expected |= {"mmstar_accuracy", "mmstar_macro_accuracy", "val_loss", "train_loss"}
     for record in read_records(lr_search.folder):
         for report in record.reports:
-            assert expected <= set(report["metrics"])
-            assert all(math.isfinite(value) for value in report["metrics"].values())
+            assert expected <= set(report.metrics)
+            assert all(math.isfinite(value) for value in report.metrics.values())
 
 
 def test_long_turns_are_left_out(lr_search: RunOutcome) -> None:

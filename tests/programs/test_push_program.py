@@ -9,30 +9,27 @@ from safetensors.torch import load, load_file
 from nanovlm import cli, push
 from nanovlm.config import TrainConfig
 from nanovlm.config_files import config_values
-from nanovlm.messages import TrialRecord
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.results.store import ResultsStore
-from nanovlm.results.summary import Objective
+from nanovlm.search.sections import Objective
 from tests.fake_hub import FakeHub
 from tests.programs.test_generate_program import CONFIG
+from tests.records import make_record
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """Return a results folder with one trial, as a search writes it."""
-    store = ResultsStore(tmp_path / "results", Objective("train_loss", "min"), gpus_per_trial=0)
+    store = ResultsStore(
+        tmp_path / "results", Objective(metric="train_loss", mode="min"), gpus_per_trial=0
+    )
     model = tmp_path / "results" / "checkpoints" / "trial-0000"
     VisionLanguageModel(CONFIG, seed=2).save_pretrained(model)
     config = TrainConfig(vlm=CONFIG, lr_mp=0.0123, train_dataset_path="some/data@0123abc")
-    record = TrialRecord(
-        trial_id="trial-0000",
-        number=0,
-        parameters={},
-        config=config_values(config),
-        state="completed",
+    record = make_record(
+        0,
         metrics={"mmstar_accuracy": 0.5, "mmstar_num_items": 400.0, "train_loss": 1.5},
-        submitted_at=1.0,
-        checkpoint=str(model),
+        config=config_values(config),
     )
     store.begin()
     store.add(record)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from nanovlm.config_files import Layer, build_config, parse_overrides
-from nanovlm.results.store import answers_file
+from nanovlm.results.read import answers_file
 from nanovlm.search.space import SearchSpace, load_space
 from tests.processes import output_of, start_command
 from tests.programs.conftest import REPOSITORY, SMALL, SPACE, Finished
@@ -50,13 +50,13 @@ def test_trials_are_recorded_in_full(search: Finished) -> None:
         assert record.first_step_at and record.ended_at
         assert record.submitted_at < record.first_step_at < record.ended_at
         assert record.worker_group == "group-0"
-        seen = [report["samples_seen"] for report in record.reports]
+        seen = [report.samples_seen for report in record.reports]
         assert seen == sorted(seen)
         assert seen[-1] == record.samples_seen
         for report in record.reports:
-            assert {"mmstar_accuracy", "val_loss", "train_loss"} <= set(report["metrics"])
-            assert report["speed"]["samples_per_second"] > 0
-            assert 0 < report["evaluation_seconds"] < report["seconds"]
+            assert {"mmstar_accuracy", "val_loss", "train_loss"} <= set(report.metrics)
+            assert report.speed and report.speed.samples_per_second > 0
+            assert 0 < report.evaluation_seconds < report.seconds
         if record.state == "stopped":
             assert "the cutoff of" in str(record.reason)
 
@@ -68,7 +68,7 @@ def space() -> SearchSpace:
 
 def test_reports_are_made_at_the_milestones(search: Finished, space: SearchSpace) -> None:
     full = max(record.samples_seen for record in search.records)
-    first = search.records[0].reports[0]["samples_seen"]
+    first = search.records[0].reports[0].samples_seen
     assert full // 9 <= first <= full // 9 + space.batch_sizes()[1]
 
 

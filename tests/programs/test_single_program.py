@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from nanovlm.results.store import answers_file
+from nanovlm.results.read import answers_file
 from tests.processes import start_command
 from tests.programs.conftest import REPOSITORY, Finished, finish, start_program
 from tests.programs.test_bad_input import code_and_message
@@ -28,9 +28,7 @@ def test_the_best_configuration_interrupted_and_resumed_gives_the_bits_of_the_se
     assert process.stdout is not None
     for line in process.stdout:
         if " samples, step " in line:
-            os.killpg(
-                process.pid, signal.SIGHUP
-            )  # as a closed terminal does: to all of the program
+            os.killpg(process.pid, signal.SIGHUP)  # as a closed terminal sends it: to all of it
             break
     interrupted = finish(process, folder)
     assert interrupted.code == 130, interrupted.output
@@ -62,7 +60,10 @@ def test_the_best_configuration_interrupted_and_resumed_gives_the_bits_of_the_se
     [
         ({}, "--resume: results/run does not exist; --name says where the run was"),
         ({"space.yaml": ""}, "--resume: results/run holds no single run to go on with"),
-        ({"config.yaml": "{epochs: 9}"}, "has another configuration; it differs in lr_mp, "),
+        (
+            {"config.yaml": "{epochs: 9}"},
+            "its config.yaml differs in lr_mp, ",
+        ),
     ],
 )
 def test_a_run_that_cannot_go_on(

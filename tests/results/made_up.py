@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.config_files import config_values
-from nanovlm.messages import TrialRecord
+from nanovlm.messages import End, Kind, Report, TrialRecord
 from nanovlm.results.kept_models import model_dir
-from nanovlm.results.store import DATA_FILE, SPACE_FILE, ResultsStore, answers_file
-from nanovlm.results.summary import Objective
+from nanovlm.results.read import DATA_FILE, SPACE_FILE, answers_file
+from nanovlm.results.store import ResultsStore
 from nanovlm.search.parameter import Parameter
+from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace, load_space
+from tests.records import make_record, make_report, make_speed
 from tests.results.answers import write_answers
 
 SPACE = """
@@ -69,7 +71,7 @@ def make_results(
         confirms: whether the best and the default configuration run again.
     """
     search = _Search(_space(space), num_trials, failure)
-    store = ResultsStore(folder, Objective("mmstar_accuracy", "max"), gpus_per_trial=0)
+    store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), gpus_per_trial=0)
     with store.opened(resume=False):
         store.begin()
         store.write_text(SPACE_FILE, search.space.to_yaml())
@@ -95,7 +97,7 @@ def make_single(folder: Path) -> Path:
     """Make the results folder of a single run; return it."""
     search = _Search(_space(SPACE), 1, FAILURE)
     record = dataclasses.replace(search.records[0], parameters={})
-    store = ResultsStore(folder, Objective("mmstar_accuracy", "max"), gpus_per_trial=0)
+    store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), gpus_per_trial=0)
     with store.opened(resume=False):
         store.begin()
         store.write_json(DATA_FILE, DATA)
@@ -130,6 +132,7 @@ class _Search:
             dataclasses.replace(
                 trial,
                 trial_id=f"confirm-{trial.number}-seed-{seed}",
+                kind=Kind.CONFIRM,
                 config={**trial.config, "seed": seed},
             ),
             start,
@@ -138,26 +141,24 @@ class _Search:
 
     def _trial(self, number: int) -> TrialRecord:
         values = self.space.default_values() if number == 0 else self._draw()
-        record = TrialRecord(
-            trial_id=f"trial-{number:04d}",
-            number=number,
+        record = make_record(
+            number,
             parameters=values,
             config=config_values(self.space.config_for(values)),
-            state="completed",
             submitted_at=min(self._free_at) - 0.05 if number >= NUM_GROUPS else BEGIN,
         )
         start = min(self._free_at)
         if number % 7 == 6:
             failed = self._ended(record, start, [])
-            return dataclasses.replace(failed, state="failed", reason=self._failure)
-        reports: list[dict[str, Any]] = []
+            return dataclasses.replace(failed, end=End.ERROR, reason=self._failure)
+        reports: list[Report] = []
         for samples in (*MILESTONES, FULL):
             accuracy = _accuracy(values, samples) + self._random.gauss(0, 0.01)
             reports.append(_report(samples, accuracy, 40.0 * samples / FULL))
-            reason = self._judge(number, samples, reports[-1]["metrics"]["mmstar_accuracy"])
+            reason = self._judge(number, samples, reports[-1].metrics["mmstar_accuracy"])
             if reason:
                 stopped = self._ended(record, start, reports)
-                return dataclasses.replace(stopped, state="stopped", reason=reason)
+                return dataclasses.replace(stopped, end=End.PRUNED, reason=reason)
         return self._ended(record, start, reports)
 
     def _judge(self, number: int, samples: int, value: float) -> str | None:
@@ -171,16 +172,12 @@ class _Search:
         self.verdicts.append(verdict)
         return None if verdict["goes_on"] else verdict["reason"]
 
-    def _ended(
-        self, record: TrialRecord, start: float, reports: Sequence[dict[str, Any]]
-    ) -> TrialRecord:
+    def _ended(self, record: TrialRecord, start: float, reports: Sequence[Report]) -> TrialRecord:
         group = self._free_at.index(start)
-        first, seconds = start + 0.2, reports[-1]["seconds"] if reports else 3.0
+        first, seconds = start + 0.2, reports[-1].seconds if reports else 3.0
         self._free_at[group] = start + seconds
         return dataclasses.replace(
             record,
-            samples_seen=reports[-1]["samples_seen"] if reports else 0,
-            metrics=reports[-1]["metrics"] if reports else {},
             reports=tuple(reports),
             first_step_at=first if reports else None,
             ended_at=start + seconds,
@@ -217,7 +214,7 @@ def _accuracy(values: Mapping[str, Any], samples: int) -> float:
     return 0.25 + (top - 0.25) * (1 - math.exp(-3 * samples / FULL))
 
 
-def _report(samples: int, accuracy: float, seconds: float) -> dict[str, Any]:
+def _report(samples: int, accuracy: float, seconds: float) -> Report:
     right = {name: round(min(0.99, accuracy) * size) for name, size in SIZES.items()}
     right["math"] = max(1, right["math"] - 15)
     metrics = {
@@ -229,15 +226,14 @@ def _report(samples: int, accuracy: float, seconds: float) -> dict[str, Any]:
     for name, size in SIZES.items():
         metrics[f"mmstar_accuracy/{name}"] = right[name] / size
         metrics[f"mmstar_accuracy/{name}/all of it"] = right[name] / size
-    return {
-        "samples_seen": samples,
-        "step": samples // 32,
-        "seconds": seconds,
-        "evaluation_seconds": 1.0,
-        "speed": {"samples_per_second": 230.0, "model_flops_utilization": None},
-        "metrics": metrics,
-        "notes": [],
-    }
+    return make_report(
+        samples,
+        metrics,
+        step=samples // 32,
+        seconds=seconds,
+        evaluation_seconds=1.0,
+        speed=make_speed(samples_per_second=230.0),
+    )
 
 
 def _verdict(

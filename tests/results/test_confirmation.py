@@ -11,15 +11,16 @@ import pytest
 from rich.console import Console
 
 from nanovlm.errors import UserError
-from nanovlm.messages import TrialRecord
+from nanovlm.messages import End, Kind, TrialRecord
 from nanovlm.results.comparison import mcnemar_exact
 from nanovlm.results.confirmation import summarize_confirmation
 from nanovlm.results.confirmation_table import confirmation_table
-from nanovlm.results.summary import Objective
+from nanovlm.search.sections import Objective
+from tests.records import make_record
 from tests.results.answers import write_answers
 
-ACCURACY = Objective("mmstar_accuracy", "max")
-VAL_LOSS = Objective("val_loss", "min")
+ACCURACY = Objective(metric="mmstar_accuracy", mode="max")
+VAL_LOSS = Objective(metric="val_loss", mode="min")
 NUM_ITEMS = 612
 
 
@@ -30,33 +31,24 @@ def run(
     state: Any = "completed",
     **changes: Any,
 ) -> TrialRecord:
-    return TrialRecord(
+    return make_record(
+        number,
+        state,
+        metrics,
         trial_id=f"confirm-{number}-seed-{seed}",
-        number=number,
+        kind=Kind.CONFIRM,
         parameters={"lr_mp": 0.01 * (number + 1)},
         config={"seed": seed, "mmstar_part": "all"} | changes.pop("config", {}),
-        state=state,
-        metrics=metrics,
-        submitted_at=0.0,
         **changes,
     )
 
 
-def failed(number: int, seed: int, is_infeasible: bool = False) -> TrialRecord:
-    return run(number, seed, {}, "failed", reason="NaN", is_infeasible=is_infeasible)
+def failed(number: int, seed: int, end: End = End.ERROR) -> TrialRecord:
+    return run(number, seed, {}, reason="NaN", end=end)
 
 
 def searched(number: int, value: float, state: Any = "completed") -> TrialRecord:
-    metrics = {"mmstar_accuracy": value, "val_loss": value}
-    return TrialRecord(
-        trial_id=f"trial-{number:04d}",
-        number=number,
-        parameters={},
-        config={},
-        state=state,
-        metrics=metrics,
-        submitted_at=0.0,
-    )
+    return make_record(number, state, {"mmstar_accuracy": value, "val_loss": value})
 
 
 def answered(
@@ -126,7 +118,7 @@ def test_the_best_mean_wins_and_not_the_best_run(tmp_path: Path) -> None:
     runs = losses(0, 0.50, 0.50) + losses(7, 0.10, 0.70) + losses(9, 0.31, 0.31)
     summary = summarize(tmp_path, runs, VAL_LOSS)
     assert [c["number"] for c in summary["configurations"]] == [9, 7, 0]
-    assert summarize(tmp_path, runs, Objective("val_loss", "max"))["winner"] == 0
+    assert summarize(tmp_path, runs, Objective(metric="val_loss", mode="max"))["winner"] == 0
 
 
 def test_of_equal_means_the_default_one_wins(tmp_path: Path) -> None:
@@ -142,8 +134,9 @@ def test_a_clear_gain(tmp_path: Path) -> None:
         answered(tmp_path, 7, 11, range(302)),
         answered(tmp_path, 0, 11, range(281)),
     ]
-    verdict = summarize(tmp_path, runs)["verdict"]
-    assert verdict == (
+    summary = summarize(tmp_path, runs)
+    assert summary["gain_counts"]
+    assert summary["verdict"] == (
         "trial 7 beats the default configuration by 3.3 points [2.0, 4.7] on 612 questions "
         "(p = 4.8e-07)"
     )
@@ -160,8 +153,9 @@ def test_a_gain_that_other_questions_might_undo(tmp_path: Path) -> None:
         answered(tmp_path, 7, 10, range(20, 324)),
         answered(tmp_path, 0, 10, range(300)),
     ]
-    verdict = summarize(tmp_path, runs)["verdict"]
-    assert verdict == (
+    summary = summarize(tmp_path, runs)
+    assert not summary["gain_counts"]
+    assert summary["verdict"] == (
         "the gain of trial 7 over the default configuration, 0.7 points [-1.5, 2.8] on 612 "
         "questions, is inside the noise (p = 0.65)"
     )
@@ -174,7 +168,9 @@ def test_a_gain_that_other_seeds_might_undo(tmp_path: Path) -> None:
         answered(tmp_path, 7, 11, range(250)),
         answered(tmp_path, 0, 11, range(300)),
     ]
-    verdict = summarize(tmp_path, runs)["verdict"]
+    summary = summarize(tmp_path, runs)
+    assert not summary["gain_counts"]
+    verdict = summary["verdict"]
     assert "6.5 points [5.2, 7.9] on 612 questions (p = 1.7e-24)" in verdict
     assert "is inside the noise between seeds: [-" in verdict
 
@@ -188,6 +184,7 @@ def test_with_one_seed_that_is_said(tmp_path: Path) -> None:
     assert summary["verdict"].endswith(
         "with one seed: how far other seeds would lie apart is not known"
     )
+    assert summary["gain_counts"]
 
 
 @pytest.mark.parametrize(
@@ -213,10 +210,13 @@ def test_a_loss_is_compared_over_seeds_alone(
     assert difference["mean"] < 0
     assert difference["p_value"] is difference["interval_95"] is difference["num_items"] is None
     assert summary["verdict"] == expected
+    assert summary["gain_counts"] == (best == (0.40, 0.42))
 
 
 def test_a_loss_with_one_seed_may_be_noise(tmp_path: Path) -> None:
-    verdict = summarize(tmp_path, losses(0, 0.5) + losses(7, 0.4), VAL_LOSS)["verdict"]
+    summary = summarize(tmp_path, losses(0, 0.5) + losses(7, 0.4), VAL_LOSS)
+    assert not summary["gain_counts"]
+    verdict = summary["verdict"]
     assert verdict.startswith("the gain of trial 7 over the default configuration, 0.1 val_loss")
     assert "over 1 seed, not compared by questions, may be noise" in verdict
 
@@ -248,7 +248,7 @@ def test_failed_runs_are_listed_and_have_no_mean(tmp_path: Path) -> None:
 
 
 def test_a_configuration_that_a_seed_makes_fail_does_not_win(tmp_path: Path) -> None:
-    runs = [*losses(0, 0.5, 0.5), *losses(7, 0.1), failed(7, 11, is_infeasible=True)]
+    runs = [*losses(0, 0.5, 0.5), *losses(7, 0.1), failed(7, 11, End.NOT_FINITE)]
     assert summarize(tmp_path, runs, VAL_LOSS)["winner"] == 0
     runs[-1] = failed(7, 11)  # by no fault of its own
     assert summarize(tmp_path, runs, VAL_LOSS)["winner"] == 7

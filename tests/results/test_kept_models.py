@@ -4,9 +4,10 @@ from pathlib import Path
 
 from nanovlm.messages import TrialRecord, TrialState
 from nanovlm.results.kept_models import KeptModels, model_dir, state_dir
-from nanovlm.results.summary import Objective
+from nanovlm.search.sections import Objective
+from tests.records import make_record
 
-OBJECTIVE = Objective("mmstar_accuracy", "max")
+OBJECTIVE = Objective(metric="mmstar_accuracy", mode="max")
 
 
 def ended(
@@ -18,15 +19,7 @@ def ended(
     if state == "completed":
         model_dir(folder, trial_id).mkdir()
         (model_dir(folder, trial_id) / "model.safetensors").write_text(trial_id)
-    return TrialRecord(
-        trial_id=trial_id,
-        number=number,
-        parameters={},
-        config={},
-        state=state,
-        metrics={"mmstar_accuracy": accuracy},
-        submitted_at=0.0,
-    )
+    return make_record(number, state, {"mmstar_accuracy": accuracy})
 
 
 def names(folder: Path) -> list[str]:

@@ -9,14 +9,16 @@ import pytest
 
 from nanovlm.config_files import config_values, load_config
 from nanovlm.errors import UserError
-from nanovlm.messages import TrialRecord, TrialState
+from nanovlm.messages import End, Kind, TrialRecord, TrialState
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.results.load import _REPORT_COLUMNS, _RUN_COLUMNS, Results, load_results
-from nanovlm.results.store import ResultsStore, answers_file
-from nanovlm.results.summary import Objective
+from nanovlm.results.read import answers_file
+from nanovlm.results.store import ResultsStore
 from nanovlm.search.parameter import TUNABLE
+from nanovlm.search.sections import Objective
 from nanovlm.search.space import load_space
 from nanovlm.yaml_text import read_mapping
+from tests.records import make_record, make_report, make_speed
 from tests.results.answers import write_answers
 
 REPOSITORY = Path(__file__).parents[2]
@@ -28,44 +30,35 @@ def record(
     number: int, accuracy: float, state: TrialState = "completed", **more: Any
 ) -> TrialRecord:
     config = dataclasses.replace(BASE, lr_mp=0.01 * (number + 1), batch_size=16)
-    reports = tuple(
-        {
-            "samples_seen": samples,
-            "step": samples // 16,
-            "seconds": samples / 100,
-            "evaluation_seconds": 0.5,
-            "speed": {"samples_per_second": 100.0, "model_flops_utilization": None},
-            "metrics": {"mmstar_accuracy": value, "mmstar_num_items": 400.0},
-            "notes": [],
-        }
+    reports = [
+        make_report(
+            samples,
+            {"mmstar_accuracy": value, "mmstar_num_items": 2.0},
+            step=samples // 16,
+            seconds=samples / 100,
+            evaluation_seconds=0.5,
+            speed=make_speed(),
+        )
         for samples, value in ((160, accuracy / 2), (320, accuracy))
-    )
+    ]
     values: dict[str, Any] = {
-        "trial_id": f"trial-{number:04d}",
-        "number": number,
         "parameters": {"lr_mp": config.lr_mp, "lr_backbones": 1e-3, "batch_size": 16},
         "config": config_values(config),
-        "state": state,
-        "samples_seen": 320,
-        "metrics": reports[-1]["metrics"],
         "reports": reports,
         "submitted_at": 1.7e9 + number,
         "first_step_at": 1.7e9 + number + 1,
         "ended_at": 1.7e9 + number + 9.5,
         "worker_group": "group-0",
     }
-    return TrialRecord(**(values | more))
+    return make_record(number, state, **(values | more))
 
 
 def failed(number: int) -> TrialRecord:
     return record(
         number,
         0.0,
-        "failed",
         reason="out of memory",
-        is_infeasible=True,
-        samples_seen=0,
-        metrics={},
+        end=End.OUT_OF_MEMORY,
         reports=(),
         first_step_at=None,
     )
@@ -73,14 +66,17 @@ def failed(number: int) -> TrialRecord:
 
 def confirming(number: int, seed: int, accuracy: float) -> TrialRecord:
     config = config_values(dataclasses.replace(BASE, seed=seed))
-    return record(number, accuracy, trial_id=f"confirm-{number}-seed-{seed}", config=config)
+    trial_id = f"confirm-{number}-seed-{seed}"
+    return record(number, accuracy, trial_id=trial_id, kind=Kind.CONFIRM, config=config)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Return the folder of a search that has ended."""
     store = ResultsStore(
-        tmp_path / "results" / "digits", Objective("mmstar_accuracy", "max"), gpus_per_trial=0
+        tmp_path / "results" / "digits",
+        Objective(metric="mmstar_accuracy", mode="max"),
+        gpus_per_trial=0,
     )
     with store.opened(resume=False):
         store.begin()
@@ -159,8 +155,8 @@ def test_a_search_that_has_just_begun(tmp_path: Path) -> None:
 
 
 def test_a_single_run(folder: Path) -> None:
-    (folder / "space.yaml").unlink()
-    (folder / "confirm.jsonl").unlink()
+    for name in ("space.yaml", "confirm.jsonl", "summary.json"):
+        (folder / name).unlink()
     results = load_results(folder)
     assert results.space is None
     assert len(results.trials) == 4 and len(results.confirmed) == 0
@@ -176,8 +172,6 @@ def test_a_last_line_that_is_cut_is_left_out(folder: Path) -> None:
     ("name", "content", "message"),
     [
         ("trials.jsonl", "{}\n", "trials.jsonl: line 1: is not a trial"),
-        ("summary.json", '{"trials": ', "summary.json: is damaged"),
-        ("best.yaml", "lr_mp: quick", "best.yaml: lr_mp: must be a valid number"),
         ("space.yaml", "search: {}", "space.yaml: search"),
     ],
 )
@@ -185,6 +179,22 @@ def test_a_damaged_file_is_named(folder: Path, name: str, content: str, message:
     (folder / name).write_text(content)
     with pytest.raises(UserError, match=message):
         load_results(folder)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "best.yaml"])
+@pytest.mark.parametrize("content", [None, "", "lr_mp: quick"])
+def test_what_follows_from_the_trials_need_not_be_read(
+    folder: Path, results: Results, name: str, content: str | None
+) -> None:
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    again = load_results(folder)
+    assert again.best_config == results.best_config
+    assert again.summary is not None and results.summary is not None
+    same = ("trials", "best", "training_seconds", "confirmation")
+    assert all(again.summary[key] == results.summary[key] for key in same)
+    assert bool(again.notes) == (name == "summary.json")
 
 
 def test_what_is_not_there_is_named(folder: Path, results: Results) -> None:
@@ -195,7 +205,7 @@ def test_what_is_not_there_is_named(folder: Path, results: Results) -> None:
     with pytest.raises(UserError, match=r"trial-0002\.jsonl: there is no such file\. Did you mean"):
         results.answers("trial-0002")
     (folder / "answers" / "trial-0001.jsonl").write_text('{"index": 1, "ans')
-    with pytest.raises(UserError, match=r"trial-0001\.jsonl: is damaged"):
+    with pytest.raises(UserError, match=r"trial-0001\.jsonl: line 1: is not an answer"):
         results.answers("trial-0001")
 
 

@@ -9,32 +9,26 @@ from rich.console import Console
 from nanovlm.messages import TrialRecord
 from nanovlm.results.terminal.notes import NotesDisplay
 from nanovlm.results.terminal.search_display import SearchDisplay
+from tests.records import make_record, make_report
 from tests.results.starts import search_start
 
 UNCOMPILED = "compile=true: no compiler [g++]; the model runs uncompiled"
 FLOAT32 = "Tesla V100 has no bfloat16: computing in float32"
 
 
-def record(number: int, state: Any, *notes_of_reports: list[str] | None) -> TrialRecord:
-    """Return a trial with one report for each list of notes; None: of an earlier version."""
-    entry: dict[str, Any] = {"samples_seen": 1, "step": 1, "seconds": 1.0, "metrics": {}}
-    return TrialRecord(
-        trial_id=f"trial-{number}",
-        number=number,
-        parameters={},
-        config={},
-        state=state,
-        submitted_at=0.0,
-        reports=tuple(
-            entry if notes is None else entry | {"notes": notes} for notes in notes_of_reports
-        ),
+def record(number: int, state: Any, *notes_of_reports: list[str]) -> TrialRecord:
+    """Return a trial with one report for each list of notes."""
+    return make_record(
+        number,
+        state,
+        reports=[make_report(1, {}, notes=tuple(notes)) for notes in notes_of_reports],
     )
 
 
 RECORDS = (
     record(0, "running"),
     record(0, "running", [UNCOMPILED]),
-    record(1, "running", None),
+    record(1, "running", []),
     record(0, "completed", [UNCOMPILED], [UNCOMPILED, FLOAT32]),
     record(1, "failed", [FLOAT32]),
 )

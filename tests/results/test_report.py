@@ -1,5 +1,6 @@
 """What the report says of a results folder, its numbers, and bad input."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 from nanovlm.errors import UserError
-from nanovlm.results.environment import ENVIRONMENT_FILE, PACKAGES, describe_environment
+from nanovlm.results.environment import PACKAGES, describe_environment
+from nanovlm.results.read import ENVIRONMENT_FILE
 from nanovlm.results.report_page.capability_chart import num_items
 from nanovlm.results.report_page.figure import log_ticks, tick_text
 from nanovlm.results.report_page.folder import read_search
@@ -72,6 +74,17 @@ def test_the_headline_is_that_of_the_summary(folder: Path) -> None:
     assert gain_card(search).value == f"{100 * gap['mean']:+.1f} points"
     said = verdict(search)
     assert said is not None and said[0][1:-1] == summary["confirmation"]["verdict"][1:]
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_whether_a_gain_counts_is_not_read_off_the_sentence(folder: Path, counts: bool) -> None:
+    search = read_search(folder)
+    said = {**(search.confirmation or {}), "verdict": "it beats it", "gain_counts": counts}
+    assert verdict(dataclasses.replace(search, confirmation=said)) == ("It beats it.", counts)
+    del said["gain_counts"]  # as earlier versions wrote it
+    wins = verdict(search)
+    assert wins is not None
+    assert verdict(dataclasses.replace(search, confirmation=said)) == ("It beats it.", wins[1])
 
 
 def test_a_gain_that_is_not_confirmed_says_so(tmp_path: Path) -> None:
@@ -196,16 +209,16 @@ def test_a_single_run_has_no_search_in_its_report(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "share", "message"),
     [
-        ("trials.jsonl", 0.7, r"trials\.jsonl: line \d+: is not a trial"),
-        ("confirm.jsonl", 0.7, r"confirm\.jsonl: line \d+: is not a trial"),
-        ("rungs.jsonl", 0.7, r"rungs\.jsonl: 1 of \d+ lines are broken"),
-        ("summary.json", 0.5, r"summary\.json cannot be read"),
-        ("summary.json", None, r"summary\.json is not there"),
+        ("trials.jsonl", 0.7, r"trials\.jsonl: has \d+ trials, but summary\.json counts 24"),
+        ("confirm.jsonl", 0.7, r"confirm\.jsonl: has 2 trials, but summary\.json counts 4"),
+        ("rungs.jsonl", 0.7, r"rungs\.jsonl: lacks \d+ lines on trials"),
+        ("summary.json", 0.5, r"summary\.json: is damaged: this is not JSON"),
+        ("summary.json", None, r"summary\.json: is not there"),
         ("trials.jsonl", None, r"trials\.jsonl is not there"),
-        ("space.yaml", 0.5, r"space\.yaml cannot be read"),
-        ("space.yaml", None, r"space\.yaml is not there: scales are guessed"),
-        ("data.json", 0.5, r"data\.json cannot be read"),
-        ("answers/confirm-0-seed-1.jsonl", None, r"answers/ lacks confirm-0-seed-1"),
+        ("space.yaml", 0.5, r"space\.yaml: .*; put back a copy"),
+        ("space.yaml", None, r"space\.yaml: is not there; what was searched"),
+        ("data.json", 0.5, r"data\.json: is damaged"),
+        ("answers/confirm-0-seed-1.jsonl", None, r"answers lacks confirm-0-seed-1"),
         ("answers/confirm-0-seed-1.jsonl", 0.5, r"line \d+: is not an answer"),
     ],
 )

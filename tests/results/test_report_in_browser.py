@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
+from nanovlm.files import replace_text
+from nanovlm.results.read import SUMMARY_FILE
 from nanovlm.results.report_page.folder import read_search
 from nanovlm.results.report_page.page import render, write_report
-from nanovlm.results.store import SUMMARY_FILE, replace_text
 from tests.browser import DRAWN, OpenPage, chromium, opened
 from tests.results.made_up import make_results, make_single
 

@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 
 from nanovlm.config import TrainConfig
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.messages import Pulse
 from nanovlm.observer import RunStart
-from nanovlm.results.environment import ENVIRONMENT_FILE
+from nanovlm.results.read import ENVIRONMENT_FILE
 from nanovlm.results.report_page.folder import read_search
 from nanovlm.results.report_writer import ReportWriter
 from nanovlm.search.sections import Objective
+from tests.records import make_record
 from tests.results.made_up import make_results
 
-RECORD = TrialRecord(
-    trial_id="trial-0000", number=0, parameters={}, config={}, state="completed", submitted_at=0.0
-)
+RECORD = make_record(0)
 PULSE = Pulse(
     trial_id="trial-0000",
     stage="training",

@@ -1,6 +1,5 @@
 """The results folder and the summary, from made-up records."""
 
-import dataclasses
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,25 +11,22 @@ import pytest
 from nanovlm.config import TrainConfig
 from nanovlm.config_files import Layer, build_config, config_values
 from nanovlm.errors import UserError
+from nanovlm.files import replace_text
 from nanovlm.messages import TrialRecord, TrialState
-from nanovlm.results.store import (
-    ResultsStore,
-    answers_file,
-    choose_folder,
-    read_records,
-    replace_text,
-)
+from nanovlm.results.read import answers_file, read_records
+from nanovlm.results.store import ResultsStore, choose_folder
 from nanovlm.results.summary import (
-    Objective,
     best_record,
     interval_95,
     summarize,
     turnarounds,
     wilson_interval,
 )
+from nanovlm.search.sections import Objective
 from nanovlm.yaml_text import read_mapping
+from tests.records import make_record, make_report, make_speed
 
-OBJECTIVE = Objective("mmstar_accuracy", "max")
+OBJECTIVE = Objective(metric="mmstar_accuracy", mode="max")
 
 
 def test_programs_that_choose_the_same_default_name_get_folders_of_their_own(
@@ -69,36 +65,25 @@ def record(
 ) -> TrialRecord:
     metrics = {"mmstar_accuracy": accuracy, "mmstar_num_items": 400.0}
     config = TrainConfig(lr_mp=0.01 * (number + 1))
-    entry = {
-        "samples_seen": 100,
-        "step": 10,
-        "seconds": 2.0,
-        "evaluation_seconds": 0.5,
-        "speed": {"samples_per_second": 800.0, "model_flops_utilization": None},
-        "metrics": metrics,
-    }
+    report = make_report(
+        100, metrics, seconds=2.0, evaluation_seconds=0.5, speed=make_speed(), is_final=True
+    )
     values: dict[str, Any] = {
-        "trial_id": f"trial-{number:04d}",
-        "number": number,
         "parameters": {"lr_mp": config.lr_mp},
         "config": config_values(config),
-        "state": state,
-        "samples_seen": 100,
-        "metrics": metrics,
-        "reports": (entry,),
+        "reports": [report],
         "submitted_at": 10.0 * number,
         "first_step_at": 10.0 * number + 1,
         "ended_at": 10.0 * number + 9,
         "worker_group": "group-0",
     }
-    return TrialRecord(**(values | more))
+    return make_record(number, state, **(values | more))
 
 
-def with_model(folder: Path, trial: TrialRecord) -> str:
+def with_model(folder: Path, trial: TrialRecord) -> None:
     model = folder / "checkpoints" / trial.trial_id
     model.mkdir(parents=True)
     (model / "model.safetensors").write_text(trial.trial_id)
-    return str(model)
 
 
 def fill(store: ResultsStore) -> None:
@@ -106,8 +91,8 @@ def fill(store: ResultsStore) -> None:
     store.begin()
     for number, accuracy in enumerate([0.5, 0.8, 0.7]):
         trial = record(number, accuracy)
-        checkpoint = with_model(store.folder, trial)
-        store.add(record(number, accuracy, checkpoint=checkpoint))
+        with_model(store.folder, trial)
+        store.add(trial)
     store.add(record(3, 0.9, "stopped", reason="below the cutoff"))
     store.write_summary(wall_seconds=50.0)
 
@@ -131,8 +116,7 @@ def test_a_search_in_the_folder(tmp_path: Path) -> None:
 
     lines = (store.folder / "trials.jsonl").read_text().splitlines()
     assert [json.loads(line)["number"] for line in lines] == [0, 1, 2, 3]
-    kept = [dataclasses.replace(trial, checkpoint=None) for trial in store.records]
-    assert read_records(store.folder) == kept
+    assert read_records(store.folder) == store.records
     assert (store.folder / "best" / "model.safetensors").read_text() == "trial-0001"
     assert [path.name for path in (store.folder / "checkpoints").iterdir()] == ["trial-0001"]
     best = read_mapping(store.folder / "best.yaml")
@@ -176,7 +160,9 @@ def test_only_trials_of_full_length_can_be_best() -> None:
     records = [record(0, 0.5), record(1, 0.9, "stopped"), record(2, 0.5)]
     best = best_record(records, OBJECTIVE)
     assert best is records[0]
-    worst = best_record([record(0, 0.5), record(1, 0.2)], Objective("mmstar_accuracy", "min"))
+    worst = best_record(
+        [record(0, 0.5), record(1, 0.2)], Objective(metric="mmstar_accuracy", mode="min")
+    )
     assert worst is not None and worst.number == 1
     assert best_record([record(1, 0.9, "failed")], OBJECTIVE) is None
 
@@ -278,7 +264,7 @@ def test_a_search_of_before_the_speed_was_measured_goes_on(tmp_path: Path) -> No
         again.add(record(4, 0.9))
         again.close(wall_seconds=60.0, ended_by="budget.trials")
     read = read_records(store.folder)
-    assert ["speed" in trial.reports[-1] for trial in read] == [False] * 4 + [True]
+    assert [trial.reports[-1].speed is not None for trial in read] == [False] * 4 + [True]
     summary = json.loads((store.folder / "summary.json").read_text())
     assert (summary["best"]["number"], summary["training_seconds"]) == (4, 10.0)
 

@@ -4,6 +4,8 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,50 +13,44 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from nanovlm.messages import Pulse, Stage, TrialRecord
+from nanovlm.messages import Kind, Pulse, Speed, Stage, TrialRecord
 from nanovlm.results.store import ResultsStore
-from nanovlm.results.summary import Objective, summarize
+from nanovlm.results.summary import summarize
 from nanovlm.results.terminal.budget import describe_budget, nearest_limit
 from nanovlm.results.terminal.console import can_redraw
 from nanovlm.results.terminal.live_table import RunningTrial, running_table
 from nanovlm.results.terminal.search_display import SearchDisplay
 from nanovlm.results.terminal.single_display import SingleDisplay
 from nanovlm.results.terminal.texts import describe_duration, describe_speed
-from nanovlm.search.sections import Budget
+from nanovlm.search.sections import Budget, Objective
+from tests.records import make_record, make_report, make_speed
 from tests.results.starts import REPOSITORY, search_start, single_start
 
 METRICS = {"mmstar_accuracy": 0.5, "mmstar_num_items": 1224.0, "train_loss": 1.25}
-SPEED = {
-    "samples_per_second": 812.4,
-    "answer_tokens_per_second": 3000.0,
-    "data_wait_fraction": 0.004,
-    "model_tflops_per_second": 400.0,
-    "model_flops_utilization": 0.411,
-    "peak_memory_gib": 20.0,
-}
+SPEED = make_speed(
+    samples_per_second=812.4, data_wait_fraction=0.004, model_flops_utilization=0.411
+)
 
 
-def record(number: int = 3, speed: dict[str, Any] | None = SPEED, **changes: Any) -> TrialRecord:
-    entry: dict[str, Any] = {"samples_seen": 100, "step": 10, "seconds": 2.0, "metrics": METRICS}
-    if speed is not None:
-        entry |= {"speed": speed, "evaluation_seconds": 1.0}
+def record(
+    number: int = 3,
+    speed: Speed | None = SPEED,
+    metrics: Mapping[str, float] = METRICS,
+    **changes: Any,
+) -> TrialRecord:
+    report = make_report(100, metrics, step=10, seconds=2.0, speed=speed, evaluation_seconds=1.0)
     known: dict[str, Any] = {
-        "trial_id": f"trial-{number:04d}",
-        "number": number,
         "parameters": {"lr_mp": 0.01},
         "config": {"seed": 1},
-        "state": "completed",
-        "samples_seen": 100,
-        "metrics": METRICS,
-        "reports": (entry,),
+        "reports": [report],
         "submitted_at": float(number),
         "worker_group": "group-0",
     }
-    return TrialRecord(**known | changes)
+    return make_record(number, changes.pop("state", "completed"), **known | changes)
 
 
 def running(number: int, **changes: Any) -> TrialRecord:
-    return record(number, state="running", reports=(), metrics={}, **changes)
+    return record(number, state="running", reports=(), **changes)
 
 
 def pulse(number: int, samples: int, stage: Stage = "training", rate: float = 30.0) -> Pulse:
@@ -99,7 +95,7 @@ def shown(renderable: Any, width: int) -> list[str]:
     ],
 )
 def test_the_speed_in_short(changes: dict[str, Any], expected: str) -> None:
-    assert describe_speed(record(speed=SPEED | changes)) == expected
+    assert describe_speed(record(speed=replace(SPEED, **changes))) == expected
 
 
 @pytest.mark.parametrize(
@@ -109,7 +105,7 @@ def test_the_speed_in_short(changes: dict[str, Any], expected: str) -> None:
         (None, "lr_mp=0.01  2 s"),  # written down by an earlier version
     ],
 )
-def test_the_line_of_an_ended_trial(speed: dict[str, Any] | None, expected: str) -> None:
+def test_the_line_of_an_ended_trial(speed: Speed | None, expected: str) -> None:
     console = plain_console()
     with SearchDisplay(console) as display:
         display.begin(search_start())
@@ -206,8 +202,8 @@ def test_the_bar_of_the_runs_that_confirm() -> None:
     with SearchDisplay(console) as display:
         display.begin(search_start())
         for seed in (1, 2, 3):
-            display.trial_changed(running(7, trial_id=f"confirm-7-seed-{seed}"))
-        display.trial_changed(record(7, trial_id="confirm-7-seed-1"))
+            display.trial_changed(running(7, trial_id=f"confirm-7-seed-{seed}", kind=Kind.CONFIRM))
+        display.trial_changed(record(7, trial_id="confirm-7-seed-1", kind=Kind.CONFIRM))
         assert "confirming on fresh seeds: 1 of 3 runs" in shown(display._render(), 100)[-1]
 
 
@@ -260,7 +256,7 @@ def test_durations(seconds: float, expected: str) -> None:
 
 def test_how_a_search_ends(tmp_path: Path) -> None:
     """The last lines: best, its gain over the default, and the command to run it."""
-    objective = Objective("mmstar_accuracy", "max")
+    objective = Objective(metric="mmstar_accuracy", mode="max")
     default = record(0)
     better = record(1, metrics=METRICS | {"mmstar_accuracy": 0.75})
     console = plain_console()
@@ -306,7 +302,7 @@ def write_answers(folder: Path, trial_id: str, correct: list[bool]) -> None:
     ("speed", "expected"),
     [(SPEED, "(2.0 s, 812 samples/s, data 0.4 %, MFU 41 %)"), (None, "(2.0 s)")],
 )
-def test_the_line_of_a_single_run_s_report(speed: dict[str, Any] | None, expected: str) -> None:
+def test_the_line_of_a_single_run_s_report(speed: Speed | None, expected: str) -> None:
     console = plain_console()
     with SingleDisplay(console) as display:
         display.begin(single_start())

@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 
 from nanovlm.distributed.session import StopSwitch
 from nanovlm.distributed.trainable import FAILURE, INFEASIBLE, IS_FINAL, SAMPLES_SEEN, VALUES
-from nanovlm.messages import TrialRecord, TrialState
+from nanovlm.messages import End, TrialRecord, TrialState
 from nanovlm.search.configurations import (
     RunConfigurations,
     can_repeat,
@@ -21,6 +21,7 @@ from nanovlm.search.parameter import count_configurations
 from nanovlm.search.searcher import StudySearch, build_searcher
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.study import StudyPlace
+from tests.records import make_record
 
 SIX = "batch_size: {choice: [64, 128, 256]}, freeze: {choice: [none, vision_encoder]}"
 CONDITIONAL = """batch_size: {choice: [64, 128, 256]},
@@ -79,26 +80,16 @@ def test_only_a_continuous_key_that_is_always_active_rules_repeats_out(tmp_path:
 
 
 def record(number: int, state: TrialState, values: dict[str, Any], **more: Any) -> TrialRecord:
-    return TrialRecord(
-        trial_id=f"trial-{number:04d}",
-        number=number,
-        parameters=values,
-        config={},
-        state=state,
-        metrics={"mmstar_accuracy": 0.5},
-        reports=({"samples_seen": 100, "metrics": {"mmstar_accuracy": 0.5}},),
-        submitted_at=0.0,
-        **more,
-    )
+    return make_record(number, state, {"mmstar_accuracy": 0.5}, parameters=values, **more)
 
 
 def test_what_counts_as_run(tmp_path: Path) -> None:
     space = space_of(tmp_path, "seed: {int: [0, 5]}")
     records = [
         record(0, "completed", {"seed": 0}),
-        record(1, "stopped", {"seed": 1}, reason="mmstar_accuracy 0.2 below 0.3"),
-        record(2, "stopped", {"seed": 2}, reason="budget.hours: 1 hours have passed"),
-        record(3, "failed", {"seed": 3}, is_infeasible=True),
+        record(1, "stopped", {"seed": 1}),
+        record(2, "stopped", {"seed": 2}, end=End.SEARCH_ENDED),
+        record(3, "failed", {"seed": 3}, end=End.OUT_OF_MEMORY),
         record(4, "failed", {"seed": 4}, reason="no image left"),
     ]
     run = RunConfigurations(space, records)

@@ -10,7 +10,7 @@ import pytest
 
 from nanovlm.config_files import config_values
 from nanovlm.errors import UserError
-from nanovlm.messages import TrialRecord
+from nanovlm.messages import Kind, TrialRecord
 from nanovlm.search.confirm_plan import (
     ConfirmPlan,
     confirm_seeds,
@@ -18,6 +18,7 @@ from nanovlm.search.confirm_plan import (
     with_holdout,
 )
 from nanovlm.search.space import SearchSpace, load_space
+from tests.records import make_record, make_report
 
 SPACE = """
 preset: digits
@@ -41,16 +42,13 @@ def record(
     num_reports = {"failed": 0, "stopped": 1, "completed": 2}[state]
     parameters = space.default_values() | changes
     config = json.loads(json.dumps(config_values(space.config_for(parameters))))
-    return TrialRecord(
-        trial_id=f"trial-{number:04d}",
-        number=number,
+    return make_record(
+        number,
+        state,
         parameters=parameters,
         config=config,
-        state=state,
-        metrics=metrics,
-        reports=({"metrics": metrics},) * num_reports,
+        reports=[make_report(100, metrics)] * num_reports,
         reason="out of memory" if state == "failed" else None,
-        submitted_at=0.0,
     )
 
 
@@ -70,13 +68,13 @@ def search(space: SearchSpace) -> list[TrialRecord]:
 
 def ended(plan: ConfirmPlan, state: Any = "completed") -> list[TrialRecord]:
     return [
-        TrialRecord(
+        make_record(
+            run.number,
+            state,
             trial_id=run.trial_id,
-            number=run.number,
+            kind=Kind.CONFIRM,
             parameters=run.parameters,
             config=config_values(run.config),
-            state=state,
-            submitted_at=0.0,
         )
         for run in plan.runs
     ]

@@ -1,15 +1,16 @@
 """The dry run's figures: counted by hand where the scheduler stops nothing."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nanovlm.records import record_line
 from nanovlm.search.forecast import Forecast, Range, forecast
 from nanovlm.search.past_speed import past_speed
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.space import SearchSpace, load_space
+from tests.records import make_record, make_report, make_speed
 
 CUDA_FREE = {"resources.workers": 1, "resources.gpus_per_worker": 0}
 
@@ -34,18 +35,11 @@ def earlier_search(results: Path, speeds: list[float], **overrides: Any) -> None
     space = space_of(results / "earlier", **overrides)
     (results / "earlier" / "space.yaml").write_text(space.to_yaml())
     reports = [
-        {"speed": {"samples_per_second": speed}, "evaluation_seconds": 5.0} for speed in speeds
+        make_report(100, {}, speed=make_speed(samples_per_second=speed), evaluation_seconds=5.0)
+        for speed in speeds
     ]
-    line = {
-        "trial_id": "trial-0000",
-        "number": 0,
-        "parameters": {},
-        "config": {},
-        "state": "completed",
-        "reports": [*reports, {"metrics": {}}],  # as an earlier version wrote it
-        "submitted_at": 0.0,
-    }
-    (results / "earlier" / "trials.jsonl").write_text(json.dumps(line) + "\n")
+    record = make_record(0, reports=[*reports, make_report(200, {})])  # the last one not measured
+    (results / "earlier" / "trials.jsonl").write_text(record_line(record))
 
 
 def test_hours_at_a_given_rate(tmp_path: Path) -> None:
@@ -103,13 +97,13 @@ def test_the_rate_of_an_earlier_search(tmp_path: Path) -> None:
 )
 def test_another_model_or_machine_says_nothing(tmp_path: Path, change: dict[str, Any]) -> None:
     earlier_search(tmp_path / "results", [1.0], **change)
-    assert past_speed(space_of(tmp_path / "spaces"), tmp_path / "results") is None
+    assert past_speed(space_of(tmp_path / "spaces"), tmp_path / "results").speed is None
 
 
 def test_a_folder_to_learn_from_is_asked_too(tmp_path: Path) -> None:
     earlier_search(tmp_path / "elsewhere", [7.0])
     space = space_of(tmp_path / "spaces", warm_start=[str(tmp_path / "elsewhere" / "earlier")])
-    speed = past_speed(space, tmp_path / "results")
+    speed = past_speed(space, tmp_path / "results").speed
     assert speed is not None and speed.samples_per_second == 7.0
 
 

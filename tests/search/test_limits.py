@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from nanovlm.distributed.session import StopSwitch
-from nanovlm.messages import TrialRecord, TrialState
+from nanovlm.messages import End, TrialRecord, TrialState
 from nanovlm.search.limits import Limits, hours_reason
 from nanovlm.search.space import load_space
+from tests.records import make_record, make_report
 
 LOGS = Path("results/lr/logs")
 
@@ -29,24 +30,14 @@ class Search:
         self.num_trials += 1
 
     def fail(self, reason: str = "no image left", **more: Any) -> None:
-        self.end("failed", reason=reason, reports=(), metrics={}, **more)
+        self.end("failed", reason=reason, reports=(), **more)
 
 
 def record(
     state: TrialState, accuracy: float, number: int = 0, seconds: float = 900.0, **more: Any
 ) -> TrialRecord:
-    metrics = {"mmstar_accuracy": accuracy}
-    values: dict[str, Any] = {
-        "trial_id": f"trial-{number:04d}",
-        "number": number,
-        "parameters": {},
-        "config": {},
-        "state": state,
-        "metrics": metrics,
-        "reports": ({"samples_seen": 1, "step": 1, "seconds": seconds, "metrics": metrics},),
-        "submitted_at": 0.0,
-    }
-    return TrialRecord(**(values | more))
+    reports = [make_report(1, {"mmstar_accuracy": accuracy}, seconds=seconds)]
+    return make_record(number, state, **{"reports": reports} | more)
 
 
 def test_the_target_counts_for_trials_of_full_length(tmp_path: Path) -> None:
@@ -107,8 +98,8 @@ def test_patience_of_an_objective_to_minimise(tmp_path: Path) -> None:
 def test_patience_goes_on_after_an_interruption(tmp_path: Path) -> None:
     ended = [
         record("completed", 0.5),
-        record("stopped", 0.4, number=1, reason="mmstar_accuracy 0.4 below 0.45, the cutoff"),
-        record("stopped", 0.4, number=2, reason="budget.hours: 2 hours have passed"),
+        record("stopped", 0.4, number=1),
+        record("stopped", 0.4, number=2, end=End.SEARCH_ENDED),
     ]
     search = Search(tmp_path, patience=2)
     search.limits.replay(ended)
@@ -143,18 +134,18 @@ def test_a_row_of_different_failures_ends_the_search_with_the_last(tmp_path: Pat
 def test_infeasible_trials_end_the_search_only_if_nothing_works(tmp_path: Path) -> None:
     search = Search(tmp_path)
     for _ in range(5):
-        search.fail("out of memory", is_infeasible=True)
+        search.fail("out of memory", end=End.OUT_OF_MEMORY)
     assert search.switch.reason is not None
 
     search = Search(tmp_path)
     search.end("running", reports=())  # trial 0 may work
     for _ in range(9):
-        search.fail("out of memory", is_infeasible=True)
+        search.fail("out of memory", end=End.OUT_OF_MEMORY)
     assert search.switch.reason is None
     search.limits.check(record("running", 0.3))
     search.limits.check(record("stopped", 0.3))
     for _ in range(9):
-        search.fail("out of memory", is_infeasible=True)
+        search.fail("out of memory", end=End.OUT_OF_MEMORY)
     assert search.switch.reason is None
     for _ in range(5):
         search.fail()

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import pytest
 from ray.tune.schedulers import ASHAScheduler
 
-from nanovlm.search.rungs import RUNGS_FILE, Rungs
+from nanovlm.results.read import RUNGS_FILE
+from nanovlm.search.rungs import Rungs
 from nanovlm.search.sections import Scheduler
 
 MILESTONES = (100, 300, 900)

@@ -10,7 +10,8 @@ import pytest
 
 from nanovlm.distributed.trainable import FAILURE, IS_FINAL, NUMBER, SAMPLES_SEEN
 from nanovlm.errors import UserError
-from nanovlm.search.rungs import RUNGS_FILE
+from nanovlm.results.read import RUNGS_FILE
+from nanovlm.search.rungs import Verdict
 from nanovlm.search.scheduler import (
     RungScheduler,
     Scheduler,
@@ -58,8 +59,11 @@ def test_a_plan_longer_than_the_data(tmp_path: Path) -> None:
         plan_milestones(space(tmp_path), 50)
 
 
-def trial(number: int) -> Any:
-    return SimpleNamespace(trial_id=f"tune-{number}", config={NUMBER: number})
+def trial(number: int, begins_again: bool = False) -> Any:
+    """Return as much of a trial of Tune as the scheduler looks at."""
+    return SimpleNamespace(
+        trial_id=f"tune-{number}", config={NUMBER: number}, should_recover=lambda: begins_again
+    )
 
 
 def report(scheduler: Scheduler, number: int, samples: int, value: float, **more: Any) -> str:
@@ -98,6 +102,17 @@ def test_a_failed_trial_leaves_no_value_behind(tmp_path: Path, how: str) -> None
         scheduler.on_trial_error(none, trial(0))
     for again in (scheduler, build_scheduler(space(tmp_path), (1000, 3000), tmp_path)):
         assert report(again, 1, 1000, 0.1) == "CONTINUE"
+
+
+def test_a_trial_that_tune_begins_again_keeps_its_values_and_verdicts(tmp_path: Path) -> None:
+    verdicts: list[Verdict] = []
+    scheduler = build_scheduler(space(tmp_path), (1000, 3000), tmp_path, verdicts.append)
+    assert report(scheduler, 0, 1000, 0.5) == "CONTINUE"
+    assert report(scheduler, 1, 1000, 0.9) == "CONTINUE"
+    none: Any = None
+    scheduler.on_trial_error(none, trial(0, begins_again=True))
+    assert report(scheduler, 0, 1000, 0.5) == "CONTINUE"  # though it is the worse one by now
+    assert verdicts[2] == verdicts[0] and verdicts[1].rung_size == 1
 
 
 def test_what_was_decided_is_there_when_the_search_goes_on(tmp_path: Path) -> None:

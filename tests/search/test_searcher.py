@@ -1,6 +1,7 @@
 """What Optuna is asked and told, through the real OptunaSearch and its real storage."""
 
 import math
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,10 +21,16 @@ from nanovlm.distributed.trainable import (
     SAMPLES_SEEN,
     VALUES,
 )
-from nanovlm.messages import TrialRecord, TrialState
+from nanovlm.errors import UserError
+from nanovlm.messages import End, TrialRecord, TrialState
+from nanovlm.results.read import STUDY_FILE
+from nanovlm.search.sampler_failures import SamplerFailures
+from nanovlm.search.samplers import check_sampler
 from nanovlm.search.searcher import StudySearch, build_searcher
+from nanovlm.search.sections import Sampler
 from nanovlm.search.space import SearchSpace, load_space
-from nanovlm.search.study import STUDY_FILE, STUDY_NAME
+from nanovlm.search.study import STUDY_NAME
+from tests.records import make_record, make_report
 
 SPACE = """
 search:
@@ -57,18 +64,11 @@ def ask(searcher: StudySearch, trial_id: str) -> dict[str, Any]:
 def record(number: int, state: TrialState, values: dict[str, Any], **more: Any) -> TrialRecord:
     """A trial with reports of 0.3 at 104 and, unless it failed, 0.5 at 300 samples."""
     reports = [(104, 0.3)] + ([(300, 0.5)] if state != "failed" else [])
-    return TrialRecord(
-        trial_id=f"trial-{number:04d}",
-        number=number,
+    return make_record(
+        number,
+        state,
         parameters=values,
-        config={},
-        state=state,
-        metrics={"mmstar_accuracy": reports[-1][1]},
-        reports=tuple(
-            {"samples_seen": samples, "metrics": {"mmstar_accuracy": value}}
-            for samples, value in reports
-        ),
-        submitted_at=0.0,
+        reports=[make_report(samples, {"mmstar_accuracy": value}) for samples, value in reports],
         **more,
     )
 
@@ -199,7 +199,7 @@ def test_a_study_is_brought_in_line_with_the_trials_that_have_ended(tmp_path: Pa
     searcher.on_trial_complete("tune-5", result(0.7, 100, **{IS_FINAL: True}))
     states: tuple[TrialState, ...] = ("completed", "stopped", "failed", "failed")
     earlier = [record(number, state, values[number]) for number, state in enumerate(states)]
-    earlier[3] = record(3, "failed", values[3], is_infeasible=True)
+    earlier[3] = record(3, "failed", values[3], end=End.OUT_OF_MEMORY)
     lost = record(7, "stopped", values[0])  # the study was on a disk that lost power
     whole = searcher.study.ask()
     whole.set_user_attr("search", searcher._place.search_id)  # and here the program was killed
@@ -237,11 +237,72 @@ def test_a_sampler_that_fails_does_not_end_the_search(
     def fail(*arguments: Any) -> Any:
         raise FloatingPointError("a matrix that is singular")
 
-    monkeypatch.setattr(optuna.samplers.TPESampler, "sample_relative", fail)
-    monkeypatch.setattr(optuna.samplers.TPESampler, "sample_independent", fail)
-    asked = suggestions(searcher_of(space(tmp_path), tmp_path), 4)
+    for method in ("sample_relative", "sample_independent", "before_trial", "after_trial"):
+        monkeypatch.setattr(optuna.samplers.TPESampler, method, fail)
+    told: list[str] = []
+    failures = SamplerFailures(told.append)
+    asked = suggestions(searcher_of(space(tmp_path), tmp_path, failures=failures), 4)
     assert len({values["lr_mp"] for values in asked}) == 4
     assert "drawn at random" in caplog.text and "singular" in caplog.text
+    reason = "FloatingPointError: a matrix that is singular"
+    assert told == [
+        f"the tpe sampler failed, and trial 1 is drawn at random: {reason}; see logs/driver.log"
+    ]
+    assert failures.note() == (
+        f"the tpe sampler failed in 3 of 3 suggestions, which were random instead: {reason}"
+    )
+
+    monkeypatch.undo()  # it has recovered when the search goes on
+    later = SamplerFailures(told.append)
+    earlier = [record(number, "completed", values) for number, values in enumerate(asked)]
+    searcher = searcher_of(space(tmp_path), tmp_path, earlier=earlier, failures=later)
+    for number in (4, 5):
+        assert ask(searcher, f"tune-{number}")[NUMBER] == number
+    assert len(told) == 1
+    assert later.note() == (
+        f"the tpe sampler failed in 3 of 5 suggestions, which were random instead: {reason}"
+    )
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sampler_that_does_not_fail_is_not_counted(tmp_path: Path, sampler: str) -> None:
+    failures = SamplerFailures()
+    searched = space(tmp_path, **{"sampler.name": sampler})
+    suggestions(searcher_of(searched, tmp_path, failures=failures), 14)
+    assert failures.note() is None
+
+
+def test_a_storage_that_is_away_is_no_failure_of_the_sampler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    failures = SamplerFailures(told.append)
+    searcher = searcher_of(space(tmp_path), tmp_path, failures=failures)
+    ask(searcher, "tune-0")
+    whole, away = optuna.samplers.TPESampler.sample_relative, iter([True, True, False])
+
+    def sample(*arguments: Any) -> Any:
+        if next(away):
+            raise OSError("no route to the database")
+        return whole(*arguments)
+
+    monkeypatch.setattr(optuna.samplers.TPESampler, "sample_relative", sample)
+    monkeypatch.setattr(StopSwitch, "pause", lambda switch, seconds: None)
+    assert ask(searcher, "tune-1")[NUMBER] == 1
+    assert told == ["the study's storage fails, trying again: no route to the database"]
+    assert failures.note() is None
+
+
+@pytest.mark.parametrize(("sampler", "package"), [("cmaes", "cmaes"), ("gp", "scipy")])
+def test_a_sampler_without_its_package_is_refused(
+    sampler: Any, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Sampler(name=sampler)
+    check_sampler(settings)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"sampler.name: {sampler} needs the package {package}, "):
+        check_sampler(settings)
+    check_sampler(Sampler(name="tpe"))
 
 
 def test_a_storage_that_is_away_for_a_while_is_waited_for(
@@ -272,7 +333,7 @@ def test_a_storage_that_stays_away_ends_the_search(
         raise OSError("disk full")
 
     monkeypatch.setattr(searcher.study, "ask", fail)
-    monkeypatch.setattr("nanovlm.search.searcher._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("nanovlm.search.patience.PATIENCE_SECONDS", 0.0)
     assert searcher.suggest("tune-0") is None
     assert switch.reason == "study.storage: cannot be written: disk full"
     searcher.on_trial_complete("tune-0", None)

@@ -10,10 +10,11 @@ from optuna.distributions import CategoricalDistribution
 from optuna.storages import BaseStorage
 
 from nanovlm.errors import UserError
+from nanovlm.results.read import STUDY_FILE
 from nanovlm.search.samplers import suggest
 from nanovlm.search.shown_study import ReadOnly, ShownStudy, show_study
 from nanovlm.search.space import SearchSpace, load_space
-from nanovlm.search.study import STUDY_FILE, open_study
+from nanovlm.search.study import open_study
 
 SPACE = """
 search:

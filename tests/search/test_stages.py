@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from nanovlm.distributed.broker import Event
 from nanovlm.errors import UserError
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.messages import TrialRecord
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.space import load_space
 from nanovlm.search.stages import EarlierRun, Place, run_stages
@@ -47,7 +48,7 @@ class Run:
         )
         return run_stages(self.plan, place, earlier)
 
-    def _take(self, event: TrialRecord | Pulse) -> None:
+    def _take(self, event: Event) -> None:
         if isinstance(event, TrialRecord) and event.state != "running":
             (self.confirmed if event.confirms else self.ended).append(event)
 

@@ -7,8 +7,9 @@ import optuna
 import pytest
 
 from nanovlm.errors import UserError
+from nanovlm.results.read import STUDY_FILE
 from nanovlm.search.space import SearchSpace, load_space
-from nanovlm.search.study import STUDY_FILE, open_study
+from nanovlm.search.study import open_study
 
 SPACE = "search: {lr_mp: {log_uniform: [1e-4, 1e-1]}, batch_size: {choice: [64, 256]}}\n"
 

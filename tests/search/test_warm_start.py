@@ -11,11 +11,11 @@ from nanovlm.config_files import config_values
 from nanovlm.distributed.session import StopSwitch
 from nanovlm.distributed.trainable import NUMBER, VALUES
 from nanovlm.errors import UserError
-from nanovlm.messages import TrialRecord
-from nanovlm.results.store import record_line
+from nanovlm.records import record_line
 from nanovlm.search.searcher import build_searcher
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.warm_start import learn_from, read_earlier_trials
+from tests.records import make_record, make_report
 
 SPACE = """
 search:
@@ -38,22 +38,18 @@ def older(folder: Path, *changes: dict[str, Any]) -> None:
     for number, change in enumerate(changes):
         values = {"lr_mp": 0.001 * (number + 1), "batch_size": 64, **change.pop("values", {})}
         reports = [
-            {"samples_seen": seen, "metrics": {"mmstar_accuracy": value}}
+            make_report(seen, {"mmstar_accuracy": value})
             for seen, value in change.pop("reports", [(104, 0.2), (1000, 0.5)])
         ]
-        record = TrialRecord(
-            trial_id=f"trial-{number:04d}",
-            number=number,
+        record = make_record(
+            number,
+            change.pop("state", "completed"),
             parameters=values,
             config=config_values(dataclasses.replace(base, **values)),
-            state=change.pop("state", "completed"),
-            samples_seen=reports[-1]["samples_seen"],
-            metrics=reports[-1]["metrics"],
-            reports=tuple(reports),
-            submitted_at=0.0,
+            reports=reports,
             **change,
         )
-        lines.append(json.dumps(record_line(record)) + "\n")
+        lines.append(record_line(record))
     (folder / "older" / "trials.jsonl").write_text("".join(lines))
 
 

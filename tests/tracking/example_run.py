@@ -7,10 +7,11 @@ from typing import Any
 
 from nanovlm.config import TrainConfig
 from nanovlm.config_files import config_values
-from nanovlm.messages import Pulse, TrialRecord, TrialState
+from nanovlm.messages import Pulse, Report, TrialRecord, TrialState
 from nanovlm.observer import Observer, RunStart
 from nanovlm.search.sections import Objective
 from nanovlm.search.space import load_space
+from tests.records import make_record, make_report, make_speed
 
 SPACE = """
 preset: digits
@@ -39,39 +40,28 @@ def start(folder: Path, log_wandb: bool = False, **values: Any) -> RunStart:
 def record(number: int, num_reports: int, state: TrialState, **values: Any) -> TrialRecord:
     """Return the record of a trial that has made so many of its three reports."""
     reports = [report(number, samples) for samples in (100, 300, 900)[:num_reports]]
-    return TrialRecord(
-        trial_id=f"trial-{number:04d}",
-        number=number,
+    return make_record(
+        number,
+        state,
         parameters={"lr_mp": 0.001 * (number + 1)},
         config=config_values(TrainConfig(lr_mp=0.001 * (number + 1))),
-        state=state,
-        samples_seen=reports[-1]["samples_seen"] if reports else 0,
-        metrics=reports[-1]["metrics"] if reports else {},
-        reports=tuple(reports),
+        reports=reports,
         submitted_at=1000.0 * number,
         worker_group="group-0",
         **values,
     )
 
 
-def report(number: int, samples_seen: int) -> dict[str, Any]:
+def report(number: int, samples_seen: int) -> Report:
     accuracy = samples_seen / 1000 + number / 100
-    return {
-        "samples_seen": samples_seen,
-        "step": samples_seen // 10,
-        "seconds": samples_seen / 100,
-        "evaluation_seconds": 0.5,
-        "speed": {
-            "samples_per_second": 50.0 + number,
-            "answer_tokens_per_second": 200.0,
-            "data_wait_fraction": 0.25,
-            "model_tflops_per_second": 0.5,
-            "model_flops_utilization": None,
-            "peak_memory_gib": 1.5,
-        },
-        "metrics": {"mmstar_accuracy": accuracy, "mmstar_accuracy/math": 0.5, "train_loss": 0.7},
-        "notes": [],
-    }
+    return make_report(
+        samples_seen,
+        {"mmstar_accuracy": accuracy, "mmstar_accuracy/math": 0.5, "train_loss": 0.7},
+        step=samples_seen // 10,
+        seconds=samples_seen / 100,
+        evaluation_seconds=0.5,
+        speed=make_speed(samples_per_second=50.0 + number, data_wait_fraction=0.25),
+    )
 
 
 COMPLETED = record(0, 3, "completed")

@@ -47,10 +47,10 @@ def hyperparameters(folder: Path) -> dict[str, Any]:
 def check_curves(logs: Path, record: TrialRecord) -> None:
     found = curves(logs / record.trial_id)
     for metric in record.metrics:
-        assert [step for step, _ in found[metric]] == [r["samples_seen"] for r in record.reports]
-        reported = [r["metrics"][metric] for r in record.reports]
+        assert [step for step, _ in found[metric]] == [r.samples_seen for r in record.reports]
+        reported = [r.metrics[metric] for r in record.reports]
         assert [value for _, value in found[metric]] == pytest.approx(reported)
-    assert found["speed/data_wait_fraction"] == [(r["samples_seen"], 0.25) for r in record.reports]
+    assert found["speed/data_wait_fraction"] == [(r.samples_seen, 0.25) for r in record.reports]
     assert "speed/model_flops_utilization" not in found
 
 

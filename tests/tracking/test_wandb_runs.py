@@ -46,10 +46,10 @@ def check_curves(runs: dict[str, OfflineRun]) -> None:
     for record in ENDED:
         found = runs[record.trial_id]
         for metric in record.metrics:
-            reported = [(r["samples_seen"], r["metrics"][metric]) for r in record.reports]
+            reported = [(r.samples_seen, r.metrics[metric]) for r in record.reports]
             assert found.curve(metric) == reported
         assert found.curve("speed/samples_per_second") == [
-            (r["samples_seen"], r["speed"]["samples_per_second"]) for r in record.reports
+            (r.samples_seen, r.speed.samples_per_second) for r in record.reports if r.speed
         ]
         assert {key: found.config[key] for key in record.config} == record.config
         assert (found.run.run_group, found.run.job_type) == ("demo", "trial")

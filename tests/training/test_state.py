@@ -143,11 +143,12 @@ def test_a_kill_while_the_state_is_written_leaves_the_old_one(
     whole = run(job(tmp_path / "whole"), resources)
     run(job(tmp_path), resources, 1)
 
-    def die(*arguments: Any) -> None:
+    def die(tensors: Any, part: Path, about: Any) -> None:
+        part.write_bytes(b"the first half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("nanovlm.training.state.os.replace", die)
+        patch.setattr("nanovlm.training.state.save_file", die)
         with pytest.raises(KeyboardInterrupt):
             run(job(tmp_path), resources)
     assert numbers(run(job(tmp_path), resources)) == numbers(whole)

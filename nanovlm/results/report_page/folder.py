@@ -3,7 +3,6 @@
 What is missing or broken is not an error here: it is said in the report.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,28 +10,27 @@ from typing import Any
 
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
-from nanovlm.results.confirmation import summarize_confirmation
-from nanovlm.results.environment import ENVIRONMENT_FILE
-from nanovlm.results.store import (
+from nanovlm.results.confirmation import confirmation_by_what_is_left
+from nanovlm.results.read import (
     ANSWERS_DIR,
     BEST_CONFIG_FILE,
     CONFIG_FILE,
     CONFIRM_FILE,
     DATA_FILE,
+    RUNGS_FILE,
     SPACE_FILE,
     SUMMARY_FILE,
     TRIALS_FILE,
-    salvage_records,
+    FolderReader,
+    count_anew,
 )
-from nanovlm.results.summary import Objective, best_record, final_best, summarize
+from nanovlm.results.summary import best_record, final_best
 from nanovlm.results.verdict import DEFAULT_NUMBER
 from nanovlm.search.parameter import Parameter
-from nanovlm.search.space import SearchSpace, load_space
-
-RUNGS_FILE = "rungs.jsonl"
+from nanovlm.search.sections import Objective
+from nanovlm.search.space import SearchSpace
 
 _WATCHED = (TRIALS_FILE, CONFIRM_FILE, RUNGS_FILE, SUMMARY_FILE, SPACE_FILE, CONFIG_FILE)
-_MARKS_OF_A_SEARCH = (SPACE_FILE, RUNGS_FILE, CONFIRM_FILE, "study.id", "study.journal")
 _LOG_RATIO = 50
 """Without a space file: positive values that span more than this are shown on a log scale."""
 
@@ -125,33 +123,35 @@ def read_search(folder: Path) -> SearchFolder:
     if not any((folder / name).exists() for name in _WATCHED):
         names = ", ".join(_WATCHED)
         raise UserError(f"{folder}: holds no results of a search: none of {names}")
-    reader = _Reader(folder)
-    records = reader.records(TRIALS_FILE)
-    confirmed = reader.records(CONFIRM_FILE)
-    space = reader.space()
-    summary = reader.mapping(SUMMARY_FILE, _SUMMARY_FIELDS)
-    is_search = len(records) > 1 or any((folder / f).exists() for f in _MARKS_OF_A_SEARCH)
-    if is_search and space is None and not (folder / SPACE_FILE).exists():
-        reader.missing.append(
-            f"{SPACE_FILE} is not there: scales are guessed from the values of the trials"
-        )
-    objective = _objective(summary, space)
-    confirmation = reader.confirmation(confirmed, records, objective)
+    reader = FolderReader(folder)
+    records, confirmed = reader.ended()
+    if not reader.has(TRIALS_FILE):
+        reader.notes.append(f"{TRIALS_FILE} is not there: no trial has ended, or the file is lost")
+    space = reader.space(records)
+    objective = space.objective if space else reader.objective()
+    confirmation, problems = confirmation_by_what_is_left(
+        confirmed, records, objective, folder / ANSWERS_DIR
+    )
+    summary = reader.summary(records)
+    verdicts = _standing(reader.verdicts(records))
+    data, environment = reader.data(), reader.environment()
+    if data is None and not reader.has(DATA_FILE):
+        reader.notes.append(f"{DATA_FILE} is not there")
     return SearchFolder(
         folder=folder,
         objective=objective,
         records=records,
         confirmed=confirmed,
-        verdicts=_standing(reader.lines(RUNGS_FILE)),
+        verdicts=verdicts,
         space=space,
-        summary=_count_anew(folder, summary, records, confirmed, objective, space),
-        confirmation=confirmation or summary.get("confirmation"),
+        summary=count_anew(folder, summary, records, confirmed, None, objective, space),
+        confirmation=confirmation or (summary or {}).get("confirmation"),
         best=final_best(records, objective, confirmed, confirmation),
-        data=reader.mapping(DATA_FILE, ("training", "benchmark")),
-        environment=reader.mapping(ENVIRONMENT_FILE, (), is_optional=True),
-        missing=tuple(reader.missing),
+        data=data or {},
+        environment=environment,
+        missing=(*reader.problems, *reader.notes, *problems),
         parameters=space.parameters if space else _guess_parameters(records),
-        is_search=is_search,
+        is_search=reader.is_search(records),
         changed_at=max(
             (folder / name).stat().st_mtime for name in _WATCHED if (folder / name).exists()
         ),
@@ -159,134 +159,11 @@ def read_search(folder: Path) -> SearchFolder:
     )
 
 
-_SUMMARY_FIELDS = ("objective", "wall_seconds", "gpu_hours")
-
-
-class _Reader:
-    """Reads files, and keeps in mind what is missing."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.missing: list[str] = []
-
-    def records(self, name: str) -> list[TrialRecord]:
-        if name == TRIALS_FILE and not (self.folder / name).exists():
-            self.missing.append(f"{name} is not there: no trial has ended, or the file is lost")
-        records, problems = salvage_records(self.folder / name)
-        self.missing += problems
-        return records
-
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        """Return the objects of a file of JSON lines that can be read."""
-        path = self.folder / name
-        if not path.exists():
-            return []
-        text = path.read_text(encoding="utf-8", errors="replace")
-        found = [_parse(line) for line in text.splitlines() if line.strip()]
-        if None in found:
-            self.missing.append(f"{name}: {found.count(None)} of {len(found)} lines are broken")
-        return [line for line in found if line is not None]
-
-    def mapping(
-        self, name: str, fields: Sequence[str], *, is_optional: bool = False
-    ) -> dict[str, Any]:
-        """Return the content of a JSON file; nothing if it is missing, cut or lacks a field."""
-        path = self.folder / name
-        if not path.exists():
-            if not is_optional:
-                self.missing.append(f"{name} is not there")
-            return {}
-        content = _parse(path.read_text(encoding="utf-8", errors="replace"))
-        if content is None or not all(name in content for name in fields):
-            self.missing.append(f"{name} cannot be read: it is cut or not of this program")
-            return {}
-        return content
-
-    def confirmation(
-        self,
-        confirmed: Sequence[TrialRecord],
-        records: Sequence[TrialRecord],
-        objective: Objective,
-    ) -> dict[str, Any] | None:
-        """Return what the confirming runs come to; by their seeds alone if answers are broken."""
-        answers = self.folder / ANSWERS_DIR
-        lost = [
-            run.trial_id
-            for run in confirmed
-            if run.state == "completed" and not (answers / f"{run.trial_id}.jsonl").exists()
-        ]
-        if lost:
-            self.missing.append(f"{ANSWERS_DIR}/ lacks {', '.join(lost)}: compared by seeds alone")
-        try:
-            return summarize_confirmation(confirmed, records, objective, answers)
-        except UserError as error:
-            self.missing += [f"{message}: compared by seeds alone" for message in error.messages]
-            nowhere = self.folder / ANSWERS_DIR / "-"
-            return summarize_confirmation(confirmed, records, objective, nowhere)
-
-    def space(self) -> SearchSpace | None:
-        path = self.folder / SPACE_FILE
-        if not path.exists():
-            return None
-        try:
-            return load_space(path)
-        except UserError as error:
-            self.missing.append(f"{SPACE_FILE} cannot be read: {error.messages[0]}")
-            return None
-
-
-def _parse(text: str) -> dict[str, Any] | None:
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def _standing(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the verdicts, without those of trials that failed and were withdrawn."""
     withdrawn = {line["withdrawn"] for line in lines if "withdrawn" in line}
-    fields = {"number", "milestone", "samples_seen", "value", "goes_on"}
-    verdicts = [line for line in lines if fields <= line.keys()]
+    verdicts = [line for line in lines if "withdrawn" not in line]
     return [verdict for verdict in verdicts if verdict["number"] not in withdrawn]
-
-
-def _objective(summary: Mapping[str, Any], space: SearchSpace | None) -> Objective:
-    if summary:
-        return Objective(summary["objective"]["metric"], summary["objective"]["mode"])
-    if space:
-        return Objective(space.objective.metric, space.objective.mode)
-    return Objective("mmstar_accuracy", "max")
-
-
-def _count_anew(
-    folder: Path,
-    summary: Mapping[str, Any],
-    records: Sequence[TrialRecord],
-    confirmed: Sequence[TrialRecord],
-    objective: Objective,
-    space: SearchSpace | None,
-) -> dict[str, Any]:
-    """Return the summary of the records that there are; the file may be older, or gone."""
-    everything = [*records, *confirmed]
-    ended = [record.ended_at for record in everything if record.ended_at]
-    span = max(ended, default=0.0) - min((r.submitted_at for r in everything), default=0.0)
-    return summarize(
-        folder.resolve().name,
-        records,
-        objective,
-        wall_seconds=summary.get("wall_seconds", max(0.0, span)),
-        gpus_per_trial=space.resources.gpus_per_trial if space else _gpus(summary),
-        confirmed=confirmed,
-        # Summaries of an earlier version do not say why a search is over.
-        ended_by=summary.get("ended_by", "not recorded") if summary else None,
-    )
-
-
-def _gpus(summary: Mapping[str, Any]) -> float:
-    """Return the GPUs of a trial, as the summary has counted them."""
-    seconds = summary.get("training_seconds")
-    return summary["gpu_hours"] * 3600 / seconds if seconds else 0.0
 
 
 def _guess_parameters(records: Sequence[TrialRecord]) -> tuple[Parameter, ...]:

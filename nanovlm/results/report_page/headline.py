@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanovlm.errors import UserError
-from nanovlm.results.comparison import ANSWER_METRICS, compare_answers, read_answers
+from nanovlm.results.read import ANSWERS_DIR
 from nanovlm.results.report_page.folder import SearchFolder
 from nanovlm.results.report_page.wording import (
     NOTHING,
@@ -19,9 +18,8 @@ from nanovlm.results.report_page.wording import (
     run_name,
     setting,
 )
-from nanovlm.results.store import answers_file
 from nanovlm.results.summary import NUM_ITEMS, interval_95, mmstar_rules
-from nanovlm.results.verdict import DEFAULT_NUMBER
+from nanovlm.results.verdict import DEFAULT_NUMBER, gain_counts, interval_by_questions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +92,8 @@ def gain_card(search: SearchFolder) -> Card:
         return Card(title=title, value=NOTHING, detail=f"the default trial has {default.state}")
     gain = best.metrics[metric] - default.metrics[metric]
     notes = ["not confirmed on fresh seeds: the best of many looks better than it is"]
-    return _gain(title, metric, gain, _interval_by_questions(search), notes)
+    interval = interval_by_questions(best, default, metric, search.folder / ANSWERS_DIR)
+    return _gain(title, metric, gain, interval, notes)
 
 
 def _gain(
@@ -111,21 +110,6 @@ def _gain(
         detail=f"95 % interval {shown}" if shown else "",
         notes=notes,
     )
-
-
-def _interval_by_questions(search: SearchFolder) -> tuple[float, float] | None:
-    """Return the interval of the gain in the search, if both trials' answers are there."""
-    best, default = search.best_trial, search.default
-    if best is None or default is None or search.metric not in ANSWER_METRICS:
-        return None
-    files = [answers_file(search.folder, record.trial_id) for record in (best, default)]
-    if not all(file.exists() for file in files):
-        return None
-    try:
-        ours, others = (read_answers(file, search.metric) for file in files)
-        return compare_answers([ours], [others]).interval_95
-    except (UserError, ValueError):  # cut, or of different questions: there is no interval then
-        return None
 
 
 def _winner(search: SearchFolder) -> Mapping[str, Any] | None:
@@ -187,10 +171,13 @@ def run_again_command(search: SearchFolder) -> str | None:
 
 
 def verdict(search: SearchFolder) -> tuple[str, bool] | None:
-    """Return the sentence on the confirmation, and whether it says that there is a gain."""
-    if search.confirmation is None:
+    """Return the sentence on the confirmation, and whether there is a gain that counts."""
+    confirmation = search.confirmation
+    if confirmation is None:
         return None
-    winner = _winner(search)
-    gain = winner and winner["difference_to_default"]
-    text = search.confirmation["verdict"]
-    return text[:1].upper() + text[1:] + ".", bool(gain) and " beats " in text
+    text = confirmation["verdict"]
+    # A summary of an earlier version, all that is left of its confirmation, does not say it.
+    counts = confirmation.get("gain_counts")
+    if counts is None:
+        counts = gain_counts(confirmation["configurations"], search.objective)
+    return text[:1].upper() + text[1:] + ".", bool(counts)

@@ -80,8 +80,8 @@ def _value_at(record: TrialRecord, milestone: int, metric: str) -> float | None:
     if milestone == 0:
         return value_of(record, metric) if record.state == "completed" else None
     for report in record.reports:
-        if report["samples_seen"] >= milestone:
-            value: float | None = report["metrics"].get(metric)
+        if report.samples_seen >= milestone:
+            value: float | None = report.metrics.get(metric)
             return value
     return None
 

@@ -18,6 +18,8 @@ import jinja2
 import plotly.offline
 from markupsafe import Markup
 
+from nanovlm.files import replace_text
+from nanovlm.results.read import REPORT_FILE
 from nanovlm.results.report_page import headline, tables
 from nanovlm.results.report_page.capability_chart import capability_chart
 from nanovlm.results.report_page.figure import STATE_STYLES, Chart, hover_texts
@@ -27,7 +29,6 @@ from nanovlm.results.report_page.progress_charts import best_so_far, learning_cu
 from nanovlm.results.report_page.space_charts import parallel_coordinates, slices
 from nanovlm.results.report_page.wording import duration, share
 from nanovlm.results.report_page.worker_time import Spent, spent_time, worker_chart
-from nanovlm.results.store import REPORT_FILE, replace_text
 
 RELOAD_SECONDS = 15.0
 """How often the page looks for a newer report while the search runs; a large one less often."""

@@ -225,9 +225,9 @@ def _curve_traces(search: SearchFolder, metric: str) -> list[dict[str, Any]]:
 def _curve(record: TrialRecord, metric: str) -> list[tuple[float, float]]:
     """Return samples seen and the metric at each report."""
     return [
-        (report["samples_seen"], report["metrics"][metric])
+        (report.samples_seen, report.metrics[metric])
         for report in record.reports
-        if metric in report["metrics"]
+        if metric in report.metrics
     ]
 
 

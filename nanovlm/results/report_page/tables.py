@@ -1,11 +1,11 @@
 """The tables of the report, as rows of text with what they are sorted by."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanovlm.config_files import config_values
+from nanovlm.config_files import config_values, flat_values
 from nanovlm.messages import TrialRecord
 from nanovlm.results.environment import PACKAGES
 from nanovlm.results.left_out import count_left_out
@@ -82,13 +82,12 @@ def _trial_row(
 ) -> list[Cell]:
     value = record.metrics.get(metric)
     interval = interval_95(record.metrics, metric)
-    rate = ((record.reports[-1].get("speed") if record.reports else None) or {}).get(
-        "samples_per_second"
-    )
+    speed = record.reports[-1].speed if record.reports else None
+    rate = None if speed is None else speed.samples_per_second
     reason = record.reason or (
         stop_reasons.get(record.number, "") if record.state == "stopped" else ""
     )
-    notes = dict.fromkeys(note for report in record.reports for note in report.get("notes", ()))
+    notes = dict.fromkeys(note for report in record.reports for note in report.notes)
     return [
         number_cell(place),
         number_cell(record.number),
@@ -247,15 +246,9 @@ def base_facts(search: SearchFolder) -> Facts:
     else:
         config = search.records[0].config if search.records else {}
     searched = {parameter.key for parameter in search.parameters}
-    return [(key, setting(value)) for key, value in _flat(config) if key not in searched]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return [
+        (key, setting(value)) for key, value in flat_values(config).items() if key not in searched
+    ]
 
 
 def environment_facts(search: SearchFolder) -> Facts:

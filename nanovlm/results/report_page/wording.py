@@ -91,8 +91,7 @@ def settings(values: Mapping[str, Any]) -> str:
 def spent_seconds(record: TrialRecord) -> float:
     """Return how long a trial kept its workers busy."""
     if record.reports:
-        seconds: float = record.reports[-1]["seconds"]
-        return seconds
+        return record.reports[-1].seconds
     if record.ended_at is None:
         return 0.0
     return max(0.0, record.ended_at - (record.first_step_at or record.submitted_at))

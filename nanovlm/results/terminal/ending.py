@@ -9,11 +9,13 @@ from rich.console import Console
 
 from nanovlm.messages import TrialRecord
 from nanovlm.results.confirmation_table import confirmation_table
-from nanovlm.results.store import ANSWERS_DIR, BEST_CONFIG_FILE, REPORT_FILE, describe_run
-from nanovlm.results.summary import Objective, by_rules, describe_accuracy, final_best
+from nanovlm.results.read import ANSWERS_DIR, BEST_CONFIG_FILE, REPORT_FILE
+from nanovlm.results.store import describe_run
+from nanovlm.results.summary import by_rules, describe_accuracy, final_best
 from nanovlm.results.terminal.console import PLAIN
 from nanovlm.results.terminal.tables import results_table
 from nanovlm.results.verdict import describe_unconfirmed_gain
+from nanovlm.search.sections import Objective
 
 
 def show_results(

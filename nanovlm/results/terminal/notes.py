@@ -1,4 +1,4 @@
-"""What trials did otherwise than configured, each text once."""
+"""What goes otherwise than configured, each text once."""
 
 from rich.console import Console
 
@@ -7,7 +7,7 @@ from nanovlm.results.terminal.console import PLAIN
 
 
 class NotesDisplay:
-    """Prints each note of a trial the first time that it comes."""
+    """Prints each note the first time that it comes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -15,8 +15,11 @@ class NotesDisplay:
 
     def update(self, record: TrialRecord) -> None:
         """Take in a change of a trial."""
-        # A results folder of an earlier version has reports without notes.
-        for text in (note for report in record.reports for note in report.get("notes", ())):
-            if text not in self._shown:
-                self._shown.add(text)
-                self._console.print(f"note: {text}", style="yellow", **PLAIN)
+        for text in (note for report in record.reports for note in report.notes):
+            self.show(text)
+
+    def show(self, text: str) -> None:
+        """Print a note."""
+        if text not in self._shown:
+            self._shown.add(text)
+            self._console.print(f"note: {text}", style="yellow", **PLAIN)

@@ -17,13 +17,7 @@ from rich.text import Text
 from nanovlm.config_files import config_values
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
-from nanovlm.results.summary import (
-    Objective,
-    best_record,
-    by_rules,
-    describe_accuracy,
-    training_seconds,
-)
+from nanovlm.results.summary import best_record, by_rules, describe_accuracy, training_seconds
 from nanovlm.results.terminal.budget import Spent, describe_budget, nearest_limit
 from nanovlm.results.terminal.console import PLAIN, LiveDisplay, can_redraw
 from nanovlm.results.terminal.ending import show_results
@@ -59,7 +53,7 @@ class SearchDisplay(LiveDisplay, Observer):
 
     def begin(self, start: RunStart) -> None:
         self._start = start
-        self._objective = Objective(start.objective.metric, start.objective.mode)
+        self._objective = start.objective
         self._ended, self._confirmed = list(start.records), list(start.confirmed)
         self._began_at = time.monotonic() - start.earlier_seconds
         self._console.print(_header(start), **PLAIN)
@@ -112,7 +106,7 @@ class SearchDisplay(LiveDisplay, Observer):
             f"{what} {record.number:<3} [{color}]{record.state:<9}[/{color}]",
             escape(f"{score:<22}"),
             escape(format_parameters(record.parameters)),
-            f"{record.reports[-1]['seconds']:.0f} s" if record.reports else "",
+            f"{record.reports[-1].seconds:.0f} s" if record.reports else "",
             describe_speed(record),
             escape(f"({record.reason})") if record.reason else "",
             f"seed {record.config['seed']}" if record.confirms else "",

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
-from nanovlm.results.store import REPORT_FILE
+from nanovlm.results.read import REPORT_FILE
 from nanovlm.results.summary import by_rules, describe_accuracy
 from nanovlm.results.terminal.console import PLAIN, LiveDisplay, can_redraw
 from nanovlm.results.terminal.notes import NotesDisplay
@@ -81,11 +81,11 @@ class SingleDisplay(LiveDisplay, Observer):
 def _line(record: TrialRecord) -> str:
     """Return a trial's last report in a line."""
     report, speed = record.reports[-1], describe_speed(record)
-    metrics = report["metrics"]
+    metrics = report.metrics
     return (
-        f"{report['samples_seen']} samples, step {report['step']}: "
+        f"{report.samples_seen} samples, step {report.step}: "
         f"train_loss {metrics['train_loss']:.4f}, mmstar_accuracy "
         f"{describe_accuracy(metrics, 'mmstar_accuracy')}"
         f"{by_rules(record.config, 'mmstar_accuracy')}  "
-        f"({report['seconds']:.1f} s{speed and f', {speed}'})"
+        f"({report.seconds:.1f} s{speed and f', {speed}'})"
     )

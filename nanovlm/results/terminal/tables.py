@@ -7,8 +7,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from nanovlm.messages import TrialRecord
-from nanovlm.results.summary import Objective, by_rules, describe_accuracy
+from nanovlm.results.summary import by_rules, describe_accuracy
 from nanovlm.results.terminal.texts import format_value
+from nanovlm.search.sections import Objective
 
 MAX_ROWS = 20
 """Trials in the final table."""

@@ -35,13 +35,13 @@ def describe_speed(record: TrialRecord) -> str:
 
     Nothing for a trial without one: it has not reported, or an earlier version wrote it down.
     """
-    speed = record.reports[-1].get("speed") if record.reports else None
+    speed = record.reports[-1].speed if record.reports else None
     if speed is None:
         return ""
-    utilization = speed["model_flops_utilization"]
+    utilization = speed.model_flops_utilization
     parts = [
-        f"{two_digits(speed['samples_per_second'])} samples/s",
-        f"data {100 * speed['data_wait_fraction']:.1f} %",
+        f"{two_digits(speed.samples_per_second)} samples/s",
+        f"data {100 * speed.data_wait_fraction:.1f} %",
     ]
     if utilization is not None:
         parts.append(f"MFU {two_digits(100 * utilization)} %")

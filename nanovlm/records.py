@@ -1,0 +1,100 @@
+"""Records as lines of JSON: the one place where they are written and read.
+
+    file.write(record_line(record))
+    record = read_record(line)
+
+A line has the fields of `TrialRecord`, and `state`, `is_infeasible`, `samples_seen` and `metrics`,
+which follow from them, for readers that are not this program.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from nanovlm.errors import plain_rule
+from nanovlm.messages import End, Kind, Report, TrialRecord
+
+_RECORD = TypeAdapter(TrialRecord)
+_REPORTS = TypeAdapter(tuple[Report, ...])
+
+_DERIVED = ("state", "is_infeasible", "samples_seen", "metrics")
+FIELDS = (
+    "trial_id", "kind", "number", "parameters", "config", "state", "end", "reason", "is_infeasible",
+    "samples_seen", "metrics", "reports", "submitted_at", "first_step_at", "ended_at",
+    "worker_group",
+)  # fmt: skip
+"""Of a line, in their order."""
+
+
+def record_line(record: TrialRecord) -> str:
+    """Return the line of a record, with its newline."""
+    content = _RECORD.dump_python(record, mode="json")
+    content |= {name: getattr(record, name) for name in _DERIVED}
+    return json.dumps({name: content[name] for name in FIELDS}) + "\n"
+
+
+def read_record(line: str) -> TrialRecord:
+    """Return the record of a line; that of an earlier version of the program will do.
+
+    Raises:
+        ValueError: it is the line of no record; says why in one line.
+    """
+    content = json.loads(line)
+    if not isinstance(content, dict):
+        raise ValueError(f"must be an object, got {line[:40]!r}")
+    content = _upgraded(content)
+    try:
+        return _RECORD.validate_python({k: v for k, v in content.items() if k not in _DERIVED})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {plain_rule(first['msg'])}") from None
+
+
+def reports_to_json(reports: Sequence[Report]) -> Any:
+    """Return reports as values of JSON."""
+    return _REPORTS.dump_python(tuple(reports), mode="json")
+
+
+def reports_from_json(content: Any) -> tuple[Report, ...]:
+    """Return what `reports_to_json` was given. Raises ValueError if it is no such thing."""
+    return _REPORTS.validate_python(content)
+
+
+def _upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a line with what earlier versions did not write."""
+    if "end" in content:
+        return dict(content)
+    is_confirming = str(content.get("trial_id", "")).startswith("confirm-")
+    return {
+        **content,
+        "kind": Kind.CONFIRM if is_confirming else Kind.TRIAL,
+        "end": _earlier_end(content),
+    }
+
+
+def _earlier_end(content: Mapping[str, Any]) -> End | None:
+    """Return the end of a trial of which an earlier version kept state and reason."""
+    reason = content.get("reason") or ""
+    match content.get("state"), bool(content.get("is_infeasible")):
+        case "completed", _:
+            return End.COMPLETED
+        case "stopped", _:
+            return End.SEARCH_ENDED if reason.startswith(_EARLIER_SEARCH_ENDS) else End.PRUNED
+        case "failed", True:
+            is_memory = reason.startswith("out of memory")
+            return End.OUT_OF_MEMORY if is_memory else End.NOT_FINITE
+        case "failed", False:
+            return End.ERROR
+    raise ValueError(f"state: must be completed, stopped or failed, got {content.get('state')!r}")
+
+
+_EARLIER_SEARCH_ENDS = (
+    "budget.",
+    "study.storage:",
+    "objective.metric:",
+    "5 trials in a row failed",
+    "all worker groups have ended",
+)
