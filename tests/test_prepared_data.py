@@ -47,6 +47,29 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
+def test_what_is_not_prepared_data_is_not_deleted(root: Path, run: Callable[..., str]) -> None:
+    (root / "complete" / "notes.txt").write_text("mine")
+    (root / "complete" / "parts-1").symlink_to(root / "unfinished")
+    with pytest.raises(UserError, match=r"stays: notes\.txt, parts-1"):
+        run("delete", "complete")
+    assert (root / "complete" / "notes.txt").read_text() == "mine"
+    assert (root / "unfinished" / "images.bin").exists()
+    assert not (root / "complete" / "images.bin").exists()
+
+
+@pytest.mark.parametrize("content", ["", '{"what": ', "[]"])
+def test_damaged_prepared_data_is_named_and_can_be_deleted(
+    root: Path, run: Callable[..., str], content: str
+) -> None:
+    (root / "complete" / MANIFEST_FILE).write_text(content or "{")
+    with pytest.raises(UserError, match=r"manifest\.json: is damaged .* delete complete`"):
+        PreparedFolder(root / "complete", {}).manifest()
+    (root / "complete" / MANIFEST_FILE).unlink()
+    (root / "complete" / ABOUT_FILE).write_text(content)
+    assert "about.json is damaged" in run("list").replace("\n", " ")
+    assert "deleted complete" in run("delete", "complete")
+
+
 @pytest.mark.usefixtures("root")
 def test_the_list_shows_what_there_is(run: Callable[..., str]) -> None:
     head, complete, unfinished, total = (line.rstrip() for line in run("list").splitlines())

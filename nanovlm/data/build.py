@@ -26,6 +26,7 @@ from nanovlm.data.cache import ABOUT_FILE, IMAGES_FILE, MANIFEST_FILE, PreparedF
 from nanovlm.data.left_out import BadCell, check_bad_rows, describe_bad
 from nanovlm.data.rows import Subset, choose
 from nanovlm.errors import UserError
+from nanovlm.files import remove_folder
 from nanovlm.machine import usable_cpus
 from nanovlm.messages import BuildProgress
 
@@ -146,7 +147,7 @@ def _build(recipe: Recipe, subsets: tuple[Subset, ...], on_progress: OnProgress)
         },
     )
     for left in folder.path.glob("parts-*"):
-        shutil.rmtree(left)
+        remove_folder(left)
 
 
 @dataclass

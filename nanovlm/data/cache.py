@@ -12,7 +12,6 @@ Everything is written beside its place and then renamed, so a reader never meets
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import numpy as np
 from huggingface_hub import cached_assets_path
 
 from nanovlm.errors import UserError
-from nanovlm.files import replace_json, replacing
+from nanovlm.files import remove_folder, remove_parts, replace_json, replacing
 
 ABOUT_FILE = "about.json"
 MANIFEST_FILE = "manifest.json"
@@ -66,13 +65,14 @@ class PreparedFolder:
 
     def manifest(self) -> dict[str, Any]:
         """Return what is known of the complete data."""
-        manifest: dict[str, Any] = json.loads((self.path / MANIFEST_FILE).read_text())
-        return manifest
+        with self._readable(MANIFEST_FILE):
+            return {**json.loads((self.path / MANIFEST_FILE).read_text())}
 
     def array(self, name: str) -> np.ndarray:
         """Return the array `name`, memory-mapped, not to be written to."""
-        array: np.ndarray = np.load(self.path / f"{name}.npy", mmap_mode="r")
-        return array
+        with self._readable(f"{name}.npy"):
+            array: np.ndarray = np.load(self.path / f"{name}.npy", mmap_mode="r")
+            return array
 
     def images(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return the pixels, uint8 of `shape`, memory-mapped, not to be written to.
@@ -86,13 +86,22 @@ class PreparedFolder:
         path = self.path / IMAGES_FILE
         size, expected = path.stat().st_size, int(np.prod(shape))
         if size != expected:
-            raise UserError(
-                f"{path}: must have {expected} bytes, has {size}; "
-                f"`python -m nanovlm.prepared_data delete {self.path.name}` lets it be made anew"
-            )
+            raise self._damaged(IMAGES_FILE, f"must have {expected} bytes, has {size}")
         if not expected:  # nothing can be mapped
             return np.empty(shape, np.uint8)
         return np.memmap(path, np.uint8, mode="r", shape=shape)
+
+    @contextmanager
+    def _readable(self, name: str) -> Iterator[None]:
+        """Raise UserError if the file cannot be read in the context."""
+        try:
+            yield
+        except (OSError, ValueError, TypeError, EOFError) as error:
+            raise self._damaged(name, f"is damaged or gone: {error}") from None
+
+    def _damaged(self, name: str, problem: str) -> UserError:
+        command = f"python -m nanovlm.prepared_data delete {self.path.name}"
+        return UserError(f"{self.path / name}: {problem}; `{command}` lets it be made anew")
 
     def write_array(self, name: str, array: np.ndarray) -> None:
         with replacing(self.path / f"{name}.npy") as part, part.open("wb") as file:
@@ -122,7 +131,17 @@ class PreparedFolder:
 def prepared_folders() -> list[PreparedFolder]:
     """Return all prepared data, complete or not, the oldest first."""
     found = sorted(prepared_root().glob(f"*/{ABOUT_FILE}"), key=lambda path: path.stat().st_mtime)
-    return [PreparedFolder(path.parent, json.loads(path.read_text())) for path in found]
+    return [PreparedFolder(path.parent, _about(path)) for path in found]
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """Return what is told of prepared data; of a damaged file that it is damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        content = None
+    known = content if isinstance(content, dict) else {}
+    return {"what": "unknown", "path": f"unknown, {ABOUT_FILE} is damaged", **known}
 
 
 def size_on_disk(folder: Path) -> int:
@@ -134,12 +153,29 @@ def delete(folder: PreparedFolder) -> None:
     """Remove prepared data. Programs that read it keep what they have mapped.
 
     Raises:
-        UserError: a program is preparing it at the moment.
+        UserError: a program is preparing it at the moment, or other files lie there; these stay.
     """
     lock = filelock.FileLock(f"{folder.path}.lock")
     try:
         with lock.acquire(timeout=0):
-            (folder.path / MANIFEST_FILE).unlink(missing_ok=True)  # first, so half is never whole
-            shutil.rmtree(folder.path)
+            _remove(folder.path)
     except filelock.Timeout:
         raise UserError(f"{folder.path}: another program is preparing this data") from None
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():
+        raise UserError(f"{folder}: is a link, and what it leads to stays; remove it by hand")
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)  # first, so half is never whole
+    for path in [*folder.glob("*.npy"), folder / IMAGES_FILE, folder / ABOUT_FILE]:
+        path.unlink(missing_ok=True)
+    for parts in folder.glob("parts-*"):
+        remove_folder(parts)
+    remove_parts(folder)
+    others = sorted(path.name for path in folder.iterdir())
+    if others:
+        raise UserError(
+            f"{folder}: the prepared data is removed; what this program has not made stays: "
+            f"{', '.join(others)}"
+        )
+    folder.rmdir()

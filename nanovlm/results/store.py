@@ -52,11 +52,10 @@ LOCK_FILE = ".lock"
 
 SECONDS_BETWEEN_SUMMARIES = 1.0
 
-_LONGEST_NAME = 255
-"""Bytes that file systems take."""
-
 _ANSWERS = re.compile(rf"\.?({RUN_ID.pattern})\.jsonl(\.\d+)?(\.part)?")
 """Names of files of answers, finished or not."""
+_LONGEST_NAME = 255
+"""Bytes that file systems take."""
 
 
 def choose_folder(results: Path, name: str | None, default_name: str) -> Path:

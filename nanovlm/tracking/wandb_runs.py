@@ -30,9 +30,9 @@ LIVE_SAMPLES_SEEN = "live/samples_seen"
 SEARCH = "search"
 MAX_TAG = 64
 """Characters that W&B allows in a tag."""
+_SEARCH_ID = re.compile(rb"[0-9a-f]{8}")
 MAX_NAME = 128
 """In the name of a run or of a group."""
-_SEARCH_ID = re.compile(rb"[0-9a-f]{8}")
 
 END_SECONDS = 30.0
 """How long the end of a run may wait for what is not recorded yet."""

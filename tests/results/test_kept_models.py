@@ -78,3 +78,36 @@ def test_cleaning_leaves_what_a_later_run_needs(tmp_path: Path) -> None:
         (tmp_path / "checkpoints" / name).mkdir()
     kept.clean({best.trial_id, "confirm-0-seed-1"}, {"confirm-0-seed-1"})
     assert names(tmp_path) == ["confirm-0-seed-1", "trial-0000", "trial-0002.state"]
+
+
+def test_what_the_search_has_not_made_stays(tmp_path: Path) -> None:
+    kept = KeptModels(tmp_path, OBJECTIVE, num_best=1)
+    kept.settle(ended(tmp_path, 0, 0.5))
+    root, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    for folder in (
+        root / "mine",
+        root / "trial-0003-copy",
+        root / "trial-0003.state.old",
+        elsewhere,
+    ):
+        folder.mkdir()
+    (elsewhere / "model.safetensors").write_text("mine")
+    (root / "notes.txt").write_text("mine")
+    (root / "trial-0007").write_text("a file by the name of a model")
+    for name in ("trial-0005", "trial-0000.state"):
+        (root / name).symlink_to(elsewhere)
+    before = names(tmp_path)
+    kept.settle(make_record(5, "failed"))
+    kept.clean({"trial-0000", "trial-0005"}, ())
+    assert names(tmp_path) == before
+    assert (elsewhere / "model.safetensors").read_text() == "mine"
+
+
+def test_nothing_is_removed_through_a_link_to_the_models(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "trial-0001").mkdir(parents=True)
+    (tmp_path / "checkpoints").symlink_to(elsewhere)
+    kept = KeptModels(tmp_path, OBJECTIVE, num_best=1)
+    kept.settle(make_record(1, "failed"))
+    kept.clean({"trial-0001"}, ())
+    assert (elsewhere / "trial-0001").is_dir()

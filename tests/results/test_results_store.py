@@ -224,6 +224,31 @@ def test_the_folder_of_a_search(tmp_path: Path) -> None:
             choose_folder(tmp_path, name, "digits")
 
 
+def test_what_others_have_put_there_stays(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=0)
+    answers = store.folder / "answers"
+    with store.opened(resume=False):
+        fill(store)
+        (answers / "mine").mkdir(parents=True)
+        for name in ("notes.txt", "trial-0000.jsonl.bak", "trial-0000-mine.jsonl"):
+            (answers / name).write_text("mine")
+        (answers / "trial-0009.jsonl").write_text("of a trial that did not end")
+        (answers / ".trial-0009.jsonl.17.part").write_text("and half a file of it")
+        store.close(1.0, "budget.trials")
+    assert {path.name for path in answers.iterdir()} == {
+        "mine", "notes.txt", "trial-0000.jsonl.bak", "trial-0000-mine.jsonl",
+    }  # fmt: skip
+
+
+def test_a_folder_for_nothing_keeps_what_is_not_the_programs(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "results" / "demo", OBJECTIVE, gpus_per_trial=0)
+    with pytest.raises(KeyboardInterrupt), store.opened(resume=False):
+        store.write_text("study.id", "0")
+        (store.folder / "notes.txt").write_text("mine")
+        raise KeyboardInterrupt
+    assert [path.name for path in store.folder.iterdir()] == ["notes.txt"]
+
+
 def test_a_folder_for_nothing_is_removed(tmp_path: Path) -> None:
     store = ResultsStore(tmp_path / "results" / "demo", OBJECTIVE, gpus_per_trial=0)
     with pytest.raises(KeyboardInterrupt), store.opened(resume=False):

@@ -11,6 +11,7 @@ from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from nanovlm.messages import TrialRecord
 from nanovlm.tracking.tensorboard import TensorBoardLogs
+from tests.results.starts import search_start
 from tests.tracking.example_run import COMPLETED, ENDED, STOPPED, follow_trial, pulse, record, start
 
 
@@ -129,3 +130,15 @@ def test_a_folder_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
     observer.end({})
     assert observer.problem is not None
     assert observer.problem.startswith("TensorBoard has failed, and recorded nothing after: ")
+
+
+def test_only_curves_of_runs_are_removed(tmp_path: Path) -> None:
+    root = tmp_path / "tensorboard"
+    for name in ("mine", "trial-0009"):  # the second was under way when the program was killed
+        (root / name).mkdir(parents=True)
+    (root / "notes.txt").write_text("mine")
+    logs = TensorBoardLogs()
+    logs.begin(search_start(tmp_path))
+    logs.end({})
+    assert logs.problem is None
+    assert sorted(path.name for path in root.iterdir()) == ["mine", "notes.txt"]
