@@ -7,6 +7,7 @@ if __name__ == "__main__":
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
