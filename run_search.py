@@ -97,7 +97,8 @@ def main() -> int:
                 concurrency=arguments.concurrency,
                 observers=[display],
             )
-    except RunFailed:
+    except RunFailed as failed:
+        folder = failed.folder or folder
         if folder.exists():
             console.print(f"\nto go on:\n{how_to_go_on(folder)}", **PLAIN)
         raise

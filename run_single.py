@@ -73,8 +73,8 @@ def main() -> int:
                 address=arguments.address,
                 observers=[display],
             )
-    except RunFailed:
-        console.print(f"\n{how_to_go_on(folder)}", **PLAIN)
+    except RunFailed as failed:
+        console.print(f"\n{how_to_go_on(failed.folder or folder)}", **PLAIN)
         raise
     for note in outcome.notes:
         console.print(f"note: {note}", style="yellow", **PLAIN)

@@ -41,7 +41,7 @@ def _run(main: Callable[[], int]) -> int:
     except RunFailed as error:
         sys.stdout.flush()
         sys.stderr.write(f"error: {hide_passwords(str(error))}\n")
-        return FAILED
+        return INTERRUPTED if interrupts.was_interrupted() else FAILED
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
         return INTERRUPTED

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 WITHOUT_HUB = (
     "What was downloaded elsewhere is found in the folder HF_HOME, with HF_HUB_OFFLINE=1 without "
@@ -33,6 +34,9 @@ class RunFailed(Exception):
 
     The programs print it without a traceback and exit with code 1.
     """
+
+    folder: Path | None = None
+    """The results folder that can be gone on with."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -150,6 +150,14 @@ def test_an_error_on_the_way_to_the_end_is_told_without_a_traceback() -> None:
     assert end_of(process) == (130, said)
 
 
+def test_a_part_of_the_cluster_that_is_lost_on_the_way_to_the_end_changes_no_code() -> None:
+    more = "from nanovlm.errors import RunFailed; raise RunFailed('the channel is lost')"
+    process = start(IN_ORDER.format(more=more))
+    line_of(process)
+    process.send_signal(signal.SIGTERM)
+    assert end_of(process) == (130, "told\nerror: the channel is lost\n")
+
+
 def test_what_comes_later_is_told_of_a_signal_that_came_before() -> None:
     code = """
 with interrupts.in_order():

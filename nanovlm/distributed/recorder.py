@@ -113,6 +113,8 @@ class Recorder:
         try:
             yield
         except Exception as error:
+            if isinstance(error, RunFailed):
+                error.folder = self._store.folder
             if self._store.has_begun:
                 known = isinstance(error, RunFailed)
                 try:

@@ -11,6 +11,7 @@ from nanovlm.distributed.broker import Event
 from nanovlm.distributed.driver_log import DRIVER_LOG, logged_to
 from nanovlm.distributed.recorder import Recorder, RunOutcome
 from nanovlm.distributed.session import INTERRUPTED
+from nanovlm.errors import RunFailed
 from nanovlm.messages import Notice, Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.read import read_records
@@ -207,6 +208,19 @@ def test_an_error_is_told_and_goes_on(tmp_path: Path) -> None:
             recorder.begin(None, True, 1)
             raise RuntimeError("all worker groups have ended")
     assert witness.told[-1] == ("end", "an error: all worker groups have ended", True)
+
+
+def test_a_run_that_has_failed_names_the_folder_that_it_got(tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    objective = Objective(metric="mmstar_accuracy", mode="max")
+    store = ResultsStore(folder, objective, 0.0, default_name="digits")
+    folder.mkdir()  # another program was faster
+    with store.opened(resume=False):
+        recorder = Recorder(store, search_start(store.folder), [])
+        with pytest.raises(RunFailed) as failed, recorder.told_of_errors():
+            recorder.begin(None, True, 1)
+            raise RunFailed("the disk is full")
+    assert failed.value.folder == tmp_path / "digits-2"
 
 
 @pytest.mark.parametrize("has_report", [False, True])

@@ -28,9 +28,7 @@ def test_the_best_configuration_interrupted_and_resumed_gives_the_bits_of_the_se
     assert process.stdout is not None
     for line in process.stdout:
         if " samples, step " in line:
-            os.killpg(
-                process.pid, signal.SIGHUP
-            )  # as a closed terminal does: to all of the program
+            os.killpg(process.pid, signal.SIGHUP)  # as a closed terminal sends it: to all of it
             break
     interrupted = finish(process, folder)
     assert interrupted.code == 130, interrupted.output
