@@ -25,7 +25,7 @@ Kept on disk are only files that can still be needed:
 - the final models of the `confirm.top` best trials, and for the moment of the exchange one more;
   `best/` is a second name for one of the models kept;
 - until the winner is known the models of the confirming runs, `confirm.seeds` for each of these
-  configurations and the default one;
+  configurations and the default one, after it that of the run that `best/` is of;
 - of every ended trial its answers, its line in `trials.jsonl` and its log lines.
 
 A state holds the weights and, of what is trained, AdamW's two moments, all in float32."""
