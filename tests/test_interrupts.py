@@ -120,7 +120,7 @@ def test_a_second_signal_ends_it_at_once(first: int, second: int, ends: bool) ->
 
 
 def test_what_is_sent_twice_at_once_is_one_signal() -> None:
-    process = start(IN_ORDER.format(more="say('ended')"))
+    process = start(IN_ORDER.format(more="time.sleep(0.3); say('ended')"))
     line_of(process)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
