@@ -103,6 +103,8 @@ def parsed_arguments(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> a
     is_module = words[0] == "-m"
     monkeypatch.setattr("sys.argv", list(words[1:] if is_module else words))
     monkeypatch.setattr("sys.path", list(sys.path))  # a benchmark adds to it
+    # The process of the tests is not the program: its signals stay what they are.
+    monkeypatch.setattr("nanovlm.interrupts.listen", lambda: None)
     with pytest.raises(Parsed) as parsed:
         if is_module:
             monkeypatch.delitem(sys.modules, words[1], raising=False)  # else runpy warns
