@@ -1,10 +1,12 @@
 """What Ray shows of a run: gauges on its Prometheus endpoint, names in its dashboard."""
 
+import contextlib
 import functools
 import json
 import re
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -102,6 +104,7 @@ def test_the_dashboard_shows_the_run_under_its_name(ray_cluster: Cluster, tmp_pa
         opened_channel("größe") as channel,
         pretending(1, channel, TrialResources(), logs, is_own_cluster=False),
     ):
+        threading.Thread(target=take_in_all_events, args=(channel,), daemon=True).start()
         run_to_end(channel, [Job(trial_id="trial-0000", config=TrainConfig())])
         with chromium() as browser:
             page = browser.new_page()
@@ -117,6 +120,13 @@ def test_the_dashboard_shows_the_run_under_its_name(ray_cluster: Cluster, tmp_pa
     (attempt,) = run["attempts"]
     (worker,) = attempt["workers"]
     assert (worker["world_rank"], worker["status"]) == (0, "ALIVE")
+
+
+def take_in_all_events(channel: Any) -> None:
+    """Do what the driver does, so that whoever waits for a report hears of it."""
+    with contextlib.suppress(ray.exceptions.RayActorError):  # the end of the channel
+        while ray.get(channel.next_events.remote()):
+            pass
 
 
 def sign_in(page: Any, url: str) -> None:
