@@ -9,6 +9,7 @@ from rich.console import Console
 from nanovlm.messages import TrialRecord
 from nanovlm.results.terminal.notes import NotesDisplay
 from nanovlm.results.terminal.search_display import SearchDisplay
+from nanovlm.results.terminal.single_display import SingleDisplay
 from tests.records import make_record, make_report
 from tests.results.starts import search_start
 
@@ -56,3 +57,14 @@ def test_a_single_run_shows_each_note_once() -> None:
         notes.update(changed)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().splitlines() == [f"note: {UNCOMPILED}", f"note: {FLOAT32}"]
+
+
+@pytest.mark.parametrize("display_class", [SearchDisplay, SingleDisplay])
+def test_what_is_lost_is_told(display_class: Any) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    display = display_class(console)
+    display.notice("group-0: its controller has ended; trial-0007 goes on")
+    assert isinstance(console.file, io.StringIO)
+    assert (
+        console.file.getvalue() == "note: group-0: its controller has ended; trial-0007 goes on\n"
+    )

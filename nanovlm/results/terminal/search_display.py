@@ -66,6 +66,9 @@ class SearchDisplay(LiveDisplay, Observer):
             )
             self._live.start()
 
+    def notice(self, text: str) -> None:
+        self._notes.show(text)
+
     def pulse(self, pulse: Pulse) -> None:
         with self._lock:
             trial = self._running.get(pulse.trial_id)

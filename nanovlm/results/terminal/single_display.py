@@ -51,6 +51,9 @@ class SingleDisplay(LiveDisplay, Observer):
         self._task = self._progress.add_task("starting", total=start.trial_samples, state="")
         self._progress.start()
 
+    def notice(self, text: str) -> None:
+        self._notes.show(text)
+
     def pulse(self, pulse: Pulse) -> None:
         parts = [f"loss {pulse.train_loss:.3g}"]
         if pulse.samples_per_second:
