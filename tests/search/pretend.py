@@ -1,10 +1,12 @@
 """Trials that only pretend to train; in a module of their own, so that Ray's workers find them."""
 
+import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
 
 from nanovlm.messages import Job, Report
 from nanovlm.resources import Resources
+from nanovlm.training.loop import TrialInterrupted
 from nanovlm.training.pulse import OnPulse, ignore
 
 
@@ -34,3 +36,21 @@ def pretend_to_diverge(
 ) -> Generator[Report, None, None]:
     for report in pretend(job, resources, interrupted):
         yield replace(report, metrics={"mmstar_accuracy": float("nan"), "train_loss": 1.0})
+
+
+class HangOnce:
+    """The first trial hangs after its first report, as in a collective that another worker left."""
+
+    def __init__(self) -> None:
+        self.has_hung = False
+
+    def __call__(
+        self, job: Job, resources: Resources, interrupted: Callable[[], bool], on_pulse: OnPulse
+    ) -> Generator[Report, None, None]:
+        for index, report in enumerate(pretend(job, resources, interrupted)):
+            if index == 1 and not self.has_hung:
+                self.has_hung = True
+                while not interrupted():
+                    time.sleep(0.05)
+                raise TrialInterrupted
+            yield report

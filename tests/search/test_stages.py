@@ -8,11 +8,11 @@ import pytest
 
 from nanovlm.distributed.broker import Event
 from nanovlm.errors import UserError
-from nanovlm.messages import TrialRecord
+from nanovlm.messages import Notice, TrialRecord
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.space import load_space
 from nanovlm.search.stages import EarlierRun, Place, run_stages
-from tests.search.pretend import pretend, pretend_to_diverge, pretend_without_objective
+from tests.search.pretend import HangOnce, pretend, pretend_to_diverge, pretend_without_objective
 from tests.worker_threads import worker_threads
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120), pytest.mark.usefixtures("ray_cluster")]
@@ -35,6 +35,7 @@ class Run:
         self.folder = folder
         self.ended: list[TrialRecord] = []
         self.confirmed: list[TrialRecord] = []
+        self.notices: list[str] = []
 
     def __call__(
         self, run_trial: Any = pretend, earlier: EarlierRun | None = None, concurrency: int = 1
@@ -51,6 +52,8 @@ class Run:
     def _take(self, event: Event) -> None:
         if isinstance(event, TrialRecord) and event.state != "running":
             (self.confirmed if event.confirms else self.ended).append(event)
+        elif isinstance(event, Notice):
+            self.notices.append(event.text)
 
 
 def test_a_limit_ends_the_first_stage_and_the_second_one_follows(tmp_path: Path) -> None:
@@ -69,6 +72,19 @@ def test_a_limit_ends_the_first_stage_and_the_second_one_follows(tmp_path: Path)
     assert again(earlier=earlier) == reason
     assert again.ended == []
     assert [(r.number, r.config["seed"]) for r in again.confirmed] == wanted[3:]
+
+
+def test_a_trial_that_hangs_goes_on_in_another_group(tmp_path: Path) -> None:
+    overrides = {"budget.trials": 2, "confirm.top": 0, "resources.stall_minutes": 0.02}
+    run = Run(tmp_path, **overrides)
+    assert run(HangOnce()) == "budget.trials: 2 trials are done"
+    (notice,) = run.notices
+    assert notice == (
+        "group-0: no sign of life for 0.02 minutes; trial-0000 goes on from its last report in a "
+        "free group"
+    )
+    assert [(r.number, r.worker_group) for r in run.ended] == [(0, "group-1"), (1, "group-1")]
+    assert run.ended[0].state == "completed" and len(run.ended[0].reports) == 3
 
 
 def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
