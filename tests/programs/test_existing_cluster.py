@@ -1,5 +1,6 @@
 """On a cluster that was there before: lost processes, trials that fail, two workers a trial."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.processes import output_of, start_command, wait_until
@@ -49,7 +51,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert started.returncode == 0, said
     yield "auto"
     for process in ray_processes() - before:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # with the one before it
+            process.kill()
     Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)  # `auto` would look for it there
 
 
