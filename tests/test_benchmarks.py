@@ -104,6 +104,7 @@ def test_help(
     assert "--config" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_machine_with_torch_and_transformers_is_enough() -> None:
     code = f"import sys; sys.modules |= dict.fromkeys({HEAVY!r}); import benchmarks.train_step"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)

@@ -14,6 +14,8 @@ import pytest
 from nanovlm import interrupts
 from tests.processes import wait_until
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[1]
 
 PROGRAMS = (

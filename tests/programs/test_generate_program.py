@@ -67,6 +67,7 @@ def run(
     return (ended.value.code, *capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_the_likeliest_answer(folder: Path) -> None:
     command = [sys.executable, "-m", "nanovlm.generate", "--checkpoint", str(folder / "model")]
     command += ["--image", str(folder / "image.png"), "--prompt", QUESTION]

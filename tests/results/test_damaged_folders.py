@@ -49,6 +49,8 @@ from tests.results.whole_folders import (
     make_whole_single,
 )
 
+pytestmark = pytest.mark.slow
+
 STATE = f"checkpoints/trial-{NUM_TRIALS:04d}.state/state.safetensors"
 
 SEARCH_FILES = (
