@@ -7,7 +7,6 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -100,21 +99,16 @@ def main() -> int:
     except RunFailed as failed:
         folder = failed.folder or folder
         if folder.exists():
-            console.print(f"\nto go on:\n{how_to_go_on(folder)}", **PLAIN)
+            console.print(f"\n{cli.how_to_go_on(folder)}", **PLAIN)
         raise
     for note in outcome.notes:
         console.print(f"note: {note}", style="yellow", **PLAIN)
     if outcome.is_interrupted:
-        console.print(f"\nto go on:\n{how_to_go_on(outcome.folder)}", **PLAIN)
+        console.print(f"\n{cli.how_to_go_on(outcome.folder)}", **PLAIN)
         return cli.INTERRUPTED
     if interrupts.was_interrupted():  # when all was done
         return cli.INTERRUPTED
     return cli.FAILED if outcome.has_failed else cli.DONE
-
-
-def how_to_go_on(folder: Path) -> str:
-    """Return this program's command line with --resume and the name of the folder."""
-    return cli.command(cli.resume_words(sys.argv[1:], folder))
 
 
 def dry_run(arguments: argparse.Namespace, plan: "SearchPlan", console: Console) -> int:

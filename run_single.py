@@ -6,7 +6,6 @@ if __name__ == "__main__":
     interrupts.listen()  # before all that takes time to import
 
 import argparse
-import sys
 from pathlib import Path
 
 from nanovlm import cli
@@ -19,7 +18,6 @@ from nanovlm.results.store import choose_folder, is_there
 from nanovlm.results.terminal.console import PLAIN, make_console
 from nanovlm.results.terminal.preparation import PreparationDisplay
 from nanovlm.results.terminal.single_display import SingleDisplay
-from nanovlm.search.database_url import hide_words
 
 DEFAULT_NAME = "single"
 
@@ -74,24 +72,16 @@ def main() -> int:
                 observers=[display],
             )
     except RunFailed as failed:
-        console.print(f"\n{how_to_go_on(failed.folder or folder)}", **PLAIN)
+        console.print(f"\n{cli.how_to_go_on(failed.folder or folder)}", **PLAIN)
         raise
     for note in outcome.notes:
         console.print(f"note: {note}", style="yellow", **PLAIN)
     if outcome.is_interrupted:
-        console.print(f"\ninterrupted; {how_to_go_on(outcome.folder)}", **PLAIN)
+        console.print(f"\ninterrupted; {cli.how_to_go_on(outcome.folder)}", **PLAIN)
         return cli.INTERRUPTED
     if interrupts.was_interrupted():  # when all was done
         return cli.INTERRUPTED
     return cli.FAILED if outcome.has_failed else cli.DONE
-
-
-def how_to_go_on(folder: Path) -> str:
-    """Return the command that goes on, or begins again if there is nothing to go on from."""
-    words, what = hide_words(sys.argv[1:]), "begin again"
-    if folder.exists():
-        words, what = cli.resume_words(words, folder), "go on"
-    return f"to {what}:\n{cli.command(words)}"
 
 
 def results_folder(arguments: argparse.Namespace) -> Path:

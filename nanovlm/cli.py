@@ -117,6 +117,14 @@ def command(words: Sequence[str]) -> str:
     return shlex.join([*called, *words])
 
 
+def how_to_go_on(folder: Path) -> str:
+    """Return the command that goes on, or begins again if there is nothing to go on from."""
+    words, what = hide_words(sys.argv[1:]), "begin again"
+    if folder.exists():
+        words, what = resume_words(words, folder), "go on"
+    return f"to {what}:\n{command(words)}"
+
+
 def resume_words(words: Sequence[str], folder: Path) -> list[str]:
     """Return the arguments of a program that goes on with what these have begun in `folder`.
 

@@ -172,10 +172,6 @@ class Broker:
         return [*events, *pulses.values()]
 
     @property
-    def has_events(self) -> bool:
-        return bool(self._events or self._pulses)
-
-    @property
     def has_untold_records(self) -> bool:
         return bool(self._untold or self._events)
 

@@ -120,9 +120,9 @@ class RayWorkerPool:
             ray.get(self._channel.close.remote())
             ray.wait([self._channel.wait_until_home.remote()], timeout=_GOODBYE_SECONDS)
         except RayActorError:
-            self._is_leaving = True
             return  # with the channel all knowledge of the groups is gone; they end with the driver
-        self._is_leaving = True
+        finally:
+            self._is_leaving = True
         self._end_parts([self._parts_of(name) for name in sorted(self._groups)])
         for slot in self._slots:
             slot.join(_GOODBYE_SECONDS)
