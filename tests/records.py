@@ -1,9 +1,9 @@
-"""Makes records of trials as a search leaves them."""
+"""Makes records and pulses of trials as a search leaves them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nanovlm.messages import End, Report, Speed, TrialRecord, TrialState
+from nanovlm.messages import End, Pulse, Report, Speed, TrialRecord, TrialState
 
 ENDS: Mapping[TrialState, End | None] = {
     "running": None,
@@ -57,3 +57,16 @@ def make_speed(**values: Any) -> Speed:
         "peak_memory_gib": 1.5,
     }
     return Speed(**usual | values)
+
+
+def make_pulse(trial_id: str, samples_seen: int, **values: Any) -> Pulse:
+    """Return how far a trial is; `values` are those that matter."""
+    usual: dict[str, Any] = {
+        "stage": "training",
+        "step": samples_seen,
+        "total_samples": 100,
+        "train_loss": 1.0,
+        "samples_per_second": 2.0,
+        "data_wait_fraction": 0.5,
+    }
+    return Pulse(**usual | values, trial_id=trial_id, samples_seen=samples_seen)

@@ -14,6 +14,7 @@ from nanovlm.distributed.broker import (
     Broker,
 )
 from nanovlm.messages import Assignment, Decision, End, Job, Notice, Pulse, Report, TrialRecord
+from tests.records import make_pulse
 
 ENDS = (10, 20, 30)
 """Samples seen at the reports of a trial."""
@@ -35,16 +36,7 @@ def report(index: int, value: float = 0.5) -> Report:
 
 
 def pulse(number: int) -> Pulse:
-    return Pulse(
-        trial_id=f"trial-{number}",
-        stage="training",
-        step=1,
-        samples_seen=1,
-        total_samples=30,
-        train_loss=1.0,
-        samples_per_second=2.0,
-        data_wait_fraction=0.5,
-    )
+    return make_pulse(f"trial-{number}", 1)
 
 
 def take(broker: Broker, group: str, now: float = 0.0) -> Assignment:

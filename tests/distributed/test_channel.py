@@ -19,6 +19,7 @@ from nanovlm.messages import (
     Report,
     TrialRecord,
 )
+from tests.records import make_pulse
 
 
 def job(number: int) -> Job:
@@ -263,16 +264,7 @@ def test_a_group_without_a_job_asks_again_and_loses_nothing() -> None:
 
 
 def pulse(number: int, samples: int) -> Pulse:
-    return Pulse(
-        trial_id=f"trial-{number}",
-        stage="training",
-        step=samples,
-        samples_seen=samples,
-        total_samples=100,
-        train_loss=1.0,
-        samples_per_second=2.0,
-        data_wait_fraction=0.5,
-    )
+    return make_pulse(f"trial-{number}", samples)
 
 
 def test_only_the_latest_pulse_of_a_running_trial_is_told() -> None:

@@ -17,7 +17,7 @@ from nanovlm.observer import Observer, RunStart
 from nanovlm.results.read import read_records
 from nanovlm.results.store import ResultsStore
 from nanovlm.search.sections import Objective
-from tests.records import make_record, make_report
+from tests.records import make_pulse, make_record, make_report
 from tests.results.starts import search_start, single_start
 
 METRICS = {"mmstar_accuracy": 0.5, "mmstar_num_items": 1224.0}
@@ -29,16 +29,7 @@ def record(state: Any, *, has_report: bool = True, **changes: Any) -> TrialRecor
     return make_record(changes.pop("number", 0), state, **known | changes)
 
 
-PULSE = Pulse(
-    trial_id="trial-0000",
-    stage="training",
-    step=1,
-    samples_seen=9,
-    total_samples=90,
-    train_loss=1.0,
-    samples_per_second=9.0,
-    data_wait_fraction=0.0,
-)
+PULSE = make_pulse("trial-0000", 9, step=1)
 NOTICE = Notice(text="group-0 is lost")
 
 

@@ -9,26 +9,16 @@ from pathlib import Path
 import pytest
 
 from nanovlm.config import TrainConfig
-from nanovlm.messages import Pulse
 from nanovlm.observer import RunStart
 from nanovlm.results.read import ENVIRONMENT_FILE
 from nanovlm.results.report_page.folder import read_search
 from nanovlm.results.report_writer import ReportWriter
 from nanovlm.search.sections import Objective
-from tests.records import make_record
+from tests.records import make_pulse, make_record
 from tests.results.made_up import make_results
 
 RECORD = make_record(0)
-PULSE = Pulse(
-    trial_id="trial-0000",
-    stage="training",
-    step=1,
-    samples_seen=32,
-    total_samples=64,
-    train_loss=1.0,
-    samples_per_second=1.0,
-    data_wait_fraction=0.0,
-)
+PULSE = make_pulse("trial-0000", 32, step=1)
 
 
 def start(folder: Path) -> RunStart:
