@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from benchmarks.replay_table import CurveTable
-from nanovlm.search.confirm_plan import ENOUGH_TRIALS
+
+ENOUGH_TRIALS = 3
+"""So many must have come to a point for its values to choose between configurations there."""
 
 
 @dataclass(eq=False)
@@ -106,8 +108,7 @@ class Trace:
 def simulate(table: CurveTable, method: Method, concurrency: int, limit: int) -> Trace:
     """Run a method until the next report would exceed the limit, or nothing is left to run.
 
-    The pick is what a confirmation would run first: the best trial at the furthest point that
-    ENOUGH_TRIALS have reached.
+    The pick is the best trial at the furthest point that ENOUGH_TRIALS have reached.
 
     Args:
         concurrency: trials at once.
