@@ -10,11 +10,12 @@ gain is decided or the runs are used up.
 
 Decided: an interval of the gain, Student's paired t over the seeds that both have, does not hold 0.
 After the last run that is the 95 % interval of the verdict, wrong to one side in 2.5 of 100 cases.
-That a candidate was chosen by what stands in the interval too flatters it: of six equal ones, with
-a third of the seeds that chose, the best is wrongly ahead in 4.6. The looks before the last one,
-from `JUDGED_SEEDS` rounds on, share a further error equally (Bonferroni): 1 of 100 after a choice,
-5 without one, both sides together. So a search without a better configuration ends with "beats the
-default one" in at most 5 of 100 cases; `tests/search/test_race.py` simulates it, and
+That a candidate was chosen by what stands in the interval too flatters it: of equal ones, with a
+third of the seeds that chose, the best is wrongly ahead in 4 (of three, the default) to 5.4. The
+looks before the last one, from `JUDGED_SEEDS` rounds on, share a further error equally
+(Bonferroni): 1 of 100 after a choice, 5 without one, both sides together. So a search without a
+better configuration ends with "beats the default one" in at most 6 of 100 cases by its seeds alone,
+4 with the default of 8 runs; `tests/search/test_race.py` simulates it, and
 `benchmarks/confirm_race.py` with the spread of real trainings.
 
 Pure functions of what has ended, whatever the order: a race that was interrupted goes on exactly

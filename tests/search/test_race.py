@@ -185,10 +185,15 @@ def test_without_the_default_one_the_race_ends_with_one_left() -> None:
     assert numbers_by_round(results) == [[1, 2, 3, 4, 5, 6], [1, 2, 3], [2, 3]]
 
 
-@pytest.mark.parametrize("confirm", [{}, {"top": 1}, {"runs": 16}, {"runs": 24}])
-def test_of_searches_without_a_better_one_few_end_with_one(confirm: dict[str, int]) -> None:
-    """At most 5 of 100, whatever the looks and the choice."""
-    race, num_searches, num_beaten = race_of(**confirm), 400, 0
+@pytest.mark.parametrize(
+    ("confirm", "rate"),
+    [({}, 0.04), ({"top": 1}, 0.04), ({"runs": 16}, 0.05), ({"runs": 24}, 0.06)],
+)
+def test_of_searches_without_a_better_one_few_end_with_one(
+    confirm: dict[str, int], rate: float
+) -> None:
+    """At most 6 of 100, whatever the looks and the choice."""
+    race, num_searches, num_beaten = race_of(**confirm), 300, 0
     for seed in range(num_searches):
         values, results = noise(seed), dict[Run, float | None]()
         while wanted := race.next_runs(results):
@@ -198,4 +203,4 @@ def test_of_searches_without_a_better_one_few_end_with_one(confirm: dict[str, in
         gains = [(results[best, r] or 0.0) - (results[0, r] or 0.0) for r in seeds_of[best]]
         interval = paired_interval(gains)
         num_beaten += interval is not None and interval[0] > 0
-    assert num_beaten <= 0.05 * num_searches + 2 * (0.05 * num_searches) ** 0.5
+    assert num_beaten <= rate * num_searches + 2 * (rate * num_searches) ** 0.5
