@@ -124,8 +124,9 @@ class World:
         self.truths = np.array([default, *trials])
         self._shared = rng.normal(0, math.sqrt(noise.other), noise.num_questions)
         self._runs = dict[tuple[int, int], np.ndarray]()
-        reached = [self.run(number, -1).mean() for number in range(1, NUM_TRIALS + 1)]
-        self.ranked = [1 + int(place) for place in np.argsort(reached)[::-1]]
+        self.reached = {n: float(self.run(n, -1).mean()) for n in range(1, NUM_TRIALS + 1)}
+        self.ranked = sorted(self.reached, key=lambda n: -self.reached[n])
+        self._expected = dict[int, float]()
 
     def run(self, number: int, seed_round: int) -> np.ndarray:
         """Return int[questions]: 1 for a right answer of this run; the search is round -1."""
@@ -141,10 +142,12 @@ class World:
 
     def expected(self, number: int) -> float:
         """Return the accuracy of a configuration on these questions, the mean over all seeds."""
-        rest = math.sqrt(1 - self._noise.same)
-        limits = self._limit(number, _NODES)[:, None] - self._shared - self._own(number)
-        means = special.ndtr(limits / rest).mean(axis=1)
-        return float((_WEIGHTS * means).sum() / _WEIGHTS.sum())
+        if number not in self._expected:
+            rest = math.sqrt(1 - self._noise.same)
+            limits = self._limit(number, _NODES)[:, None] - self._shared - self._own(number)
+            means = special.ndtr(limits / rest).mean(axis=1)
+            self._expected[number] = float((_WEIGHTS * means).sum() / _WEIGHTS.sum())
+        return self._expected[number]
 
     def _own(self, number: int) -> np.ndarray:
         deviation = math.sqrt(max(0.0, self._noise.same - self._noise.other))
@@ -180,7 +183,7 @@ def race(**confirm: int) -> Rule:
     """Return the race with these settings of `confirm`."""
 
     def rule(world: World) -> Outcome:
-        contest = Race.between(world.ranked, 0, Confirm(**confirm))
+        contest = Race.between(world.ranked, 0, Confirm(**confirm), world.reached)
         results = dict[tuple[int, int], float | None]()
         while wanted := contest.next_runs(results):
             results[wanted[0]] = float(world.run(*wanted[0]).mean())

@@ -2,7 +2,8 @@
 
 The candidates, as many as the budget of runs can judge (`Confirm.num_raced`), and the default
 configuration run on the same fresh seeds, one seed (a *round*) after the other. After each round
-the worse half of the candidates drops out: sequential halving (Karnin, Koren & Somekh, ICML 2013),
+the worse half of the candidates drops out, by the mean of their seeds and of what the search knows
+of them in full: sequential halving (Karnin, Koren & Somekh, ICML 2013),
 a rule for a fixed number of runs. More of them do where the runs that are left would not suffice
 for two rounds with the best alone for each round that has chosen between several. One whose run
 fails drops out too; the default one never does. When one candidate is left, the two go on until the
@@ -23,8 +24,9 @@ where it was, and several at once run what one after the other would have.
 """
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nanovlm.results.comparison import paired_p_value
 from nanovlm.search.sections import JUDGED_SEEDS, Confirm
@@ -49,11 +51,20 @@ class Race:
     default: int | None
     """Number of the default configuration; None if it cannot run."""
     most_runs: int
+    searched: Mapping[int, float] = field(default_factory=dict)
+    """What candidates reached in the search that ran in full there: for the choice between them as
+    good as one more seed. The verdict does not know it, for luck has helped it."""
 
     @staticmethod
-    def between(ranked: Sequence[int], default: int | None, confirm: Confirm) -> "Race":
+    def between(
+        ranked: Sequence[int],
+        default: int | None,
+        confirm: Confirm,
+        searched: Mapping[int, float] | None = None,
+    ) -> "Race":
         """Return the race of a search's configurations, the best first."""
-        return Race(tuple(ranked[: confirm.num_raced]), default, confirm.most_runs)
+        candidates = tuple(ranked[: confirm.num_raced])
+        return Race(candidates, default, confirm.most_runs, searched or {})
 
     def next_runs(self, results: Results) -> tuple[Run, ...]:
         """Return all runs that are certain now and have not ended; none when it is over.
@@ -94,11 +105,13 @@ class Race:
         self, field: Sequence[int], rounds: int, left: int, results: Results
     ) -> list[int]:
         """Return who goes on after so many rounds, the best first; of equal ones the earlier."""
-        means = {
-            n: math.fsum(results[n, r] or 0.0 for r in range(rounds))
-            for n in field
-            if all(results[n, r] is not None for r in range(rounds))
-        }
+        means = dict[int, float]()
+        for number in field:
+            values = [results[number, r] for r in range(rounds)]
+            finished = [value for value in values if value is not None]
+            if len(finished) == rounds:
+                known = [self.searched[number]] if number in self.searched else []
+                means[number] = statistics.fmean([*finished, *known])
         ordered = sorted(means, key=lambda n: (-means[n], self.candidates.index(n)))
         half = math.ceil(len(ordered) / 2)
         if self.default is None:

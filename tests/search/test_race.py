@@ -166,6 +166,17 @@ def test_of_equal_ones_the_better_of_the_search_goes_on() -> None:
     assert numbers_by_round(run_race(race, lambda *_: 0.0)) == [[0, 2, 5, 7], [0, 5], [0, 5]]
 
 
+def test_what_the_search_knows_in_full_counts_as_a_seed_in_the_choice_and_not_in_the_verdict() -> (
+    None
+):
+    values = table({0: (0, 0, 0), 1: (4, 4, 4), 2: (5, 5, 5), 3: (6, 6, 6)})
+    searched = {1: 9.0, 2: 5.0}  # the third one did not run in full
+    race = Race.between(range(1, 7), 0, Confirm(), searched)
+    assert numbers_by_round(run_race(race, values))[1:] == [[0, 1], [0, 1]]
+    alone = Race.between([1], 0, Confirm(runs=8), {1: 1e9})
+    assert len(run_race(alone, lambda number, seed_round: seed_round * number)) == 8
+
+
 def test_who_fails_drops_out() -> None:
     values = table({0: (0, 0, 0), 1: (None,), 2: (3, 3, 3), 3: (2,)})
     assert numbers_by_round(run_race(race_of(), values))[1:] == [[0, 2], [0, 2]]
