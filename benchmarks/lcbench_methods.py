@@ -3,9 +3,13 @@
 from benchmarks.replay_clock import Method
 from benchmarks.replay_methods import Build, FewThenBest, RandomSearch, Setting, our
 from benchmarks.replay_search import stock_search
+from benchmarks.syne_tune_client import syne_tune
 
 PLANNED = ("few, then top",)
 """Methods that have to know their compute beforehand, so each amount takes a run of its own."""
+
+PEERS = ("syne tune, asha", "syne tune, mobster")
+"""Methods that run in an environment of their own."""
 
 
 def few_then_top(setting: Setting) -> Method:
@@ -24,4 +28,6 @@ METHODS: dict[str, Build] = {
     "stock optuna + asha": lambda s: stock_search(s.table, s.space, s.seed),
     "tpe + asha, stopping": our("tpe", "asha", rungs=3),
     "random + asha, stopping": our("random", "asha", rungs=3),
+    "syne tune, asha": syne_tune("asha"),
+    "syne tune, mobster": syne_tune("mobster"),
 }
