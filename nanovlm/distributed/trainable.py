@@ -2,8 +2,9 @@
 
 The trainable does no training. It hands the trial to the channel and waits for one report after
 another; the scheduler tells the channel what it decides. Tune reuses the actor for the next trial.
-Nothing of the training lives here: Tune starts an actor that is lost again, which asks for the
-reports from the first one on and gets the known ones at once.
+What Tune takes for a trial is one *leg* of it: from its start, or from a pause, to the next pause
+or to its end. Nothing of the training lives here: Tune starts an actor that is lost again, which
+asks for the reports from the first one on that has no decision.
 """
 
 from pathlib import Path
@@ -83,8 +84,7 @@ class TrialRelay(tune.Trainable):
             state_dir=str(state_dir(self._folder, trial_id)),
             answers_file=str(answers_file(self._folder, trial_id)),
         )
-        self._num_reports = 0
-        ray.get(self._channel.submit.remote(self._job))
+        self._num_reports = ray.get(self._channel.submit.remote(self._job))
 
     def _result(self, report: Report) -> dict[str, Any]:
         metric = self._space.objective.metric

@@ -247,7 +247,7 @@ class _Search:
         if not isinstance(event, TrialRecord):
             self.place.on_event(event)
         elif event.confirms:
-            if event.state != "running":
+            if event.end is not None:
                 self._confirmed.append(event)
             self.place.on_event(event)
         else:
@@ -258,7 +258,7 @@ class _Search:
         if self._problem is not None:
             self.switch.stop(str(self._problem))
             return
-        if record.state != "running":
+        if record.end is not None:
             self._ended.append(record)
         self.place.on_event(record)
         self._limits.check(record)
