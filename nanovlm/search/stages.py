@@ -6,7 +6,7 @@ gone on with.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from pyarrow.fs import LocalFileSystem
 from ray import tune
 
 from nanovlm.distributed.broker import Event
-from nanovlm.distributed.jobs import run_to_end
+from nanovlm.distributed.jobs import run_to_end, trial_id_of, trial_job
 from nanovlm.distributed.session import INTERRUPTED, OnEvent, OnStart, Session, StopSwitch, session
-from nanovlm.distributed.trainable import TrialRelay, trial_id_of
+from nanovlm.distributed.trainable import TrialRelay
 from nanovlm.distributed.worker_group import StartWorkers, worker_groups
 from nanovlm.errors import RunFailed, UserError, did_you_mean
 from nanovlm.files import remove_folder
@@ -55,6 +55,8 @@ class EarlierRun:
     """Trials that have ended; they count for the budget and for what others are compared with."""
     confirmed: Sequence[TrialRecord] = ()
     """Runs of the second stage that have ended."""
+    paused: Mapping[int, TrialRecord] = field(default_factory=dict)
+    """Trials that had paused when they were last heard of, by number."""
     seconds: float = 0.0
     """How long it ran."""
 
@@ -209,7 +211,14 @@ class _Search:
         """Let the trials wait that had paused when the search was interrupted."""
         for number, record in self.earlier.paused.items():
             if number in rungs.paused:
-                ray.get(running.channel.take_up.remote(self._job(record.trial_id), record))
+                job = trial_job(
+                    self.plan.space,
+                    self.plan.milestones,
+                    self.place.folder,
+                    number,
+                    record.parameters,
+                )
+                ray.get(running.channel.take_up.remote(job, record))
 
     def _let_go(self, number: int) -> None:
         """Remove the state of a paused trial; if it goes on it trains again from its start."""

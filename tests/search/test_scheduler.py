@@ -12,7 +12,7 @@ import pytest
 from nanovlm.distributed.trainable import FAILURE, IS_FINAL, NUMBER, SAMPLES_SEEN
 from nanovlm.errors import UserError
 from nanovlm.results.read import RUNGS_FILE
-from nanovlm.search.rungs import build_rungs
+from nanovlm.search.rungs import Rungs, build_rungs
 from nanovlm.search.scheduler import RungScheduler, plan_milestones
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.verdicts import Verdict
@@ -85,6 +85,7 @@ def test_a_bad_trial_is_stopped_with_a_reason(tmp_path: Path) -> None:
     for number, value in enumerate([0.5, 0.6, 0.7]):
         assert report(scheduler, number, 1000, value) == "CONTINUE"
     assert report(scheduler, 3, 1000, 0.4) == "STOP"
+    assert isinstance(scheduler.rungs, Rungs)
     assert scheduler.rungs.reason(3) == (
         "mmstar_accuracy 0.4 below 0.6333, the cutoff of 3 trials at 1000 samples"
     )
