@@ -19,9 +19,12 @@ from benchmarks.replay_clock import Run
 from benchmarks.replay_table import Curves
 from nanovlm.distributed.session import StopSwitch
 from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
+from nanovlm.results.read import RUNGS_FILE
 from nanovlm.search.parameter import Parameter
-from nanovlm.search.scheduler import build_scheduler, plan_milestones
-from nanovlm.search.searcher import build_searcher
+from nanovlm.search.pausing import PausingRungs
+from nanovlm.search.rungs import build_rungs
+from nanovlm.search.scheduler import RungScheduler, plan_milestones
+from nanovlm.search.searcher import Pauses, build_searcher
 from nanovlm.search.space import SearchSpace
 
 _NO_CONTROLLER: Any = None  # the schedulers do not look at it
@@ -114,12 +117,15 @@ def our_search(curves: Curves, space: SearchSpace, concurrency: int, folder: Pat
         value, seen = run.value(curves), run.samples(curves)
         return {metric: value, SAMPLES_SEEN: seen, IS_FINAL: run.is_final}
 
+    rungs = build_rungs(space, milestones, folder / RUNGS_FILE)
+    pauses = Pauses(rungs) if isinstance(rungs, PausingRungs) else None
     return TuneLoop(
         curves,
-        build_searcher(space, folder, concurrency, StopSwitch(), milestones),
-        build_scheduler(space, milestones, folder),
+        build_searcher(space, folder, concurrency, StopSwitch(), milestones, pauses=pauses),
+        RungScheduler(rungs, metric),
         milestones,
         describe,
+        pauses=pauses is not None,
     )
 
 

@@ -16,6 +16,8 @@ class Decision(Enum):
     """What a trial does after a report."""
 
     CONTINUE = "continue"
+    PAUSE = "pause"
+    """It gives its worker group back, and waits until it is told to go on or to stop."""
     STOP = "stop"
 
 
@@ -161,7 +163,7 @@ class BuildProgress:
     """Rows whose text is encoded, or images."""
 
 
-TrialState = Literal["running", "completed", "stopped", "failed"]
+TrialState = Literal["running", "paused", "completed", "stopped", "failed"]
 
 
 class End(StrEnum):
@@ -200,7 +202,8 @@ class End(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialRecord:
-    """All that is known of a trial; a line of `trials.jsonl` once it has ended.
+    """All that is known of a trial; a line of `paused.jsonl` whenever it pauses, and of
+    `trials.jsonl` once it has ended.
 
     Times are seconds since the epoch. `first_step_at` and `ended_at` are read from the clock of
     the worker, so that their difference over consecutive trials of one group is exact.
@@ -212,7 +215,9 @@ class TrialRecord:
     parameters: Mapping[str, Any]
     config: Mapping[str, Any]
     end: End | None = None
-    """None while it runs, and if it was interrupted."""
+    """None while it runs or is paused, and if it was interrupted."""
+    is_paused: bool = False
+    """Whether no group works on it until the search lets it go on."""
     reason: str | None = None
     """In words: why the trial failed or was stopped."""
     reports: tuple[Report, ...] = ()
@@ -225,7 +230,9 @@ class TrialRecord:
 
     @property
     def state(self) -> TrialState:
-        return "running" if self.end is None else self.end.state
+        if self.end is None:
+            return "paused" if self.is_paused else "running"
+        return self.end.state
 
     @property
     def is_infeasible(self) -> bool:
@@ -249,4 +256,4 @@ class TrialRecord:
 
     def ended(self, end: End, reason: str | None, at: float | None) -> Self:
         """Return the record of the trial after its end."""
-        return replace(self, end=end, reason=reason, ended_at=at)
+        return replace(self, end=end, reason=reason, ended_at=at, is_paused=False)

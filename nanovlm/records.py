@@ -21,9 +21,9 @@ _REPORTS = TypeAdapter(tuple[Report, ...])
 
 _DERIVED = ("state", "is_infeasible", "samples_seen", "metrics")
 FIELDS = (
-    "trial_id", "kind", "number", "parameters", "config", "state", "end", "reason", "is_infeasible",
-    "samples_seen", "metrics", "reports", "submitted_at", "first_step_at", "ended_at",
-    "worker_group",
+    "trial_id", "kind", "number", "parameters", "config", "state", "is_paused", "end", "reason",
+    "is_infeasible", "samples_seen", "metrics", "reports", "submitted_at", "first_step_at",
+    "ended_at", "worker_group",
 )  # fmt: skip
 """Of a line, in their order."""
 

@@ -7,6 +7,7 @@ from nanovlm.messages import End, Pulse, Report, Speed, TrialRecord, TrialState
 
 ENDS: Mapping[TrialState, End | None] = {
     "running": None,
+    "paused": None,
     "completed": End.COMPLETED,
     "stopped": End.PRUNED,
     "failed": End.ERROR,
@@ -40,6 +41,7 @@ def make_record(
         "parameters": {},
         "config": {},
         "end": ENDS[state],
+        "is_paused": state == "paused",
         "submitted_at": 0.0,
         "reports": tuple(reports),
     }

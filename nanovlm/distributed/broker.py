@@ -1,15 +1,17 @@
 """Which worker group works on which trial, and what becomes of a trial whose group is lost.
 
-    submit ──▶ queued ──next_job──▶ working ◀──decide── deciding
-                 ▲                     │ │ └───report─────▶ │
-                 └──lost, stalled, ────┘ │                  │
-                    asks for a job       ├──final report, fail
-                                         ▼                  ▼
-                                       ended ◀──────decide(STOP), no progress
+    submit ──▶ queued ──next_job──▶ working ──report──▶ deciding ──PAUSE──▶ paused ◀── take_up
+               ▲  ▲                 │  │  ▲                │ │               │ │
+               │  └─ lost, stalled, ┘  │  └── CONTINUE ────┘ │ STOP     STOP │ │
+               │     asks for a job    │ final report, fail  ▼               │ │
+               │                       └─────────────────▶ ended ◀───────────┘ │
+               └─────────────────────────── CONTINUE ──────────────────────────┘
 
 Trials belong to nobody: one whose group is gone or silent goes back to the head of the queue, and
-any free group takes it from its last report. A lease says which group has it now; what comes with
-an older one counts for nothing. There is no clock, no Ray and no waiting here: `Channel` adds them.
+any free group takes it from its last report. One that is paused has given its group back, and waits
+until the search lets it go on, in whichever group is free then, or says that it is over. A lease
+says which group has a trial now; what comes with an older one counts for nothing. There is no
+clock, no Ray and no waiting here: `Channel` adds them.
 """
 
 import itertools
@@ -19,16 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from nanovlm.config_files import config_values
-from nanovlm.messages import (
-    Assignment,
-    Decision,
-    End,
-    Job,
-    Notice,
-    Pulse,
-    Report,
-    TrialRecord,
-)
+from nanovlm.messages import Assignment, Decision, End, Job, Notice, Pulse, Report, TrialRecord
 
 MAX_STARTS = 3
 """A trial that so many groups have begun or taken up, none of which has come any further than the
@@ -48,7 +41,7 @@ class _Trial:
     job: Job
     record: TrialRecord
     lease: int | None = None
-    """None while it is in the queue and after its end."""
+    """None while it is in the queue or paused, and after its end."""
     told: TrialRecord | None = None
     """The record as it is safe in the results folder; the search hears of nothing before."""
     decisions: dict[int, Decision] = field(default_factory=dict)
@@ -66,7 +59,7 @@ class _Trial:
 
 
 class Broker:
-    """The trials of a search, each queued, at work in one group, or ended."""
+    """The trials of a search, each queued, at work in one group, paused, or ended."""
 
     def __init__(self, stall_seconds: float | None = None) -> None:
         """
@@ -93,14 +86,17 @@ class Broker:
 
     # ------------------------------------------------------------------ the search's side
 
-    def submit(self, job: Job, at: float) -> None:
-        """Queue a job. One that is known already goes on as it is: whoever asked for it was lost.
+    def submit(self, job: Job, at: float) -> int:
+        """Queue a job; return how many of its reports have a decision.
+
+        One that is known already goes on as it is: it was paused before, or whoever asked for it
+        was lost.
 
         Args:
             at: now, in seconds since the epoch.
         """
-        if job.trial_id in self._trials:
-            return
+        if known := self._trials.get(job.trial_id):
+            return sum(report.samples_seen in known.decisions for report in known.record.reports)
         record = TrialRecord(
             trial_id=job.trial_id,
             number=job.number,
@@ -111,6 +107,13 @@ class Broker:
         )
         trial = self._trials[job.trial_id] = _Trial(job, record)
         self._queue.append(trial)
+        self._events.append(record)
+        return 0
+
+    def take_up(self, job: Job, record: TrialRecord) -> None:
+        """Take in a trial that has paused in an earlier run of the program: it is paused again."""
+        trial = self._trials[job.trial_id] = _Trial(job, record)
+        trial.decisions = {report.samples_seen: Decision.CONTINUE for report in record.reports}
         self._events.append(record)
 
     def answer(self, trial_id: str, index: int) -> Report | TrialRecord | None:
@@ -127,13 +130,26 @@ class Broker:
     def decide(
         self, trial_id: str, samples_seen: int, decision: Decision, reason: str | None = None
     ) -> None:
-        """Answer a report of the trial, once; STOP ends the trial for the reason."""
-        trial = self._trials[trial_id]
-        if not trial.is_open or self.is_closed or samples_seen in trial.decisions:
+        """Answer the last report of the trial, once, or twice if the first answer is PAUSE.
+
+        STOP ends the trial for the reason. Whatever else is asked for changes nothing.
+        """
+        trial = self._trials.get(trial_id)
+        if trial is None or not trial.is_open or self.is_closed:
+            return
+        is_open_to_it = trial.awaits_decision or (
+            trial.record.is_paused and decision is not Decision.PAUSE
+        )
+        if samples_seen != trial.record.samples_seen or not is_open_to_it:
             return
         trial.decisions[samples_seen] = decision
-        if decision is Decision.STOP:
-            self._end(trial, End.PRUNED, reason, at=trial.record.ended_at)
+        match decision:
+            case Decision.STOP:
+                self._end(trial, End.PRUNED, reason, at=trial.record.ended_at)
+            case Decision.PAUSE:
+                self._pause(trial)
+            case Decision.CONTINUE if trial.record.is_paused:
+                self._go_on(trial)
 
     def give_up(self, reason: str) -> None:
         """End the trials that are not over as failed: the search asks for them no more."""
@@ -156,8 +172,9 @@ class Broker:
         """
         self.is_closed = True
         self._close_reason = self._close_reason or reason
-        for trial in list(self._queue):
-            self._end_with_search(trial)
+        for trial in self._open_trials():
+            if trial.lease is None:
+                self._end_with_search(trial)
 
     def take_events(self) -> list[Event]:
         """Return what has happened: changed records in their order, and the latest pulses.
@@ -330,6 +347,22 @@ class Broker:
         del self._serving[group], self._heard_at[group]
         trial.lease = None
         self._pulses.pop(trial.job.trial_id, None)
+
+    def _pause(self, trial: _Trial) -> None:
+        """Take the trial from the group that has it, which is told to stop as its lease is over."""
+        if trial.lease is not None:
+            self._release(trial)
+        elif trial in self._queue:  # its group was lost while the search decided
+            self._queue.remove(trial)
+        trial.record = replace(trial.record, is_paused=True)
+        self._events.append(trial.record)
+
+    def _go_on(self, trial: _Trial) -> None:
+        """Queue a paused trial; the groups that it had before count no more."""
+        trial.num_starts = 0
+        trial.record = replace(trial.record, is_paused=False, worker_group=None)
+        self._queue.append(trial)
+        self._events.append(trial.record)
 
     def _end_with_search(self, trial: _Trial) -> None:
         """End a trial that nobody works on when the search is over, if it has something to show."""

@@ -101,7 +101,7 @@ class Recorder:
     def _take_record(self, event: TrialRecord) -> None:
         if event.reports:
             self._store.begin()  # from now on there is something to lose
-        if event.state != "running":
+        if event.end is not None:
             self._store.begin()
             self._store.add(event)
         self._store.write_summary(time.monotonic() - self._started)

@@ -177,7 +177,7 @@ class FolderReader:
         for number, line in self._lines(name):
             try:
                 record = read_record(line)
-                if record.trial_id in ids or record.state == "running":
+                if record.trial_id in ids or record.end is None:
                     raise ValueError(f"{record.trial_id} stands twice or has not ended")
             except (ValueError, RecursionError) as error:
                 remedy = f"{_PUT_BACK}, or take out the line: its trial runs again"

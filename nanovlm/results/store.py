@@ -292,7 +292,7 @@ class ResultsStore:
         self.notes.append(f"{model}: is gone: the model of {describe_run(best)} is not there")
 
     def _check_new(self, record: TrialRecord) -> None:
-        assert record.state != "running", f"{record.trial_id} has not ended"
+        assert record.end is not None, f"{record.trial_id} has not ended"
         assert record.trial_id not in self._ended, f"{record.trial_id} twice"
         self._ended.add(record.trial_id)
 

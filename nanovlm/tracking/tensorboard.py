@@ -72,7 +72,7 @@ class TensorBoardLogs(Observer):
             curves.begin(record, self._metric)
             self._curves[record.trial_id] = curves
         curves.add_reports(record)
-        if record.state != "running":
+        if record.end is not None:
             self._curves.pop(record.trial_id).end(record)
 
     def _write_pulse(self, pulse: Pulse) -> None:

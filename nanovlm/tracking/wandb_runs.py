@@ -139,7 +139,7 @@ class WandbRuns(Observer):
         for report in new_reports(record, trial.sent):
             trial.sent = report.samples_seen
             trial.run.log({SAMPLES_SEEN: trial.sent, **report_values(report)})
-        if record.state != "running":
+        if record.end is not None:
             self._end_trial(record, self._trials.pop(record.trial_id).run)
 
     def _open_trial(self, record: TrialRecord) -> _Trial:
