@@ -14,6 +14,9 @@ SERVER = Path(__file__).with_name("syne_tune_server.py")
 GRACE_PERIOD = 2
 """Epochs before the first comparison, the rungs of 3 to the power of n beside the full length."""
 
+MOST_SEEDS = 2**31
+"""Of Syne Tune."""
+
 
 class SyneTune:
     """A search of Syne Tune whose trials pause at rungs and are promoted from there."""
@@ -92,7 +95,7 @@ def syne_tune(method: str) -> Build:
         space = {p.key: {"kind": p.kind, "values": p.values} for p in setting.space.parameters}
         setup = {
             "method": method,
-            "seed": setting.seed,
+            "seed": setting.seed % MOST_SEEDS,
             "space": space,
             "max_epochs": setting.table.last + 1,
             "grace_period": GRACE_PERIOD,
