@@ -125,6 +125,7 @@ def our_search(curves: Curves, space: SearchSpace, concurrency: int, folder: Pat
         RungScheduler(rungs, metric),
         milestones,
         describe,
+        pauses=pauses is not None,
     )
 
 
