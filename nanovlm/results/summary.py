@@ -103,16 +103,15 @@ def final_best(
 
 
 def turnarounds(records: Sequence[TrialRecord]) -> list[float]:
-    """Return, for each trial that followed another in its worker group, the seconds from the last
-    work of that one to the end of the first optimizer step of this one."""
+    """Return, for each leg of a trial that followed another in its worker group, the seconds from
+    the last work on that one to the end of the first optimizer step of this one."""
     seconds = []
-    by_group: dict[str | None, TrialRecord] = {}
-    started = [record for record in records if record.first_step_at is not None]
-    for record in sorted(started, key=lambda r: r.first_step_at or 0.0):
-        before = by_group.get(record.worker_group)
-        if before and before.ended_at and record.first_step_at:
-            seconds.append(record.first_step_at - before.ended_at)
-        by_group[record.worker_group] = record
+    free_at: dict[str, float] = {}  # by worker group
+    legs = [leg for record in records for leg in record.legs]
+    for leg in sorted(legs, key=lambda leg: leg.first_step_at or leg.ended_at):
+        if leg.first_step_at is not None and leg.worker_group in free_at:
+            seconds.append(leg.first_step_at - free_at[leg.worker_group])
+        free_at[leg.worker_group] = leg.ended_at
     return seconds
 
 

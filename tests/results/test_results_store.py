@@ -12,7 +12,7 @@ from nanovlm.config import TrainConfig
 from nanovlm.config_files import Layer, build_config, config_values
 from nanovlm.errors import UserError
 from nanovlm.files import replace_text
-from nanovlm.messages import TrialRecord, TrialState
+from nanovlm.messages import Leg, TrialRecord, TrialState
 from nanovlm.results.read import answers_file, read_records
 from nanovlm.results.store import ResultsStore, choose_folder
 from nanovlm.results.summary import (
@@ -182,6 +182,19 @@ def test_turnaround_is_counted_within_a_group() -> None:
         record(4, 0.5, "failed", worker_group="a", first_step_at=None, ended_at=9.5),
     ]
     assert turnarounds(records) == [0.25, 0.5]
+
+
+def test_turnaround_is_counted_for_each_leg_of_a_trial() -> None:
+    def leg(group: str, first_step_at: float | None, ended_at: float) -> Leg:
+        return Leg(worker_group=group, first_step_at=first_step_at, ended_at=ended_at)
+
+    records = [
+        record(0, 0.5, legs=(leg("a", 1.0, 2.0), leg("a", 5.25, 6.0), leg("b", 8.0, 9.0))),
+        record(1, 0.5, legs=(leg("a", 2.5, 5.0),)),
+        record(2, 0.5, "failed", legs=(leg("a", None, 7.0),)),
+        record(3, 0.5, legs=(leg("a", 7.125, 8.0),)),
+    ]
+    assert turnarounds(records) == [0.5, 0.25, 0.125]
 
 
 @pytest.mark.parametrize(
