@@ -19,8 +19,10 @@ from benchmarks.replay_clock import Run
 from benchmarks.replay_table import CurveTable
 from nanovlm.distributed.session import StopSwitch
 from nanovlm.distributed.trainable import IS_FINAL, SAMPLES_SEEN, VALUES
+from nanovlm.results.read import RUNGS_FILE
 from nanovlm.search.parameter import Parameter
-from nanovlm.search.scheduler import build_scheduler, plan_milestones
+from nanovlm.search.rungs import build_rungs
+from nanovlm.search.scheduler import RungScheduler, plan_milestones
 from nanovlm.search.searcher import build_searcher
 from nanovlm.search.space import SearchSpace
 
@@ -91,7 +93,7 @@ def our_search(table: CurveTable, space: SearchSpace, concurrency: int, folder: 
     return TuneLoop(
         table,
         build_searcher(space, folder, concurrency, StopSwitch(), milestones),
-        build_scheduler(space, milestones, folder),
+        RungScheduler(build_rungs(space, milestones, folder / RUNGS_FILE), metric),
         milestones,
         describe,
     )

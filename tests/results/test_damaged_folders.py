@@ -32,7 +32,6 @@ from nanovlm.search.mending import mend_search
 from nanovlm.search.past_speed import past_speed
 from nanovlm.search.resume import check_same_space
 from nanovlm.search.rungs import build_rungs
-from nanovlm.search.scheduler import build_scheduler
 from nanovlm.search.searcher import build_searcher
 from nanovlm.search.shown_study import show_study
 from nanovlm.search.space import SearchSpace, load_space
@@ -217,9 +216,9 @@ def resumed(folder: Path, space: SearchSpace) -> Seen:
     with store.opened(resume=True):
         mended = mend_search(space, folder, MILESTONES, store.records)
         seconds = store.earlier_seconds()
-        build_scheduler(space, MILESTONES, folder)
+        rungs = build_rungs(space, MILESTONES, folder / "rungs.jsonl")
         searcher = build_searcher(space, folder, 1, StopSwitch(), MILESTONES, store.records)
-        verdicts = build_rungs(space, MILESTONES, folder / "rungs.jsonl")._verdicts
+        verdicts = rungs._verdicts
         study = searcher.study.get_trials()
         store.close(seconds, "budget.trials: all trials are done")
         content = (
