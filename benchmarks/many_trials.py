@@ -29,13 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 from nanovlm.config_files import config_values
 from nanovlm.distributed.session import StopSwitch
 from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
-<<<<<<< HEAD
 from nanovlm.messages import End, Leg, Report, TrialRecord
-from nanovlm.results.read import read_records
-=======
-from nanovlm.messages import End, Report, TrialRecord
 from nanovlm.results.read import RUNGS_FILE, read_records
->>>>>>> main
 from nanovlm.results.store import ResultsStore
 from nanovlm.search.rungs import build_rungs
 from nanovlm.search.scheduler import RungScheduler
