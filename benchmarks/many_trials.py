@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 from nanovlm.config_files import config_values
 from nanovlm.distributed.session import StopSwitch
 from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
-from nanovlm.messages import End, Report, TrialRecord
+from nanovlm.messages import End, Leg, Report, TrialRecord
 from nanovlm.results.read import RUNGS_FILE, read_records
 from nanovlm.results.store import ResultsStore
 from nanovlm.search.rungs import build_rungs
@@ -178,6 +178,13 @@ class Driver:
             first_step_at=float(number),
             ended_at=number + 0.5,
             worker_group=f"group-{number % self.slots}",
+            legs=(
+                Leg(
+                    worker_group=f"group-{number % self.slots}",
+                    first_step_at=float(number),
+                    ended_at=number + 0.5,
+                ),
+            ),
         )
 
     @contextmanager

@@ -114,9 +114,9 @@ class Report:
     metrics: dict[str, float]
     """Always with the objective, e.g. `mmstar_accuracy`."""
     seconds: float
-    """Seconds since the trial started, evaluation included."""
+    """Seconds since the trial started, evaluation included, and pauses left out."""
     first_step_seconds: float = 0.0
-    """Seconds from the trial's start to the end of its first optimizer step."""
+    """Seconds from the trial's start to the end of the first optimizer step in this leg."""
     evaluation_seconds: float = 0.0
     """Seconds that the evaluation of this report took."""
     speed: Speed | None = None
@@ -201,12 +201,24 @@ class End(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Leg:
+    """What one worker group did for a trial at one go. A trial that pauses, or whose group is lost,
+    has several. Times are those of `TrialRecord`."""
+
+    worker_group: str
+    first_step_at: float | None
+    """End of its first optimizer step; None if it failed before."""
+    ended_at: float
+    """When its last work was done."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrialRecord:
     """All that is known of a trial; a line of `paused.jsonl` whenever it pauses, and of
     `trials.jsonl` once it has ended.
 
     Times are seconds since the epoch. `first_step_at` and `ended_at` are read from the clock of
-    the worker, so that their difference over consecutive trials of one group is exact.
+    the worker, so that their difference over consecutive legs of one group is exact.
     """
 
     trial_id: str
@@ -227,6 +239,9 @@ class TrialRecord:
     ended_at: float | None = None
     """When the last work was done: the last report handed in, or the failure."""
     worker_group: str | None = None
+    """That works on it, or was the last to do so."""
+    legs: tuple[Leg, ...] = ()
+    """In their order; one that was lost without a report has left no trace."""
 
     @property
     def state(self) -> TrialState:

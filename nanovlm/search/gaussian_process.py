@@ -31,12 +31,7 @@ _MOST_STEPS = 60
 # Logarithms of: the scale of each key, variance, noise, scale of the length. Priors are normal.
 _START = {"scale": math.log(0.7), "variance": 0.0, "noise": math.log(1e-2), "length": math.log(2)}
 _SPREAD = {"scale": 1.0, "variance": 1.0, "noise": 1.5, "length": 1.0}
-_BOUNDS = {
-    "scale": (-3.5, 3.5),
-    "variance": (-4.0, 4.0),
-    "noise": (-11.5, 0.0),
-    "length": (-2.3, 4),
-}
+_BOUNDS = {"scale": (-3.5, 3.5), "variance": (-4, 4), "noise": (-11.5, 0), "length": (-2.3, 4)}
 
 
 class GaussianProcess:
@@ -174,7 +169,7 @@ def _matern(squared: Floats) -> tuple[Floats, Floats]:
 
 def _offsets(apart: Floats) -> Floats:
     """Return the covariance of what all reports of one length have in common."""
-    return _OFFSET_VARIANCE * (apart < 1e-9)
+    return np.where(apart < 1e-9, _OFFSET_VARIANCE, 0.0)
 
 
 def choose_fitted(lengths: Floats, seed: int) -> NDArray[np.int64]:

@@ -110,9 +110,7 @@ class MilestoneSampler(BaseSampler):
         reports = self._reports(cube, trials)
         if len(np.unique(reports.values)) < 2:
             return {}
-        with threadpool_limits(
-            1
-        ):  # small matrices: more threads take the workers' time for nothing
+        with threadpool_limits(1):  # others would take time from the workers
             return cube.decode(self._best_point(cube, reports))
 
     # ------------------------------------------------------------------ what is known

@@ -1,13 +1,8 @@
 """Which group works on which trial: single rules of the broker."""
 
-from nanovlm.distributed.broker import (
-    FIRST_STALL_SECONDS,
-    LEAST_STALL_SECONDS,
-    MAX_STARTS,
-    STALL_FACTOR,
-    Broker,
-)
-from nanovlm.messages import Assignment, Decision, End, Notice, TrialRecord
+from nanovlm.distributed.broker import MAX_STARTS, Broker
+from nanovlm.distributed.silence import FIRST_STALL_SECONDS, LEAST_STALL_SECONDS, STALL_FACTOR
+from nanovlm.messages import Assignment, Decision, End, Leg, Notice, TrialRecord
 from tests.distributed.short_trials import ENDS, job, pulse, report
 from tests.records import make_record
 
@@ -164,6 +159,10 @@ def test_a_paused_trial_waits_until_it_is_told_and_goes_on_elsewhere() -> None:
     *_, last = records(broker)
     assert (last.end, last.reason) == (End.PRUNED, "not among the best")
     assert (last.is_paused, last.samples_seen, last.ended_at) == (False, 20, 7.0)
+    assert last.legs == (
+        Leg(worker_group="group-0", first_step_at=1.0, ended_at=2.0),
+        Leg(worker_group="group-1", first_step_at=5.0, ended_at=7.0),
+    )
 
 
 def test_promoted_trials_are_taken_up_in_the_order_in_which_they_were_asked_for() -> None:
@@ -186,3 +185,23 @@ def test_a_pause_counts_for_a_trial_whose_group_was_lost_meanwhile() -> None:
     for _ in range(MAX_STARTS - 1):  # each pause begins anew to count lost groups
         take(broker, "b")
     assert take(broker, "b").job.number == 0
+
+
+def test_each_group_that_brings_a_trial_further_has_a_leg_of_it() -> None:
+    broker = Broker()
+    broker.submit(job(0), 0.0)
+    first = take(broker, "a")
+    for index in range(2):
+        broker.report(first.lease, report(index), 1.0, 2.0 + index, 1.0)
+        broker.decide("trial-0", ENDS[index], Decision.CONTINUE)
+    broker.lose("a", "its controller has ended")
+    lost = take(broker, "b")
+    broker.report(lost.lease, report(1), 3.5, 3.6, 2.0)  # made again from the state
+    broker.lose("b", "its controller has ended")
+    last = take(broker, "c")
+    broker.fail(last.lease, End.ERROR, "a fault", 5.0)
+    *_, record = records(broker)
+    assert record.legs == (
+        Leg(worker_group="a", first_step_at=1.0, ended_at=3.0),
+        Leg(worker_group="c", first_step_at=None, ended_at=5.0),
+    )

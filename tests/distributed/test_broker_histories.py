@@ -5,10 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from nanovlm.distributed.broker import (
-    MAX_STARTS,
-    Broker,
-)
+from nanovlm.distributed.broker import MAX_STARTS, Broker
 from nanovlm.messages import Assignment, Decision, End, Report, TrialRecord
 from tests.distributed.short_trials import ENDS, job, report
 from tests.records import make_record

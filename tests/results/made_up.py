@@ -20,7 +20,7 @@ from nanovlm.results.store import ResultsStore
 from nanovlm.search.parameter import Parameter
 from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace, load_space
-from tests.records import make_record, make_report, make_speed
+from tests.records import make_record, make_report, make_speed, one_leg
 from tests.results.answers import write_answers
 
 SPACE = """
@@ -176,13 +176,15 @@ class _Search:
         group = self._free_at.index(start)
         first, seconds = start + 0.2, reports[-1].seconds if reports else 3.0
         self._free_at[group] = start + seconds
-        return dataclasses.replace(
+        ended = dataclasses.replace(
             record,
             reports=tuple(reports),
             first_step_at=first if reports else None,
             ended_at=start + seconds,
             worker_group=f"group-{group}",
+            legs=(),
         )
+        return one_leg(ended)
 
     def _draw(self) -> dict[str, Any]:
         values: dict[str, Any] = {}

@@ -61,13 +61,9 @@ def test_gpu_hours_count_every_gpu_of_a_trial(tmp_path: Path) -> None:
 
 def test_gpu_hours_count_the_work_on_paused_trials_once(tmp_path: Path) -> None:
     search = Search(tmp_path, gpu_hours=1.0)
-    states: list[tuple[TrialState, float]] = [
-        ("paused", 500.0),
-        ("running", 500.0),
-        ("paused", 900.0),
-    ]
-    for state, seconds in states:
-        search.limits.check(record(state, 0.1, number=0, seconds=seconds))
+    search.limits.check(record("paused", 0.1, number=0, seconds=500.0))
+    search.limits.check(record("running", 0.1, number=0, seconds=500.0))
+    search.limits.check(record("paused", 0.1, number=0, seconds=900.0))
     search.limits.check(record("stopped", 0.1, number=0, seconds=900.0))
     search.limits.check(record("running", 0.1, number=1, seconds=600.0))
     assert search.switch.reason is None

@@ -1,4 +1,4 @@
-"""Where the time of the workers went: a bar for each trial, and the time that is lost."""
+"""Where the time of the workers went: a bar for each leg of a trial, and the time that is lost."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ _PATTERNS = {"completed": "", "stopped": "/", "failed": "x", "confirming": ".", 
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker group did for one trial; in seconds since the search began, breaks cut out."""
+    """What a worker group did for one trial at one go; in seconds since the search began, breaks
+    cut out."""
 
     record: TrialRecord
     group: str
@@ -48,19 +49,15 @@ class Spent:
 
 def works(search: SearchFolder) -> list[Work]:
     """Return what the worker groups did, in the order of its end."""
-    ended = [
-        r
-        for r in (*search.records, *search.confirmed)
-        if r.ended_at is not None and r.worker_group is not None
-    ]
-    squeeze = _Clock([(r.first_step_at or r.submitted_at, r.ended_at or 0.0) for r in ended])
+    legs = [(r, leg) for r in (*search.records, *search.confirmed) for leg in r.legs]
+    squeeze = _Clock([(leg.first_step_at or r.submitted_at, leg.ended_at) for r, leg in legs])
     found = []
     last_end: dict[str, float] = {}
-    for record in sorted(ended, key=lambda r: r.ended_at or 0.0):
-        group, end = str(record.worker_group), squeeze(record.ended_at or 0.0)
+    for record, leg in sorted(legs, key=lambda pair: pair[1].ended_at):
+        group, end = leg.worker_group, squeeze(leg.ended_at)
         due = squeeze(record.submitted_at)
         free = last_end.get(group, due)
-        begun = max(free, due) if record.first_step_at is None else squeeze(record.first_step_at)
+        begun = max(free, due) if leg.first_step_at is None else squeeze(leg.first_step_at)
         found.append(Work(record, group, free, min(begun, end), end, group not in last_end))
         last_end[group] = end
     return found
@@ -118,7 +115,7 @@ def _idle_ends(done: Sequence[Work]) -> Iterator[float]:
 
 
 def worker_chart(search: SearchFolder) -> Chart:
-    """Return a line for each worker group, with a bar for each trial."""
+    """Return a line for each worker group, with a bar for each leg of a trial."""
     done = works(search)
     if not done:
         return Chart(name="workers", empty="No trial has ended yet.")
