@@ -70,6 +70,9 @@ class SyneTune:
         report = {"trial": self._numbers[run], "epoch": epoch, "accuracy": run.value(self._curves)}
         return bool(self._ask({"do": "report", **report})["goes_on"])
 
+    def seconds(self) -> float:
+        return self._seconds
+
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         pipe = self._process
         assert pipe.stdin is not None and pipe.stdout is not None, "both are pipes"
@@ -84,6 +87,7 @@ class SyneTune:
             said = self._log.read_text()
             raise RuntimeError(f"{pipe.args!r} ended: {pipe.returncode}\n{said}")
         answer: dict[str, Any] = json.loads(line)
+        self._seconds: float = answer["seconds"]
         return answer
 
 
