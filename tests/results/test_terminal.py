@@ -130,7 +130,9 @@ def test_trials_that_wait_are_counted_by_their_milestones() -> None:
         display.trial_changed(replace(paused(3), is_paused=False))
         display.trial_changed(record(4, end=End.PRUNED))
         (counts,) = shown(display._counts(), 200)
-        assert counts.strip().endswith("1 stopped   0 failed   4 paused (3 at 100 samples, 1 at 300)")
+        assert counts.strip().endswith(
+            "1 stopped   0 failed   4 paused (3 at 100 samples, 1 at 300)"
+        )
         assert list(display._left_behind()) == [
             "1 never went on (1 at 100 samples)",
             "4 paused (3 at 100 samples, 1 at 300)",
