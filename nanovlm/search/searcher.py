@@ -117,6 +117,7 @@ class StudySearch(OptunaSearch):
         self._place = place
         self._concurrency = concurrency
         self._switch = switch
+        self._milestones = tuple(milestones)
         self._most_trials = most_trials
         self._pauses = pauses
         self._told = ToldStudy(self.study, place, space, milestones)
@@ -250,6 +251,7 @@ class StudySearch(OptunaSearch):
             self._history,
             self._run.has_run,
             errors.append,
+            self._milestones,
         )
         trial = self.study.ask()
         values = suggest(self._search_space.parameters, trial)

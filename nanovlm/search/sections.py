@@ -38,7 +38,7 @@ class Objective(_Section):
 class Sampler(_Section):
     """Where the next trial's values come from."""
 
-    name: Literal["tpe", "gp", "cmaes", "qmc", "random"] = "tpe"
+    name: Literal["auto", "tpe", "gp", "cmaes", "qmc", "random"] = "tpe"
     seed: Annotated[int, Field(ge=0)] = 0
 
 
