@@ -108,7 +108,11 @@ def test_paused_trials_are_a_state_of_their_own(tmp_path: Path) -> None:
     add_paused(folder, (24, 25, 26))
     path = write_report(folder)
     text, data = path.read_text(encoding="utf-8"), page_data(path)
-    assert "Interrupted" in text and "3 paused" in text and "mark-running" not in text.split("<body>")[1]
+    assert (
+        "Interrupted" in text
+        and "3 paused" in text
+        and "mark-running" not in text.split("<body>")[1]
+    )
     search = read_search(folder)
     assert not search.missing
     rows = [row for row in trials_table(search).rows if row[2].text == "paused"]
