@@ -56,7 +56,7 @@ def test_what_the_peak_grows_with(tmp_path: Path) -> None:
 
 def test_the_states_of_paused_trials_must_have_room_if_they_are_asked_for(tmp_path: Path) -> None:
     pausing: dict[str, Any] = {"scheduler.name": "asha", "scheduler.type": "pausing"}
-    asked = digits_space(tmp_path, **pausing, **{"scheduler.max_paused": 4})
+    asked = digits_space(tmp_path, **(pausing | {"scheduler.max_paused": 4}))
     asked_peak = peak(asked)
     assert asked_peak.paused == 4 * asked_peak.state
     assert peak(asked, num_trials=3).paused == 3 * asked_peak.state
