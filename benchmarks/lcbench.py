@@ -5,6 +5,9 @@
     python benchmarks/lcbench.py --data FOLDER --out runs.jsonl --slots 1 8 32 --noise
     python benchmarks/lcbench.py --data FOLDER --out runs.jsonl --training-seconds 60
 
+Syne Tune needs an environment of its own (`syne_tune_server.py` says how to make it), named by
+--peer-python; without it the other methods run.
+
 FOLDER holds `model.onnx`, `encoding.json` and `config_space.json` of LCBench from
 https://github.com/slds-lmu/yahpo_data: a surrogate of 7 hyperparameters, 52 epochs and 35 tasks.
 Searchers and schedulers are those of real searches; a simulated clock trains their trials. Compute
@@ -28,10 +31,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
-from benchmarks.lcbench_methods import METHODS
+from benchmarks.lcbench_methods import METHODS, PEERS
 from benchmarks.lcbench_runs import RULES, SHOWN, Job, Place, missing, read_results, run
 from benchmarks.lcbench_surrogate import CHOOSE, FINAL
 from benchmarks.lcbench_table import table
+from benchmarks.syne_tune_client import SERVER
 
 FILES = ("model.onnx", "encoding.json", "config_space.json")
 CACHE = Path.home() / ".cache" / "nanovlm-lcbench"
@@ -57,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of the surrogate")
     add("--out", type=Path, required=True, help="file of the single runs (JSON lines)")
-    add("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
+    add("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"of {', '.join(METHODS)}")
     add("--against", choices=METHODS, metavar="METHOD", help="show paired differences to it")
     add("--tasks", nargs="+", default=["choose"], help="choose, final or ids")
     add("--seeds", type=int, default=3)
@@ -73,6 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--peer-python", type=Path, help="interpreter of an environment with Syne Tune")
     arguments = parser.parse_args()
     arguments.tasks = find_tasks(parser, arguments.tasks)
+    arguments.methods = find_methods(parser, arguments)
     absent = [name for name in FILES if not (arguments.data / name).is_file()]
     if absent:
         parser.error(f"--data: {arguments.data} must hold {', '.join(FILES)}; no {absent[0]} there")
@@ -88,6 +93,16 @@ def find_tasks(parser: argparse.ArgumentParser, names: Sequence[str]) -> list[st
         known = ", ".join((*CHOOSE, *FINAL))
         parser.error(f"--tasks: must be choose, final or one of {known}; got {unknown[0]}")
     return tasks
+
+
+def find_methods(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[str]:
+    """Return the methods that are meant: if none is named, all that can run."""
+    can_run = [name for name in METHODS if name not in PEERS or arguments.peer_python]
+    methods: list[str] = arguments.methods or can_run
+    lost = [name for name in methods if name not in can_run]
+    if lost and not arguments.table:
+        parser.error(f"--peer-python: must be given for {lost[0]}; see {SERVER.name}")
+    return methods
 
 
 def make_jobs(arguments: argparse.Namespace, slots: int) -> list[Job]:

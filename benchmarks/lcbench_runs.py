@@ -5,7 +5,9 @@ import json
 import logging
 import tempfile
 import time
+import zlib
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -49,6 +51,12 @@ class Job:
     """Of a full training, with which the search's own work and pauses count; None: they do not."""
     trainings: int
     """Compute, in full trainings."""
+
+    @property
+    def own_seed(self) -> int:
+        """The seed of the run. It differs by task: else the luck of a few random draws would be
+        that of all tasks, and the standard errors too small."""
+        return zlib.crc32(f"{self.task} {self.seed}".encode())
 
 
 @dataclass(frozen=True)
@@ -147,13 +155,13 @@ def run(job: Job, place: Place) -> Result:
 def _simulate(job: Job, trainings: int, place: Place) -> tuple[SurrogateCurves, Trace]:
     surrogate, space = load(place.data)
     scale = cached_scale(place.cache, surrogate, job.task, space.parameters)
-    noise_seed = job.seed if job.noise else None
+    noise_seed = job.own_seed if job.noise else None
     curves = SurrogateCurves(surrogate, job.task, space.parameters, scale, noise_seed)
     limit = trainings * curves.budget
     rate = curves.budget / job.training_seconds if job.training_seconds else 0
-    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder, ExitStack() as exits:
         setting = Setting(
-            curves, space, job.seed, job.slots, limit, Path(folder), place.peer_python
+            curves, space, job.own_seed, job.slots, limit, Path(folder), place.peer_python, exits
         )
         method = METHODS[job.method](setting)
         trace = simulate(curves, method, job.slots, limit, Costs(samples_per_second=rate))

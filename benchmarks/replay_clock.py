@@ -16,7 +16,9 @@ from functools import cached_property
 from typing import Protocol, TypeVar
 
 from benchmarks.replay_table import Curves
-from nanovlm.search.confirm_plan import ENOUGH_TRIALS
+
+ENOUGH_TRIALS = 3
+"""So many must have come to a point for its values to choose between configurations there."""
 
 T = TypeVar("T")
 

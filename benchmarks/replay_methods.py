@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ class Setting:
     """An empty one."""
     peer_python: Path | None = None
     """The interpreter of an environment with Syne Tune."""
+    exits: ExitStack = dataclasses.field(default_factory=ExitStack)
+    """Closed when the search is over."""
 
 
 Build = Callable[[Setting], Method]

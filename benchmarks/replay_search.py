@@ -6,6 +6,7 @@ Ray is left out: the searcher and the scheduler are called here as Tune calls th
 
 import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,32 +130,49 @@ def our_search(curves: Curves, space: SearchSpace, concurrency: int, folder: Pat
     )
 
 
-def stock_search(curves: Curves, space: SearchSpace, seed: int) -> TuneLoop:
+@dataclass(frozen=True)
+class StockRungs:
+    """When trials of Ray Tune's own scheduler are compared."""
+
+    milestones: tuple[int, ...]
+    """Samples seen, before the end."""
+    iterations: tuple[int, ...]
+    """What Ray calls `training_iteration`, at each milestone and at the end."""
+    reduction_factor: int
+
+
+def stock_search(
+    curves: Curves, space: SearchSpace, seed: int, rungs: StockRungs | None = None
+) -> TuneLoop:
     """Return Ray Tune's own `OptunaSearch` and `ASHAScheduler`, as their documentation uses them.
 
-    A report is made at the space's milestones. Time is `training_iteration`, which is 1 at the
-    first milestone and grows by the reduction factor, so that both have the same rungs.
+    Args:
+        rungs: None takes the space's: `training_iteration` is 1 at the first milestone and grows
+            by the reduction factor.
     """
     metric, mode = space.objective.metric, space.objective.mode
     searcher = OptunaSearch(metric=metric, mode=mode, seed=seed)
     searcher.set_search_properties(None, None, {p.key: _domain(p) for p in space.parameters})
-    milestones = plan_milestones(space, curves.budget)
-    factor = space.scheduler.reduction_factor
+    if rungs is None:
+        milestones = plan_milestones(space, curves.budget)
+        factor = space.scheduler.reduction_factor
+        powers = tuple(factor**rung for rung in range(len(milestones) + 1))
+        rungs = StockRungs(milestones, powers, factor)
     scheduler: TrialScheduler = FIFOScheduler()
-    if milestones:
+    if rungs.milestones:
         scheduler = ASHAScheduler(
             metric=metric,
             mode=mode,
-            max_t=factor ** len(milestones),
-            grace_period=1,
-            reduction_factor=factor,
+            max_t=rungs.iterations[-1],
+            grace_period=rungs.iterations[0],
+            reduction_factor=rungs.reduction_factor,
         )
 
     def describe(run: Run) -> dict[str, Any]:
-        iteration = factor ** (run.num_reports - 1)
+        iteration = rungs.iterations[run.num_reports - 1]
         return {metric: run.value(curves), "training_iteration": iteration}
 
-    return TuneLoop(curves, searcher, scheduler, milestones, describe)
+    return TuneLoop(curves, searcher, scheduler, rungs.milestones, describe)
 
 
 def _domain(parameter: Parameter) -> Any:

@@ -176,6 +176,11 @@ def test_a_run_in_full_picks_the_best_of_its_trainings(place: Place) -> None:
     assert slots[4] == 1 and slots[8] == eight[8], "all 8 end at once"
 
 
+def test_each_task_has_random_draws_of_its_own() -> None:
+    seeds = [job(task=task, seed=seed).own_seed for task in CHOOSE for seed in range(3)]
+    assert len(set(seeds)) == len(seeds) and max(seeds) < 2**32
+
+
 def test_with_costs_a_search_gets_less_done(place: Place) -> None:
     name = "tpe + asha, stopping"
     free, dear = (
@@ -224,6 +229,7 @@ def test_the_table() -> None:
     ("arguments", "message"),
     [
         (["--tasks", "choose", "17"], "--tasks: must be choose, final or one of 167168, .*got 17"),
+        (["--methods", "syne tune, asha"], "--peer-python: must be given for syne tune, asha"),
         ([], "--data: .* must hold model.onnx, .*; no model.onnx there"),
     ],
 )

@@ -19,7 +19,10 @@ ANSWER_METRICS = ("mmstar_accuracy", "mmstar_letter_accuracy")
 Answers = Mapping[int, bool]
 """Whether each question was answered rightly, by the benchmark's own number of it."""
 
-_Z_95 = statistics.NormalDist().inv_cdf(0.975)
+LEVEL = 0.95
+"""Of an interval that nothing is said of."""
+
+_Z_95 = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +46,7 @@ def compare_answers(a: Sequence[Answers], b: Sequence[Answers]) -> PairedCompari
 
     The questions are the sample: of each, the difference is summed over the seeds, so that several
     seeds do not pass for several times the questions. The interval is normal, from the spread of
-    these sums; it says nothing about other seeds (`Spread` does).
+    these sums; it says nothing about other seeds (`welch_interval` does).
 
     Raises:
         ValueError: not all were asked the same questions.
@@ -94,10 +97,10 @@ class Spread:
     degrees: int
     """Degrees of freedom of that estimate."""
 
-    def difference_half_width(self, num_a: int, num_b: int) -> float:
-        """Return half the 95 % interval of the difference of two means of so many runs."""
+    def difference_half_width(self, num_a: int, num_b: int, level: float = LEVEL) -> float:
+        """Return half the interval of the difference of two means of so many runs."""
         error = self.deviation * math.sqrt(1 / num_a + 1 / num_b)
-        return student_t_975(self.degrees) * error
+        return student_t(self.degrees, level) * error
 
 
 def pooled_spread(groups: Sequence[Sequence[float]]) -> Spread | None:
@@ -115,24 +118,62 @@ def pooled_spread(groups: Sequence[Sequence[float]]) -> Spread | None:
     return Spread(deviation=math.sqrt(squares / degrees), degrees=degrees)
 
 
-def student_t_975(degrees: int) -> float:
-    """Return the 97.5 % quantile of Student's t, by bisection."""
-    low, high = 1.0, 13.0  # 1.96 with endless degrees of freedom, 12.7 with one
-    while (middle := (low + high) / 2) not in (low, high):
-        low, high = (middle, high) if _student_t_within(middle, degrees) < 0.95 else (low, middle)
+def welch_interval(
+    a: Sequence[float], b: Sequence[float], level: float = LEVEL
+) -> tuple[float, float] | None:
+    """Return the interval of mean(a) - mean(b), each the values of one configuration.
+
+    Welch's t: the two may lie differently far apart. A configuration near the top of the metric
+    does so far less than one in its middle, and a spread that both share would then give an
+    interval that is too narrow. None if one has a single value.
+    """
+    if min(len(a), len(b)) < 2:
+        return None
+    difference, error, degrees = _welch(a, b)
+    half = student_t(degrees, level) * error
+    return difference - half, difference + half
+
+
+def welch_p_value(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the two-sided p of mean(a) = mean(b): `welch_interval` of a level holds 0 if p is at
+    least 1 - level. Each has two values or more."""
+    difference, error, degrees = _welch(a, b)
+    if not error:
+        return 0.0 if difference else 1.0
+    return 1 - _student_t_within(abs(difference) / error, degrees)
+
+
+def _welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """Return the difference of the means, its standard error, and the degrees of freedom that it
+    has by Satterthwaite (1946)."""
+    squares = [statistics.variance(values) / len(values) for values in (a, b)]
+    parts = [square**2 / (len(values) - 1) for square, values in zip(squares, (a, b), strict=True)]
+    degrees = sum(squares) ** 2 / sum(parts) if any(parts) else 1.0
+    return statistics.fmean(a) - statistics.fmean(b), math.sqrt(sum(squares)), degrees
+
+
+def student_t(degrees: float, level: float = LEVEL) -> float:
+    """Return what |T| of Student's t exceeds with probability 1 - `level`, by bisection.
+
+    Args:
+        degrees: of freedom, at least 1; need not be whole.
+    """
+    low, high = 0.0, 1.0
+    while _student_t_within(high, degrees) < level:
+        low, high = high, 2 * high
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if _student_t_within(middle, degrees) < level else (low, middle)
     return middle
 
 
-def _student_t_within(t: float, degrees: int) -> float:
-    """Return P(|T| <= t). Abramowitz and Stegun, formulas 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(degrees))
-    odd = degrees % 2
-    term, total = math.cos(angle) if odd else 1.0, 0.0
-    for k in range(2 + odd, degrees + 1, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * (k - 1) / k
-    within = math.sin(angle) * total
-    return 2 / math.pi * (angle + within) if odd else within
+def _student_t_within(t: float, degrees: float) -> float:
+    """Return P(|T| <= t): with t = sqrt(degrees) tan(x) the density is cos(x)^(degrees - 1) but for
+    a factor, which is smooth, so that Simpson's rule is exact to six digits and more."""
+    end, steps = math.atan(t / math.sqrt(degrees)), 200
+    heights = [math.cos(end * k / steps) ** (degrees - 1) for k in range(steps + 1)]
+    area = math.fsum((*heights, *heights[1:-1], *heights[1:-1:2], *heights[1:-1:2])) * end / steps
+    whole = math.lgamma(degrees / 2) - math.lgamma((degrees + 1) / 2)
+    return 2 / 3 * area / math.sqrt(math.pi) / math.exp(whole)
 
 
 def read_answers(path: Path, metric: str = "mmstar_accuracy") -> dict[int, bool]:

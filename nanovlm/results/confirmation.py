@@ -1,6 +1,7 @@
 """What the confirming runs say: which configuration is best, and whether that is more than chance.
 
-Pure functions of the runs' records and of their answers to the benchmark.
+They are a race (`search/race.py`), of which this knows the runs alone. Pure functions of the runs'
+records and of their answers to the benchmark.
 """
 
 import math
@@ -14,11 +15,13 @@ from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
 from nanovlm.results.comparison import (
     ANSWER_METRICS,
+    LEVEL,
     PairedComparison,
     Spread,
     compare_answers,
     pooled_spread,
     read_answers,
+    welch_interval,
 )
 from nanovlm.results.verdict import DEFAULT_NUMBER, describe_verdict, gain_counts
 from nanovlm.search.sections import Objective
@@ -64,8 +67,9 @@ def summarize_confirmation(
 ) -> dict[str, Any] | None:
     """Return what `summary.json` has under `confirmation`; None without runs.
 
-    The winner is the configuration with the best mean; of equal ones the default, then the one of
-    the earlier trial. One that a seed has made fail by its own values comes after all others.
+    The winner is who came furthest in the race, of those the one with the best mean; the default
+    configuration if none beats its mean over the seeds that both have. One that a seed has made
+    fail by its own values comes after all others.
 
     Args:
         runs: the ended confirming runs, each with the number of the trial whose configuration it
@@ -85,15 +89,13 @@ def summarize_confirmation(
     spread = pooled_spread([[*c.values.values()] for c in configurations.values()])
     default = configurations.get(DEFAULT_NUMBER)
     search_values = {r.number: r.metrics.get(metric) for r in searched if r.state == "completed"}
-
-    def rank(configuration: _Configuration) -> tuple[bool, bool, float]:
-        mean = configuration.mean
-        return mean is None, configuration.is_infeasible, 0.0 if mean is None else -sign * mean
-
-    ordered = sorted(configurations.values(), key=rank)
+    ordered = _ordered(configurations, sign)
     described = [
         _describe(c, search_values.get(c.number))
-        | {"difference_to_default": _difference(c, default, answers_dir, spread)}
+        | {
+            "difference_to_default": _difference(c, default, answers_dir),
+            "race": _race(c, ordered, spread, sign, answers_dir),
+        }
         for c in ordered
     ]
     return {
@@ -148,6 +150,44 @@ def _seed(run: TrialRecord) -> int:
     return seed
 
 
+def _ordered(configurations: Mapping[int, _Configuration], sign: int) -> list[_Configuration]:
+    """Return the configurations, the best first.
+
+    Candidates that dropped out have fewer seeds and come later, whatever luck their mean had. The
+    default one, which never drops out, stands before the first that it is not behind.
+    """
+
+    def rank(c: _Configuration) -> tuple[bool, bool, int, float]:
+        mean = c.mean
+        last_seed = max(c.finished, default=0)
+        return mean is None, c.is_infeasible, -last_seed, 0.0 if mean is None else -sign * mean
+
+    default = configurations.get(DEFAULT_NUMBER)
+    ordered = sorted((c for c in configurations.values() if c is not default), key=rank)
+    if default is None:
+        return ordered
+    place = len(ordered)
+    if default.mean is not None:
+        behind = (i for i, c in enumerate(ordered) if _is_behind(c, default, sign))
+        place = next(behind, place)
+    return [*ordered[:place], default, *ordered[place:]]
+
+
+def _is_behind(this: _Configuration, default: _Configuration, sign: int) -> bool:
+    if this.is_infeasible != default.is_infeasible or this.mean is None:
+        return this.mean is None or this.is_infeasible
+    difference = _mean_difference(this, default)
+    return difference is not None and sign * difference <= 0
+
+
+def _mean_difference(this: _Configuration, other: _Configuration) -> float | None:
+    """Return the mean of `this` less that of `other`, over the seeds that both have finished."""
+    seeds = this.finished.keys() & other.finished.keys()
+    if not seeds:
+        return None
+    return statistics.fmean(this.values[seed] - other.values[seed] for seed in sorted(seeds))
+
+
 def _is_held_out(runs: Sequence[TrialRecord]) -> bool:
     return all(run.config.get("mmstar_part") == "holdout" for run in runs)
 
@@ -172,32 +212,60 @@ def _describe(configuration: _Configuration, search_value: float | None) -> dict
 
 
 def _difference(
-    this: _Configuration,
-    default: _Configuration | None,
-    answers_dir: Path,
-    spread: Spread | None,
+    this: _Configuration, default: _Configuration | None, answers_dir: Path
 ) -> dict[str, Any] | None:
     """Return this configuration less the default one, over the seeds that both have finished."""
     if default is None or this is default:
         return None
-    seeds = sorted(this.finished.keys() & default.finished.keys())
-    if not seeds:
+    mean = _mean_difference(this, default)
+    if mean is None:
         return None
-    mean = statistics.fmean(this.values[seed] - default.values[seed] for seed in seeds)
+    seeds = sorted(this.finished.keys() & default.finished.keys())
     items = _compare_items(this, default, seeds, answers_dir)
-    seeds_interval = None
-    if spread is not None:
-        half = spread.difference_half_width(len(seeds), len(seeds))
-        seeds_interval = mean - half, mean + half
+    ours, others = ([side.values[seed] for seed in seeds] for side in (this, default))
     return {
         "mean": mean,
         "seeds": seeds,
-        "seeds_interval_95": seeds_interval,
+        "seeds_interval_95": welch_interval(ours, others),
         "interval_95": items and items.interval_95,
         "p_value": items and items.p_value,
         "num_items": items and items.num_items,
         "only_this_right": items and items.only_a,
         "only_default_right": items and items.only_b,
+    }
+
+
+def _race(
+    this: _Configuration,
+    ordered: Sequence[_Configuration],
+    spread: Spread | None,
+    sign: int,
+    answers_dir: Path,
+) -> dict[str, Any] | None:
+    """Return how far a candidate came, and what it lacks to the best one; None for the default one.
+
+    It is clearly behind if neither other questions nor other seeds could easily have undone that:
+    by the spread that all configurations have in common, for it may have a single seed. The level
+    of 95 % is for all pairs of candidates together (Bonferroni).
+    """
+    if this.number == DEFAULT_NUMBER:
+        return None
+    candidates = [c for c in ordered if c.number != DEFAULT_NUMBER]
+    ended = {c.number: max([*c.finished, *map(_seed, c.failed)]) for c in candidates}
+    best = candidates[0]
+    difference = None if this is best else _mean_difference(best, this)
+    is_clear = False
+    if difference is not None and spread is not None:
+        seeds = sorted(this.finished.keys() & best.finished.keys())
+        error = (1 - LEVEL) / math.comb(len(candidates), 2)
+        half = spread.difference_half_width(len(seeds), len(seeds), 1 - error)
+        items = _compare_items(best, this, seeds, answers_dir)
+        is_clear = sign * difference > half and (items is None or items.p_value < error)
+    return {
+        "last_seed": ended[this.number],
+        "is_out": bool(this.failed) or ended[this.number] < max(ended.values()),
+        "behind_best": None if difference is None else sign * difference,
+        "is_clearly_behind": is_clear,
     }
 
 

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nanovlm.results.terminal.texts import format_value
-from nanovlm.results.verdict import DEFAULT_NUMBER
+from nanovlm.results.verdict import DEFAULT_NUMBER, left_the_race
 from nanovlm.search.sections import Objective
 
 
@@ -20,8 +20,8 @@ def confirmation_table(confirmation: Mapping[str, Any], objective: Objective) ->
     configurations = confirmation["configurations"]
     keys = sorted({key for c in configurations for key in c["parameters"]})
     table = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
-    columns = ("trial", "runs", f"mean {objective.metric}", "in the search", "to the default", "p")
-    for name in (*columns, *keys):
+    columns = ["trial", "runs", f"mean {objective.metric}", "in the search", "to the default", "p"]
+    for name in (*columns, "left the race", *keys):
         table.add_column(name, justify="right", no_wrap=True)
     for c in configurations:
         difference = c["difference_to_default"] or {}
@@ -33,6 +33,7 @@ def confirmation_table(confirmation: Mapping[str, Any], objective: Objective) ->
             _number(c["search_value"]),
             escape(_difference(difference)),
             "-" if p_value is None else f"{p_value:.2g}",
+            left_the_race(c, objective) or "-",
             *(escape(format_value(c["parameters"].get(key, "-"))) for key in keys),
         )
     return table

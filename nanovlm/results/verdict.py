@@ -28,7 +28,8 @@ def describe_verdict(
     """
     failed = sum(len(c["failed"]) for c in configurations)
     total = failed + sum(len(c["runs"]) for c in configurations)
-    tail = f"; {failed} of {total} runs failed" if failed else ""
+    tail = _not_told_apart(configurations, total)
+    tail += f"; {failed} of {total} runs failed" if failed else ""
     return _Sentence(configurations, objective, is_held_out).text() + tail
 
 
@@ -36,8 +37,8 @@ def gain_counts(configurations: Sequence[Mapping[str, Any]], objective: Objectiv
     """Return whether the best configuration's gain over the default one is more than chance.
 
     It counts if neither other questions nor other seeds could easily have undone it: p below 0.05
-    where the questions were compared, and an interval over seeds that does not hold 0. That may be
-    missing, with one seed, only beside a p.
+    where the questions were compared, and an interval over seeds that does not hold 0. One seed has
+    no such interval, and does not suffice.
 
     Args:
         configurations: as in `summary.json`, the best first.
@@ -48,7 +49,25 @@ def gain_counts(configurations: Sequence[Mapping[str, Any]], objective: Objectiv
     p_value, interval = difference["p_value"], difference["seeds_interval_95"]
     if p_value is not None and p_value >= SIGNIFICANT:
         return False
-    return p_value is not None if interval is None else not _holds_zero(interval)
+    return interval is not None and not _holds_zero(interval)
+
+
+def left_the_race(configuration: Mapping[str, Any], objective: Objective) -> str | None:
+    """Return when a configuration dropped out and why; None for one that did not.
+
+    Args:
+        configuration: of `configurations` in `summary.json`.
+    """
+    race = configuration.get("race")  # earlier versions did not write it
+    if not race or not race["is_out"]:
+        return None
+    if configuration["failed"]:
+        return f"failed on seed {configuration['failed'][-1]['seed']}"
+    text = f"after seed {race['last_seed']}"
+    if race["behind_best"] is None:
+        return text
+    amount = _Unit(objective).amount_of_gain(race["behind_best"])
+    return f"{text}: {amount} behind, {'clearly' if race['is_clearly_behind'] else 'or by chance'}"
 
 
 def describe_unconfirmed_gain(
@@ -99,8 +118,12 @@ class _Unit:
 
     def amount(self, difference: float, interval: Sequence[float] | None) -> str:
         """Return `10.9 points [8.9, 12.8]`."""
-        text = f"{self._number(self.gain(difference))} {self._name}"
+        text = self.amount_of_gain(self.gain(difference))
         return text if interval is None else f"{text} {self.interval(interval)}"
+
+    def amount_of_gain(self, gain: float) -> str:
+        """Return `10.9 points`."""
+        return f"{self._number(gain)} {self._name}"
 
     def interval(self, interval: Sequence[float]) -> str:
         low, high = sorted(map(self.gain, interval))
@@ -144,11 +167,14 @@ class _Sentence:
         p = f"p = {difference['p_value']:.2g}"
         interval = difference["seeds_interval_95"]
         if self._counts:
-            seeds = ", with one seed: how far other seeds would lie apart is not known"
-            tail = seeds if interval is None else ""
-            return f"{name} beats {_DEFAULT} by {gain} {where} ({p}){tail}"
-        if difference["p_value"] >= SIGNIFICANT or interval is None or self._gain <= 0:
+            return f"{name} beats {_DEFAULT} by {gain} {where} ({p})"
+        if difference["p_value"] >= SIGNIFICANT or self._gain <= 0:
             return f"the gain of {name} over {_DEFAULT}, {gain} {where}, is inside the noise ({p})"
+        if interval is None:
+            return (
+                f"the gain of {name} over {_DEFAULT}, {gain} {where} ({p}), may be noise between "
+                "seeds: with one seed that is not known"
+            )
         return (
             f"the gain of {name} over {_DEFAULT}, {gain} {where} ({p}), is inside the noise "
             f"between seeds: {self._unit.interval(interval)}"
@@ -174,6 +200,21 @@ class _Sentence:
 
     def _amount(self, interval: Sequence[float] | None) -> str:
         return self._unit.amount(self._difference["mean"], interval)
+
+
+def _not_told_apart(configurations: Sequence[Mapping[str, Any]], num_runs: int) -> str:
+    """Return which candidates may be as good as the best of them, as the end of a sentence."""
+    raced = [c for c in configurations if c.get("race")]  # earlier versions did not write it
+    open_ones = [
+        c["number"]
+        for c in raced
+        if c["race"]["behind_best"] is not None and not c["race"]["is_clearly_behind"]
+    ]
+    if not open_ones:
+        return ""
+    *some, last = map(str, sorted(open_ones))
+    names = f"trials {', '.join(some)} and {last}" if some else f"trial {last}"
+    return f"; {num_runs} runs could not tell trial {raced[0]['number']} from {names}"
 
 
 def _holds_zero(interval: Sequence[float]) -> bool:

@@ -1,7 +1,7 @@
-"""Which runs confirm a search: the best configurations and the default one, on fresh seeds.
+"""Which runs confirm a search: the best configurations race the default one on fresh seeds.
 
-Pure functions of the space and of what has ended, so that a search which was interrupted while it
-confirmed plans the same runs again and leaves out what is done.
+`race.py` has the rule. Pure functions of the space and of what has ended, so that a search which
+was interrupted while it confirmed goes on with the run that would have followed.
 """
 
 import dataclasses
@@ -15,11 +15,9 @@ from nanovlm.config_files import Layer, build_config
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
 from nanovlm.results.verdict import DEFAULT_NUMBER
+from nanovlm.search.race import Race
+from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace
-
-ENOUGH_TRIALS = 3
-"""So many must have come to a milestone for its values to choose between configurations. The very
-first trials get far with whatever values they have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,9 +36,11 @@ class ConfirmRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConfirmPlan:
-    """What is still to be run, in this order."""
+    """What is to be run now."""
 
     runs: tuple[ConfirmRun, ...]
+    """All that are certain and have not ended, in this order; what they come to decides which
+    others follow. None when the race is over."""
     notes: tuple[str, ...]
     """What is left out, and why; for people."""
 
@@ -66,55 +66,90 @@ def with_holdout(space: SearchSpace) -> SearchSpace:
     return dataclasses.replace(space, base=base)
 
 
-def confirm_seeds(space: SearchSpace) -> tuple[int, ...]:
-    """Return the seeds of the confirming runs: the first above all that the search can have used.
+def first_confirm_seed(space: SearchSpace) -> int:
+    """Return the seed of the first round: the first above all that the search can have used.
 
-    They follow from the space alone and are the same for every configuration, so that each seed
-    gives a pair of runs which see the same data in the same order.
+    Each round has the next one. They follow from the space alone and are the same for every
+    configuration, so that the runs of a round see the same data in the same order.
     """
     searched = [value for p in space.parameters if p.key == "seed" for value in p.values]
     used: list[Any] = [space.base.seed, *searched]
-    return tuple(max(used) + 1 + i for i in range(space.confirm.seeds))
+    return int(max(used)) + 1
 
 
 def plan_confirmation(
     space: SearchSpace, records: Sequence[TrialRecord], done: Sequence[TrialRecord] = ()
 ) -> ConfirmPlan:
-    """Return the runs that confirm the search, without those that are done.
+    """Return the runs that confirm the search and are certain now, without those that are done.
 
-    These are the `confirm.top` best configurations, as far as most trials came to be compared, and
-    the default one; trials that differ in their seed alone are one configuration. The runs go seed
-    by seed, and of each seed the best configuration and the default one come first: whatever the
-    time suffices for is comparable.
+    The best configurations of the search (`rank_configurations`) and the default one race.
 
     Args:
         records: the ended trials of the search.
-        done: ended runs of an earlier plan, however they ended.
+        done: ended runs of the race, however they ended.
     """
     default = next((r for r in records if r.number == DEFAULT_NUMBER), None)
     default_config = space.base if default is None else _config_of(default)
-    best = _best_configurations(space, records, default_config)[: space.confirm.top]
-    if not best:
+    ranked = rank_configurations(records, space.objective, default_config)
+    if not ranked or not space.confirm.top:
         return ConfirmPlan(runs=(), notes=_notes_without_runs(space))
-    chosen = [(r.number, dict(r.parameters), _config_of(r)) for r in best]
+    entries = {r.number: (dict(r.parameters), _config_of(r)) for r in ranked}
     notes = []
-    if default is not None and default.state == "failed":
+    can_run_default = default is None or default.state != "failed"
+    if can_run_default:
+        values = space.default_values() if default is None else dict(default.parameters)
+        entries[DEFAULT_NUMBER] = values, default_config
+    else:
+        assert default is not None, "a trial has failed"
         notes.append(
             f"the default configuration (trial {DEFAULT_NUMBER}) failed and is not run again, so "
             f"nothing is compared with it: {default.reason}"
         )
-    else:
-        values = space.default_values() if default is None else dict(default.parameters)
-        chosen.insert(1, (DEFAULT_NUMBER, values, default_config))
-    ended = {record.trial_id for record in done}
-    runs = [
-        _run(space, number, parameters, config, seed)
-        for seed in confirm_seeds(space)
-        for number, parameters, config in chosen
-    ]
-    return ConfirmPlan(
-        runs=tuple(run for run in runs if run.trial_id not in ended), notes=tuple(notes)
+    race = Race.between(
+        [r.number for r in ranked], DEFAULT_NUMBER if can_run_default else None, space.confirm
     )
+    first_seed = first_confirm_seed(space)
+    runs = [
+        _run(space, number, *entries[number], first_seed + seed_round)
+        for number, seed_round in race.next_runs(_results(done, space.objective, first_seed))
+    ]
+    return ConfirmPlan(runs=tuple(runs), notes=tuple(notes))
+
+
+def rank_configurations(
+    records: Sequence[TrialRecord], objective: Objective, default: TrainConfig
+) -> list[TrialRecord]:
+    """Return a trial of each configuration besides the default one, the likeliest best first.
+
+    That is the one with the best last value, wherever it stopped or paused; of equal ones the one
+    that came further, then the earlier one. Trials that differ in their seed alone are one
+    configuration. A paused trial is not trained to its end before: a fresh seed in full says of its
+    configuration what the rest of its own training would, and without the luck that had it chosen.
+    """
+    sign = -1 if objective.mode == "max" else 1
+
+    def rank(record: TrialRecord) -> tuple[float, int, int]:
+        return sign * record.metrics[objective.metric], -record.samples_seen, record.number
+
+    judged = [r for r in records if r.state != "failed" and objective.metric in r.metrics]
+    best: dict[str, TrialRecord] = {}
+    for record in sorted(judged, key=rank):
+        best.setdefault(_identity(_config_of(record)), record)
+    best.pop(_identity(default), None)
+    return list(best.values())
+
+
+def _results(
+    done: Sequence[TrialRecord], objective: Objective, first_seed: int
+) -> dict[tuple[int, int], float | None]:
+    """Return what the runs came to, as the race sees it: more is better."""
+    sign = 1 if objective.mode == "max" else -1
+    return {
+        (run.number, run.config["seed"] - first_seed): sign * run.metrics[objective.metric]
+        if run.state == "completed" and objective.metric in run.metrics
+        else None
+        for run in done
+    }
 
 
 def _division(config: TrainConfig) -> tuple[float, str]:
@@ -125,32 +160,6 @@ def _notes_without_runs(space: SearchSpace) -> tuple[str, ...]:
     if not space.confirm.top:
         return ()
     return ("nothing to confirm: no configuration but the default one has reported",)
-
-
-def _best_configurations(
-    space: SearchSpace, records: Sequence[TrialRecord], default: TrainConfig
-) -> list[TrialRecord]:
-    """Return the best trial of each configuration besides the default one, the best first.
-
-    Trials are compared at the furthest milestone that ENOUGH_TRIALS have reached; those that have
-    not come there follow, by how far they came.
-    """
-    metric = space.objective.metric
-    sign = -1 if space.objective.mode == "max" else 1
-    judged = [r for r in records if r.state != "failed" and metric in r.metrics]
-    counts = sorted((len(record.reports) for record in judged), reverse=True)
-    furthest = counts[min(ENOUGH_TRIALS, len(counts)) - 1] if counts else 0
-
-    def rank(record: TrialRecord) -> tuple[int, float, int]:
-        reached = min(len(record.reports), furthest)
-        value = record.reports[reached - 1].metrics[metric]
-        return -reached, sign * value, record.number
-
-    best: dict[str, TrialRecord] = {}
-    for record in sorted(judged, key=rank):
-        best.setdefault(_identity(_config_of(record)), record)
-    best.pop(_identity(default), None)
-    return list(best.values())
 
 
 def _config_of(record: TrialRecord) -> TrainConfig:

@@ -23,10 +23,10 @@ Kept on disk are only files that can still be needed:
 
 - of each running trial the state of its last report, and while a new one is written both;
 - of each paused trial that state, of `scheduler.max_paused` of them at most;
-- the final models of the `confirm.top` best trials, and for the moment of the exchange one more;
-  `best/` is a second name for one of the models kept;
-- until the winner is known the models of the confirming runs, `confirm.seeds` for each of these
-  configurations and the default one, after it that of the run that `best/` is of;
+- the final models of as many of the best trials as will be raced, and for the moment of the
+  exchange one more; `best/` is a second name for one of the models kept;
+- until the winner is known the models of the confirming runs, `confirm.runs` at most, after it
+  that of the run that `best/` is of;
 - of every ended trial its answers, its line in `trials.jsonl` and its log lines.
 
 A state holds the weights and, of what is trained, AdamW's two moments, all in float32."""
@@ -85,9 +85,8 @@ def disk_peak(
     sizes = [_sizes(config) for config in _largest_configs(space)]
     model = max(model for model, _ in sizes)
     state = max(state for _, state in sizes)
-    confirmed = space.confirm.top + 1 if space.confirm.top else 0
-    num_models = max(1, space.confirm.top) + 1 + confirmed * space.confirm.seeds
-    num_runs = num_trials + confirmed * space.confirm.seeds
+    num_models = max(1, space.confirm.num_raced) + 1 + space.confirm.most_runs
+    num_runs = num_trials + space.confirm.most_runs
     return DiskPeak(
         model=model,
         state=state,
@@ -110,8 +109,7 @@ def check_disk(peak: DiskPeak, folder: Path) -> None:
             f"--results: the search takes up to {gib(peak.total)} in {folder.parent}, where "
             f"{gib(free_bytes(folder))} are free; its trials' states are "
             f"{gib(peak.states + peak.paused)} of it and the models that are kept "
-            f"{gib(peak.models)}; lower --concurrency{also}, confirm.top or confirm.seeds, or "
-            "choose another disk"
+            f"{gib(peak.models)}; lower --concurrency{also} or confirm.runs, or choose another disk"
         )
 
 

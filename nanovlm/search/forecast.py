@@ -14,10 +14,12 @@ import torch
 
 from nanovlm.files import free_bytes, gib
 from nanovlm.machine import usable_cpus
+from nanovlm.results.verdict import DEFAULT_NUMBER
 from nanovlm.search.disk import DiskPeak, disk_peak, max_paused_states
 from nanovlm.search.parameter import count_configurations
 from nanovlm.search.past_speed import PastSearches, past_speed
 from nanovlm.search.plan import SearchPlan
+from nanovlm.search.race import Race, most_batches
 from nanovlm.search.rungs import build_rungs
 from nanovlm.search.sections import TrialResources
 from nanovlm.search.simulation import CORRELATIONS, SimulatedSearch, simulate
@@ -152,8 +154,7 @@ class Forecast:
             *self._trial_lines(),
             *([] if self.pauses is None else [self.pauses.line()]),
             f"search          {self.search_samples} samples",
-            f"confirm         {self.confirm_runs} full trainings, "
-            f"{_short(self.confirm_runs * self.plan.trial_samples)} samples",
+            self._confirm_line(),
             *self._time_lines(),
             *self._disk_lines(),
             *(f"left out        {text}" for text in self.left_out),
@@ -169,6 +170,16 @@ class Forecast:
         fewer = trials is not None and count < trials
         ends = f", fewer than budget.trials={trials}: the search ends after them" if fewer else ""
         return f"configurations  {count:,} distinct{ends}"
+
+    def _confirm_line(self) -> str:
+        if not self.confirm_runs:
+            return "confirm         nothing"
+        samples = _short(self.confirm_runs * self.plan.trial_samples)
+        raced = len(_race(self.plan.space).candidates)
+        best = f"the best {raced} and the default one" if raced > 1 else "the best and the default"
+        return (
+            f"confirm         at most {self.confirm_runs} full trainings, {samples} samples: {best}"
+        )
 
     def _trial_lines(self) -> list[str]:
         ends = (*self.plan.milestones, self.plan.trial_samples)
@@ -232,7 +243,7 @@ def forecast(
     max_states = max_paused_states(space, disk_peak(space, **sizes), free_bytes(results))
     searches = _simulate(plan, concurrency, rate, num_trials, max_states)
     pauses = _pauses(space, searches, max_states) if space.scheduler.pauses else None
-    confirm_runs = _num_confirm_runs(space)
+    confirm_runs, confirm_batches = most_batches(_race(space), concurrency)
     return Forecast(
         plan=plan,
         num_trials=num_trials,
@@ -244,7 +255,7 @@ def forecast(
         ),
         search_samples=Range.of([s.samples for s in searches]),
         pauses=pauses,
-        time=None if rate is None else _time(plan, concurrency, rate, searches, confirm_runs),
+        time=None if rate is None else _time(plan, rate, searches, confirm_runs, confirm_batches),
         confirm_runs=confirm_runs,
         disk=disk_peak(space, **sizes, num_paused=pauses.num_states if pauses else 0),
         free_bytes=free_bytes(results),
@@ -262,19 +273,19 @@ def _pauses(space: SearchSpace, searches: Sequence[SimulatedSearch], max_states:
     )
 
 
-def _num_confirm_runs(space: SearchSpace) -> int:
-    """Return how many runs confirm: of the best configurations and the default one."""
+def _race(space: SearchSpace) -> Race:
+    """Return the race that confirms, with any numbers for the configurations."""
     others = (count_configurations(space.parameters) or math.inf) - 1
-    best = min(space.confirm.top, others)
-    return int(best + 1) * space.confirm.seeds if best else 0
+    ranked = range(1, int(min(space.confirm.top, others)) + 1)
+    return Race.between(ranked, DEFAULT_NUMBER, space.confirm)
 
 
 def _time(
     plan: SearchPlan,
-    concurrency: int,
     rate: Rate,
     searches: Sequence[SimulatedSearch],
     confirm_runs: int,
+    confirm_batches: int,
 ) -> Time:
     run_seconds = _seconds(rate, plan.trial_samples, 1)
     return Time(
@@ -282,7 +293,7 @@ def _time(
         trial_seconds=Range.of([_seconds(rate, s.samples, s.num_reports) for s in searches]),
         wall_seconds=Range.of([s.duration / rate.samples_per_second for s in searches]),
         confirm_seconds=confirm_runs * run_seconds,
-        confirm_wall_seconds=math.ceil(confirm_runs / concurrency) * run_seconds,
+        confirm_wall_seconds=confirm_batches * run_seconds,
     )
 
 

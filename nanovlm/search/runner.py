@@ -97,7 +97,7 @@ def run_plan(
     unchecked = check_same_data(folder, plan.data) if resume else ()
     most_bytes, max_states = _check_room(plan, concurrency, folder)
     space = plan.space
-    num_models = max(1, space.confirm.top)
+    num_models = max(1, space.confirm.num_raced)
     store = ResultsStore(
         folder, space.objective, space.resources.gpus_per_trial, num_models, default_name
     )

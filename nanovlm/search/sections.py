@@ -9,6 +9,7 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -119,15 +120,48 @@ class Study(_Section):
         return type(self).model_validate, (self.without_password().model_dump(),)
 
 
-class Confirm(_Section):
-    """The runs on fresh seeds that decide between the best configurations after the search."""
+JUDGED_SEEDS = 3
+"""So many fresh seeds, of a configuration and of the default one, a verdict needs to be likely:
+with two, the spread between seeds is all but unknown."""
 
-    top: Annotated[int, Field(ge=0)] = 3
-    """So many configurations are run again, besides the default one; 0 confirms nothing."""
-    seeds: PositiveInt = 2
-    """Runs of each."""
+
+_RUNS = 8
+"""Of a race: 3 configurations and the default one on a seed, then the best of them on two more."""
+
+
+class Confirm(_Section):
+    """The race on fresh seeds that decides between the best configurations after the search."""
+
+    top: Annotated[int, Field(ge=0)] = 6
+    """So many configurations are raced at most, beside the default one; 0 confirms nothing."""
+    runs: Annotated[int, Field(ge=2)] | None = None
+    """Full trainings in all, at most; null: 8."""
+    seeds: PositiveInt | None = None
+    """In place of runs: so many for each of the best 3 configurations and the default one."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the benchmark's questions that only these runs are asked."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _is_alone(cls, seeds: int | None, info: ValidationInfo) -> int | None:
+        if seeds is not None and info.data.get("runs") is not None:
+            raise ValueError(f"must be left out beside confirm.runs={info.data['runs']}")
+        return seeds
+
+    @property
+    def most_runs(self) -> int:
+        """How many runs there are at most."""
+        if not self.top:
+            return 0
+        if self.seeds is not None:
+            return (min(self.top, 3) + 1) * self.seeds
+        return _RUNS if self.runs is None else self.runs
+
+    @property
+    def num_raced(self) -> int:
+        """How many configurations enter the race, beside the default one: as many as leave
+        `JUDGED_SEEDS` runs to the best of them and to the default one."""
+        return min(self.top, max(1, self.most_runs - 1 - 2 * (JUDGED_SEEDS - 1)))
 
 
 class TrialResources(_Section):

@@ -1,8 +1,8 @@
 """The two stages of a search: Optuna suggests, Tune and the rungs decide, worker groups train.
 
 In the first one trials run until a limit of the budget is reached; in the second one the best
-configurations run again on fresh seeds, which decides between them. Both can be interrupted and
-gone on with.
+configurations race each other and the default one on fresh seeds, which decides between them. Both
+can be interrupted and gone on with.
 """
 
 import functools
@@ -227,12 +227,12 @@ class _Search:
         remove_folder(state_dir(self.place.folder, trial_id_of(number)))
 
     def runs_to_confirm(self) -> tuple[ConfirmRun, ...]:
-        """Return the runs of the second stage that have not ended."""
+        """Return the runs of the second stage that are certain now and have not ended."""
         return plan_confirmation(self.plan.space, self._ended, self._confirmed).runs
 
     def confirm(self, running: Session) -> None:
-        """Run the second stage."""
-        run_to_end(running.channel, [self._job(run) for run in self.runs_to_confirm()])
+        """Run the second stage: what has ended decides what follows."""
+        run_to_end(running.channel, lambda: [self._job(run) for run in self.runs_to_confirm()])
 
     def raise_problem(self) -> None:
         """Raise the user's mistake that a report has shown."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from nanovlm.errors import UserError
 from nanovlm.messages import Kind, TrialRecord
 from nanovlm.search.confirm_plan import (
     ConfirmPlan,
-    confirm_seeds,
+    first_confirm_seed,
     plan_confirmation,
+    rank_configurations,
     with_holdout,
 )
 from nanovlm.search.space import SearchSpace, load_space
@@ -35,11 +36,16 @@ def space_of(
 
 
 def record(
-    space: SearchSpace, number: int, value: float | None, state: Any = "completed", **changes: Any
+    space: SearchSpace,
+    number: int,
+    value: float | None,
+    state: Any = "completed",
+    samples: int | None = None,
+    **changes: Any,
 ) -> TrialRecord:
-    """Return a trial as it is read from `trials.jsonl`; a full one has reported twice."""
+    """Return a trial as it is read from `trials.jsonl`; a full one has 200 samples."""
     metrics = {} if value is None else {space.objective.metric: value}
-    num_reports = {"failed": 0, "stopped": 1, "completed": 2}[state]
+    samples = samples or {"failed": 0, "stopped": 100, "completed": 200}[state]
     parameters = space.default_values() | changes
     config = json.loads(json.dumps(config_values(space.config_for(parameters))))
     return make_record(
@@ -47,18 +53,18 @@ def record(
         state,
         parameters=parameters,
         config=config,
-        reports=[make_report(100, metrics)] * num_reports,
+        reports=[make_report(samples, metrics)] if samples else [],
         reason="out of memory" if state == "failed" else None,
     )
 
 
 def search(space: SearchSpace) -> list[TrialRecord]:
-    """Return trials in the order of their end; 5, 2, 7 and 1 are the best of full length."""
+    """Return trials in the order of their end; 5, 2, 7, 3 and 1 are the best ones."""
     return [
         record(space, 1, 0.60, lr_mp=0.01),
         record(space, 0, 0.50),
         record(space, 2, 0.80, lr_mp=0.02),
-        record(space, 3, 0.99, "stopped", lr_mp=0.03),
+        record(space, 3, 0.65, "stopped", lr_mp=0.03),
         record(space, 4, None, "failed", lr_mp=0.04),
         record(space, 5, 0.90, lr_mp=0.05),
         record(space, 6, 0.10, lr_mp=0.06),
@@ -66,11 +72,16 @@ def search(space: SearchSpace) -> list[TrialRecord]:
     ]
 
 
-def ended(plan: ConfirmPlan, state: Any = "completed") -> list[TrialRecord]:
+def ended(
+    plan: ConfirmPlan, state: Any = "completed", values: Mapping[int, float] | None = None
+) -> list[TrialRecord]:
+    """Return the records of the plan's runs; by default the search was right."""
+    values = values or {5: 0.90, 2: 0.80, 7: 0.70}
     return [
         make_record(
             run.number,
             state,
+            {"mmstar_accuracy": values.get(run.number, 0.5) + run.seed / 100},
             trial_id=run.trial_id,
             kind=Kind.CONFIRM,
             parameters=run.parameters,
@@ -84,13 +95,38 @@ def numbers_and_seeds(plan: ConfirmPlan) -> list[tuple[int, int]]:
     return [(run.number, run.seed) for run in plan.runs]
 
 
-def test_the_best_and_the_default_one_seed_by_seed_the_most_important_first(tmp_path: Path) -> None:
+def whole_race(
+    space: SearchSpace, records: Sequence[TrialRecord], slots: int = 1, **changes: Any
+) -> list[TrialRecord]:
+    """Return the runs of a race in the order of their end."""
+    done: list[TrialRecord] = []
+    while (plan := plan_confirmation(space, records, done)).runs:
+        done += ended(dataclasses.replace(plan, runs=plan.runs[:slots]), **changes)
+    return done
+
+
+def raced(done: Sequence[TrialRecord]) -> list[tuple[int, int]]:
+    return [(run.number, run.config["seed"]) for run in done]
+
+
+def test_the_best_race_the_default_one_seed_by_seed(tmp_path: Path) -> None:
     space = space_of(tmp_path)
     plan = plan_confirmation(space, search(space))
-    order = (5, 0, 2, 7)
-    assert numbers_and_seeds(plan) == [(n, seed) for seed in (4, 5) for n in order]
+    certain = [(5, 4), (0, 4), (2, 4), (7, 4)]
+    assert numbers_and_seeds(plan) == [*certain, (0, 5), (0, 6)]
     assert [run.trial_id for run in plan.runs[:2]] == ["confirm-5-seed-4", "confirm-0-seed-4"]
     assert plan.notes == ()
+    done = whole_race(space, search(space))
+    assert raced(done) == [*certain, (5, 5), (0, 5), (5, 6), (0, 6)]
+
+
+def test_fresh_seeds_choose_and_not_the_search(tmp_path: Path) -> None:
+    space = space_of(tmp_path)
+    done = whole_race(space, search(space), values={5: 0.1, 7: 0.9})
+    assert [number for number, seed in raced(done) if seed > 4 and number] == [7, 7]
+    space = space_of(tmp_path, {"objective.mode": "min"})
+    done = whole_race(space, search(space), values={6: 0.9, 1: 0.8, 3: 0.7})
+    assert [number for number, seed in raced(done) if seed > 4 and number] == [3, 3]
 
 
 def test_a_run_differs_from_its_trial_in_the_seed_alone(tmp_path: Path) -> None:
@@ -104,47 +140,79 @@ def test_a_run_differs_from_its_trial_in_the_seed_alone(tmp_path: Path) -> None:
         assert run.parameters.keys() == {"lr_mp", "batch_size"}
 
 
-def test_until_three_have_run_in_full_values_of_the_milestone_before_decide(tmp_path: Path) -> None:
+def ranked(space: SearchSpace, records: Sequence[TrialRecord]) -> list[int]:
+    return [r.number for r in rank_configurations(records, space.objective, space.base)]
+
+
+def test_the_last_value_ranks_a_trial_wherever_it_stopped(tmp_path: Path) -> None:
+    space = space_of(tmp_path)
+    assert ranked(space, search(space)) == [5, 2, 7, 3, 1, 6]
+
+
+def test_of_equal_last_values_who_came_further_is_first_then_the_earlier(tmp_path: Path) -> None:
     space = space_of(tmp_path)
     records = [
-        record(space, 0, 0.50),
-        record(space, 1, 0.60, lr_mp=0.01),  # got far as one of the first
-        record(space, 2, 0.80, "stopped", lr_mp=0.02),
-        record(space, 3, 0.70, "stopped", lr_mp=0.03),
+        record(space, 4, 0.8, "stopped", lr_mp=0.04),
+        record(space, 3, 0.8, lr_mp=0.03),
+        record(space, 2, 0.8, "stopped", samples=150, lr_mp=0.02),
+        record(space, 1, 0.8, "stopped", lr_mp=0.01),
     ]
-    runs = plan_confirmation(space, records).runs
-    assert [run.number for run in runs if run.seed == 4] == [2, 0, 3, 1]
+    assert ranked(space, records) == [3, 2, 1, 4]
+
+
+def test_the_lowest_value_is_best_where_that_is_the_objective(tmp_path: Path) -> None:
+    space = space_of(tmp_path, {"objective.metric": "val_loss", "objective.mode": "min"})
+    assert ranked(space, search(space)) == [6, 1, 3, 7, 2, 5]
 
 
 def test_the_number_of_runs_is_as_asked(tmp_path: Path) -> None:
     space = space_of(tmp_path, {"confirm.top": 1, "confirm.seeds": 3})
-    plan = plan_confirmation(space, search(space))
-    assert numbers_and_seeds(plan) == [(n, seed) for seed in (4, 5, 6) for n in (5, 0)]
+    assert raced(whole_race(space, search(space))) == [
+        (n, seed) for seed in (4, 5, 6) for n in (5, 0)
+    ]
+    space = space_of(tmp_path, {"confirm.runs": 12})
+    assert len(whole_race(space, search(space))) == 12
     nothing = space_of(tmp_path, {"confirm.top": 0})
     assert plan_confirmation(nothing, search(nothing)) == ConfirmPlan(runs=(), notes=())
 
 
-def test_the_lowest_value_is_best_where_that_is_the_objective(tmp_path: Path) -> None:
-    space = space_of(
-        tmp_path, {"objective.metric": "val_loss", "objective.mode": "min", "confirm.top": 2}
-    )
-    assert [run.number for run in plan_confirmation(space, search(space)).runs[:3]] == [6, 0, 1]
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"confirm.runs": 1}, r"confirm\.runs: .*2"),
+        ({"confirm.runs": 8, "confirm.seeds": 2}, r"confirm\.seeds: .* confirm\.runs=8"),
+        ({"confirm.seeds": 0}, r"confirm\.seeds"),
+        ({"confirm.top": -1}, r"confirm\.top"),
+        ({"confirm.run": 3}, r"confirm\.run\b.*runs"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        space_of(tmp_path, settings)
+
+
+def test_what_is_written_of_a_space_gives_the_same_race(tmp_path: Path) -> None:
+    for settings in ({}, {"confirm.seeds": 3}, {"confirm.runs": 12, "confirm.top": 4}):
+        space = space_of(tmp_path, settings)
+        assert space_of(tmp_path, text=space.to_yaml()).confirm == space.confirm
 
 
 def test_trials_that_are_one_configuration_count_once(tmp_path: Path) -> None:
-    space = space_of(tmp_path, {"confirm.seeds": 1})
+    space = space_of(tmp_path)
     again = [
         record(space, 8, 0.9, lr_mp=0.05),
         record(space, 9, 0.95, lr_mp=0.02),
         record(space, 10, 0.97),  # the default one
     ]
+    assert ranked(space, search(space) + again) == [9, 5, 7, 3, 1, 6]
     plan = plan_confirmation(space, search(space) + again)
-    assert [run.number for run in plan.runs] == [9, 0, 5, 7]
+    assert [run.number for run in plan.runs if run.seed == 4] == [9, 0, 5, 7]
 
 
 def test_a_searched_seed_is_replaced_by_one_that_no_trial_can_have_had(tmp_path: Path) -> None:
     text = "preset: digits\nsearch: {lr_mp: default, seed: {int: [0, 9]}}"
     space = space_of(tmp_path, {"confirm.top": 2}, text)
+    assert first_confirm_seed(space) == 10
     trials = [
         record(space, 0, 0.5),
         record(space, 1, 0.8, lr_mp=0.02, seed=9),
@@ -153,18 +221,19 @@ def test_a_searched_seed_is_replaced_by_one_that_no_trial_can_have_had(tmp_path:
         record(space, 4, 0.95, seed=7),  # the default configuration with another seed
     ]
     plan = plan_confirmation(space, trials)
-    assert numbers_and_seeds(plan) == [(n, seed) for seed in (10, 11) for n in (2, 0, 3)]
+    certain = [(2, 10), (0, 10), (3, 10), (0, 11), (0, 12)]
+    assert numbers_and_seeds(plan) == certain
     assert all(run.config.seed == run.seed for run in plan.runs)
     assert all(run.parameters.keys() == {"lr_mp"} for run in plan.runs)
 
 
-def test_the_seeds_do_not_depend_on_what_has_ended(tmp_path: Path) -> None:
+def test_the_first_fresh_seed_is_above_all_of_the_search(tmp_path: Path) -> None:
     text = "preset: digits\nsearch: {lr_mp: default, seed: {choice: [2, 50, 7]}}\nbase: {seed: 2}"
-    assert confirm_seeds(space_of(tmp_path, {"confirm.seeds": 3}, text)) == (51, 52, 53)
+    assert first_confirm_seed(space_of(tmp_path, text=text)) == 51
 
 
 def test_the_default_one_is_run_though_it_was_stopped_or_never_ended(tmp_path: Path) -> None:
-    space = space_of(tmp_path, {"confirm.seeds": 1, "confirm.top": 1})
+    space = space_of(tmp_path, {"confirm.runs": 2})
     others = [trial for trial in search(space) if trial.number]
     for trials in (others, [record(space, 0, 0.2, "stopped"), *others]):
         plan = plan_confirmation(space, trials)
@@ -175,7 +244,7 @@ def test_the_default_one_is_run_though_it_was_stopped_or_never_ended(tmp_path: P
 
 
 def test_a_default_one_that_failed_is_left_out_and_that_is_said(tmp_path: Path) -> None:
-    space = space_of(tmp_path, {"confirm.seeds": 1})
+    space = space_of(tmp_path)
     others = [trial for trial in search(space) if trial.number]
     plan = plan_confirmation(space, [record(space, 0, None, "failed"), *others])
     assert [run.number for run in plan.runs] == [5, 2, 7]
@@ -194,15 +263,24 @@ def test_with_nothing_to_compare_nothing_is_run(tmp_path: Path) -> None:
         )
 
 
-def test_what_is_done_is_left_out(tmp_path: Path) -> None:
+def test_a_race_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
     space = space_of(tmp_path)
-    plan = plan_confirmation(space, search(space))
-    done = ended(plan)
+    done = whole_race(space, search(space))
     for number in range(len(done) + 1):
         rest = plan_confirmation(space, search(space), done[:number])
-        assert rest.runs == plan.runs[number:]
-    failed = plan_confirmation(space, search(space), ended(plan, "failed")[:3])
-    assert failed.runs == plan.runs[3:]
+        assert [run.trial_id for run in rest.runs[:1]] == [
+            run.trial_id for run in done[number : number + 1]
+        ]
+    assert {*raced(whole_race(space, search(space), slots=8))} == {*raced(done)}
+
+
+def test_who_fails_on_a_fresh_seed_is_not_run_again(tmp_path: Path) -> None:
+    space = space_of(tmp_path)
+    first = plan_confirmation(space, search(space)).runs[0]
+    failed = ended(ConfirmPlan(runs=(first,), notes=()), "failed")
+    done = ended(plan_confirmation(space, search(space), failed))
+    follow = plan_confirmation(space, search(space), failed + done).runs
+    assert [(run.number, run.seed) for run in follow] == [(2, 5), (2, 6)]
 
 
 def test_the_holdout_is_asked_by_the_confirming_runs_alone(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_the_states_of_paused_trials_must_have_room_if_they_are_asked_for(tmp_pa
     assert asked_peak.total - asked_peak.paused == rest.total and rest.paused == 0
     for left, num_states in ((11 * rest.state, 5), (rest.state, 0), (-1, 0)):
         assert max_paused_states(any_number, rest, rest.total + left) == num_states
-    with pytest.raises(UserError, match=r"lower --concurrency, scheduler\.max_paused, confirm"):
+    with pytest.raises(UserError, match=r"lower --concurrency, scheduler\.max_paused or confirm"):
         check_disk(replace(asked_peak, paused=2**60), tmp_path)
 
 

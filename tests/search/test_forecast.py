@@ -55,6 +55,7 @@ def test_hours_at_a_given_rate(tmp_path: Path) -> None:
     assert expected.time.confirm_seconds == 8 * 3600
     assert expected.time.confirm_wall_seconds == 4 * 3600
     text = expected.describe()
+    assert "confirm         at most 8 full trainings, 28,800 samples: the best 3 and the de" in text
     assert "CPU-hours       5 (5 to 5), and 8 to confirm" in text
     assert "hours           3 (3 to 3), and 4 to confirm" in text
     assert "evaluation is not counted" in text
@@ -116,11 +117,11 @@ def test_a_folder_to_learn_from_is_asked_too(tmp_path: Path) -> None:
             20,
             2,
             "2 distinct, fewer than budget.trials=20: the search ends",
-            4,
+            8,
         ),
         ("{choice: [32]}", 3, 1, "1 distinct, fewer than budget.trials=3: the search ends", 0),
-        ("{choice: [16, 32]}", 2, 2, "2 distinct\n", 4),
-        ("{choice: [16, 32]}", None, 2, "2 distinct\n", 4),
+        ("{choice: [16, 32]}", 2, 2, "2 distinct\n", 8),
+        ("{choice: [16, 32]}", None, 2, "2 distinct\n", 8),
         ("{int: [1, 3000]}", 9, 9, "3,000 distinct\n", 8),
         ("default, lr_mp: default", 9, 9, "without number, by the ranges of lr_mp\n", 8),
     ],

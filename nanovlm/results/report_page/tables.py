@@ -23,8 +23,8 @@ from nanovlm.results.report_page.wording import (
     spent_seconds,
 )
 from nanovlm.results.summary import interval_95
-from nanovlm.results.verdict import DEFAULT_NUMBER
-from nanovlm.search.sections import SETTINGS
+from nanovlm.results.verdict import DEFAULT_NUMBER, left_the_race
+from nanovlm.search.sections import SETTINGS, Objective
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,9 @@ def confirmation_rows(search: SearchFolder) -> Table | None:
     configurations = search.confirmation["configurations"]
     keys = sorted({key for c in configurations for key in c["parameters"]})
     columns = ["configuration", f"mean {metric}", "± standard error", "each seed", "in the search"]
-    columns += ["to the default", "95 %, other questions", "95 %, other seeds", "p", *keys]
-    rows = [_confirmation_row(c, metric, keys) for c in configurations]
+    columns += ["to the default", "95 %, other questions", "95 %, other seeds", "p"]
+    columns += ["left the race", *keys]
+    rows = [_confirmation_row(c, search.objective, keys) for c in configurations]
     if any(c["failed"] for c in configurations):
         columns += ["failed runs"]
         for row, c in zip(rows, configurations, strict=True):
@@ -147,8 +148,10 @@ def confirmation_rows(search: SearchFolder) -> Table | None:
     return _table(columns, rows)
 
 
-def _confirmation_row(c: Mapping[str, Any], metric: str, keys: Sequence[str]) -> list[Cell]:
-    gap = c["difference_to_default"] or {}
+def _confirmation_row(
+    c: Mapping[str, Any], objective: Objective, keys: Sequence[str]
+) -> list[Cell]:
+    metric, gap = objective.metric, c["difference_to_default"] or {}
     p_value, error = gap.get("p_value"), c["standard_error"]
     runs = ", ".join(f"{metric_value(r['value'], metric)} (seed {r['seed']})" for r in c["runs"])
     name = "default" if c["number"] == DEFAULT_NUMBER else f"trial {c['number']}"
@@ -162,6 +165,7 @@ def _confirmation_row(c: Mapping[str, Any], metric: str, keys: Sequence[str]) ->
         Cell(difference_interval(gap.get("interval_95"), metric) or NOTHING),
         Cell(difference_interval(gap.get("seeds_interval_95"), metric) or NOTHING),
         number_cell(p_value, None if p_value is None else f"{p_value:.2g}"),
+        Cell(left_the_race(c, objective) or NOTHING),
         *(_value_cell(c["parameters"], key) for key in keys),
     ]
 

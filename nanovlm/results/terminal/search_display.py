@@ -183,10 +183,14 @@ class SearchDisplay(LiveDisplay, Observer):
 
     def _confirming(self, open_trials: Sequence[RunningTrial]) -> Spent | None:
         """Return how far the runs that confirm are; None if they have not begun."""
-        done = len(self._confirmed)
-        num_runs = done + sum(trial.record.confirms for trial in open_trials)
-        text = f"confirming on fresh seeds: {done} of {num_runs} runs"
-        return Spent(done / num_runs, text) if num_runs else None
+        assert self._start is not None and self._start.space is not None, "a search has begun"
+        done, most = len(self._confirmed), self._start.space.confirm.most_runs
+        if not done and not any(trial.record.confirms for trial in open_trials):
+            return None
+        return Spent(
+            min(1.0, done / max(1, most)),
+            f"confirming on fresh seeds: {done} of at most {most} runs",
+        )
 
 
 def _objective(start: RunStart) -> str:
