@@ -65,5 +65,5 @@ def run_to_end(channel: Any, next_jobs: Callable[[], Sequence[Job]]) -> None:
         if isinstance(answer, Report):
             ray.get(channel.decide.remote(trial_id, answer.samples_seen, Decision.CONTINUE))
             waiting[channel.next_report.remote(trial_id, index + 1)] = trial_id, index + 1
-        elif answer.state != "running":  # else the channel has closed
+        elif answer.end is not None:  # else the channel has closed
             begin()

@@ -80,6 +80,8 @@ class Place:
     """Starts what serves the trials."""
     sampler_failures: SamplerFailures = field(default_factory=SamplerFailures)
     """Counts them."""
+    max_states: int | None = None
+    """Of paused trials that are kept on the disk at most; None keeps all."""
 
 
 def run_stages(plan: SearchPlan, place: Place, earlier: EarlierRun | None = None) -> str:
@@ -187,7 +189,7 @@ class _Search:
         pauses = None
         if isinstance(rungs, PausingRungs):
             self._take_up_paused(running, rungs)
-            pauses = Pauses(rungs, answer, space.scheduler.max_paused, self._let_go)
+            pauses = Pauses(rungs, answer, self.place.max_states, self._let_go)
         searcher = build_searcher(
             space,
             folder,

@@ -45,7 +45,7 @@ async def records(channel: Channel) -> list[TrialRecord]:
 
 
 async def ended(channel: Channel) -> list[TrialRecord]:
-    return [record for record in await records(channel) if record.state != "running"]
+    return [record for record in await records(channel) if record.end is not None]
 
 
 async def take(channel: Channel, group: str) -> Assignment:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.config_files import config_values
-from nanovlm.messages import End, Kind, Report, TrialRecord
+from nanovlm.messages import End, Kind, Leg, Report, TrialRecord
 from nanovlm.results.kept_models import model_dir
 from nanovlm.results.read import DATA_FILE, SPACE_FILE, answers_file
 from nanovlm.results.store import ResultsStore
@@ -91,6 +91,42 @@ def make_results(
             store.settle_confirmed()
             store.close(600.0, ended_by)
     return folder
+
+
+def add_paused(folder: Path, numbers: Sequence[int]) -> None:
+    """Let further trials wait in a search: all at the first milestone but the last one, which went
+    on there and waits at the second one."""
+    store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), gpus_per_trial=0)
+    with store.opened(resume=True), (folder / "rungs.jsonl").open("a") as rungs:
+        begin = 20 + max(record.ended_at or 0.0 for record in (*store.records, *store.confirmed))
+        for place, number in enumerate(numbers):
+            legs = [Leg(worker_group="group-0", first_step_at=begin + 0.2, ended_at=begin + 4)]
+            reports = [_report(1000, 0.4 + place / 100, 4.0)]
+            lines = [_verdict(number, 1000, 0.4 + place / 100, False, 0.5)]
+            if number == numbers[-1]:
+                legs.append(
+                    Leg(worker_group="group-1", first_step_at=begin + 9, ended_at=begin + 17)
+                )
+                reports.append(_report(3000, 0.7, 12.0))
+                lines += [
+                    _verdict(number, 1000, 0.45, True, 0.5),
+                    _verdict(number, 3000, 0.7, False, 0.8),
+                ]
+            record = make_record(
+                number,
+                "paused",
+                reports=reports,
+                legs=tuple(legs),
+                parameters=store.records[0].parameters,
+                submitted_at=begin,
+                worker_group=legs[-1].worker_group,
+            )
+            rungs.writelines(
+                f"{json.dumps(line | {'is_paused': not line['goes_on']})}\n" for line in lines
+            )
+            store.note_pause(record)
+            begin += 5
+        store.close(700.0, "interrupted")
 
 
 def make_single(folder: Path) -> Path:

@@ -73,6 +73,16 @@ class SearchFolder:
     """The trials by their number."""
 
     @property
+    def trials(self) -> Sequence[TrialRecord]:
+        """The trials that have ended and those that wait to go on."""
+        return (*self.records, *self.paused)
+
+    @property
+    def runs(self) -> Sequence[TrialRecord]:
+        """The trials, and the confirming runs."""
+        return (*self.trials, *self.confirmed)
+
+    @property
     def name(self) -> str:
         return self.folder.resolve().name
 
