@@ -29,10 +29,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 from nanovlm.config_files import config_values
 from nanovlm.distributed.session import StopSwitch
 from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
-from nanovlm.messages import End, Report, TrialRecord
-from nanovlm.results.read import read_records
+from nanovlm.messages import End, Leg, Report, TrialRecord
+from nanovlm.results.read import RUNGS_FILE, read_records
 from nanovlm.results.store import ResultsStore
-from nanovlm.search.scheduler import build_scheduler
+from nanovlm.search.rungs import build_rungs
+from nanovlm.search.scheduler import RungScheduler
 from nanovlm.search.searcher import build_searcher
 from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace, load_space
@@ -97,7 +98,9 @@ class Driver:
         self.searcher = build_searcher(
             self.space, self.store.folder, self.slots, StopSwitch(), ENDS[:-1]
         )
-        self.scheduler = build_scheduler(self.space, ENDS[:-1], self.store.folder)
+        self.scheduler = RungScheduler(
+            build_rungs(self.space, ENDS[:-1], self.store.folder / RUNGS_FILE), "mmstar_accuracy"
+        )
         self._random = random.Random(0)
         self._under_way: list[tuple[float, int, int, Any]] = []
         begun = min(self.slots, num_trials)
@@ -175,6 +178,13 @@ class Driver:
             first_step_at=float(number),
             ended_at=number + 0.5,
             worker_group=f"group-{number % self.slots}",
+            legs=(
+                Leg(
+                    worker_group=f"group-{number % self.slots}",
+                    first_step_at=float(number),
+                    ended_at=number + 0.5,
+                ),
+            ),
         )
 
     @contextmanager

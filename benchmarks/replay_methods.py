@@ -2,14 +2,17 @@
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.replay_clock import Method, Run
 from benchmarks.replay_search import our_search, stock_search
-from benchmarks.replay_table import CurveTable, coordinate
+from benchmarks.replay_table import Curves, coordinate
+from nanovlm.search.sections import Sampler, Scheduler
 from nanovlm.search.space import SearchSpace
 
 
@@ -17,7 +20,7 @@ from nanovlm.search.space import SearchSpace
 class Setting:
     """What a method is built from."""
 
-    table: CurveTable
+    table: Curves
     space: SearchSpace
     seed: int
     concurrency: int
@@ -25,6 +28,10 @@ class Setting:
     """Samples that the search may train."""
     folder: Path
     """An empty one."""
+    peer_python: Path | None = None
+    """The interpreter of an environment with Syne Tune."""
+    exits: ExitStack = dataclasses.field(default_factory=ExitStack)
+    """Closed when the search is over."""
 
 
 Build = Callable[[Setting], Method]
@@ -33,7 +40,9 @@ Build = Callable[[Setting], Method]
 class RandomSearch:
     """Uniform draws from the space, each trained in full."""
 
-    def __init__(self, table: CurveTable, seed: int) -> None:
+    pauses = prepares = False
+
+    def __init__(self, table: Curves, seed: int) -> None:
         self._table = table
         self._random = np.random.default_rng(seed)
         self._ids = itertools.count()
@@ -44,6 +53,9 @@ class RandomSearch:
     def report(self, run: Run) -> bool:
         return False
 
+    def seconds(self) -> float:
+        return time.process_time()
+
     def draw(self) -> int:
         """Return the row next to a uniform draw; each choice is as likely as another."""
         point = [
@@ -52,21 +64,25 @@ class RandomSearch:
             else self._random.uniform()
             for p in self._table.parameters
         ]
-        return self._table.nearest_to(np.array(point))
+        return self._table.row_at(np.array(point))
 
 
-class EpochThenBest(RandomSearch):
-    """Random draws trained for one epoch; then the best `num_best` of them go on to the end.
+class FewThenBest(RandomSearch):
+    """Random draws trained for a share of the budget; then the best of them go on to the end.
 
-    One epoch is a third of the recorded trainings. How many are drawn follows from what the limit
-    leaves when the best have had their two epochs more.
+    How many are drawn follows from what the limit leaves when the best have had the rest. One
+    epoch is a third of the recorded trainings.
     """
 
-    def __init__(self, table: CurveTable, seed: int, limit: int, num_best: int) -> None:
+    pauses = True
+
+    def __init__(
+        self, table: Curves, seed: int, limit: int, num_best: int, share: float = 1 / 3
+    ) -> None:
         super().__init__(table, seed)
-        first = table.column_of_share(1 / 3)
-        share = table.seen[0, first] / table.budget
-        self._num_draws = int((limit / table.budget - num_best * (1 - share)) / share)
+        first = table.column_of_share(share)
+        samples = table.samples(0, first)
+        self._num_draws = (limit - num_best * (table.budget - samples)) // samples
         self._columns = (first, table.last)
         self._num_best = num_best
         self._begun: list[Run] = []
@@ -87,12 +103,11 @@ def our(sampler: str, scheduler: str, **overrides: object) -> Build:
     """Return what builds this project's search with a sampler and a scheduler."""
 
     def build(setting: Setting) -> Method:
+        rules = setting.space.scheduler.model_dump() | {"name": scheduler, **overrides}
         space = dataclasses.replace(
             setting.space,
-            sampler=setting.space.sampler.model_copy(
-                update={"name": sampler, "seed": setting.seed}
-            ),
-            scheduler=setting.space.scheduler.model_copy(update={"name": scheduler, **overrides}),
+            sampler=Sampler.model_validate({"name": sampler, "seed": setting.seed}),
+            scheduler=Scheduler.model_validate(rules),
         )
         return our_search(setting.table, space, setting.concurrency, setting.folder)
 
@@ -102,18 +117,21 @@ def our(sampler: str, scheduler: str, **overrides: object) -> Build:
 METHODS: dict[str, Build] = {
     "random, full": lambda s: RandomSearch(s.table, s.seed),
     **{
-        f"one epoch, then top {k}": lambda s, k=k: EpochThenBest(s.table, s.seed, s.limit, k)  # type: ignore[misc]
+        f"one epoch, then top {k}": lambda s, k=k: FewThenBest(s.table, s.seed, s.limit, k)  # type: ignore[misc]
         for k in (1, 2, 3, 4)
     },
     "stock optuna + asha": lambda s: stock_search(s.table, s.space, s.seed),
-    "tpe + asha (default)": our("tpe", "asha"),
-    "tpe + asha, 4 rungs": our("tpe", "asha", rungs=4),
-    "tpe + asha, factor 2": our("tpe", "asha", reduction_factor=2),
+    "auto + asha, pausing": our("auto", "asha", type="pausing", rungs=3),
+    "auto + asha, pausing, 4 rungs": our("auto", "asha", type="pausing", rungs=4),
+    "random + asha, pausing": our("random", "asha", type="pausing", rungs=3),
+    "tpe + asha": our("tpe", "asha", type="stopping"),
+    "tpe + asha, 4 rungs": our("tpe", "asha", type="stopping", rungs=4),
+    "tpe + asha, factor 2": our("tpe", "asha", type="stopping", reduction_factor=2),
     "tpe + hyperband": our("tpe", "hyperband"),
     "tpe + pasha": our("tpe", "pasha"),
     "tpe, full": our("tpe", "none"),
-    "gp + asha": our("gp", "asha"),
-    "cmaes + asha": our("cmaes", "asha"),
-    "qmc + asha": our("qmc", "asha"),
-    "random + asha": our("random", "asha"),
+    "gp + asha": our("gp", "asha", type="stopping"),
+    "cmaes + asha": our("cmaes", "asha", type="stopping"),
+    "qmc + asha": our("qmc", "asha", type="stopping"),
+    "random + asha": our("random", "asha", type="stopping"),
 }

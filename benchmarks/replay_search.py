@@ -5,7 +5,9 @@ Ray is left out: the searcher and the scheduler are called here as Tune calls th
 """
 
 import itertools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,113 +18,165 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.replay_clock import Run
-from benchmarks.replay_table import CurveTable
+from benchmarks.replay_table import Curves
 from nanovlm.distributed.session import StopSwitch
-from nanovlm.distributed.trainable import IS_FINAL, SAMPLES_SEEN, VALUES
+from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
+from nanovlm.results.read import RUNGS_FILE
 from nanovlm.search.parameter import Parameter
-from nanovlm.search.scheduler import build_scheduler, plan_milestones
-from nanovlm.search.searcher import build_searcher
+from nanovlm.search.pausing import PausingRungs
+from nanovlm.search.rungs import build_rungs
+from nanovlm.search.scheduler import RungScheduler, plan_milestones
+from nanovlm.search.searcher import Pauses, build_searcher
 from nanovlm.search.space import SearchSpace
 
 _NO_CONTROLLER: Any = None  # the schedulers do not look at it
 
 
 class TuneLoop:
-    """Lets a searcher and a scheduler of Tune decide."""
+    """Lets a searcher and a scheduler of Tune decide.
+
+    A trial that pauses and is promoted is another trial for Tune each time (a leg), under the same
+    number.
+    """
 
     def __init__(
         self,
-        table: CurveTable,
+        curves: Curves,
         searcher: Searcher,
         scheduler: TrialScheduler,
         milestones: tuple[int, ...],
         describe: Callable[[Run], dict[str, Any]],
+        *,
+        pauses: bool = False,
+        prepares: bool = False,
     ) -> None:
         """
         Args:
             milestones: samples seen at which trials report before the end.
             describe: makes Tune's result of a trial's report.
+            pauses: whether the searcher may suggest the number of a trial that was stopped.
+            prepares: whether a suggestion is made while the slots train.
         """
-        self._table = table
+        self._curves = curves
         self._searcher = searcher
         self._scheduler = scheduler
         self._milestones = milestones
         self._describe = describe
-        self._trials: dict[str, Any] = {}
+        self.pauses, self.prepares = pauses, prepares
         self._ids = (f"trial-{number:04d}" for number in itertools.count())
+        self._legs: dict[Run, Any] = {}  # Tune's trial of each run that is under way
+        self._paused: dict[int | None, Run] = {}  # by number
 
-    def start(self) -> Run:
+    def start(self) -> Run | None:
         trial_id = next(self._ids)
         config = self._searcher.suggest(trial_id)
-        assert isinstance(config, dict), "these searchers always suggest something"
-        trial = SimpleNamespace(trial_id=trial_id, config=config)
-        self._trials[trial_id] = trial
-        self._scheduler.on_trial_add(_NO_CONTROLLER, trial)  # type: ignore[arg-type]
-        table = self._table
-        row = table.nearest(config.get(VALUES, config))
-        columns = [table.column(row, milestone) for milestone in self._milestones]
-        return Run(trial_id, row, (*columns, table.last))
+        if not isinstance(config, dict):
+            return None  # nothing to run now, or ever
+        leg = SimpleNamespace(trial_id=trial_id, config=config)
+        self._scheduler.on_trial_add(_NO_CONTROLLER, leg)  # type: ignore[arg-type]
+        run = self._take_up(config.get(NUMBER)) or self._begin(trial_id, config)
+        self._legs[run] = leg
+        return run
+
+    def _take_up(self, number: int | None) -> Run | None:
+        """Return the run of a trial that has paused, None of a new one."""
+        if not self.pauses:
+            return None
+        under_way = {leg.config[NUMBER] for leg in self._legs.values()}
+        assert number not in under_way, f"trial {number} was suggested while it trains"
+        return self._paused.pop(number, None)
+
+    def _begin(self, trial_id: str, config: Mapping[str, Any]) -> Run:
+        row = self._curves.row_of(config.get(VALUES, config))
+        columns = [self._curves.column(row, milestone) for milestone in self._milestones]
+        return Run(trial_id, row, (*columns, self._curves.last))
 
     def report(self, run: Run) -> bool:
-        trial, result = self._trials[run.trial_id], self._describe(run)
+        leg, result = self._legs[run], self._describe(run)
         if not run.is_final:
-            decision = self._scheduler.on_trial_result(_NO_CONTROLLER, trial, result)
+            decision = self._scheduler.on_trial_result(_NO_CONTROLLER, leg, result)
             if decision == TrialScheduler.CONTINUE:
-                self._searcher.on_trial_result(run.trial_id, result)
+                self._searcher.on_trial_result(leg.trial_id, result)
                 return True
-        self._scheduler.on_trial_complete(_NO_CONTROLLER, trial, result)
-        self._searcher.on_trial_complete(run.trial_id, result)
+            if self.pauses:
+                self._paused[leg.config[NUMBER]] = run
+        del self._legs[run]
+        self._scheduler.on_trial_complete(_NO_CONTROLLER, leg, result)
+        self._searcher.on_trial_complete(leg.trial_id, result)
         return False
 
+    def seconds(self) -> float:
+        return time.process_time()
 
-def our_search(table: CurveTable, space: SearchSpace, concurrency: int, folder: Path) -> TuneLoop:
+
+def our_search(curves: Curves, space: SearchSpace, concurrency: int, folder: Path) -> TuneLoop:
     """Return what `run_search.py` runs for a space.
 
     Args:
         folder: an empty one, for the study.
     """
     metric = space.objective.metric
-    milestones = plan_milestones(space, table.budget)
+    milestones = plan_milestones(space, curves.budget)
 
     def describe(run: Run) -> dict[str, Any]:
-        value, seen = run.value(table), run.samples(table)
+        value, seen = run.value(curves), run.samples(curves)
         return {metric: value, SAMPLES_SEEN: seen, IS_FINAL: run.is_final}
 
+    rungs = build_rungs(space, milestones, folder / RUNGS_FILE)
+    pauses = Pauses(rungs) if isinstance(rungs, PausingRungs) else None
     return TuneLoop(
-        table,
-        build_searcher(space, folder, concurrency, StopSwitch(), milestones),
-        build_scheduler(space, milestones, folder),
+        curves,
+        build_searcher(space, folder, concurrency, StopSwitch(), milestones, pauses=pauses),
+        RungScheduler(rungs, metric),
         milestones,
         describe,
+        pauses=pauses is not None,
     )
 
 
-def stock_search(table: CurveTable, space: SearchSpace, seed: int) -> TuneLoop:
+@dataclass(frozen=True)
+class StockRungs:
+    """When trials of Ray Tune's own scheduler are compared."""
+
+    milestones: tuple[int, ...]
+    """Samples seen, before the end."""
+    iterations: tuple[int, ...]
+    """What Ray calls `training_iteration`, at each milestone and at the end."""
+    reduction_factor: int
+
+
+def stock_search(
+    curves: Curves, space: SearchSpace, seed: int, rungs: StockRungs | None = None
+) -> TuneLoop:
     """Return Ray Tune's own `OptunaSearch` and `ASHAScheduler`, as their documentation uses them.
 
-    A report is made at the space's milestones. Time is `training_iteration`, which is 1 at the
-    first milestone and grows by the reduction factor, so that both have the same rungs.
+    Args:
+        rungs: None takes the space's: `training_iteration` is 1 at the first milestone and grows
+            by the reduction factor.
     """
     metric, mode = space.objective.metric, space.objective.mode
     searcher = OptunaSearch(metric=metric, mode=mode, seed=seed)
     searcher.set_search_properties(None, None, {p.key: _domain(p) for p in space.parameters})
-    milestones = plan_milestones(space, table.budget)
-    factor = space.scheduler.reduction_factor
+    if rungs is None:
+        milestones = plan_milestones(space, curves.budget)
+        factor = space.scheduler.reduction_factor
+        powers = tuple(factor**rung for rung in range(len(milestones) + 1))
+        rungs = StockRungs(milestones, powers, factor)
     scheduler: TrialScheduler = FIFOScheduler()
-    if milestones:
+    if rungs.milestones:
         scheduler = ASHAScheduler(
             metric=metric,
             mode=mode,
-            max_t=factor ** len(milestones),
-            grace_period=1,
-            reduction_factor=factor,
+            max_t=rungs.iterations[-1],
+            grace_period=rungs.iterations[0],
+            reduction_factor=rungs.reduction_factor,
         )
 
     def describe(run: Run) -> dict[str, Any]:
-        iteration = factor ** (run.num_reports - 1)
-        return {metric: run.value(table), "training_iteration": iteration}
+        iteration = rungs.iterations[run.num_reports - 1]
+        return {metric: run.value(curves), "training_iteration": iteration}
 
-    return TuneLoop(table, searcher, scheduler, milestones, describe)
+    return TuneLoop(curves, searcher, scheduler, rungs.milestones, describe)
 
 
 def _domain(parameter: Parameter) -> Any:
@@ -135,4 +189,6 @@ def _domain(parameter: Parameter) -> Any:
         "log_int": tune.lograndint,
     }
     low, high = parameter.values
+    if parameter.kind.endswith("int"):
+        high += 1  # type: ignore[operator] # which Tune leaves out
     return domains[parameter.kind](low, high)  # type: ignore[arg-type]

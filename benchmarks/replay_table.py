@@ -1,14 +1,58 @@
-"""The recorded learning curves that a replay looks trials up in."""
+"""The learning curves that a replay looks trials up in, and those of them that were recorded."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from nanovlm.search.parameter import Parameter
+
+
+class Curves(Protocol):
+    """Learning curves by row (a configuration) and column (a point of its training).
+
+    The last column is the end of a full training. A higher value is better.
+    """
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]: ...
+
+    @property
+    def budget(self) -> int:
+        """Samples of a full training."""
+        ...
+
+    @property
+    def last(self) -> int:
+        """The column of the end."""
+        ...
+
+    def row_of(self, values: Mapping[str, Any]) -> int:
+        """Return the row that a trial with these values has."""
+        ...
+
+    def row_at(self, point: np.ndarray) -> int:
+        """Return the row that a trial at float[parameters] in the unit cube has."""
+        ...
+
+    def samples(self, row: int, column: int) -> int:
+        """Return the samples seen at a report."""
+        ...
+
+    def value(self, row: int, column: int) -> float:
+        """Return the objective as it is reported."""
+        ...
+
+    def column(self, row: int, milestone: int) -> int:
+        """Return the first column in which this row has seen so many samples."""
+        ...
+
+    def column_of_share(self, share: float) -> int:
+        """Return the first column in which every row has seen this share of the budget."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -40,13 +84,21 @@ class CurveTable:
         """The column of the end."""
         return self.seen.shape[1] - 1
 
-    def nearest(self, values: Mapping[str, Any]) -> int:
+    def row_of(self, values: Mapping[str, Any]) -> int:
         """Return the row that is nearest to these values in the unit cube, the first of equals."""
-        return self.nearest_to(np.array([coordinate(p, values[p.key]) for p in self.parameters]))
+        return self.row_at(np.array([coordinate(p, values[p.key]) for p in self.parameters]))
 
-    def nearest_to(self, point: np.ndarray) -> int:
+    def row_at(self, point: np.ndarray) -> int:
         """Return the row that is nearest to float[parameters] in the unit cube."""
         return int(np.argmin(((self.points - point) ** 2).sum(axis=1)))
+
+    def samples(self, row: int, column: int) -> int:
+        """Return the samples seen at a report."""
+        return int(self.seen[row, column])
+
+    def value(self, row: int, column: int) -> float:
+        """Return the objective at a report."""
+        return float(self.values[row, column])
 
     def column_of_share(self, share: float) -> int:
         """Return the first column in which every row has seen this share of the budget."""
@@ -89,3 +141,21 @@ def coordinate(parameter: Parameter, value: Any) -> float:
     if parameter.kind.startswith("log_"):
         ends, value = np.log(ends), np.log(value)
     return float((value - ends[0]) / (ends[1] - ends[0]))
+
+
+def value_at(parameter: Parameter, place: float) -> Any:
+    """Return the value that lies at a place from 0 to 1, which is what `coordinate` undoes."""
+    return values_at(parameter, np.array([place])).tolist()[0]
+
+
+def values_at(parameter: Parameter, places: np.ndarray) -> np.ndarray:
+    """Return the values that lie at float[n] places from 0 to 1."""
+    if parameter.kind == "choice":
+        numbers = np.rint(places * (len(parameter.values) - 1)).astype(int)
+        return np.array(parameter.values, dtype=object)[numbers]
+    low, high = np.array(parameter.values, dtype=float)
+    if parameter.kind.startswith("log_"):
+        values = low * (high / low) ** places
+    else:
+        values = low + (high - low) * places
+    return np.rint(values).astype(int) if parameter.kind.endswith("int") else values

@@ -141,7 +141,7 @@ def run_warm(num_trials: int, folder: Path) -> list[float]:
     ended: list[TrialRecord] = []
 
     def on_event(event: Event) -> None:
-        if isinstance(event, TrialRecord) and event.state != "running":
+        if isinstance(event, TrialRecord) and event.end is not None:
             ended.append(event)
 
     (results / "logs").mkdir(parents=True)

@@ -189,7 +189,7 @@ class Noting(Observer):
         self._figures.add(cluster_seconds=time.time() - self.started_at)
 
     def trial_changed(self, record: TrialRecord) -> None:
-        if record.state != "running":
+        if record.end is not None:
             self.ended.append(record)
             self._figures.add(**findings(self.ended, self.started_at))
             self.note_memory()

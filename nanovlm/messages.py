@@ -16,6 +16,8 @@ class Decision(Enum):
     """What a trial does after a report."""
 
     CONTINUE = "continue"
+    PAUSE = "pause"
+    """It gives its worker group back, and waits until it is told to go on or to stop."""
     STOP = "stop"
 
 
@@ -112,9 +114,9 @@ class Report:
     metrics: dict[str, float]
     """Always with the objective, e.g. `mmstar_accuracy`."""
     seconds: float
-    """Seconds since the trial started, evaluation included."""
+    """Seconds since the trial started, evaluation included, and pauses left out."""
     first_step_seconds: float = 0.0
-    """Seconds from the trial's start to the end of its first optimizer step."""
+    """Seconds from the trial's start to the end of the first optimizer step in this leg."""
     evaluation_seconds: float = 0.0
     """Seconds that the evaluation of this report took."""
     speed: Speed | None = None
@@ -161,7 +163,7 @@ class BuildProgress:
     """Rows whose text is encoded, or images."""
 
 
-TrialState = Literal["running", "completed", "stopped", "failed"]
+TrialState = Literal["running", "paused", "completed", "stopped", "failed"]
 
 
 class End(StrEnum):
@@ -199,11 +201,24 @@ class End(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Leg:
+    """What one worker group did for a trial at one go. A trial that pauses, or whose group is lost,
+    has several. Times are those of `TrialRecord`."""
+
+    worker_group: str
+    first_step_at: float | None
+    """End of its first optimizer step; None if it failed before."""
+    ended_at: float
+    """When its last work was done."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrialRecord:
-    """All that is known of a trial; a line of `trials.jsonl` once it has ended.
+    """All that is known of a trial; a line of `paused.jsonl` whenever it pauses, and of
+    `trials.jsonl` once it has ended.
 
     Times are seconds since the epoch. `first_step_at` and `ended_at` are read from the clock of
-    the worker, so that their difference over consecutive trials of one group is exact.
+    the worker, so that their difference over consecutive legs of one group is exact.
     """
 
     trial_id: str
@@ -212,7 +227,9 @@ class TrialRecord:
     parameters: Mapping[str, Any]
     config: Mapping[str, Any]
     end: End | None = None
-    """None while it runs, and if it was interrupted."""
+    """None while it runs or is paused, and if it was interrupted."""
+    is_paused: bool = False
+    """Whether no group works on it until the search lets it go on."""
     reason: str | None = None
     """In words: why the trial failed or was stopped."""
     reports: tuple[Report, ...] = ()
@@ -222,10 +239,15 @@ class TrialRecord:
     ended_at: float | None = None
     """When the last work was done: the last report handed in, or the failure."""
     worker_group: str | None = None
+    """That works on it, or was the last to do so."""
+    legs: tuple[Leg, ...] = ()
+    """In their order; one that was lost without a report has left no trace."""
 
     @property
     def state(self) -> TrialState:
-        return "running" if self.end is None else self.end.state
+        if self.end is None:
+            return "paused" if self.is_paused else "running"
+        return self.end.state
 
     @property
     def is_infeasible(self) -> bool:
@@ -249,4 +271,4 @@ class TrialRecord:
 
     def ended(self, end: End, reason: str | None, at: float | None) -> Self:
         """Return the record of the trial after its end."""
-        return replace(self, end=end, reason=reason, ended_at=at)
+        return replace(self, end=end, reason=reason, ended_at=at, is_paused=False)

@@ -21,9 +21,9 @@ _REPORTS = TypeAdapter(tuple[Report, ...])
 
 _DERIVED = ("state", "is_infeasible", "samples_seen", "metrics")
 FIELDS = (
-    "trial_id", "kind", "number", "parameters", "config", "state", "end", "reason", "is_infeasible",
-    "samples_seen", "metrics", "reports", "submitted_at", "first_step_at", "ended_at",
-    "worker_group",
+    "trial_id", "kind", "number", "parameters", "config", "state", "is_paused", "end", "reason",
+    "is_infeasible", "samples_seen", "metrics", "reports", "submitted_at", "first_step_at",
+    "ended_at", "worker_group", "legs",
 )  # fmt: skip
 """Of a line, in their order."""
 
@@ -65,14 +65,18 @@ def reports_from_json(content: Any) -> tuple[Report, ...]:
 
 def _upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of a line with what earlier versions did not write."""
-    if "end" in content:
-        return dict(content)
-    is_confirming = str(content.get("trial_id", "")).startswith("confirm-")
-    return {
-        **content,
-        "kind": Kind.CONFIRM if is_confirming else Kind.TRIAL,
-        "end": _earlier_end(content),
-    }
+    upgraded = {"legs": _earlier_legs(content), **content}
+    if "end" not in content:
+        is_confirming = str(content.get("trial_id", "")).startswith("confirm-")
+        upgraded["kind"] = Kind.CONFIRM if is_confirming else Kind.TRIAL
+        upgraded["end"] = _earlier_end(content)
+    return upgraded
+
+
+def _earlier_legs(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the one leg that a trial had before there were pauses."""
+    leg = {name: content.get(name) for name in ("worker_group", "first_step_at", "ended_at")}
+    return [] if leg["worker_group"] is None or leg["ended_at"] is None else [leg]
 
 
 def _earlier_end(content: Mapping[str, Any]) -> End | None:

@@ -130,15 +130,12 @@ class _Trial:
         output_dir = job.output_dir if progress.is_final else None
         if rank() == 0:
             _write_outputs(self.model, output_dir, result, job.answers_file)
-        first_step_seconds = progress.first_step_at - self.started
-        if self.reports:  # also of the run before this one, if the trial was cut off
-            first_step_seconds = self.reports[0].first_step_seconds
         report = Report(
             samples_seen=progress.samples_seen,
             step=progress.step,
             metrics=metrics | {"train_loss": progress.train_loss},
             seconds=time.perf_counter() - self.started,
-            first_step_seconds=first_step_seconds,
+            first_step_seconds=progress.first_step_at - self.started,
             evaluation_seconds=evaluated_at - trained_at,
             speed=progress.speed,
             is_final=progress.is_final,

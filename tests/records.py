@@ -1,12 +1,14 @@
 """Makes records and pulses of trials as a search leaves them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from nanovlm.messages import End, Pulse, Report, Speed, TrialRecord, TrialState
+from nanovlm.messages import End, Leg, Pulse, Report, Speed, TrialRecord, TrialState
 
 ENDS: Mapping[TrialState, End | None] = {
     "running": None,
+    "paused": None,
     "completed": End.COMPLETED,
     "stopped": End.PRUNED,
     "failed": End.ERROR,
@@ -40,10 +42,23 @@ def make_record(
         "parameters": {},
         "config": {},
         "end": ENDS[state],
+        "is_paused": state == "paused",
         "submitted_at": 0.0,
         "reports": tuple(reports),
     }
-    return TrialRecord(**fields | values, number=number)
+    return one_leg(TrialRecord(**fields | values, number=number))
+
+
+def one_leg(record: TrialRecord) -> TrialRecord:
+    """Return the record of a trial that one group has run at one go."""
+    if record.legs or record.worker_group is None or record.ended_at is None:
+        return record
+    leg = Leg(
+        worker_group=record.worker_group,
+        first_step_at=record.first_step_at,
+        ended_at=record.ended_at,
+    )
+    return replace(record, legs=(leg,))
 
 
 def make_speed(**values: Any) -> Speed:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nanovlm.messages import End, Kind, TrialRecord
+from nanovlm.messages import End, Kind, Leg, TrialRecord
 from nanovlm.records import FIELDS, read_record, record_line
 from tests.records import make_record, make_report, make_speed
 
@@ -24,9 +24,14 @@ RECORDS = [
         first_step_at=1764147600.123456,
         ended_at=1764147601.654321,
         worker_group="group-0",
+        legs=(
+            Leg(worker_group="group-1", first_step_at=1764147600.123456, ended_at=1764147600.5),
+            Leg(worker_group="group-0", first_step_at=None, ended_at=1764147601.654321),
+        ),
     ),
     make_record(2, "failed", trial_id="confirm-2-seed-1", kind=Kind.CONFIRM, reason="größer"),
     *(make_record(3, end=end, reason="") for end in End),
+    make_record(8, "paused", {"mmstar_accuracy": 0.5}),
 ]
 
 
@@ -61,10 +66,14 @@ def test_a_line_of_an_earlier_version(written: dict[str, Any], end: End, kind: K
     for report in content["reports"]:
         for name in ("evaluation_seconds", "speed", "notes", "first_step_seconds", "is_final"):
             del report[name]
-    del content["end"], content["kind"]
+    del content["end"], content["kind"], content["is_paused"], content["legs"]
     record = read_record(json.dumps(content))
     assert (record.end, record.kind) == (end, kind)
     assert record.metrics == {"mmstar_accuracy": 0.5}
+    (leg,) = record.legs
+    assert (leg.worker_group, leg.first_step_at, leg.ended_at) == (
+        "group-0", 1764147600.123456, 1764147601.654321,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

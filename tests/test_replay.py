@@ -37,16 +37,16 @@ def test_the_recorded_trainings() -> None:
     assert table.values.min() >= 0 and table.values.max() < 1
     assert (np.diff(table.seen, axis=1) > 0).all()
     assert (table.seen[:, -1] == table.budget).all()
-    assert [table.nearest_to(point) for point in table.points[:20]] == list(range(20))
+    assert [table.row_at(point) for point in table.points[:20]] == list(range(20))
     assert table.column_of_share(1 / 3) == 5 and table.column_of_share(1.0) == table.last
 
 
 def test_a_configuration_is_looked_up_by_its_values() -> None:
     table, space = load()
     values = space.default_values()
-    row = table.nearest(values)
+    row = table.row_of(values)
     assert 16 <= get_value(space.base, "batch_size") <= 64
-    assert abs(table.points[row] - table.points[table.nearest(values)]).max() == 0
+    assert abs(table.points[row] - table.points[table.row_of(values)]).max() == 0
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])

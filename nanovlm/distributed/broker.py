@@ -1,15 +1,17 @@
 """Which worker group works on which trial, and what becomes of a trial whose group is lost.
 
-    submit ──▶ queued ──next_job──▶ working ◀──decide── deciding
-                 ▲                     │ │ └───report─────▶ │
-                 └──lost, stalled, ────┘ │                  │
-                    asks for a job       ├──final report, fail
-                                         ▼                  ▼
-                                       ended ◀──────decide(STOP), no progress
+    submit ──▶ queued ──next_job──▶ working ──report──▶ deciding ──PAUSE──▶ paused ◀── take_up
+               ▲  ▲                 │  │  ▲                │ │               │ │
+               │  └─ lost, stalled, ┘  │  └── CONTINUE ────┘ │ STOP     STOP │ │
+               │     asks for a job    │ final report, fail  ▼               │ │
+               │                       └─────────────────▶ ended ◀───────────┘ │
+               └─────────────────────────── CONTINUE ──────────────────────────┘
 
 Trials belong to nobody: one whose group is gone or silent goes back to the head of the queue, and
-any free group takes it from its last report. A lease says which group has it now; what comes with
-an older one counts for nothing. There is no clock, no Ray and no waiting here: `Channel` adds them.
+any free group takes it from its last report. One that is paused has given its group back, and waits
+until the search lets it go on, in whichever group is free then, or says that it is over. A lease
+says which group has a trial now; what comes with an older one counts for nothing. There is no
+clock, no Ray and no waiting here: `Channel` adds them.
 """
 
 import itertools
@@ -19,26 +21,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from nanovlm.config_files import config_values
-from nanovlm.messages import (
-    Assignment,
-    Decision,
-    End,
-    Job,
-    Notice,
-    Pulse,
-    Report,
-    TrialRecord,
-)
+from nanovlm.distributed.silence import Silence
+from nanovlm.messages import Assignment, Decision, End, Job, Leg, Notice, Pulse, Report, TrialRecord
 
 MAX_STARTS = 3
 """A trial that so many groups have begun or taken up, none of which has come any further than the
 one before, is given up."""
-
-STALL_FACTOR = 10
-"""A group is taken for dead after so many times the longest silence of one that was at work."""
-LEAST_STALL_SECONDS = 300.0
-FIRST_STALL_SECONDS = 1800.0
-"""The least while no trial has reported: downloads and the first compilation may take long."""
 
 Event = TrialRecord | Pulse | Notice
 
@@ -48,13 +36,15 @@ class _Trial:
     job: Job
     record: TrialRecord
     lease: int | None = None
-    """None while it is in the queue and after its end."""
+    """None while it is in the queue or paused, and after its end."""
     told: TrialRecord | None = None
     """The record as it is safe in the results folder; the search hears of nothing before."""
     decisions: dict[int, Decision] = field(default_factory=dict)
     """On its reports, by the samples seen."""
     num_starts: int = 0
     """Since its last report."""
+    num_legs_before: int = 0
+    """Of other groups, or of this one before a pause."""
 
     @property
     def is_open(self) -> bool:
@@ -64,26 +54,32 @@ class _Trial:
     def awaits_decision(self) -> bool:
         return bool(self.record.reports) and self.record.samples_seen not in self.decisions
 
+    def work(self, first_step_at: float | None, at: float) -> None:
+        """Take down that the group that has the trial was at work until now."""
+        group, legs = self.record.worker_group, self.record.legs
+        assert group is not None, f"{self.job.trial_id} is in no group"
+        if len(legs) > self.num_legs_before:
+            leg = replace(legs[-1], ended_at=at)
+        else:
+            leg = Leg(worker_group=group, first_step_at=first_step_at, ended_at=at)
+        self.record = replace(self.record, legs=(*legs[: self.num_legs_before], leg))
+
 
 class Broker:
-    """The trials of a search, each queued, at work in one group, or ended."""
+    """The trials of a search, each queued, at work in one group, paused, or ended."""
 
     def __init__(self, stall_seconds: float | None = None) -> None:
         """
         Args:
-            stall_seconds: silence after which a group at work is taken for dead; None follows from
-                the longest one that was seen.
+            stall_seconds: see `Silence`.
         """
         self._trials: dict[str, _Trial] = {}
         self._queue: deque[_Trial] = deque()
         self._serving: dict[str, _Trial] = {}  # worker group -> the trial that it works on
         self._leases: dict[int, str] = {}  # those that hold -> worker group
-        self._heard_at: dict[str, float] = {}  # worker groups at work -> their last sign of life
+        self._silence = Silence(stall_seconds)  # of the worker groups at work
         self._lost: set[str] = set()  # worker groups
         self._next_lease = itertools.count()
-        self._stall_seconds = stall_seconds
-        self._longest_silence = 0.0
-        self._has_report = False
         self._events: list[TrialRecord | Notice] = []
         self._pulses: dict[str, Pulse] = {}  # trial id -> the latest that was not taken
         self._untold: list[TrialRecord] = []  # taken, and perhaps not in the results folder yet
@@ -93,14 +89,17 @@ class Broker:
 
     # ------------------------------------------------------------------ the search's side
 
-    def submit(self, job: Job, at: float) -> None:
-        """Queue a job. One that is known already goes on as it is: whoever asked for it was lost.
+    def submit(self, job: Job, at: float) -> int:
+        """Queue a job; return how many of its reports have a decision.
+
+        One that is known already goes on as it is: it was paused before, or whoever asked for it
+        was lost.
 
         Args:
             at: now, in seconds since the epoch.
         """
-        if job.trial_id in self._trials:
-            return
+        if known := self._trials.get(job.trial_id):
+            return sum(report.samples_seen in known.decisions for report in known.record.reports)
         record = TrialRecord(
             trial_id=job.trial_id,
             number=job.number,
@@ -111,6 +110,13 @@ class Broker:
         )
         trial = self._trials[job.trial_id] = _Trial(job, record)
         self._queue.append(trial)
+        self._events.append(record)
+        return 0
+
+    def take_up(self, job: Job, record: TrialRecord) -> None:
+        """Take in a trial that has paused in an earlier run of the program: it is paused again."""
+        trial = self._trials[job.trial_id] = _Trial(job, record)
+        trial.decisions = {report.samples_seen: Decision.CONTINUE for report in record.reports}
         self._events.append(record)
 
     def answer(self, trial_id: str, index: int) -> Report | TrialRecord | None:
@@ -127,13 +133,26 @@ class Broker:
     def decide(
         self, trial_id: str, samples_seen: int, decision: Decision, reason: str | None = None
     ) -> None:
-        """Answer a report of the trial, once; STOP ends the trial for the reason."""
-        trial = self._trials[trial_id]
-        if not trial.is_open or self.is_closed or samples_seen in trial.decisions:
+        """Answer the last report of the trial, once, or twice if the first answer is PAUSE.
+
+        STOP ends the trial for the reason. Whatever else is asked for changes nothing.
+        """
+        trial = self._trials.get(trial_id)
+        if trial is None or not trial.is_open or self.is_closed:
+            return
+        is_open_to_it = trial.awaits_decision or (
+            trial.record.is_paused and decision is not Decision.PAUSE
+        )
+        if samples_seen != trial.record.samples_seen or not is_open_to_it:
             return
         trial.decisions[samples_seen] = decision
-        if decision is Decision.STOP:
-            self._end(trial, End.PRUNED, reason, at=trial.record.ended_at)
+        match decision:
+            case Decision.STOP:
+                self._end(trial, End.PRUNED, reason, at=trial.record.ended_at)
+            case Decision.PAUSE:
+                self._pause(trial)
+            case Decision.CONTINUE if trial.record.is_paused:
+                self._go_on(trial)
 
     def give_up(self, reason: str) -> None:
         """End the trials that are not over as failed: the search asks for them no more."""
@@ -156,8 +175,9 @@ class Broker:
         """
         self.is_closed = True
         self._close_reason = self._close_reason or reason
-        for trial in list(self._queue):
-            self._end_with_search(trial)
+        for trial in self._open_trials():
+            if trial.lease is None:
+                self._end_with_search(trial)
 
     def take_events(self) -> list[Event]:
         """Return what has happened: changed records in their order, and the latest pulses.
@@ -190,10 +210,11 @@ class Broker:
             return None
         trial = self._queue.popleft()
         trial.num_starts += 1
+        trial.num_legs_before = len(trial.record.legs)
         trial.lease = next(self._next_lease)
         self._leases[trial.lease] = group
         self._serving[group] = trial
-        self._heard_at[group] = now
+        self._silence.begin(group, now)
         trial.record = replace(trial.record, worker_group=group)
         self._events.append(trial.record)
         return Assignment(job=trial.job, lease=trial.lease)
@@ -227,14 +248,17 @@ class Broker:
         trial = self._heard(lease, now)
         if trial is None:
             return
+        is_known = trial.record.reports and report.samples_seen <= trial.record.samples_seen
+        if not is_known:
+            trial.work(first_step_at, at)
         if not_finite := [n for n, value in report.metrics.items() if not math.isfinite(value)]:
             name = not_finite[0]
             reason = f"{name} is {report.metrics[name]} after {report.samples_seen} samples"
             self._end(trial, End.NOT_FINITE, reason, at)
             return
-        if trial.record.reports and report.samples_seen <= trial.record.samples_seen:
+        if is_known:
             return
-        self._has_report = True
+        self._silence.has_report = True
         trial.num_starts = 1
         trial.record = replace(
             trial.record,
@@ -254,7 +278,7 @@ class Broker:
             return Decision.STOP
         found = trial.decisions.get(samples_seen)
         if found is not None:
-            self._heard_at[self._leases[lease]] = now  # the wait for the search was no silence
+            self._silence.begin(self._leases[lease], now)
         return found
 
     def pulse(self, lease: int, pulse: Pulse, now: float) -> None:
@@ -266,6 +290,7 @@ class Broker:
         """End the trial as failed; the first rank that says so gives the reason."""
         trial = self._serving_by(lease)
         if trial is not None and not self._is_aborted:  # else a rank fails since another one did
+            trial.work(None, at)
             self._end(trial, end, reason, at)
 
     def lose(self, group: str, reason: str) -> None:
@@ -281,22 +306,15 @@ class Broker:
 
     def lose_stalled(self, now: float) -> list[str]:
         """Take the groups for dead that have been silent for too long; return them."""
-        limit = self.stall_seconds()
-        silent = [
-            group
-            for group, heard_at in self._heard_at.items()
-            if now - heard_at > limit and not self._serving[group].awaits_decision
-        ]
-        for group in silent:
-            self.lose(group, f"no sign of life for {limit / 60:.3g} minutes")
-        return silent
+        silent = self._silence.too_long(now)
+        lost = [group for group in silent if not self._serving[group].awaits_decision]
+        for group in lost:
+            self.lose(group, f"no sign of life for {self._silence.limit() / 60:.3g} minutes")
+        return lost
 
     def stall_seconds(self) -> float:
         """Return the silence after which a group at work is taken for dead."""
-        if self._stall_seconds is not None:
-            return self._stall_seconds
-        least = LEAST_STALL_SECONDS if self._has_report else FIRST_STALL_SECONDS
-        return max(least, STALL_FACTOR * self._longest_silence)
+        return self._silence.limit()
 
     @property
     def is_idle(self) -> bool:
@@ -316,20 +334,33 @@ class Broker:
         """Return the trial of a lease that holds, after a sign of life of its group."""
         trial = self._serving_by(lease)
         if trial is not None:
-            group = self._leases[lease]
-            if not trial.awaits_decision:
-                silence = now - self._heard_at[group]
-                self._longest_silence = max(self._longest_silence, silence)
-            self._heard_at[group] = now
+            self._silence.hear(self._leases[lease], now, was_at_work=not trial.awaits_decision)
         return trial
 
     def _release(self, trial: _Trial) -> None:
         """End the lease of a trial that is at work."""
         assert trial.lease is not None, f"{trial.job.trial_id} is not at work"
         group = self._leases.pop(trial.lease)
-        del self._serving[group], self._heard_at[group]
+        del self._serving[group]
+        self._silence.end(group)
         trial.lease = None
         self._pulses.pop(trial.job.trial_id, None)
+
+    def _pause(self, trial: _Trial) -> None:
+        """Take the trial from the group that has it, which is told to stop as its lease is over."""
+        if trial.lease is not None:
+            self._release(trial)
+        elif trial in self._queue:  # its group was lost while the search decided
+            self._queue.remove(trial)
+        trial.record = replace(trial.record, is_paused=True)
+        self._events.append(trial.record)
+
+    def _go_on(self, trial: _Trial) -> None:
+        """Queue a paused trial; the groups that it had before count no more."""
+        trial.num_starts = 0
+        trial.record = replace(trial.record, is_paused=False, worker_group=None)
+        self._queue.append(trial)
+        self._events.append(trial.record)
 
     def _end_with_search(self, trial: _Trial) -> None:
         """End a trial that nobody works on when the search is over, if it has something to show."""

@@ -77,22 +77,33 @@ class Channel:
 
     # ------------------------------------------------------------------ the search's side
 
-    async def submit(self, job: Job) -> None:
-        """Queue a job for the next free worker group. One that is known goes on as it is."""
-        await self._change(lambda: self._broker.submit(job, time.time()))
+    async def submit(self, job: Job) -> int:
+        """Queue a job for the next free worker group; return how many of its reports are decided.
+
+        One that is known goes on as it is, and whoever submits it again asks for the reports from
+        there on.
+        """
+        return await self._change(lambda: self._broker.submit(job, time.time()))
+
+    async def take_up(self, job: Job, record: TrialRecord) -> None:
+        """Take in a trial that has paused in an earlier run of the program: it is paused again."""
+        await self._change(lambda: self._broker.take_up(job, record))
 
     async def next_report(self, trial_id: str, index: int) -> Report | TrialRecord:
         """Return the trial's report number `index`, or its record if it ended before that.
 
         Waits until it is in the results folder. After `close` an unfinished trial returns its
-        record with state `running`.
+        record as it is.
         """
         return await self._wait_for(lambda: self._broker.answer(trial_id, index))
 
     async def decide(
         self, trial_id: str, samples_seen: int, decision: Decision, reason: str | None = None
     ) -> None:
-        """Answer a report of the trial, once; STOP ends the trial for the reason."""
+        """Answer the last report of the trial, once, or twice if the first answer is PAUSE.
+
+        STOP ends the trial for the reason. Whatever else is asked for changes nothing.
+        """
         await self._change(lambda: self._broker.decide(trial_id, samples_seen, decision, reason))
 
     async def give_up(self, reason: str) -> None:

@@ -35,11 +35,11 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "Share of the time in which a running trial waits for data.",
         ("search", "trial"),
     ),
-    TRIALS: ("Trials by state: running, completed, stopped, failed.", ("search", "state")),
+    TRIALS: ("Trials by state: running, paused, completed, stopped, failed.", ("search", "state")),
 }
 """What each gauge tells, and its tags."""
 
-_STATES = ("running", "completed", "stopped", "failed")
+_STATES = ("running", "paused", "completed", "stopped", "failed")
 
 _Key = tuple[str, str]
 """Name of a gauge, and the value of its second tag."""
@@ -78,7 +78,7 @@ class Gauges(Observer):
     def trial_changed(self, record: TrialRecord) -> None:
         if not record.confirms:
             self._count(record)
-        if record.state != "running":
+        if record.state != "running":  # one that is paused is shown again when it goes on
             self._forget(record.trial_id)
         elif record.reports:
             self._show_report(record)

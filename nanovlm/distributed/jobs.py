@@ -1,11 +1,41 @@
-"""Runs jobs to their end through a channel, without anyone who decides between their reports."""
+"""The jobs of a search: how they are made, and how they run where nobody decides on reports."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from nanovlm.messages import Decision, Job, Report
+from nanovlm.results.kept_models import model_dir, state_dir
+from nanovlm.results.read import answers_file
+from nanovlm.search.space import SearchSpace
+
+
+def trial_id_of(number: int) -> str:
+    """Return the id of a search's trial."""
+    return f"trial-{number:04d}"
+
+
+def trial_job(
+    space: SearchSpace,
+    milestones: tuple[int, ...],
+    folder: Path,
+    number: int,
+    values: Mapping[str, Any],
+) -> Job:
+    """Return the job of a search's trial, which keeps its files in the results folder."""
+    trial_id = trial_id_of(number)
+    return Job(
+        trial_id=trial_id,
+        number=number,
+        parameters=values,
+        config=space.config_for(values),
+        milestones=milestones,
+        output_dir=str(model_dir(folder, trial_id)),
+        state_dir=str(state_dir(folder, trial_id)),
+        answers_file=str(answers_file(folder, trial_id)),
+    )
 
 
 def run_to_end(channel: Any, next_jobs: Callable[[], Sequence[Job]]) -> None:
@@ -35,5 +65,5 @@ def run_to_end(channel: Any, next_jobs: Callable[[], Sequence[Job]]) -> None:
         if isinstance(answer, Report):
             ray.get(channel.decide.remote(trial_id, answer.samples_seen, Decision.CONTINUE))
             waiting[channel.next_report.remote(trial_id, index + 1)] = trial_id, index + 1
-        elif answer.state != "running":  # else the channel has closed
+        elif answer.end is not None:  # else the channel has closed
             begin()

@@ -48,8 +48,8 @@ class RunOutcome:
 class Recorder:
     """Between a run and its results folder; what it is told goes to the observers too.
 
-    An observer hears of what has ended only when it is on disk, and if it fails, neither the run
-    nor the folder nor another observer has to suffer.
+    An observer hears of what has ended or paused only when it is on disk, and if it fails, neither
+    the run nor the folder nor another observer has to suffer.
     """
 
     def __init__(
@@ -101,9 +101,11 @@ class Recorder:
     def _take_record(self, event: TrialRecord) -> None:
         if event.reports:
             self._store.begin()  # from now on there is something to lose
-        if event.state != "running":
+        if event.end is not None:
             self._store.begin()
             self._store.add(event)
+        else:
+            self._store.note_pause(event)
         self._store.write_summary(time.monotonic() - self._started)
         self._audience.tell(lambda observer: observer.trial_changed(event))
 

@@ -2,8 +2,9 @@
 
 The trainable does no training. It hands the trial to the channel and waits for one report after
 another; the scheduler tells the channel what it decides. Tune reuses the actor for the next trial.
-Nothing of the training lives here: Tune starts an actor that is lost again, which asks for the
-reports from the first one on and gets the known ones at once.
+What Tune takes for a trial is one *leg* of it: from its start, or from a pause, to the next pause
+or to its end. Nothing of the training lives here: Tune starts an actor that is lost again, which
+asks for the reports from the first one on that has no decision.
 """
 
 from pathlib import Path
@@ -12,10 +13,9 @@ from typing import Any
 import ray
 from ray import tune
 
+from nanovlm.distributed.jobs import trial_job
 from nanovlm.identifiers import identifier
-from nanovlm.messages import Job, Report, TrialRecord
-from nanovlm.results.kept_models import model_dir, state_dir
-from nanovlm.results.read import answers_file
+from nanovlm.messages import Report, TrialRecord
 from nanovlm.search.space import SearchSpace
 
 NUMBER = "number"
@@ -25,11 +25,6 @@ FAILURE = "failure"
 INFEASIBLE = "infeasible"
 UNFINISHED = "unfinished"
 SAMPLES_SEEN = "samples_seen"
-
-
-def trial_id_of(number: int) -> str:
-    """Return the id of a search's trial."""
-    return f"trial-{number:04d}"
 
 
 class TrialRelay(tune.Trainable):
@@ -71,20 +66,10 @@ class TrialRelay(tune.Trainable):
         """See `save_checkpoint`."""
 
     def _submit(self, config: dict[str, Any]) -> None:
-        number, values = config[NUMBER], config[VALUES]
-        trial_id = trial_id_of(number)
-        self._job = Job(
-            trial_id=trial_id,
-            number=number,
-            parameters=values,
-            config=self._space.config_for(values),
-            milestones=self._milestones,
-            output_dir=str(model_dir(self._folder, trial_id)),
-            state_dir=str(state_dir(self._folder, trial_id)),
-            answers_file=str(answers_file(self._folder, trial_id)),
+        self._job = trial_job(
+            self._space, self._milestones, self._folder, config[NUMBER], config[VALUES]
         )
-        self._num_reports = 0
-        ray.get(self._channel.submit.remote(self._job))
+        self._num_reports = ray.get(self._channel.submit.remote(self._job))
 
     def _result(self, report: Report) -> dict[str, Any]:
         metric = self._space.objective.metric

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,14 +87,15 @@ def _serve(
 ) -> None:
     """Run one trial. Whatever goes wrong in it is reported and ends this trial alone."""
     channel, job, lease = settings.channel, given.job, given.lease
-    started_at = time.time()
+    started_at, made = time.time(), list[Report]()
 
     def on_pulse(pulse: Pulse) -> None:
         if parallel.rank() == 0:
             channel.pulse.remote(lease, pulse)  # nobody waits for it
 
     def hand_in(report: Report) -> Decision:
-        first_step_at = started_at + report.first_step_seconds
+        first_step_at = started_at + seconds_to_first_step(report, made)
+        made.append(report)
         return ray.get(channel.report.remote(lease, report, first_step_at, time.time()))
 
     try:
@@ -118,6 +119,16 @@ def _serve(
             raise  # the other ranks may wait for this one: the group has to start again
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def seconds_to_first_step(report: Report, made: Sequence[Report]) -> float:
+    """Return how long after its own start the leg that has made a report took its first step.
+
+    Args:
+        made: the trial's reports before it; those of earlier legs were made before that step.
+    """
+    earlier = [r.seconds for r in made if r.seconds < report.first_step_seconds]
+    return report.first_step_seconds - max(earlier, default=0.0)
 
 
 def kind_of_failure(error: Exception) -> End:

@@ -52,6 +52,7 @@ class _Verdict(BaseModel):
     value: float
     goes_on: bool
     reason: str
+    is_paused: bool = False
 
 
 class _Withdrawn(BaseModel):

@@ -22,10 +22,9 @@ from nanovlm.results.read import (
     TRIALS_FILE,
     FolderReader,
     answers_file,
-    count_anew,
     read_answer_lines,
 )
-from nanovlm.results.summary import NUM_ITEMS, final_best
+from nanovlm.results.summary import NUM_ITEMS, count_anew, final_best
 from nanovlm.search.space import SearchSpace
 
 _TIMES = ("submitted_at", "first_step_at", "ended_at")
@@ -49,8 +48,10 @@ class Results:
     `samples_seen`, `seconds` (from its start to its last report), `worker_group`; `submitted_at`,
     `first_step_at`, `ended_at` (UTC); then a column for each searched key and for each metric.
     What a trial does not have is missing (NaN)."""
+    paused: pd.DataFrame
+    """A row per trial that waits to go on: the columns of `trials`."""
     reports: pd.DataFrame
-    """A row per report of these trials: `trial_id`, `number`, `samples_seen`, `step`, `seconds`,
+    """A row per report of all of them: `trial_id`, `number`, `samples_seen`, `step`, `seconds`,
     `evaluation_seconds`, then a column for each metric and for each figure of the speed."""
     confirmed: pd.DataFrame
     """A row per ended run that confirms: the columns of `trials`, and `seed`."""
@@ -68,13 +69,13 @@ class Results:
     """Questions that each trial was asked."""
 
     def config(self, trial_id: str) -> TrainConfig:
-        """Return the configuration of an ended trial or of a run that confirms.
+        """Return the configuration of a trial that has ended or waits, or of a run that confirms.
 
         Raises UserError if there is none by that name.
         """
         if trial_id not in self._configs:
             raise UserError(
-                f"{self.folder}: no ended trial is called {trial_id!r}."
+                f"{self.folder}: no ended or paused trial is called {trial_id!r}."
                 f"{did_you_mean(trial_id, self._configs)}"
             )
         return build_config(Layer(f"{self.folder}: {trial_id}", self._configs[trial_id]))
@@ -113,24 +114,26 @@ def load_results(folder: str | Path) -> Results:
         files = f"no {SPACE_FILE} and no {TRIALS_FILE}"
         raise UserError(f"{folder}: is not a results folder, it has {files}")
     ended, confirmed = reader.ended()
+    paused = list(reader.paused(ended).values())
     space = reader.space(ended)
     reader.raise_if_damaged()
-    trials = sorted(ended, key=lambda record: record.number)
-    runs = [*trials, *confirmed]
+    trials, waiting = (sorted(some, key=lambda r: r.number) for some in (ended, paused))
+    runs = [*trials, *waiting, *confirmed]
     objective = space.objective if space else reader.objective()
     confirmation, problems = confirmation_by_what_is_left(
         confirmed, ended, objective, folder / ANSWERS_DIR
     )
     summary, notes = reader.summary(ended), [*reader.notes]
     if summary is None and ended:
-        summary = count_anew(folder, None, ended, confirmed, confirmation, objective, space)
+        summary = count_anew(folder, None, ended, confirmed, confirmation, objective, space, paused)
         notes += problems
     best = final_best(ended, objective, confirmed, confirmation)
     searched = [parameter.key for parameter in space.parameters] if space else []
     return Results(
         folder=folder,
         trials=_table([_run(record) for record in trials], (*_RUN_COLUMNS, *searched)),
-        reports=_table(_reports(trials), _REPORT_COLUMNS),
+        paused=_table([_run(record) for record in waiting], (*_RUN_COLUMNS, *searched)),
+        reports=_table(_reports([*trials, *waiting]), _REPORT_COLUMNS),
         confirmed=_table(
             [{**_run(record), "seed": record.config["seed"]} for record in confirmed],
             (*_RUN_COLUMNS, "seed", *(key for key in searched if key != "seed")),

@@ -9,7 +9,7 @@ What is damaged is told and left out; what other files say too is made up for, a
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from nanovlm.errors import UserError, plain_rule
 from nanovlm.messages import TrialRecord
 from nanovlm.records import read_record
 from nanovlm.results.contents import ANSWER, DATA, ENVIRONMENT, SUMMARY, VERDICT, Answer
-from nanovlm.results.summary import summarize
 from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.yaml_text import read_mapping
@@ -30,6 +29,7 @@ DATA_FILE = "data.json"
 ENVIRONMENT_FILE = "environment.json"
 TRIALS_FILE = "trials.jsonl"
 CONFIRM_FILE = "confirm.jsonl"
+PAUSED_FILE = "paused.jsonl"
 RUNGS_FILE = "rungs.jsonl"
 STUDY_FILE = "study.journal"
 SEARCH_ID_FILE = "study.id"
@@ -37,8 +37,8 @@ SUMMARY_FILE = "summary.json"
 BEST_CONFIG_FILE = "best.yaml"
 REPORT_FILE = "report.html"
 FILES = (
-    SPACE_FILE, CONFIG_FILE, DATA_FILE, ENVIRONMENT_FILE, TRIALS_FILE, CONFIRM_FILE, RUNGS_FILE,
-    STUDY_FILE, SEARCH_ID_FILE, SUMMARY_FILE, BEST_CONFIG_FILE, REPORT_FILE,
+    SPACE_FILE, CONFIG_FILE, DATA_FILE, ENVIRONMENT_FILE, TRIALS_FILE, CONFIRM_FILE, PAUSED_FILE,
+    RUNGS_FILE, STUDY_FILE, SEARCH_ID_FILE, SUMMARY_FILE, BEST_CONFIG_FILE, REPORT_FILE,
 )  # fmt: skip
 
 ANSWERS_DIR = "answers"
@@ -131,8 +131,8 @@ class FolderReader:
         """What is damaged or missing, and what to do, in a sentence each."""
         self.notes: list[str] = []
         """What was damaged or missing, and is made up for."""
-        self.is_cut = {TRIALS_FILE: False, CONFIRM_FILE: False, RUNGS_FILE: False}
-        """Whether the last line of a file was cut."""
+        self.is_cut: dict[str, bool] = {}
+        """Whether the last line of a file that was read was cut."""
 
     def has(self, *names: str) -> bool:
         """Return whether one of the files is there, whatever it holds."""
@@ -177,7 +177,7 @@ class FolderReader:
         for number, line in self._lines(name):
             try:
                 record = read_record(line)
-                if record.trial_id in ids or record.state == "running":
+                if record.trial_id in ids or record.end is None:
                     raise ValueError(f"{record.trial_id} stands twice or has not ended")
             except (ValueError, RecursionError) as error:
                 remedy = f"{_PUT_BACK}, or take out the line: its trial runs again"
@@ -196,6 +196,36 @@ class FolderReader:
                 f"has {len(found)} trials, but {SUMMARY_FILE} counts {counted}: lines are lost; "
                 f"{_PUT_BACK}, or remove {SUMMARY_FILE} to let the lost trials run again",
             )
+
+    def paused(self, ended: Sequence[TrialRecord]) -> dict[int, TrialRecord]:
+        """Return the trials that wait to go on, by number, as they were when they paused.
+
+        What is lost is no loss: a trial without its line makes its reports again from its state.
+
+        Args:
+            ended: the records of the trials that have ended.
+        """
+        summary = self._quietly_read_summary()  # first: a search that runs adds to what follows
+        last: dict[int, TrialRecord] = {}
+        for number, line in self._lines(PAUSED_FILE):
+            try:
+                record = read_record(line)
+                if record.end is not None:
+                    raise ValueError(f"{record.trial_id} has ended")
+            except (ValueError, RecursionError) as error:
+                said = f"line {number}: is not a trial that pauses: {error}; it is left out"
+                self._make_up_for_pauses(said)
+                continue
+            last[record.number] = record
+        counted = 0 if summary is None else summary["trials"].get("paused", 0)
+        if len(last) + self.is_cut[PAUSED_FILE] < counted:
+            self._make_up_for_pauses(f"has {len(last)} trials, but {counted} are paused")
+        over = {record.number for record in ended}
+        return {n: record for n, record in last.items() if record.is_paused and n not in over}
+
+    def _make_up_for_pauses(self, said: str) -> None:
+        remedy = "a trial that is lost here makes its reports again when the search goes on"
+        self.notes.append(f"{self.folder / PAUSED_FILE}: {said}; {remedy}")
 
     # ------------------------------------------------------------------ what is said of them
 
@@ -287,6 +317,7 @@ class FolderReader:
 
     def _lines(self, name: str) -> list[tuple[int, str]]:
         """Return the lines of a file that are whole, with their numbers."""
+        self.is_cut[name] = False
         try:
             content = (self.folder / name).read_bytes()
         except OSError:
@@ -325,47 +356,3 @@ class FolderReader:
             return dict(content)
         told.append(f"{self.folder / place}: is damaged: {rule}; {remedy}")
         return None
-
-
-def count_anew(
-    folder: Path,
-    summary: Mapping[str, Any] | None,
-    records: Sequence[TrialRecord],
-    confirmed: Sequence[TrialRecord],
-    confirmation: Mapping[str, Any] | None,
-    objective: Objective,
-    space: SearchSpace | None,
-) -> dict[str, Any]:
-    """Return the summary of the records that there are.
-
-    Args:
-        summary: as it was last written, perhaps before some of the trials; None if it is lost.
-    """
-    known = summary or {"wall_seconds": busy_seconds([*records, *confirmed]), "ended_by": None}
-    if space is not None:
-        gpus = space.resources.gpus_per_trial
-    else:
-        seconds = known.get("training_seconds")
-        gpus = known["gpu_hours"] * 3600 / seconds if seconds else 0.0
-    content = summarize(
-        folder.resolve().name,
-        records,
-        objective,
-        wall_seconds=known["wall_seconds"],
-        gpus_per_trial=gpus,
-        confirmed=confirmed,
-        confirmation=confirmation,
-        # Summaries of an earlier version do not say why a search is over.
-        ended_by=known.get("ended_by", "not recorded"),
-    )
-    return dict(json.loads(json.dumps(content)))  # as it is read
-
-
-def busy_seconds(records: Sequence[TrialRecord]) -> float:
-    """Return how long at least one of the trials was under way, by their times."""
-    spans = sorted((r.submitted_at, r.ended_at or r.submitted_at) for r in records)
-    seconds, until = 0.0, float("-inf")
-    for begin, end in spans:
-        seconds += max(0.0, end - max(begin, until))
-        until = max(until, end)
-    return seconds

@@ -2,8 +2,8 @@
 
 `trials.jsonl` grows by one line the moment a trial ends. All else follows from these lines: models,
 `best/`, `best.yaml` and `summary.json` are made after them, and again at the next start if a kill
-came between. Whole files are written beside their place and moved there, so a reader never sees
-half of one.
+came between. `paused.jsonl` says which trials wait to go on. Whole files are written beside their
+place and moved there, so a reader never sees half of one.
 """
 
 import contextlib
@@ -40,12 +40,18 @@ from nanovlm.results.read import (
     FILES,
     FOLDERS,
     LOGS_DIR,
+    PAUSED_FILE,
     SUMMARY_FILE,
     TRIALS_FILE,
     FolderReader,
-    busy_seconds,
 )
-from nanovlm.results.summary import best_record, describe_accuracy, final_best, summarize
+from nanovlm.results.summary import (
+    best_record,
+    busy_seconds,
+    describe_accuracy,
+    final_best,
+    summarize,
+)
 from nanovlm.search.sections import Objective
 from nanovlm.yaml_text import parse_yaml, write_yaml
 
@@ -148,6 +154,8 @@ class ResultsStore:
         """Of the ended trials, in the order of their end."""
         self.confirmed: list[TrialRecord] = []
         """Of the ended runs that confirm, in the order of their end."""
+        self.paused: dict[int, TrialRecord] = {}
+        """Of the trials that wait to go on, by number."""
         self._num_models = num_models
         self._default_name = default_name
         self._models = KeptModels(folder, objective, num_models)
@@ -199,9 +207,10 @@ class ResultsStore:
         summary = self._write_summary(wall_seconds, ended_by)
         undecided = () if self._is_settled else [record.trial_id for record in self.confirmed]
         self._models.clean(self._ended, undecided)
+        waiting = {record.trial_id for record in self.paused.values()}
+        needed = {f"{trial_id}.jsonl" for trial_id in self._ended | waiting}
         for path in (self.folder / ANSWERS_DIR).glob("*"):
-            run_id = _ANSWERS.fullmatch(path.name)
-            if run_id and path.is_file() and path.name not in {f"{i}.jsonl" for i in self._ended}:
+            if _ANSWERS.fullmatch(path.name) and path.is_file() and path.name not in needed:
                 path.unlink()
         return summary
 
@@ -210,9 +219,12 @@ class ResultsStore:
         reader = FolderReader(self.folder)
         reader.check_kinds()
         self.records, self.confirmed = reader.ended()
+        self.paused = reader.paused(self.records)
         reader.raise_if_damaged()
         for name in (TRIALS_FILE, CONFIRM_FILE):
             drop_cut_line(self.folder / name)
+        if reader.has(PAUSED_FILE):  # without what is damaged, and what has gone on or ended
+            self.write_text(PAUSED_FILE, "".join(map(record_line, self.paused.values())))
         remove_parts(self.folder)
         summary = reader.summary(self.records)
         self.notes += reader.notes
@@ -242,6 +254,7 @@ class ResultsStore:
         name = CONFIRM_FILE if record.confirms else TRIALS_FILE
         append(self.folder / name, record_line(record))
         (self.confirmed if record.confirms else self.records).append(record)
+        self.paused.pop(record.number, None)
         if record.confirms:
             self._show_best(self._find_best())
             remove_folder(state_dir(self.folder, record.trial_id))
@@ -250,6 +263,16 @@ class ResultsStore:
         if not self.confirmed and self._beats_best(record):
             self._show_best(record)
         self._models.settle(record)
+
+    def note_pause(self, record: TrialRecord) -> None:
+        """Append an open trial if it has paused, or goes on after a pause; the last line counts."""
+        before = self.paused.get(record.number)
+        if record.is_paused and record != before:
+            append(self.folder / PAUSED_FILE, record_line(record))
+            self.paused[record.number] = record
+        elif before is not None and not record.is_paused:
+            append(self.folder / PAUSED_FILE, record_line(record), is_synced=False)
+            del self.paused[record.number]
 
     def confirmation(self) -> dict[str, Any] | None:
         """Return what the runs that confirm have come to; None if there are none."""
@@ -292,7 +315,7 @@ class ResultsStore:
         self.notes.append(f"{model}: is gone: the model of {describe_run(best)} is not there")
 
     def _check_new(self, record: TrialRecord) -> None:
-        assert record.state != "running", f"{record.trial_id} has not ended"
+        assert record.end is not None, f"{record.trial_id} has not ended"
         assert record.trial_id not in self._ended, f"{record.trial_id} twice"
         self._ended.add(record.trial_id)
 
@@ -314,6 +337,7 @@ class ResultsStore:
             gpus_per_trial=self._gpus_per_trial,
             confirmed=self.confirmed,
             confirmation=self.confirmation(),
+            paused=tuple(self.paused.values()),
             ended_by=ended_by,
         )
         self.write_json(SUMMARY_FILE, summary)

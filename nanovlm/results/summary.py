@@ -1,12 +1,15 @@
 """What a search comes to, as pure functions of its trials' records."""
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nanovlm.messages import TrialRecord
 from nanovlm.search.sections import Objective
+from nanovlm.search.space import SearchSpace
 
 NUM_ITEMS = "mmstar_num_items"
 """The metric that tells on how many questions the accuracies stand."""
@@ -40,6 +43,7 @@ def summarize(
     gpus_per_trial: float,
     confirmed: Sequence[TrialRecord] = (),
     confirmation: Mapping[str, Any] | None = None,
+    paused: Sequence[TrialRecord] = (),
     ended_by: str | None = None,
 ) -> dict[str, Any]:
     """Return the content of `summary.json`.
@@ -48,9 +52,10 @@ def summarize(
         ended_by: why it is over; None while it runs.
         confirmed: the runs that confirm; their time counts.
         confirmation: what they come to; its winner is the best.
+        paused: trials that wait to go on; their time counts, the total is without them.
     """
     best = final_best(records, objective, confirmed, confirmation)
-    everything = [*records, *confirmed]
+    everything = [*records, *paused, *confirmed]
     seconds = training_seconds(everything)
     states = [record.state for record in records]
     return {
@@ -61,6 +66,7 @@ def summarize(
         "trials": {
             "total": len(records),
             **{state: states.count(state) for state in ("completed", "stopped", "failed")},
+            "paused": len(paused),
         },
         "best": best and _best(best, objective.metric),
         "confirmation": confirmation,
@@ -103,16 +109,15 @@ def final_best(
 
 
 def turnarounds(records: Sequence[TrialRecord]) -> list[float]:
-    """Return, for each trial that followed another in its worker group, the seconds from the last
-    work of that one to the end of the first optimizer step of this one."""
+    """Return, for each leg of a trial that followed another in its worker group, the seconds from
+    the last work on that one to the end of the first optimizer step of this one."""
     seconds = []
-    by_group: dict[str | None, TrialRecord] = {}
-    started = [record for record in records if record.first_step_at is not None]
-    for record in sorted(started, key=lambda r: r.first_step_at or 0.0):
-        before = by_group.get(record.worker_group)
-        if before and before.ended_at and record.first_step_at:
-            seconds.append(record.first_step_at - before.ended_at)
-        by_group[record.worker_group] = record
+    free_at: dict[str, float] = {}  # by worker group
+    legs = [leg for record in records for leg in record.legs]
+    for leg in sorted(legs, key=lambda leg: leg.first_step_at or leg.ended_at):
+        if leg.first_step_at is not None and leg.worker_group in free_at:
+            seconds.append(leg.first_step_at - free_at[leg.worker_group])
+        free_at[leg.worker_group] = leg.ended_at
     return seconds
 
 
@@ -159,3 +164,49 @@ def _median_p95_max(seconds: Sequence[float]) -> dict[str, float | None]:
     ordered = sorted(seconds)
     p95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
     return {"median": statistics.median(ordered), "p95": p95, "max": ordered[-1]}
+
+
+def count_anew(
+    folder: Path,
+    summary: Mapping[str, Any] | None,
+    records: Sequence[TrialRecord],
+    confirmed: Sequence[TrialRecord],
+    confirmation: Mapping[str, Any] | None,
+    objective: Objective,
+    space: SearchSpace | None,
+    paused: Sequence[TrialRecord],
+) -> dict[str, Any]:
+    """Return the summary of the records that there are.
+
+    Args:
+        summary: as it was last written, perhaps before some of the trials; None if it is lost.
+    """
+    known = summary or {"wall_seconds": busy_seconds([*records, *confirmed]), "ended_by": None}
+    if space is not None:
+        gpus = space.resources.gpus_per_trial
+    else:
+        seconds = known.get("training_seconds")
+        gpus = known["gpu_hours"] * 3600 / seconds if seconds else 0.0
+    content = summarize(
+        folder.resolve().name,
+        records,
+        objective,
+        wall_seconds=known["wall_seconds"],
+        gpus_per_trial=gpus,
+        confirmed=confirmed,
+        confirmation=confirmation,
+        paused=paused,
+        # Summaries of an earlier version do not say why a search is over.
+        ended_by=known.get("ended_by", "not recorded"),
+    )
+    return dict(json.loads(json.dumps(content)))  # as it is read
+
+
+def busy_seconds(records: Sequence[TrialRecord]) -> float:
+    """Return how long at least one of the trials was under way, by their times."""
+    spans = sorted((r.submitted_at, r.ended_at or r.submitted_at) for r in records)
+    seconds, until = 0.0, float("-inf")
+    for begin, end in spans:
+        seconds += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return seconds

@@ -22,6 +22,7 @@ POLICY = """\
 Kept on disk are only files that can still be needed:
 
 - of each running trial the state of its last report, and while a new one is written both;
+- of each paused trial that state, of `scheduler.max_paused` of them at most;
 - the final models of as many of the best trials as will be raced, and for the moment of the
   exchange one more; `best/` is a second name for one of the models kept;
 - until the winner is known the models of the confirming runs, `confirm.runs` at most, after it
@@ -57,16 +58,30 @@ class DiskPeak:
     models: int
     """Of the best trials and the confirming runs."""
     answers_and_logs: int
+    paused: int = 0
+    """Of the states of paused trials."""
 
     @property
     def total(self) -> int:
-        return self.states + self.models + self.answers_and_logs
+        return self.states + self.paused + self.models + self.answers_and_logs
 
 
 def disk_peak(
-    space: SearchSpace, *, num_trials: int, concurrency: int, num_questions: int
+    space: SearchSpace,
+    *,
+    num_trials: int,
+    concurrency: int,
+    num_questions: int,
+    num_paused: int | None = None,
 ) -> DiskPeak:
-    """Return the most bytes that a search takes at a time, by POLICY."""
+    """Return the most bytes that a search takes at a time, by POLICY.
+
+    Args:
+        num_paused: states of paused trials; None takes as many as must have room: those that
+            `scheduler.max_paused` asks for.
+    """
+    if num_paused is None:
+        num_paused = min(space.scheduler.max_paused or 0, num_trials)
     sizes = [_sizes(config) for config in _largest_configs(space)]
     model = max(model for model, _ in sizes)
     state = max(state for _, state in sizes)
@@ -76,6 +91,7 @@ def disk_peak(
         model=model,
         state=state,
         states=concurrency * 2 * state,
+        paused=num_paused * state,
         models=num_models * model,
         answers_and_logs=num_runs * (num_questions * _ANSWER_BYTES + _TRIAL_BYTES)
         + concurrency * _SLOT_BYTES,
@@ -87,15 +103,35 @@ def check_disk(peak: DiskPeak, folder: Path) -> None:
 
     What the folder of a search that goes on holds already is part of the peak.
     """
-    free = free_bytes(folder)
-    held = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
-    if peak.total > free + held:
+    if peak.total > room_for(folder):
+        also = ", scheduler.max_paused" if peak.paused else ""
         raise UserError(
             f"--results: the search takes up to {gib(peak.total)} in {folder.parent}, where "
-            f"{gib(free)} are free; its trials' states are {gib(peak.states)} of it and the models "
-            f"that are kept {gib(peak.models)}; lower --concurrency or confirm.runs, or choose "
-            "another disk"
+            f"{gib(free_bytes(folder))} are free; its trials' states are "
+            f"{gib(peak.states + peak.paused)} of it and the models that are kept "
+            f"{gib(peak.models)}; lower --concurrency{also} or confirm.runs, or choose another disk"
         )
+
+
+def max_paused_states(space: SearchSpace, peak: DiskPeak, room: int) -> int:
+    """Return how many states of paused trials a search keeps at most.
+
+    Those are `scheduler.max_paused`; if that is null, as many as half of the room beside the rest
+    of the search takes, since others may want the disk too.
+
+    Args:
+        peak: of the search.
+        room: bytes that the search may have.
+    """
+    if space.scheduler.max_paused is not None:
+        return space.scheduler.max_paused
+    return max(0, room - peak.total) // 2 // peak.state
+
+
+def room_for(folder: Path) -> int:
+    """Return the bytes that a search may have: what is free, and what its folder holds already."""
+    held = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+    return free_bytes(folder) + held
 
 
 def _largest_configs(space: SearchSpace) -> list[TrainConfig]:

@@ -6,7 +6,7 @@ disk by what is kept (`disk.py`).
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +15,14 @@ import torch
 from nanovlm.files import free_bytes, gib
 from nanovlm.machine import usable_cpus
 from nanovlm.results.verdict import DEFAULT_NUMBER
-from nanovlm.search.disk import DiskPeak, disk_peak
+from nanovlm.search.disk import DiskPeak, disk_peak, max_paused_states
 from nanovlm.search.parameter import count_configurations
 from nanovlm.search.past_speed import PastSearches, past_speed
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.race import Race, most_batches
+from nanovlm.search.rungs import build_rungs
 from nanovlm.search.sections import TrialResources
-from nanovlm.search.simulation import (
-    CORRELATIONS,
-    Judge,
-    SimulatedSearch,
-    scheduler_judge,
-    simulate,
-)
+from nanovlm.search.simulation import CORRELATIONS, SimulatedSearch, simulate
 from nanovlm.search.space import SearchSpace
 
 UNKNOWN_TRIALS = 100
@@ -103,6 +98,30 @@ class Time:
 
 
 @dataclass(frozen=True)
+class Pauses:
+    """How many trials wait at the milestones, and what becomes of their states."""
+
+    most: Range
+    """Trials that wait at a time, at most."""
+    max_states: int
+    """That are kept of them."""
+    states_by: str
+    """Why so many."""
+    retrained: Range
+    """Times that a trial without its state goes on, and trains again from its start."""
+
+    @property
+    def num_states(self) -> int:
+        """That will be there at a time."""
+        return min(self.max_states, math.ceil(self.most.high))
+
+    def line(self) -> str:
+        kept = f"the states of at most {self.max_states:,} are kept ({self.states_by})"
+        again = f"{self.retrained} times one goes on without and trains again from its start"
+        return f"paused          {self.most} trials at a time at most; {kept}; {again}"
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What a search is expected to cost."""
 
@@ -115,6 +134,8 @@ class Forecast:
     reached: tuple[Range, ...]
     """Trials that reach each milestone, and last those of full length."""
     search_samples: Range
+    pauses: Pauses | None
+    """None if trials do not wait at milestones."""
     time: Time | None
     """None where the rate is unknown."""
     confirm_runs: int
@@ -131,6 +152,7 @@ class Forecast:
             f"({self.concurrency_by})",
             self._configurations_line(),
             *self._trial_lines(),
+            *([] if self.pauses is None else [self.pauses.line()]),
             f"search          {self.search_samples} samples",
             self._confirm_line(),
             *self._time_lines(),
@@ -186,9 +208,10 @@ class Forecast:
 
     def _disk_lines(self) -> list[str]:
         disk = self.disk
+        paused = f"of paused trials {gib(disk.paused)}, " if self.pauses else ""
         return [
             f"disk            {gib(disk.total)} at most, {gib(self.free_bytes)} are free: states "
-            f"{gib(disk.states)} ({gib(disk.state)} each), models {gib(disk.models)} "
+            f"{gib(disk.states)} ({gib(disk.state)} each), {paused}models {gib(disk.models)} "
             f"({gib(disk.model)} each), answers and logs {gib(disk.answers_and_logs)}"
         ]
 
@@ -198,7 +221,6 @@ def forecast(
     concurrency: int | None,
     samples_per_second: float | None,
     results: Path,
-    make_judge: Callable[[], Judge] | None = None,
 ) -> Forecast:
     """Return what the search of `plan` will cost.
 
@@ -206,20 +228,21 @@ def forecast(
         concurrency: trials at once; None takes what fits on this machine.
         samples_per_second: of one trial; None asks the searches in `results` and `warm_start`.
         results: the folder that results folders are made in.
-        make_judge: gives a fresh rule for each simulated search; the default is the space's own.
     """
     space = plan.space
-    if make_judge is None:
-
-        def make_judge() -> Judge:
-            return scheduler_judge(space, plan.milestones)
-
     concurrency_by = "as given" if concurrency else "what fits on this machine"
     concurrency = concurrency or local_slots(space.resources)
     past = past_speed(space, results)
     rate = _rate(past, samples_per_second)
-    num_trials, trials_by = _num_trials(plan, concurrency, rate, make_judge)
-    searches = _simulate(plan, concurrency, rate, make_judge, num_trials)
+    num_trials, trials_by = _num_trials(plan, concurrency, rate)
+    sizes: dict[str, int] = {
+        "num_trials": num_trials,
+        "concurrency": concurrency,
+        "num_questions": plan.data["benchmark"]["samples"],
+    }
+    max_states = max_paused_states(space, disk_peak(space, **sizes), free_bytes(results))
+    searches = _simulate(plan, concurrency, rate, num_trials, max_states)
+    pauses = _pauses(space, searches, max_states) if space.scheduler.pauses else None
     confirm_runs, confirm_batches = most_batches(_race(space), concurrency)
     return Forecast(
         plan=plan,
@@ -231,16 +254,22 @@ def forecast(
             Range.of(counts) for counts in zip(*(s.reached for s in searches), strict=True)
         ),
         search_samples=Range.of([s.samples for s in searches]),
+        pauses=pauses,
         time=None if rate is None else _time(plan, rate, searches, confirm_runs, confirm_batches),
         confirm_runs=confirm_runs,
-        disk=disk_peak(
-            space,
-            num_trials=num_trials,
-            concurrency=concurrency,
-            num_questions=plan.data["benchmark"]["samples"],
-        ),
+        disk=disk_peak(space, **sizes, num_paused=pauses.num_states if pauses else 0),
         free_bytes=free_bytes(results),
         left_out=past.left_out,
+    )
+
+
+def _pauses(space: SearchSpace, searches: Sequence[SimulatedSearch], max_states: int) -> Pauses:
+    given = space.scheduler.max_paused
+    return Pauses(
+        most=Range.of([s.most_paused for s in searches]),
+        max_states=max_states,
+        states_by="what the disk has room for" if given is None else "scheduler.max_paused",
+        retrained=Range.of([s.num_retrained for s in searches]),
     )
 
 
@@ -294,9 +323,7 @@ def _names(folders: Sequence[Path]) -> str:
     return shown if len(folders) <= 3 else f"{shown} and {len(folders) - 3} more"
 
 
-def _num_trials(
-    plan: SearchPlan, concurrency: int, rate: Rate | None, make_judge: Callable[[], Judge]
-) -> tuple[int, str]:
+def _num_trials(plan: SearchPlan, concurrency: int, rate: Rate | None) -> tuple[int, str]:
     """Return how many trials the budget allows, as far as can be known, and by what."""
     budget = plan.space.budget
     options = [(budget.trials, "budget.trials")] if budget.trials is not None else []
@@ -304,7 +331,7 @@ def _num_trials(
     if num_configurations is not None:
         options.append((num_configurations, "all configurations of the space"))
     if rate is not None:
-        sample = _simulate(plan, concurrency, rate, make_judge, UNKNOWN_TRIALS)
+        sample = _simulate(plan, concurrency, rate, UNKNOWN_TRIALS)
         seconds = statistics.fmean(_seconds(rate, s.samples, s.num_reports) for s in sample)
         per_trial = seconds / UNKNOWN_TRIALS
         gpus = plan.space.resources.gpus_per_trial
@@ -324,21 +351,22 @@ def _simulate(
     plan: SearchPlan,
     concurrency: int,
     rate: Rate | None,
-    make_judge: Callable[[], Judge],
     num_trials: int,
+    max_states: int | None = None,
 ) -> list[SimulatedSearch]:
     """Return simulated searches, as many for each of CORRELATIONS."""
     num_seeds = max(2, min(20, _MAX_SIMULATED_TRIALS // num_trials // len(CORRELATIONS)))
     evaluation_seconds = (rate.evaluation_seconds if rate else None) or 0.0
     return [
         simulate(
-            make_judge(),
+            build_rungs(plan.space, plan.milestones),
             plan.milestones,
             plan.trial_samples,
             num_trials=num_trials,
             concurrency=concurrency,
             report_cost=evaluation_seconds * rate.samples_per_second if rate else 0.0,
             correlation=correlation,
+            most_states=max_states,
             seed=seed,
         )
         for correlation in CORRELATIONS

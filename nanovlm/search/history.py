@@ -14,11 +14,23 @@ _ENOUGH_VALUES = 10
 class History:
     """Makes the list of trials that a sampler learns from."""
 
-    def __init__(self, maximize: bool) -> None:
+    def __init__(self, maximize: bool, pauses: bool = False) -> None:
+        """
+        Args:
+            pauses: whether trials that have not ended may wait; their values count as if they had.
+        """
         self._maximize = maximize
+        self._pauses = pauses
 
     def __call__(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
         raise NotImplementedError
+
+    def _with_open(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """Return the trials with those that have reported and not ended as if they were stopped."""
+        if not self._pauses:
+            return trials
+        is_open = [t.state is TrialState.RUNNING and bool(t.intermediate_values) for t in trials]
+        return [_stopped(t) if o else t for t, o in zip(trials, is_open, strict=True)]
 
     def _worst(self, values: list[float]) -> float:
         return min(values) if self._maximize else max(values)
@@ -32,8 +44,8 @@ class BestAndLatest(History):
     however long the search is.
     """
 
-    def __init__(self, maximize: bool) -> None:
-        super().__init__(maximize)
+    def __init__(self, maximize: bool, pauses: bool = False) -> None:
+        super().__init__(maximize, pauses)
         self._num_seen = 0
         self._unfinished: list[int] = []  # numbers, ascending
         self._finished: list[int] = []  # numbers, ascending
@@ -42,10 +54,10 @@ class BestAndLatest(History):
     def __call__(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
         self._take_in(trials)
         if len(self._finished) <= _MOST_TRIALS:
-            return trials
+            return self._with_open(trials)
         shown = {number for _, number in self._best}
         shown |= {*self._finished[_BEST_TRIALS - _MOST_TRIALS :], *self._unfinished}
-        return [trials[number] for number in sorted(shown)]
+        return self._with_open([trials[number] for number in sorted(shown)])
 
     def _take_in(self, trials: list[FrozenTrial]) -> None:
         open_ = [*self._unfinished, *range(self._num_seen, len(trials))]
@@ -73,6 +85,7 @@ class OneBudget(History):
     """
 
     def __call__(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        trials = self._with_open(trials)
         finished = _finished(trials)
         judged = [t for t in finished if not is_infeasible(t) and t.value is not None]
         seen = self._at_one_budget(judged)
@@ -134,6 +147,18 @@ def _running(trials: list[FrozenTrial]) -> list[FrozenTrial]:
 def _value(trial: FrozenTrial) -> float:
     assert trial.value is not None, f"trial {trial.number} has no value"
     return trial.value
+
+
+def _stopped(trial: FrozenTrial) -> FrozenTrial:
+    """Return the trial as one that ended at its last report."""
+    last = max(trial.intermediate_values)
+    return optuna.trial.create_trial(
+        state=TrialState.PRUNED,
+        value=trial.intermediate_values[last],
+        params=trial.params,
+        distributions=trial.distributions,
+        intermediate_values=trial.intermediate_values,
+    )
 
 
 def _completed(trial: FrozenTrial, value: float) -> FrozenTrial:

@@ -40,6 +40,7 @@ class Limits:
         self._switch = switch
         self._logs = logs
         self._gpus = space.resources.gpus_per_trial
+        self._seconds: dict[int, float] = {}  # of the work on each trial that ended or is paused
         self._gpu_seconds = 0.0
         self._best: TrialRecord | None = None
         self._trials_since_best = 0
@@ -50,7 +51,9 @@ class Limits:
     def check(self, record: TrialRecord) -> None:
         """Throw the switch if this change of a trial reaches a limit."""
         self._has_report |= bool(record.reports)
-        if record.state == "running":
+        if record.is_paused:
+            self._check_gpu_hours(record)
+        if record.end is None:
             self._under_way.add(record.number)
             return
         self._under_way.discard(record.number)
@@ -68,8 +71,7 @@ class Limits:
 
     def _count(self, record: TrialRecord) -> None:
         """Let an ended trial count for the budget."""
-        if record.reports:
-            self._check_gpu_hours(self._gpus * record.reports[-1].seconds)
+        self._check_gpu_hours(record)
         if record.state == "completed":
             self._check_target(record)
         self._check_patience(record)
@@ -89,8 +91,11 @@ class Limits:
         """Return whether another trial works, or may still turn out to."""
         return self._has_report or any(number < failed.number for number in self._under_way)
 
-    def _check_gpu_hours(self, gpu_seconds: float) -> None:
-        self._gpu_seconds += gpu_seconds
+    def _check_gpu_hours(self, record: TrialRecord) -> None:
+        """Let the work on a trial count that has ended, or paused; what is counted stays so."""
+        seconds = record.reports[-1].seconds if record.reports else 0.0
+        self._gpu_seconds += self._gpus * (seconds - self._seconds.get(record.number, 0.0))
+        self._seconds[record.number] = seconds
         spent, limit = self._gpu_seconds / 3600, self._budget.gpu_hours
         if limit is not None and spent >= limit:
             self._switch.stop(f"budget.gpu_hours: {spent:.4g} GPU-hours of {limit:g} are spent")

@@ -27,10 +27,10 @@ from nanovlm.results.read import (
     FolderReader,
     judged_reports,
 )
-from nanovlm.search.rungs import Verdict
-from nanovlm.search.searcher import SEARCH
 from nanovlm.search.space import SearchSpace
 from nanovlm.search.study import open_study, read_search_id
+from nanovlm.search.told_study import SEARCH
+from nanovlm.search.verdicts import Verdict
 
 _Trials = dict[str, dict[int, Any]]
 """Values of a study's trials, by the id of their search and by number."""

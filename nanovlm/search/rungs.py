@@ -1,61 +1,43 @@
-"""Which trials go on at a milestone: ASHA, Hyperband and PASHA as pure rules, and their memory.
+"""Which trials stop at a milestone: ASHA, Hyperband and PASHA as pure rules, and their memory.
 
-A rung is the list of the values that trials had at a milestone. Each verdict is written to a log
-before anyone acts on it, so after a kill the rungs are as they were, and a report that is made
-again gets the verdict that it got.
+A rung is the list of the values that trials had at a milestone.
 """
 
 import bisect
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from nanovlm.files import append, drop_cut_line
+from nanovlm.search.pausing import PausingRungs
 from nanovlm.search.sections import Scheduler
 from nanovlm.search.space import SearchSpace
+from nanovlm.search.verdicts import Verdict, VerdictLog
 
 _SOFT_RANKING_PERCENTILE = 90
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What became of a trial at a milestone; a line of `rungs.jsonl`."""
+def build_rungs(
+    space: SearchSpace, milestones: Sequence[int], log: Path | None = None
+) -> "Rungs | PausingRungs":
+    """Return the rungs of a space's scheduler.
 
-    number: int
-    """Of the trial."""
-    milestone: int
-    """In samples seen."""
-    samples_seen: int
-    """At the report, which is made at the first step that reaches the milestone."""
-    value: float
-    goes_on: bool
-    reason: str
-    cutoff: float | None = None
-    """What the value was compared with; None where there was nothing to compare with."""
-    rung_size: int = 0
-    """Trials that were at the milestone before."""
-
-
-def build_rungs(space: SearchSpace, milestones: Sequence[int], log: Path | None = None) -> "Rungs":
-    """Return the rungs of a space's scheduler; with a log, as its last line left them."""
-    return Rungs(
-        space.scheduler,
-        milestones,
-        metric=space.objective.metric,
-        mode=space.objective.mode,
-        seed=space.sampler.seed,
-        log=log,
-    )
+    Args:
+        log: keeps what is decided; the rungs are as its last line left them. None keeps nothing.
+    """
+    metric, mode = space.objective.metric, space.objective.mode
+    if space.scheduler.pauses:
+        return PausingRungs(space.scheduler, milestones, metric=metric, mode=mode, log=log)
+    seed = space.sampler.seed
+    return Rungs(space.scheduler, milestones, metric=metric, mode=mode, seed=seed, log=log)
 
 
 class Rungs:
-    """Judges the reports of a search's trials.
+    """Judges the reports of a search's trials, which end where they do not go on.
 
     asha (Li et al. 2020, in the form that only stops): a trial goes on if its value is no worse
     than the (1 - 1/factor) quantile of those that came to the milestone before it; the first goes
@@ -86,13 +68,17 @@ class Rungs:
         self._metric, self._mode = metric, mode
         self._sign = 1.0 if mode == "max" else -1.0
         self._seed = seed
-        self._log = log
+        self._log = VerdictLog(log)
         self._rungs: dict[tuple[int, int], list[float]] = {}  # sorted; by bracket and milestone
         self._verdicts: dict[tuple[int, int], Verdict] = {}  # by number and milestone
         self._stops: dict[int, str] = {}  # reasons, by number
         self._limit = 2 if scheduler.name == "pasha" else 0  # milestones that pasha allows
-        if log is not None and log.exists():
-            self._restore(log)
+        for line in self._log.read():
+            if isinstance(line, Verdict):
+                self._add(line)
+                self._decide(line)
+            else:
+                self._remove(line.withdrawn)
 
     def judge(self, number: int, samples_seen: int, value: float) -> Verdict:
         """Return whether a trial goes on after a report that is not its last."""
@@ -106,7 +92,7 @@ class Rungs:
         self._add(verdict)
         if verdict.goes_on and self._is_at_limit(milestone):
             verdict = self._within_limit(verdict)
-        self._write(dataclasses.asdict(verdict))
+        self._log.add(verdict)
         self._decide(verdict)
         return verdict
 
@@ -114,7 +100,7 @@ class Rungs:
         """Take the values of a failed trial out of the rungs."""
         if any(key[0] == number for key in self._verdicts):
             self._remove(number)
-            self._write({"withdrawn": number})
+            self._log.withdraw(number)
 
     def reason(self, number: int) -> str | None:
         """Return why a trial was stopped, None if it was not."""
@@ -207,22 +193,6 @@ class Rungs:
             rung = self._rung(number, verdict.milestone)
             if rung is not None:
                 rung.remove(self._sign * verdict.value)
-
-    def _write(self, line: dict[str, Any]) -> None:
-        if self._log is None:
-            return
-        append(self._log, json.dumps(line) + "\n")
-
-    def _restore(self, log: Path) -> None:
-        """Read the log; a last line that was cut was not acted upon and is taken away."""
-        drop_cut_line(log)
-        for line in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
-            if "withdrawn" in line:
-                self._remove(line["withdrawn"])
-            else:
-                verdict = Verdict(**line)
-                self._add(verdict)
-                self._decide(verdict)
 
 
 def _num_crossings(gaps: Sequence[float]) -> int:

@@ -22,7 +22,7 @@ from nanovlm.results.read import LOGS_DIR
 from nanovlm.results.same_data import check_same_data
 from nanovlm.results.store import ResultsStore, choose_folder
 from nanovlm.search.confirm_plan import plan_confirmation
-from nanovlm.search.disk import check_disk, disk_peak
+from nanovlm.search.disk import check_disk, disk_peak, max_paused_states, room_for
 from nanovlm.search.forecast import UNKNOWN_TRIALS, local_slots
 from nanovlm.search.mending import mend_search
 from nanovlm.search.plan import SearchPlan, plan_search
@@ -95,7 +95,7 @@ def run_plan(
         start_workers: starts what serves the trials.
     """
     unchecked = check_same_data(folder, plan.data) if resume else ()
-    most_bytes = _check_room(plan, concurrency, folder)
+    most_bytes, max_states = _check_room(plan, concurrency, folder)
     space = plan.space
     num_models = max(1, space.confirm.num_raced)
     store = ResultsStore(
@@ -109,7 +109,9 @@ def run_plan(
     ):
         mended = mend_search(space, folder, plan.milestones, store.records) if resume else []
         recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])
-        earlier = EarlierRun(tuple(store.records), tuple(store.confirmed), store.earlier_seconds())
+        earlier = EarlierRun(
+            tuple(store.records), tuple(store.confirmed), store.paused, store.earlier_seconds()
+        )
         failures = SamplerFailures(lambda text: recorder.take(Notice(text=text)))
         place = Place(
             store.folder,
@@ -119,6 +121,7 @@ def run_plan(
             concurrency=concurrency,
             start_workers=start_workers,
             sampler_failures=failures,
+            max_states=max_states,
         )
         try:
             with recorder.told_of_errors():
@@ -150,8 +153,9 @@ def _start(plan: SearchPlan, store: ResultsStore) -> RunStart:
     )
 
 
-def _check_room(plan: SearchPlan, concurrency: int | None, folder: Path) -> int:
-    """Return the bytes that the search takes at most; raise UserError if there is less room."""
+def _check_room(plan: SearchPlan, concurrency: int | None, folder: Path) -> tuple[int, int]:
+    """Return the bytes that the search takes at most, and how many states of paused trials it
+    keeps; raise UserError if there is less room."""
     peak = disk_peak(
         plan.space,
         num_trials=plan.space.most_trials or UNKNOWN_TRIALS,
@@ -159,4 +163,4 @@ def _check_room(plan: SearchPlan, concurrency: int | None, folder: Path) -> int:
         num_questions=plan.data["benchmark"]["samples"],
     )
     check_disk(peak, folder)
-    return peak.total
+    return peak.total, max_paused_states(plan.space, peak, room_for(folder))

@@ -31,6 +31,7 @@ from nanovlm.errors import UserError
 from nanovlm.search.configurations import can_repeat, nearest_first
 from nanovlm.search.feasibility import looks_infeasible
 from nanovlm.search.history import BestAndLatest, History, OneBudget, StudyView, WorstForInfeasible
+from nanovlm.search.milestone_sampler import MilestoneSampler
 from nanovlm.search.parameter import Parameter
 from nanovlm.search.sections import Sampler
 from nanovlm.search.space import SearchSpace
@@ -68,8 +69,8 @@ def check_sampler(settings: Sampler) -> None:
 
 def build_history(space: SearchSpace) -> History | None:
     """Return what the samplers of a search are shown; None shows them all trials."""
-    kind = _HISTORIES.get(space.sampler.name)
-    return None if kind is None else kind(space.objective.mode == "max")
+    kind = _HISTORIES.get(_kind(space))
+    return None if kind is None else kind(space.objective.mode == "max", space.scheduler.pauses)
 
 
 def build_sampler(
@@ -79,6 +80,7 @@ def build_sampler(
     history: History | None,
     has_run: HasRun = lambda values: False,
     on_failure: OnFailure = lambda error: None,
+    milestones: Sequence[int] = (),
 ) -> BaseSampler:
     """Return the sampler for one trial of a space.
 
@@ -88,6 +90,7 @@ def build_sampler(
         history: one for the whole search, see `build_history`.
         has_run: tells of a configuration whether it is not to be run again; there must be others.
         on_failure: told of each error of the sampler, after which a value is drawn at random.
+        milestones: samples seen at which trials report before the end, ascending.
     """
     if number == 0:
         return _Fixed(encode(space.parameters, space.default_values()))
@@ -95,27 +98,43 @@ def build_sampler(
     relative = None if _is_conditional(space) else distributions(space.parameters)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        inner = _build(space, STARTUP_TRIALS + concurrency, seed)
+        inner = _build(space, STARTUP_TRIALS + concurrency, seed, milestones)
     guarded = _Guarded(
         inner,
         fallback=RandomSampler(seed=seed),
-        relative=relative if space.sampler.name in ("tpe", "gp") else None,
+        relative=relative if _kind(space) in ("auto", "tpe", "gp") else None,
         history=history,
         # A Gaussian process learns it from the worst values, and the others do not look back.
-        avoids_infeasible=space.sampler.name == "tpe",
+        avoids_infeasible=_kind(space) == "tpe",
         on_failure=on_failure,
     )
     if not can_repeat(space.parameters):
         return guarded
     # A Gaussian process comes to the same configuration again, and takes its time for it.
-    most_draws = 1 if space.sampler.name == "gp" else _MOST_DRAWS
+    most_draws = 1 if _kind(space) in ("auto", "gp") else _MOST_DRAWS
     return _New(guarded, space.parameters, has_run, most_draws)
 
 
-def _build(space: SearchSpace, num_startup: int, seed: int) -> BaseSampler:
+def _kind(space: SearchSpace) -> str:
+    """Return which sampler it is; `auto` learns from keys that are always active."""
+    name = space.sampler.name
+    return "tpe" if name == "auto" and _is_conditional(space) else name
+
+
+def _build(
+    space: SearchSpace, num_startup: int, seed: int, milestones: Sequence[int]
+) -> BaseSampler:
     settings: Sampler = space.sampler
     independent = RandomSampler(seed=seed)
-    if settings.name == "tpe":
+    if _kind(space) == "auto":
+        return MilestoneSampler(
+            seed,
+            maximize=space.objective.mode == "max",
+            milestones=milestones,
+            reduction_factor=space.scheduler.reduction_factor,
+            independent=independent,
+        )
+    if _kind(space) == "tpe":
         return TPESampler(
             seed=seed,
             multivariate=True,

@@ -7,7 +7,6 @@ compared at 1/27, 1/9 and 1/3 of the budget, and the end is the fourth rung.
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ray.tune.execution.tune_controller import TuneController
@@ -22,9 +21,10 @@ from nanovlm.distributed.trainable import (
     UNFINISHED,
 )
 from nanovlm.errors import UserError
-from nanovlm.results.read import RUNGS_FILE
-from nanovlm.search.rungs import Rungs, Verdict, build_rungs
+from nanovlm.search.pausing import PausingRungs
+from nanovlm.search.rungs import Rungs
 from nanovlm.search.space import SearchSpace
+from nanovlm.search.verdicts import Verdict
 
 
 def plan_milestones(space: SearchSpace, budget: int) -> tuple[int, ...]:
@@ -59,41 +59,28 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-def build_scheduler(
-    space: SearchSpace,
-    milestones: tuple[int, ...],
-    folder: Path | None = None,
-    on_verdict: OnVerdict = lambda *_: None,
-    on_failure: OnFailure = _raise,
-) -> "Scheduler":
-    """Return Tune's scheduler for these milestones.
-
-    Args:
-        folder: the results folder that keeps what is decided; None keeps it in memory.
-        on_verdict: told of each verdict when it is safe in the folder.
-        on_failure: told why a verdict could not be written; nothing is decided then. Tune would
-            take the error for the trial's.
-    """
-    if not milestones:
-        return FIFOScheduler()
-    rungs = build_rungs(space, milestones, folder and folder / RUNGS_FILE)
-    return RungScheduler(rungs, space.objective.metric, on_verdict, on_failure)
-
-
 class RungScheduler(FIFOScheduler):
     """Lets the rungs decide: `asha`, `hyperband` and `pasha`.
 
+    A trial that pauses ends for Tune, which hears of it again when it goes on (`StudySearch`).
     Tune's own classes lose their rungs when a search goes on after an interruption, keep the values
     of trials that failed later, and draw brackets that differ from run to run.
     """
 
     def __init__(
         self,
-        rungs: Rungs,
+        rungs: Rungs | PausingRungs,
         metric: str,
-        on_verdict: OnVerdict,
+        on_verdict: OnVerdict = lambda verdict: None,
         on_failure: OnFailure = _raise,
     ) -> None:
+        """
+        Args:
+            metric: which decides.
+            on_verdict: told of each verdict when it is safe in the folder.
+            on_failure: told why a verdict could not be written; nothing is decided then. Tune
+                would take the error for the trial's.
+        """
         super().__init__()
         self._on_failure = on_failure
         self.rungs = rungs
@@ -129,6 +116,3 @@ class RungScheduler(FIFOScheduler):
             self.rungs.withdraw(trial.config[NUMBER])
         except OSError as error:
             self._on_failure(error)
-
-
-Scheduler = RungScheduler | FIFOScheduler

@@ -1,20 +1,19 @@
 """Where trials come from: Optuna, through Tune's `OptunaSearch`, told what really happened.
 
 Tune's own class tells every trial that the scheduler stopped as COMPLETE, one that ran out of
-memory FAIL, which samplers overlook, and one without a number never. Here a stopped trial is told
-PRUNED with its values by samples seen, one that its own values made impossible is told infeasible,
-any other failed one FAIL, and none stays RUNNING. A trial has one trial of Optuna for life: when a
-search goes on after an interruption, those under way are taken up again.
+memory FAIL, which samplers overlook, and one without a number never; `ToldStudy` has other words.
+For Tune a trial of its own lasts from a start to a pause: a trial that goes on after it paused, or
+after the program was interrupted, is suggested again under its number.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
@@ -31,26 +30,30 @@ from nanovlm.distributed.trainable import (
 from nanovlm.messages import TrialRecord
 from nanovlm.search.configurations import RunConfigurations, can_repeat
 from nanovlm.search.patience import patiently
+from nanovlm.search.pausing import PausingRungs
 from nanovlm.search.sampler_failures import SamplerFailures
-from nanovlm.search.samplers import build_history, build_sampler, distributions, encode, suggest
+from nanovlm.search.samplers import build_history, build_sampler, suggest
 from nanovlm.search.space import SearchSpace
 from nanovlm.search.study import StudyFileStorage, StudyPlace, open_study
+from nanovlm.search.told_study import IMPORTED, SEARCH, OpenTrial, ToldStudy
+from nanovlm.search.verdicts import Verdict
 
 T = TypeVar("T")
 
-SEARCH = "search"
-"""Attribute of Optuna's trials: the id of the search that runs it."""
-
-IMPORTED = "imported"
-"""Attribute of Optuna's trials: the results folder and the trial that it was taken from."""
-
-_STATES = {
-    "completed": TrialState.COMPLETE,
-    "stopped": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-}
-
 _JUDGED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+@dataclass(frozen=True)
+class Pauses:
+    """How trials that pause are gone on with and ended."""
+
+    rungs: PausingRungs
+    on_verdict: Callable[[Verdict], None] = lambda verdict: None
+    """Told what becomes of a trial that has paused."""
+    max_states: int | None = None
+    """Paused trials whose states are kept at most; None keeps all."""
+    let_go: Callable[[int], None] = lambda number: None
+    """Told the number of a paused trial whose state is not kept."""
 
 
 def build_searcher(
@@ -61,6 +64,9 @@ def build_searcher(
     milestones: Sequence[int] = (),
     earlier: Sequence[TrialRecord] = (),
     failures: SamplerFailures | None = None,
+    *,
+    most_trials: int | None = None,
+    pauses: Pauses | None = None,
 ) -> "StudySearch":
     """Return the searcher of a space; the study of its results folder is gone on with.
 
@@ -68,27 +74,18 @@ def build_searcher(
         milestones: samples seen at which trials are compared.
         earlier: trials of the folder that have ended.
         failures: counts those of the sampler, and tells a person what goes wrong.
+        most_trials: the search is of so many trials, the earlier ones included; None sets no end.
+        pauses: given if trials pause at the milestones.
 
     Raises:
         UserError: the storage cannot be reached, or the study is of another space.
     """
+    place = open_study(space, folder)
     searcher = StudySearch(
-        space, open_study(space, folder), concurrency, switch, milestones, failures
+        space, place, concurrency, switch, milestones, failures, most_trials, pauses
     )
     searcher.take_up(earlier)
     return searcher
-
-
-@dataclass
-class _OpenTrial:
-    """A trial that Tune runs."""
-
-    number: int
-    values: dict[str, Any]
-    trial: optuna.Trial | None
-    """None if Optuna was told of its end already, before the program was killed."""
-    steps: set[int] = field(default_factory=set)
-    """At which it has reported."""
 
 
 class StudySearch(OptunaSearch):
@@ -106,6 +103,8 @@ class StudySearch(OptunaSearch):
         switch: StopSwitch,
         milestones: Sequence[int],
         failures: SamplerFailures | None = None,
+        most_trials: int | None = None,
+        pauses: Pauses | None = None,
     ) -> None:
         super().__init__(
             space=lambda trial: suggest(space.parameters, trial),
@@ -119,10 +118,15 @@ class StudySearch(OptunaSearch):
         self._concurrency = concurrency
         self._switch = switch
         self._milestones = tuple(milestones)
+        self._most_trials = most_trials
+        self._pauses = pauses
+        self._told = ToldStudy(self.study, place, space, milestones)
         self._failures = failures or SamplerFailures()
         self._failures.sampler = space.sampler.name
-        self._open: dict[str, _OpenTrial] = {}
-        self._to_run: deque[_OpenTrial] = deque()
+        self._open: dict[str, OpenTrial] = {}  # by Tune's id
+        self._paused: dict[int, OpenTrial] = {}  # by number
+        self._let_go: set[int] = set()  # numbers of paused trials whose states are not kept
+        self._to_run: deque[OpenTrial] = deque()
         self._next_number = 0
         self._history = build_history(space)
         self._run = RunConfigurations(space)
@@ -139,22 +143,22 @@ class StudySearch(OptunaSearch):
 
     def reason_to_end(self) -> str | None:
         """Return why there is no trial to run or to wait for, None if there is one."""
-        return None if self._to_run or self._open else self._run.reason_to_end()
+        is_busy = self._to_run or self._open or self._paused
+        return None if is_busy else self._run.reason_to_end()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Return number and values of the next trial.
+        """Return number and values of the next trial: one to go on with, or else a new one.
 
-        FINISHED if all configurations have run; None if the storage cannot be written, or as long
-        as a trial runs whose failure would let its configuration run again.
+        FINISHED if nothing is left to run; None if the storage cannot be written, or as long as
+        what a trial comes to may let another one run.
         """
+        if not self._to_run and (next_trial := self._next_trial()) is not None:
+            self._to_run.append(next_trial)
         if not self._to_run:
-            self._patiently(self._take_in_other_searches)
-            if self._run.num_left == 0 and self._next_number > 0:  # the default one always runs
-                return None if self._open else self.FINISHED  # type: ignore[return-value]
-            trial = self._patiently(self._ask)
-            if trial is None:
+            if self._has_new_trials() or (self._may_run_more() and self._open):
                 return None
-            self._to_run.append(trial)
+            self._end_paused()
+            return self.FINISHED  # type: ignore[return-value]
         opened = self._open[trial_id] = self._to_run.popleft()
         return {NUMBER: opened.number, VALUES: opened.values}
 
@@ -166,6 +170,10 @@ class StudySearch(OptunaSearch):
     ) -> None:
         opened = self._open.pop(trial_id, None)
         if opened is None or (result and UNFINISHED in result):
+            return
+        if self._pauses is not None and opened.number in self._pauses.rungs.paused and result:
+            self._paused[opened.number] = opened
+            self._patiently(lambda: self._report(opened, result))
             return
         has_ended = result and (result.get(IS_FINAL) or FAILURE in result)
         if self._switch.is_thrown() and not has_ended:
@@ -182,9 +190,59 @@ class StudySearch(OptunaSearch):
     def restore(self, checkpoint_path: str) -> None:
         """See `save`."""
 
+    # ------------------------------------------------------------------ which trial is next
+
+    def _next_trial(self) -> OpenTrial | None:
+        """Return the trial that a free slot takes; None: none now."""
+        if (paused := self._promoted()) is not None:
+            return paused
+        self._patiently(self._take_in_other_searches)
+        return self._patiently(self._ask) if self._has_new_trials() else None
+
+    def _has_new_trials(self) -> bool:
+        """Return whether a trial may begin."""
+        if self._next_number == 0:
+            return True  # the default configuration always runs
+        is_over = self._most_trials is not None and self._next_number >= self._most_trials
+        return not is_over and self._run.num_left != 0
+
+    def _may_run_more(self) -> bool:
+        """Return whether one of the trials that run now may let another one run."""
+        return self._pauses is not None or self._run.num_left == 0
+
+    def _promoted(self) -> OpenTrial | None:
+        """Return the paused trial that goes on now, if there is one; end those without a chance,
+        and let the states of the last ones go if there are too many."""
+        if self._pauses is None:
+            return None
+        rungs = self._pauses.rungs
+        verdict = rungs.promote(is_last=not self._has_new_trials())
+        if verdict is not None:
+            self._pauses.on_verdict(verdict)
+            self._let_go.discard(verdict.number)
+        if self._most_trials is not None:
+            self._end_verdicts(rungs.end_hopeless(self._most_trials))
+        for number in rungs.least_promising(self._pauses.max_states):
+            if number not in self._let_go:
+                self._let_go.add(number)
+                self._pauses.let_go(number)
+        return None if verdict is None else self._paused.pop(verdict.number)
+
+    def _end_paused(self) -> None:
+        """End the trials that still wait: nothing runs with which they could be compared."""
+        if self._pauses is not None:
+            self._end_verdicts(self._pauses.rungs.end_all())
+
+    def _end_verdicts(self, verdicts: Iterable[Verdict]) -> None:
+        assert self._pauses is not None, "only these verdicts come without a report"
+        for verdict in verdicts:
+            self._pauses.on_verdict(verdict)
+            opened = self._paused.pop(verdict.number)
+            self._patiently(lambda: self._told.prune(opened))  # noqa: B023
+
     # ------------------------------------------------------------------ what Optuna is told
 
-    def _ask(self) -> _OpenTrial:
+    def _ask(self) -> OpenTrial:
         number, errors = self._next_number, list[Exception]()
         self.study.sampler = build_sampler(
             self._search_space,
@@ -193,6 +251,7 @@ class StudySearch(OptunaSearch):
             self._history,
             self._run.has_run,
             errors.append,
+            self._milestones,
         )
         trial = self.study.ask()
         values = suggest(self._search_space.parameters, trial)
@@ -203,80 +262,52 @@ class StudySearch(OptunaSearch):
         trial.set_user_attr(VALUES, values)  # last: a trial that has them is whole
         self._next_number += 1
         self._run.begin(values)
-        return _OpenTrial(number, values, trial)
+        return OpenTrial(number, values, trial)
 
-    def _report(self, opened: _OpenTrial, result: Mapping[str, Any]) -> None:
-        step = self._step(result[SAMPLES_SEEN], bool(result.get(IS_FINAL)))
-        if opened.trial is not None and step not in opened.steps:
-            opened.trial.report(result[self.metric], step=step)
-            opened.steps.add(step)
+    def _report(self, opened: OpenTrial, result: dict[str, Any]) -> None:
+        is_final = bool(result.get(IS_FINAL))
+        self._told.report(opened, result[SAMPLES_SEEN], result[self.metric], is_final)
 
-    def _tell(self, opened: _OpenTrial, result: dict[str, Any] | None) -> None:
-        trial = opened.trial
-        if trial is None:
-            return
+    def _tell(self, opened: OpenTrial, result: dict[str, Any] | None) -> None:
         if result is None:
-            self._finish(trial, TrialState.FAIL)
+            self._told.fail(opened)
         elif FAILURE in result:
-            self._tell_infeasible(trial)
+            self._told.set_infeasible(opened)
         else:
             self._report(opened, result)
-            is_full = bool(result.get(IS_FINAL))
-            state = TrialState.COMPLETE if is_full else TrialState.PRUNED
-            self._finish(trial, state, result[self.metric] if is_full else None)
-
-    def _tell_infeasible(self, trial: optuna.Trial) -> None:
-        if not trial.storage.get_trial(trial._trial_id).constraints:
-            trial.set_constraint("feasible", 1.0)
-        self._finish(trial, TrialState.PRUNED)
-
-    def _finish(self, trial: optuna.Trial, state: TrialState, value: float | None = None) -> None:
-        self.study.tell(trial, value, state=state, skip_if_finished=True)
-        if isinstance(self._place.storage, StudyFileStorage):
-            self._place.storage.file.sync()
-
-    def _step(self, samples_seen: int, is_final: bool) -> int:
-        """Return the milestone of a report.
-
-        A report is made at the first step that reaches its milestone, which depends on the batch
-        size. Samplers compare trials by how far they came, so batches must make no difference.
-        """
-        if is_final:
-            return samples_seen
-        reached = [milestone for milestone in self._milestones if milestone <= samples_seen]
-        return reached[-1] if reached else samples_seen
+            if result.get(IS_FINAL):
+                self._told.complete(opened, result[self.metric])
+            else:
+                self._told.prune(opened)
 
     # ------------------------------------------------------------------ what was before
 
     def take_up(self, records: Sequence[TrialRecord]) -> None:
         """Bring the study in line with the trials that have ended; go on with those under way.
 
-        `trials.jsonl` and the study are written one after the other, so after a kill either may
-        know more; after a power loss the study may lack trials. A trial that never got its values
-        is told FAIL.
+        `trials.jsonl`, the study and the rungs are written one after the other, so after a kill
+        any of them may know more; after a power loss the study may lack trials. A trial that never
+        got its values is told FAIL.
         """
-        ours = {
-            trial.user_attrs[NUMBER]: trial
-            for trial in self.study.get_trials(deepcopy=False)
-            if trial.user_attrs.get(SEARCH) == self._place.search_id and VALUES in trial.user_attrs
-        }
+        ours = self._told.ours()
         for number, frozen in ours.items():
             if number > 0:
                 self._failures.restore(frozen)
         ended = {record.number: record for record in records}
         for number, record in ended.items():
             if number not in ours:
-                self._import(record, {SEARCH: self._place.search_id, NUMBER: number})
-        self._tell_ended(records)
+                self._told.add(record)
+        self._told.tell_ended(records)
         self._run = RunConfigurations(self._search_space, records)
+        paused = {} if self._pauses is None else self._pauses.rungs.paused
         for number in sorted(ours.keys() - ended.keys()):
-            trial = ours[number]
-            is_told = trial.state.is_finished()
-            reopened = None if is_told else self._reopen(trial)
-            steps = set(trial.intermediate_values)
-            values = dict(trial.user_attrs[VALUES])
-            self._to_run.append(_OpenTrial(number, values, reopened, steps))
-            self._run.begin(values)
+            opened = self._told.reopen(ours[number])
+            if number in paused:
+                self._paused[number] = opened
+                self._told.report(opened, paused[number].samples_seen, paused[number].value, False)
+            else:
+                self._to_run.append(opened)
+            self._run.begin(opened.values)
         self._next_number = 1 + max((*ours, *ended), default=-1)
 
     def _take_in_other_searches(self) -> None:
@@ -288,90 +319,14 @@ class StudySearch(OptunaSearch):
             if VALUES in trial.user_attrs and IMPORTED not in trial.user_attrs:
                 self._run.begin(trial.user_attrs[VALUES])
 
-    def tell_ended(self, records: Iterable[TrialRecord]) -> None:
+    def tell_ended(self, records: Sequence[TrialRecord]) -> None:
         """Tell Optuna of trials that have ended, but not through Tune, such as at the end of the
         budget. If the storage is away when the search ends, `take_up` tells it with --resume."""
-        self._patiently(lambda: self._tell_ended(records))
-
-    def _tell_ended(self, records: Iterable[TrialRecord]) -> None:
-        """Tell Optuna of trials that have ended. Others that run stay open, unless they never got
-        their values."""
-        ended = {record.number: record for record in records}
-        for trial in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            if trial.user_attrs.get(SEARCH) != self._place.search_id:
-                continue
-            if VALUES not in trial.user_attrs:
-                self._finish(self._reopen(trial), TrialState.FAIL)
-            elif record := ended.get(trial.user_attrs[NUMBER]):
-                self._tell_record(self._reopen(trial), record, set(trial.intermediate_values))
-
-    def _tell_record(self, trial: optuna.Trial, record: TrialRecord, steps: set[int]) -> None:
-        if record.state == "failed":
-            if record.is_infeasible:
-                self._tell_infeasible(trial)
-            else:
-                self._finish(trial, TrialState.FAIL)
-            return
-        for step, value in self._curve(record).items():
-            if step not in steps:
-                trial.report(value, step=step)
-        is_full = record.state == "completed"
-        self._finish(trial, _STATES[record.state], record.metrics[self.metric] if is_full else None)
-
-    def _curve(self, record: TrialRecord) -> dict[int, float]:
-        """Return a trial's values by milestone."""
-        last = len(record.reports) - 1
-        return {
-            self._step(report.samples_seen, record.state == "completed" and place == last): (
-                report.metrics[self.metric]
-            )
-            for place, report in enumerate(record.reports)
-        }
-
-    def _reopen(self, trial: FrozenTrial) -> optuna.Trial:
-        self.study.sampler = optuna.samplers.RandomSampler()  # draws nothing: all is drawn
-        return optuna.trial.Trial(self.study, trial._trial_id)
-
-    def _import(
-        self, record: TrialRecord, attributes: Mapping[str, Any], is_full: bool = True
-    ) -> None:
-        """Add an ended trial that the study does not know.
-
-        Args:
-            is_full: whether a trial that ran its full budget counts for one here.
-        """
-        curve = self._curve(record)
-        state = _STATES[record.state]
-        if record.is_infeasible or (state is TrialState.COMPLETE and not is_full):
-            state = TrialState.PRUNED
-        told = state is not TrialState.FAIL and bool(curve)
-        ours = distributions(self._search_space.parameters)
-        params = encode(self._search_space.parameters, record.parameters)
-        self.study.add_trial(
-            optuna.trial.create_trial(
-                state=state,
-                value=curve[max(curve)] if told else None,
-                params=params,
-                distributions={key: ours[key] for key in params},
-                intermediate_values=curve,
-                user_attrs={VALUES: dict(record.parameters), **attributes},
-                constraints={"feasible": 1.0} if record.is_infeasible else None,
-            )
-        )
+        self._patiently(lambda: self._told.tell_ended(records))
 
     def import_trial(self, record: TrialRecord, source: str, is_full: bool) -> bool:
-        """Let the sampler learn from a trial of another search; return whether it was new.
-
-        Args:
-            source: the results folder that it is from.
-            is_full: whether it ran as long as a full trial does here.
-        """
-        name = f"{source}: {record.trial_id}"
-        known = (t.user_attrs.get(IMPORTED) for t in self.study.get_trials(deepcopy=False))
-        if name in known:
-            return False
-        self._import(record, {IMPORTED: name}, is_full)
-        return True
+        """Let the sampler learn from a trial of another search; see `ToldStudy.add_imported`."""
+        return self._told.add_imported(record, source, is_full)
 
     def _patiently(self, do: Callable[[], T]) -> T | None:
         return patiently(do, self._place, self._switch, self._failures.tell)

@@ -1,6 +1,6 @@
 """The sections of a space file besides the searched keys: what they are called, and their rules."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -11,6 +11,7 @@ from pydantic import (
     PositiveInt,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from nanovlm.search.database_url import PLACEHOLDER, hide_password
@@ -38,7 +39,7 @@ class Objective(_Section):
 class Sampler(_Section):
     """Where the next trial's values come from."""
 
-    name: Literal["tpe", "gp", "cmaes", "qmc", "random"] = "tpe"
+    name: Literal["auto", "tpe", "gp", "cmaes", "qmc", "random"] = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -46,10 +47,29 @@ class Scheduler(_Section):
     """When a trial is stopped before its full budget."""
 
     name: Literal["asha", "hyperband", "pasha", "none"] = "asha"
+    type: Literal["pausing", "stopping"] | None = None
+    """Of `asha`: whether a trial waits at a milestone until it is among the best there, or goes on
+    or ends at once. null: pausing."""
     rungs: Annotated[int, Field(ge=1, le=64)] = 3
     """Milestones at which trials are compared, the end of the full budget included."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """One of so many trials goes on past a milestone; each milestone is so many times the last."""
+    max_paused: PositiveInt | None = None
+    """States of paused trials that are kept on the disk at most; a trial that was let go trains
+    again from its start if it goes on. null: as many as the disk has room for."""
+
+    @model_validator(mode="after")
+    def _only_asha_pauses(self) -> Self:
+        if self.type == "pausing" and self.name != "asha":
+            raise ValueError(f"type: pausing is for the scheduler asha, not for {self.name}")
+        if self.max_paused is not None and not self.pauses:
+            raise ValueError("max_paused: is for trials that pause (name: asha, type: pausing)")
+        return self
+
+    @property
+    def pauses(self) -> bool:
+        """Whether trials wait at the milestones."""
+        return self.name == "asha" and self.type != "stopping"
 
 
 class Budget(_Section):

@@ -6,7 +6,7 @@ can be interrupted and gone on with.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,28 +16,32 @@ from pyarrow.fs import LocalFileSystem
 from ray import tune
 
 from nanovlm.distributed.broker import Event
-from nanovlm.distributed.jobs import run_to_end
+from nanovlm.distributed.jobs import run_to_end, trial_id_of, trial_job
 from nanovlm.distributed.session import INTERRUPTED, OnEvent, OnStart, Session, StopSwitch, session
-from nanovlm.distributed.trainable import TrialRelay, trial_id_of
+from nanovlm.distributed.trainable import TrialRelay
 from nanovlm.distributed.worker_group import StartWorkers, worker_groups
 from nanovlm.errors import RunFailed, UserError, did_you_mean
+from nanovlm.files import remove_folder
 from nanovlm.messages import Decision, Job, Kind, TrialRecord
 from nanovlm.results.kept_models import model_dir, state_dir
-from nanovlm.results.read import answers_file
+from nanovlm.results.read import RUNGS_FILE, answers_file
 from nanovlm.search.configurations import RunConfigurations
 from nanovlm.search.confirm_plan import ConfirmRun, plan_confirmation
 from nanovlm.search.limits import Limits, hours_reason
+from nanovlm.search.pausing import PausingRungs
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.rungs import Verdict
+from nanovlm.search.rungs import build_rungs
 from nanovlm.search.sampler_failures import SamplerFailures
-from nanovlm.search.scheduler import build_scheduler
-from nanovlm.search.searcher import StudySearch, build_searcher
+from nanovlm.search.scheduler import RungScheduler
+from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
 from nanovlm.search.sections import Objective
 from nanovlm.search.study import open_study
+from nanovlm.search.verdicts import Verdict
 from nanovlm.search.warm_start import learn_from
 
 _UNLIMITED_TRIALS = -1
-"""Tune's word for a search that something else ends."""
+"""Tune's word for a search that something else ends: here the searcher, which counts the trials.
+Tune would count one that pauses and goes on twice."""
 
 _MAX_LOST_RELAYS = 20
 """So often Tune begins a trial again whose actor was lost."""
@@ -51,6 +55,8 @@ class EarlierRun:
     """Trials that have ended; they count for the budget and for what others are compared with."""
     confirmed: Sequence[TrialRecord] = ()
     """Runs of the second stage that have ended."""
+    paused: Mapping[int, TrialRecord] = field(default_factory=dict)
+    """Trials that had paused when they were last heard of, by number."""
     seconds: float = 0.0
     """How long it ran."""
 
@@ -74,6 +80,8 @@ class Place:
     """Starts what serves the trials."""
     sampler_failures: SamplerFailures = field(default_factory=SamplerFailures)
     """Counts them."""
+    max_states: int | None = None
+    """Of paused trials that are kept on the disk at most; None keeps all."""
 
 
 def run_stages(plan: SearchPlan, place: Place, earlier: EarlierRun | None = None) -> str:
@@ -175,21 +183,48 @@ class _Search:
 
     def run_trials(self, running: Session) -> None:
         """Run the first stage; returns when the budget is used up or the switch is thrown."""
+        space, folder = self.plan.space, self.place.folder
+        rungs = build_rungs(space, self.plan.milestones, folder / RUNGS_FILE)
+        answer = functools.partial(_answer, running.channel)
+        pauses = None
+        if isinstance(rungs, PausingRungs):
+            self._take_up_paused(running, rungs)
+            pauses = Pauses(rungs, answer, self.place.max_states, self._let_go)
         searcher = build_searcher(
-            self.plan.space,
-            self.place.folder,
+            space,
+            folder,
             running.num_slots,
             self.switch,
             self.plan.milestones,
             self.earlier.records,
             self.place.sampler_failures,
+            most_trials=space.budget.trials,
+            pauses=pauses,
         )
         learn_from(searcher, self.plan.earlier_trials, self.plan.trial_samples)
+        scheduler = RungScheduler(rungs, space.objective.metric, answer, self.switch.fail)
         if searcher.reason_to_end() is None:
-            self._tune(running, searcher)
+            self._tune(running, searcher, scheduler)
         running.wait_until_told()  # Tune may have heard of the last trials first
         searcher.tell_ended(self._ended)
         self._space_used_up = searcher.reason_to_end()
+
+    def _take_up_paused(self, running: Session, rungs: PausingRungs) -> None:
+        """Let the trials wait that had paused when the search was interrupted."""
+        for number, record in self.earlier.paused.items():
+            if number in rungs.paused:
+                job = trial_job(
+                    self.plan.space,
+                    self.plan.milestones,
+                    self.place.folder,
+                    number,
+                    record.parameters,
+                )
+                ray.get(running.channel.take_up.remote(job, record))
+
+    def _let_go(self, number: int) -> None:
+        """Remove the state of a paused trial; if it goes on it trains again from its start."""
+        remove_folder(state_dir(self.place.folder, trial_id_of(number)))
 
     def runs_to_confirm(self) -> tuple[ConfirmRun, ...]:
         """Return the runs of the second stage that are certain now and have not ended."""
@@ -223,7 +258,7 @@ class _Search:
         if not isinstance(event, TrialRecord):
             self.place.on_event(event)
         elif event.confirms:
-            if event.state != "running":
+            if event.end is not None:
                 self._confirmed.append(event)
             self.place.on_event(event)
         else:
@@ -234,21 +269,14 @@ class _Search:
         if self._problem is not None:
             self.switch.stop(str(self._problem))
             return
-        if record.state != "running":
+        if record.end is not None:
             self._ended.append(record)
         self.place.on_event(record)
         self._limits.check(record)
 
-    def _tune(self, running: Session, searcher: StudySearch) -> None:
+    def _tune(self, running: Session, searcher: StudySearch, scheduler: RungScheduler) -> None:
         """Let Ray Tune run the trials; returns after them or when the switch is thrown."""
         space, folder, channel = self.plan.space, self.place.folder, running.channel
-        scheduler = build_scheduler(
-            space,
-            self.plan.milestones,
-            folder,
-            on_verdict=functools.partial(_answer, channel),
-            on_failure=self.switch.fail,
-        )
         trainable = tune.with_parameters(
             TrialRelay,
             channel=channel,
@@ -260,7 +288,7 @@ class _Search:
             # Tune wants every trial to ask for something; this takes nothing from the workers.
             tune.with_resources(trainable, {"node:__internal_head__": 0.001}),
             tune_config=tune.TuneConfig(
-                num_samples=self.trials_left() or _UNLIMITED_TRIALS,
+                num_samples=_UNLIMITED_TRIALS,
                 search_alg=searcher,
                 scheduler=scheduler,
                 max_concurrent_trials=running.num_slots,
@@ -283,7 +311,9 @@ class _Search:
 
 def _answer(channel: Any, verdict: Verdict) -> None:
     """Let the trial know what was decided on its report."""
-    decision = Decision.CONTINUE if verdict.goes_on else Decision.STOP
+    decision = Decision.PAUSE if verdict.is_paused else Decision.STOP
+    if verdict.goes_on:
+        decision = Decision.CONTINUE
     reason = None if verdict.goes_on else verdict.reason
     channel.decide.remote(trial_id_of(verdict.number), verdict.samples_seen, decision, reason)
 

@@ -18,6 +18,7 @@ from nanovlm.tracking.background import Background
 from nanovlm.tracking.curves import config_texts, new_reports, pulse_values, report_values
 
 if TYPE_CHECKING:
+    from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.summary_pb2 import Summary
 
 FOLDER = "tensorboard"
@@ -57,7 +58,7 @@ class TensorBoardLogs(Observer):
     # ------------------------------------------------------------------ in the thread
 
     def _catch_up(self, ended: Mapping[str, TrialRecord]) -> None:
-        """Remove what there is of unfinished trials, which make all their reports again."""
+        """Remove what there is of unfinished trials: all their reports are told again."""
         found = {path.name for path in self._folder.glob("*")}
         for name in found - ended.keys():
             if RUN_ID.fullmatch(name):
@@ -72,8 +73,10 @@ class TensorBoardLogs(Observer):
             curves.begin(record, self._metric)
             self._curves[record.trial_id] = curves
         curves.add_reports(record)
-        if record.state != "running":
+        if record.end is not None:
             self._curves.pop(record.trial_id).end(record)
+        elif record.is_paused:
+            curves.close()
 
     def _write_pulse(self, pulse: Pulse) -> None:
         curves = self._curves.get(pulse.trial_id)
@@ -87,14 +90,13 @@ class TensorBoardLogs(Observer):
 
 
 class _Curves:
-    """The event file of one trial."""
+    """The event files of one trial: a new one after each pause, in which none is held open."""
 
     def __init__(self, folder: Path) -> None:
-        # Imported late: it wants torch, which a program has not loaded before its first run.
-        from tensorboardX.event_file_writer import EventsWriter
-
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = EventsWriter(str(folder / "events"))
+        self._folder = folder
+        self._file: EventsWriter | None = None
+        self._num_files = 0
         self._sent = -1.0
         self._end: Summary | None = None
 
@@ -106,13 +108,13 @@ class _Curves:
         experiment, session, self._end = parts
         self._add_summary(experiment, 0)
         self._add_summary(session, 0)
-        self._file.flush()
+        self._opened().flush()
 
     def add_reports(self, record: TrialRecord) -> None:
         for report in new_reports(record, self._sent):
             self._sent = report.samples_seen
             self.add(report_values(report), report.samples_seen)
-            self._file.flush()
+            self._opened().flush()
 
     def add(self, values: Mapping[str, float], samples_seen: int) -> None:
         """Write points of curves; they reach the disk with the next report."""
@@ -131,9 +133,24 @@ class _Curves:
         self.close()
 
     def close(self) -> None:
-        self._file.close()
+        """Close the file; what comes after goes into another one."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _opened(self) -> "EventsWriter":
+        # Imported late: it wants torch, which a program has not loaded before its first run.
+        from tensorboardX.event_file_writer import EventsWriter
+
+        if self._file is None:
+            # Its own name has the time in whole seconds.
+            suffix = f".{self._num_files}" if self._num_files else ""
+            self._file = EventsWriter(str(self._folder / "events"), filename_suffix=suffix)
+            self._num_files += 1
+        return self._file
 
     def _add_summary(self, summary: "Summary | None", samples_seen: int) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
-        self._file.write_event(Event(wall_time=time.time(), step=samples_seen, summary=summary))
+        event = Event(wall_time=time.time(), step=samples_seen, summary=summary)
+        self._opened().write_event(event)

@@ -42,11 +42,12 @@ LOST_SECONDS = 1.0
 
 @dataclass
 class _Trial:
-    """A trial whose run of W&B is open."""
+    """A trial whose run of W&B is open; it stays so while the trial is paused."""
 
     run: Any
     sent: float
     """Samples seen at the last report that was sent."""
+    is_paused: bool = False
 
 
 class WandbRuns(Observer):
@@ -139,7 +140,10 @@ class WandbRuns(Observer):
         for report in new_reports(record, trial.sent):
             trial.sent = report.samples_seen
             trial.run.log({SAMPLES_SEEN: trial.sent, **report_values(report)})
-        if record.state != "running":
+        if record.is_paused != trial.is_paused:
+            trial.is_paused = record.is_paused
+            trial.run.summary.update({"state": record.state})
+        if record.end is not None:
             self._end_trial(record, self._trials.pop(record.trial_id).run)
 
     def _open_trial(self, record: TrialRecord) -> _Trial:
@@ -166,9 +170,9 @@ class WandbRuns(Observer):
             trial.run.log({LIVE_SAMPLES_SEEN: pulse.samples_seen, **pulse_values(pulse)})
 
     def _finish(self, summary: Mapping[str, Any]) -> None:
-        for trial in self._trials.values():  # interrupted; they may go on another day
-            trial.run.tags = ("interrupted",)
-            trial.run.finish(exit_code=1)
+        for trial in self._trials.values():  # they may go on another day
+            trial.run.tags = ("paused" if trial.is_paused else "interrupted",)
+            trial.run.finish(exit_code=0 if trial.is_paused else 1)
         self._trials.clear()
         if self._start.space is not None:
             self._send_summary(summary, parse_yaml(self._start.space.to_yaml(), "space"))

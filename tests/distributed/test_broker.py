@@ -1,42 +1,10 @@
-"""The states of trials and worker groups, driven through thousands of random histories."""
+"""Which group works on which trial: single rules of the broker."""
 
-import random
-from dataclasses import dataclass, field
-
-import pytest
-
-from nanovlm.config import TrainConfig
-from nanovlm.distributed.broker import (
-    FIRST_STALL_SECONDS,
-    LEAST_STALL_SECONDS,
-    MAX_STARTS,
-    STALL_FACTOR,
-    Broker,
-)
-from nanovlm.messages import Assignment, Decision, End, Job, Notice, Pulse, Report, TrialRecord
-from tests.records import make_pulse
-
-ENDS = (10, 20, 30)
-"""Samples seen at the reports of a trial."""
-CONFIG = TrainConfig()
-
-
-def job(number: int) -> Job:
-    return Job(trial_id=f"trial-{number}", number=number, config=CONFIG)
-
-
-def report(index: int, value: float = 0.5) -> Report:
-    return Report(
-        samples_seen=ENDS[index],
-        step=index,
-        metrics={"mmstar_accuracy": value},
-        seconds=1.0,
-        is_final=index == len(ENDS) - 1,
-    )
-
-
-def pulse(number: int) -> Pulse:
-    return make_pulse(f"trial-{number}", 1)
+from nanovlm.distributed.broker import MAX_STARTS, Broker
+from nanovlm.distributed.silence import FIRST_STALL_SECONDS, LEAST_STALL_SECONDS, STALL_FACTOR
+from nanovlm.messages import Assignment, Decision, End, Leg, Notice, TrialRecord
+from tests.distributed.short_trials import ENDS, job, pulse, report
+from tests.records import make_record
 
 
 def take(broker: Broker, group: str, now: float = 0.0) -> Assignment:
@@ -51,224 +19,6 @@ def texts(broker: Broker) -> list[str]:
 
 def records(broker: Broker) -> list[TrialRecord]:
     return [event for event in broker.take_events() if isinstance(event, TrialRecord)]
-
-
-# ---------------------------------------------------------------------- random histories
-
-
-@dataclass
-class Group:
-    """A worker group as it behaves: it does what the broker says, and what it remembers may be out
-    of date."""
-
-    name: str
-    given: Assignment | None = None
-    index: int = 0
-    """Of the report that it makes next, or waits for the decision on."""
-    waits: bool = False
-
-
-@dataclass
-class World:
-    """A search, its groups, and whoever follows; each step is one event."""
-
-    random: random.Random
-    broker: Broker = field(default_factory=Broker)
-    groups: list[Group] = field(default_factory=list)
-    ghosts: list[Group] = field(default_factory=list)
-    """Groups that were taken for dead and are not."""
-    states: dict[str, int] = field(default_factory=dict)
-    """By trial: reports whose state is on the disk."""
-    deaths: dict[str, int] = field(default_factory=dict)
-    """By trial: lost groups since its last new report."""
-    heard: dict[str, int] = field(default_factory=dict)
-    """By trial: reports that the search has heard of and decided on."""
-    told: dict[str, list[TrialRecord]] = field(default_factory=dict)
-    now: float = 0.0
-    num_groups: int = 0
-
-    def submit(self) -> None:
-        number = len(self.told)
-        self.told[f"trial-{number}"] = []
-        self.broker.submit(job(number), 0.0)
-
-    def submit_again(self) -> None:
-        """The actor that had asked was lost."""
-        if self.told:
-            number = self.random.randrange(len(self.told))
-            self.broker.submit(job(number), 0.0)
-            self.heard[f"trial-{number}"] = 0
-
-    def add_group(self) -> None:
-        self.groups.append(Group(f"group-{self.num_groups}"))
-        self.num_groups += 1
-
-    def work(self) -> None:
-        everyone = self.groups + self.ghosts
-        if everyone:
-            self.work_in(self.random.choice(everyone))
-
-    def work_in(self, group: Group) -> None:
-        """Let a group do its next thing."""
-        given = group.given
-        if given is None:
-            self.ask_for_job(group)
-        elif group.waits:
-            decision = self.broker.decision(given.lease, ENDS[group.index], self.now)
-            if decision is Decision.STOP:
-                self.ask_for_job(group)
-            elif decision is Decision.CONTINUE:
-                group.index, group.waits = group.index + 1, False
-        elif self.random.random() < 0.05:
-            self.broker.fail(given.lease, End.ERROR, "a fault", 1.0)
-            self.ask_for_job(group)
-        else:
-            name, before = given.job.trial_id, self.record(given.job.trial_id).reports
-            self.states[name] = max(self.states.get(name, 0), group.index + 1)
-            self.broker.report(given.lease, report(group.index), 1.0, 2.0, self.now)
-            if len(self.record(name).reports) > len(before):
-                self.deaths[name] = 0
-            group.waits = True
-
-    def ask_for_job(self, group: Group) -> None:
-        group.given, group.index, group.waits = self.broker.next_job(group.name, self.now), 0, False
-
-    def restart(self) -> None:
-        """The workers of a group die, and Ray Train starts them again."""
-        if self.groups:
-            group = self.random.choice(self.groups)
-            self.count_death(group)
-            self.ask_for_job(group)
-
-    def lose(self) -> None:
-        if self.groups:
-            group = self.groups.pop(self.random.randrange(len(self.groups)))
-            self.count_death(group)
-            self.broker.lose(group.name, "its controller has ended")
-            if self.random.random() < 0.5:
-                self.ghosts.append(group)
-
-    def stall(self) -> None:
-        """All groups at work are silent for too long."""
-        self.now += self.broker.stall_seconds() + 1
-        held = [group for group in self.groups if group.given and self.holds(group)]
-        for name in self.broker.lose_stalled(self.now):
-            (group,) = [group for group in held if group.name == name]
-            assert group.given is not None
-            trial = group.given.job.trial_id
-            self.deaths[trial] = self.deaths.get(trial, 0) + 1
-            self.groups.remove(group)
-            self.ghosts.append(group)
-
-    def count_death(self, group: Group) -> None:
-        if group.given is not None and self.holds(group):
-            name = group.given.job.trial_id
-            self.deaths[name] = self.deaths.get(name, 0) + 1
-
-    def holds(self, group: Group) -> bool:
-        assert group.given is not None
-        return self.broker._leases.get(group.given.lease) == group.name
-
-    def search(self) -> None:
-        """The search hears of a report and decides."""
-        names = [name for name, told in self.told.items() if told and not self.is_over(name)]
-        if not names:
-            return
-        name = self.random.choice(names)
-        index = self.heard.get(name, 0)
-        answer = self.broker.answer(name, index)
-        if isinstance(answer, Report):
-            assert answer in self.told[name][-1].reports, "it is in the results folder"
-            self.heard[name] = index + 1
-            stops = self.random.random() < 0.3 and not answer.is_final
-            decision = Decision.STOP if stops else Decision.CONTINUE
-            self.broker.decide(name, answer.samples_seen, decision, "below the cutoff")
-
-    def follow(self) -> None:
-        """Whoever keeps the results folder takes in what has happened."""
-        for event in self.broker.take_events():
-            if isinstance(event, TrialRecord):
-                before = self.told[event.trial_id]
-                assert not before or before[-1].end is None, "nothing comes after the end"
-                assert not before or len(event.reports) >= len(before[-1].reports)
-                before.append(event)
-
-    def record(self, name: str) -> TrialRecord:
-        return self.broker._trials[name].record
-
-    def is_over(self, name: str) -> bool:
-        return bool(self.told[name]) and self.told[name][-1].end is not None
-
-    def check(self) -> None:
-        """What holds at any time."""
-        queued = [trial.job.trial_id for trial in self.broker._queue]
-        served = [trial.job.trial_id for trial in self.broker._serving.values()]
-        is_open = [name for name in self.told if self.record(name).end is None]
-        assert sorted(queued + served) == sorted(is_open), "each at one place, none lost"
-        holders = [group for group in self.groups + self.ghosts if group.given]
-        leases = [group.given.lease for group in holders if group.given and self.holds(group)]
-        assert len(leases) == len(set(leases)) == len(served), "one group works on each"
-        for name in self.told:
-            seen = [r.samples_seen for r in self.record(name).reports]
-            assert seen == list(ENDS[: len(seen)]), "each report once, in order"
-            if self.record(name).end is End.WORKERS_DIED:
-                assert self.deaths[name] >= MAX_STARTS
-
-    def settle(self) -> None:
-        """Nothing goes wrong any more: all trials end."""
-        self.add_group()
-        for _ in range(60 * len(self.told) + 60):
-            for group in self.groups + self.ghosts:
-                self.work_in(group)
-            self.follow()
-            for _ in range(4 * len(self.told)):
-                self.search()
-            if all(map(self.is_over, self.told)):
-                break
-        self.check()
-        assert [name for name in self.told if not self.is_over(name)] == []
-        assert self.broker.is_idle
-
-
-EVENTS = (
-    World.submit, World.submit_again, World.add_group, World.lose, World.restart, World.stall,
-    *[World.work] * 12, *[World.search] * 6, *[World.follow] * 6,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_no_trial_is_lost_or_runs_twice_or_waits_for_ever(seed: int) -> None:
-    for history in range(100):
-        world = World(random.Random(f"{seed} {history}"))
-        for _ in range(world.random.choice((20, 60, 150))):
-            world.random.choice(EVENTS)(world)
-            world.check()
-        world.settle()
-
-
-@pytest.mark.parametrize("reason", [None, "the target is reached"])
-def test_after_the_close_everyone_gets_an_answer(reason: str | None) -> None:
-    for history in range(200):
-        world = World(random.Random(f"{reason} {history}"))
-        for _ in range(60):
-            world.random.choice(EVENTS)(world)
-        world.broker.close(reason)
-        for _ in range(3):
-            for group in world.groups + world.ghosts:
-                world.work_in(group)
-        for group in world.groups + world.ghosts:
-            assert world.broker.next_job(group.name, 0.0) is None
-        world.follow()
-        world.follow()
-        assert world.broker.is_idle
-        for name in world.told:
-            assert world.broker.answer(name, len(ENDS)) is not None
-            record = world.record(name)
-            if record.end is None:
-                assert reason is None or not record.reports, "what has a report is not thrown away"
-
-
-# ---------------------------------------------------------------------- single rules
 
 
 def test_a_lost_group_s_trial_goes_on_elsewhere_and_its_lease_has_ended() -> None:
@@ -383,3 +133,75 @@ def test_a_run_that_cannot_go_on_ends_no_trial() -> None:
     assert broker.next_job("a", now=3.0) is broker.next_job("b", now=3.0) is None
     assert broker.take_events() == [Notice(text="trial-0: no space left", ends_run=True)]
     assert broker.is_closed and broker.is_idle
+
+
+def test_a_paused_trial_waits_until_it_is_told_and_goes_on_elsewhere() -> None:
+    broker = Broker()
+    assert broker.submit(job(0), 0.0) == 0
+    first = take(broker, "group-0")
+    broker.report(first.lease, report(0), 1.0, 2.0, 1.0)
+    broker.decide("trial-0", 10, Decision.PAUSE)
+    *_, paused = records(broker)
+    assert (paused.state, paused.end, paused.worker_group) == ("paused", None, "group-0")
+    assert broker.decision(first.lease, 10, 2.0) is Decision.STOP
+    assert broker.next_job("group-0", 3.0) is None and broker.is_idle
+    assert broker.submit(job(0), 4.0) == 1
+    broker.decide("trial-0", 10, Decision.CONTINUE)
+    broker.decide("trial-0", 10, Decision.STOP, "too late")
+    *_, queued = records(broker)
+    assert (queued.state, queued.worker_group) == ("running", None)
+    second = take(broker, "group-1")
+    broker.report(second.lease, report(0), 5.0, 6.0, 5.0)  # made again from the state
+    assert broker.decision(second.lease, 10, 5.0) is Decision.CONTINUE
+    broker.report(second.lease, report(1), 5.0, 7.0, 6.0)
+    broker.decide("trial-0", 20, Decision.PAUSE)
+    broker.decide("trial-0", 20, Decision.STOP, "not among the best")
+    *_, last = records(broker)
+    assert (last.end, last.reason) == (End.PRUNED, "not among the best")
+    assert (last.is_paused, last.samples_seen, last.ended_at) == (False, 20, 7.0)
+    assert last.legs == (
+        Leg(worker_group="group-0", first_step_at=1.0, ended_at=2.0),
+        Leg(worker_group="group-1", first_step_at=5.0, ended_at=7.0),
+    )
+
+
+def test_promoted_trials_are_taken_up_in_the_order_in_which_they_were_asked_for() -> None:
+    broker = Broker()
+    broker.take_up(job(0), make_record(0, "paused", reports=[report(0)], trial_id="trial-0"))
+    broker.submit(job(1), 0.0)
+    assert [record.state for record in records(broker)] == ["paused", "running"]
+    broker.decide("trial-0", 10, Decision.CONTINUE)
+    assert [take(broker, name).job.number for name in ("a", "b")] == [1, 0]
+
+
+def test_a_pause_counts_for_a_trial_whose_group_was_lost_meanwhile() -> None:
+    broker = Broker()
+    broker.submit(job(0), 0.0)
+    broker.report(take(broker, "a").lease, report(0), 1.0, 2.0, 1.0)
+    broker.lose("a", "its controller has ended")
+    broker.decide("trial-0", 10, Decision.PAUSE)
+    assert broker.next_job("b", 1.0) is None
+    broker.decide("trial-0", 10, Decision.CONTINUE)
+    for _ in range(MAX_STARTS - 1):  # each pause begins anew to count lost groups
+        take(broker, "b")
+    assert take(broker, "b").job.number == 0
+
+
+def test_each_group_that_brings_a_trial_further_has_a_leg_of_it() -> None:
+    broker = Broker()
+    broker.submit(job(0), 0.0)
+    first = take(broker, "a")
+    for index in range(2):
+        broker.report(first.lease, report(index), 1.0, 2.0 + index, 1.0)
+        broker.decide("trial-0", ENDS[index], Decision.CONTINUE)
+    broker.lose("a", "its controller has ended")
+    lost = take(broker, "b")
+    broker.report(lost.lease, report(1), 3.5, 3.6, 2.0)  # made again from the state
+    broker.lose("b", "its controller has ended")
+    last = take(broker, "c")
+    broker.fail(last.lease, End.ERROR, "a fault", 5.0)
+    *_, record = records(broker)
+    assert record.legs == (
+        Leg(worker_group="a", first_step_at=1.0, ended_at=3.0),
+        Leg(worker_group="c", first_step_at=None, ended_at=5.0),
+    )

@@ -19,7 +19,7 @@ from nanovlm.messages import (
     Report,
     TrialRecord,
 )
-from tests.records import make_pulse
+from tests.records import make_pulse, make_record
 
 
 def job(number: int) -> Job:
@@ -45,7 +45,7 @@ async def records(channel: Channel) -> list[TrialRecord]:
 
 
 async def ended(channel: Channel) -> list[TrialRecord]:
-    return [record for record in await records(channel) if record.state != "running"]
+    return [record for record in await records(channel) if record.end is not None]
 
 
 async def take(channel: Channel, group: str) -> Assignment:
@@ -232,6 +232,61 @@ def test_closing_frees_everyone(reason: str | None) -> None:
         told = [(r.number, r.end, r.reason) for r in follower.ended]
         # Interrupted, or without a report, it stays unfinished, to go on another day.
         assert told == ([] if reason is None else [(0, End.SEARCH_ENDED, reason)])
+
+    run(scenario())
+
+
+def test_a_pause_frees_the_group_and_the_trial_goes_on_when_it_is_told() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        Follower(channel)
+        assert await channel.submit(job(0)) == 0
+        lease = (await take(channel, "group-0")).lease
+        asking = asyncio.create_task(channel.report(lease, report(10), 1.0, 2.0))
+        assert await channel.next_report("trial-0", 0) == report(10)
+        await channel.decide("trial-0", 10, Decision.PAUSE)
+        assert await asking is Decision.STOP
+        waiting = asyncio.create_task(take(channel, "group-0"))
+        assert await channel.submit(job(0)) == 1  # its next leg, for which it is told to go on
+        following = asyncio.create_task(channel.next_report("trial-0", 1))
+        await asyncio.sleep(0.01)
+        assert not waiting.done() and not following.done()
+        await channel.decide("trial-0", 10, Decision.CONTINUE)
+        lease = (await waiting).lease
+        assert await channel.report(lease, report(10), 3.0, 4.0) is Decision.CONTINUE
+        await channel.report(lease, report(20, is_final=True), 3.0, 5.0)
+        assert await following == report(20, is_final=True)
+
+    run(scenario())
+
+
+def test_a_trial_that_paused_before_the_program_started_is_taken_up() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        before = make_record(0, "paused", reports=[report(10)], trial_id="trial-0")
+        await channel.take_up(job(0), before)
+        assert await records(channel) == [before]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(take(channel, "group-0"), 0.01)
+        assert await channel.submit(job(0)) == 1
+        await channel.decide("trial-0", 10, Decision.CONTINUE)
+        assert (await take(channel, "group-0")).job == job(0)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("reason", [None, "budget.hours: 1 hours have passed"])
+def test_a_paused_trial_ends_with_the_search_unless_it_is_interrupted(reason: str | None) -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        before = make_record(0, "paused", reports=[report(10)], trial_id="trial-0")
+        await channel.take_up(job(0), before)
+        await channel.next_events()
+        await channel.close(reason)
+        answer = await channel.next_report("trial-0", 1)
+        assert isinstance(answer, TrialRecord)
+        assert answer.state == ("paused" if reason is None else "stopped")
+        await channel.wait_until_home()
 
     run(scenario())
 

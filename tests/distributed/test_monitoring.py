@@ -65,12 +65,15 @@ def test_the_gauges_are_on_rays_endpoint(ray_cluster: Cluster, tmp_path: Path) -
     observer.trial_changed(record(1, 1, "running"))
     observer.trial_changed(record(3, 1, "running"))
     observer.pulse(pulse(3, 150))
+    observer.trial_changed(record(4, 1, "running"))
+    observer.trial_changed(record(4, 1, "paused"))  # its count stays alone
     counts = {
         ("ray_nanovlm_best_accuracy", name): 0.9,
         ("ray_nanovlm_trials", name, "completed"): 1.0,
         ("ray_nanovlm_trials", name, "failed"): 1.0,
         ("ray_nanovlm_trials", name, "stopped"): 0.0,
         ("ray_nanovlm_trials", name, "running"): 2.0,
+        ("ray_nanovlm_trials", name, "paused"): 1.0,
     }
     third = {
         ("ray_nanovlm_trial_accuracy", name, "trial-0003"): 0.13,

@@ -14,7 +14,7 @@ from nanovlm.distributed.session import INTERRUPTED
 from nanovlm.errors import RunFailed
 from nanovlm.messages import Notice, Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
-from nanovlm.results.read import read_records
+from nanovlm.results.read import FolderReader, read_records
 from nanovlm.results.store import ResultsStore
 from nanovlm.search.sections import Objective
 from tests.records import make_pulse, make_record, make_report
@@ -49,7 +49,8 @@ class Witness(Observer):
         self.told.append(("pulse", pulse.step))
 
     def trial_changed(self, record: TrialRecord) -> None:
-        self.told.append((record.state, len(read_records(self.folder))))
+        paused = FolderReader(self.folder).paused(())
+        self.told.append((record.state, len(read_records(self.folder)) + len(paused)))
 
     def notice(self, text: str) -> None:
         self.told.append(("notice", text))
@@ -113,6 +114,8 @@ def record_run(
 def test_what_has_ended_is_on_disk_when_it_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "digits"
     events: list[Event] = [record("running"), PULSE, NOTICE, record("completed")]
+    events += [record("running", number=1), record("paused", number=1)]
+    events.append(record("running", number=1))
     witness = record_run(folder, search_start(folder), events, "budget.trials")
     assert witness.told == [
         ("begin", 3, "http://127.0.0.1:8265", ["data.json", "space.yaml"]),
@@ -120,6 +123,9 @@ def test_what_has_ended_is_on_disk_when_it_is_told(tmp_path: Path) -> None:
         ("pulse", 1),
         ("notice", "group-0 is lost"),
         ("completed", 1),
+        ("running", 1),
+        ("paused", 2),
+        ("running", 1),
         ("end", "budget.trials", True),
     ]
 

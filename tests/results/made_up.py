@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.config_files import config_values
-from nanovlm.messages import End, Kind, Report, TrialRecord
+from nanovlm.messages import End, Kind, Leg, Report, TrialRecord
 from nanovlm.results.kept_models import model_dir
 from nanovlm.results.read import DATA_FILE, SPACE_FILE, answers_file
 from nanovlm.results.store import ResultsStore
 from nanovlm.search.parameter import Parameter
 from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace, load_space
-from tests.records import make_record, make_report, make_speed
+from tests.records import make_record, make_report, make_speed, one_leg
 from tests.results.answers import write_answers
 
 SPACE = """
@@ -91,6 +91,42 @@ def make_results(
             store.settle_confirmed()
             store.close(600.0, ended_by)
     return folder
+
+
+def add_paused(folder: Path, numbers: Sequence[int]) -> None:
+    """Let further trials wait in a search: all at the first milestone but the last one, which went
+    on there and waits at the second one."""
+    store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), gpus_per_trial=0)
+    with store.opened(resume=True), (folder / "rungs.jsonl").open("a") as rungs:
+        begin = 20 + max(record.ended_at or 0.0 for record in (*store.records, *store.confirmed))
+        for place, number in enumerate(numbers):
+            legs = [Leg(worker_group="group-0", first_step_at=begin + 0.2, ended_at=begin + 4)]
+            reports = [_report(1000, 0.4 + place / 100, 4.0)]
+            lines = [_verdict(number, 1000, 0.4 + place / 100, False, 0.5)]
+            if number == numbers[-1]:
+                legs.append(
+                    Leg(worker_group="group-1", first_step_at=begin + 9, ended_at=begin + 17)
+                )
+                reports.append(_report(3000, 0.7, 12.0))
+                lines += [
+                    _verdict(number, 1000, 0.45, True, 0.5),
+                    _verdict(number, 3000, 0.7, False, 0.8),
+                ]
+            record = make_record(
+                number,
+                "paused",
+                reports=reports,
+                legs=tuple(legs),
+                parameters=store.records[0].parameters,
+                submitted_at=begin,
+                worker_group=legs[-1].worker_group,
+            )
+            rungs.writelines(
+                f"{json.dumps(line | {'is_paused': not line['goes_on']})}\n" for line in lines
+            )
+            store.note_pause(record)
+            begin += 5
+        store.close(700.0, "interrupted")
 
 
 def make_single(folder: Path) -> Path:
@@ -176,13 +212,15 @@ class _Search:
         group = self._free_at.index(start)
         first, seconds = start + 0.2, reports[-1].seconds if reports else 3.0
         self._free_at[group] = start + seconds
-        return dataclasses.replace(
+        ended = dataclasses.replace(
             record,
             reports=tuple(reports),
             first_step_at=first if reports else None,
             ended_at=start + seconds,
             worker_group=f"group-{group}",
+            legs=(),
         )
+        return one_leg(ended)
 
     def _draw(self) -> dict[str, Any]:
         values: dict[str, Any] = {}

@@ -32,7 +32,6 @@ from nanovlm.search.mending import mend_search
 from nanovlm.search.past_speed import past_speed
 from nanovlm.search.resume import check_same_space
 from nanovlm.search.rungs import build_rungs
-from nanovlm.search.scheduler import build_scheduler
 from nanovlm.search.searcher import build_searcher
 from nanovlm.search.shown_study import show_study
 from nanovlm.search.space import SearchSpace, load_space
@@ -54,10 +53,11 @@ pytestmark = pytest.mark.slow
 STATE = f"checkpoints/trial-{NUM_TRIALS:04d}.state/state.safetensors"
 
 SEARCH_FILES = (
-    "space.yaml", "data.json", "trials.jsonl", "confirm.jsonl", "rungs.jsonl", "study.journal",
-    "study.id", "summary.json", "best.yaml", "best/config.json", "best/model.safetensors",
-    "environment.json", "answers/trial-0000.jsonl", "answers/confirm-0-seed-1.jsonl",
-    STATE, "wandb/search-id", "wandb/finished-trials", "report.html", "logs/driver.log",
+    "space.yaml", "data.json", "trials.jsonl", "confirm.jsonl", "paused.jsonl", "rungs.jsonl",
+    "study.journal", "study.id", "summary.json", "best.yaml", "best/config.json",
+    "best/model.safetensors", "environment.json", "answers/trial-0000.jsonl",
+    "answers/confirm-0-seed-1.jsonl", STATE, "wandb/search-id", "wandb/finished-trials",
+    "report.html", "logs/driver.log",
 )  # fmt: skip
 SINGLE_FILES = (
     "config.yaml", "data.json", "summary.json", "environment.json",
@@ -142,7 +142,10 @@ def loaded(folder: Path, space: SearchSpace) -> Seen:
     answers = [
         [*results.answers(trial_id)["correct"]] for trial_id in ("trial-0000", "confirm-0-seed-1")
     ]
-    tables = [table.to_csv() for table in (results.trials, results.reports, results.confirmed)]
+    tables = [
+        table.to_csv()
+        for table in (results.trials, results.paused, results.reports, results.confirmed)
+    ]
     assert results.summary is not None
     best = results.summary["best"]["trial_id"]
     content = (tables, best, results.summary["trials"], results.best_config, answers)
@@ -156,8 +159,8 @@ def reported(folder: Path, space: SearchSpace) -> Seen:
     )
     assert search.best is not None
     content = (
-        [*search.records], [*search.confirmed], verdicts, search.space, search.confirmation,
-        search.best.trial_id, dict(search.data), search.is_search,
+        [*search.records], [*search.confirmed], [*search.paused], verdicts, search.space,
+        search.confirmation, search.best.trial_id, dict(search.data), search.is_search,
         dict(search.environment).keys() or {*describe_environment()},  # earlier versions wrote none
     )  # fmt: skip
     return Seen(content, search.missing)
@@ -217,13 +220,13 @@ def resumed(folder: Path, space: SearchSpace) -> Seen:
     with store.opened(resume=True):
         mended = mend_search(space, folder, MILESTONES, store.records)
         seconds = store.earlier_seconds()
-        build_scheduler(space, MILESTONES, folder)
+        rungs = build_rungs(space, MILESTONES, folder / "rungs.jsonl")
         searcher = build_searcher(space, folder, 1, StopSwitch(), MILESTONES, store.records)
-        verdicts = build_rungs(space, MILESTONES, folder / "rungs.jsonl")._verdicts
+        verdicts = rungs._verdicts
         study = searcher.study.get_trials()
         store.close(seconds, "budget.trials: all trials are done")
         content = (
-            store.records, store.confirmed, store.best,
+            store.records, store.confirmed, store.paused, store.best,
             sorted((v.number, v.milestone, v.value, v.goes_on) for v in verdicts.values()),
             sorted(trial.user_attrs["number"] for trial in study),
             [opened.number for opened in searcher._to_run],

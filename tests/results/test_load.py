@@ -11,6 +11,7 @@ from nanovlm.config_files import config_values, load_config
 from nanovlm.errors import UserError
 from nanovlm.messages import End, Kind, TrialRecord, TrialState
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.records import record_line
 from nanovlm.results.load import _REPORT_COLUMNS, _RUN_COLUMNS, Results, load_results
 from nanovlm.results.read import answers_file
 from nanovlm.results.store import ResultsStore
@@ -162,6 +163,19 @@ def test_a_single_run(folder: Path) -> None:
     assert len(results.trials) == 4 and len(results.confirmed) == 0
 
 
+def test_paused_trials_are_a_table_of_their_own(folder: Path, results: Results) -> None:
+    assert len(results.paused) == 0
+    waits, gone_on, ended = record(8, 0.4, "paused"), record(7, 0.4), record(0, 0.5, "paused")
+    lines = [record(7, 0.4, "paused"), waits, ended, dataclasses.replace(gone_on, end=None)]
+    (folder / "paused.jsonl").write_text("".join(map(record_line, lines)))
+    again = load_results(folder)
+    assert again.paused[["number", "state", "samples_seen"]].values.tolist() == [[8, "paused", 320]]
+    assert list(again.paused.columns) == list(results.trials.columns)
+    assert len(again.trials) == len(results.trials)
+    assert len(again.reports) == len(results.reports) + 2
+    assert again.config("trial-0008").lr_mp == 0.09
+
+
 def test_a_last_line_that_is_cut_is_left_out(folder: Path) -> None:
     path = folder / "trials.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
@@ -200,7 +214,9 @@ def test_what_follows_from_the_trials_need_not_be_read(
 def test_what_is_not_there_is_named(folder: Path, results: Results) -> None:
     with pytest.raises(UserError, match=r"is not a results folder, it has no space\.yaml"):
         load_results(folder.parent)
-    with pytest.raises(UserError, match=r"no ended trial is called 'trial-0009'\. Did you mean"):
+    with pytest.raises(
+        UserError, match=r"no ended or paused trial is called 'trial-0009'\. Did you mean"
+    ):
         results.config("trial-0009")
     with pytest.raises(UserError, match=r"trial-0002\.jsonl: there is no such file\. Did you mean"):
         results.answers("trial-0002")

@@ -27,7 +27,15 @@ from nanovlm.results.report_page.page import embedded_json, write_report
 from nanovlm.results.report_page.tables import trials_table
 from nanovlm.results.report_page.wording import duration
 from nanovlm.results.report_page.worker_time import spent_time, works
-from tests.results.made_up import BEGIN, FULL, NUM_GROUPS, SIZES, make_results, make_single
+from tests.results.made_up import (
+    BEGIN,
+    FULL,
+    NUM_GROUPS,
+    SIZES,
+    add_paused,
+    make_results,
+    make_single,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 HOSTILE = "</script><script>alert(1)</script> <!-- & %{x} \u2028"
@@ -93,6 +101,34 @@ def test_a_gain_that_is_not_confirmed_says_so(tmp_path: Path) -> None:
     assert card.value.startswith("+") and card.value.endswith(" points")
     assert "not confirmed" in card.notes[0]
     assert verdict(search) is None
+
+
+def test_paused_trials_are_a_state_of_their_own(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "search", confirms=False)
+    add_paused(folder, (24, 25, 26))
+    path = write_report(folder)
+    text, data = path.read_text(encoding="utf-8"), page_data(path)
+    assert (
+        "Interrupted" in text
+        and "3 paused" in text
+        and "mark-running" not in text.split("<body>")[1]
+    )
+    search = read_search(folder)
+    assert not search.missing
+    rows = [row for row in trials_table(search).rows if row[2].text == "paused"]
+    assert [int(row[1].text) for row in rows] == [26, 25, 24], "the furthest first"
+    assert all("below" in row[-1].text for row in rows)
+    charts = {chart["name"]: chart["variants"][0]["data"] for chart in data["charts"]}
+    (curves,) = (trace for trace in charts["learning-curves"] if trace["name"] == "paused")
+    assert curves["x"] == [1000, None, 1000, None, 1000, 3000, None]
+    assert not any(trace["name"] == "running" for trace in charts["learning-curves"])
+    (bars,) = (trace for trace in charts["workers"] if trace["name"] == "paused")
+    assert bars["text"] == ["24", "25", "26", "26 (2)"] and bars["y"][-1] == "group-1"
+    assert "trial 26</b>, paused" in data["hover"]["trial-0026"]
+    (slice_,) = (t for t in charts["slice-0"] if t["name"] == "paused")
+    assert slice_["customdata"] == ["trial-0024", "trial-0025", "trial-0026"]
+    spent = {part.kind: part.seconds for part in spent_time(search)}
+    assert spent["paused"] == pytest.approx(3 * 3.8 + 8, abs=1e-3)
 
 
 def test_the_table_has_every_trial_with_its_reason(folder: Path) -> None:
@@ -164,8 +200,9 @@ def test_an_interruption_is_no_waiting(folder: Path, tmp_path: Path) -> None:
     night = 8 * 3600
     for line in lines:
         if line["number"] >= 12:
-            for field in ("submitted_at", "first_step_at", "ended_at"):
-                line[field] = line[field] and line[field] + night
+            for times in (line, *line["legs"]):
+                for field in {"submitted_at", "first_step_at", "ended_at"} & times.keys():
+                    times[field] = times[field] and times[field] + night
     (tmp_path / "trials.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     spent = {part.kind: part.seconds for part in spent_time(read_search(tmp_path))}
     assert spent["waiting"] < 600, "eight hours were cut out"

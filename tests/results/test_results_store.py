@@ -12,8 +12,8 @@ from nanovlm.config import TrainConfig
 from nanovlm.config_files import Layer, build_config, config_values
 from nanovlm.errors import UserError
 from nanovlm.files import replace_text
-from nanovlm.messages import TrialRecord, TrialState
-from nanovlm.results.read import answers_file, read_records
+from nanovlm.messages import Leg, TrialRecord, TrialState
+from nanovlm.results.read import FolderReader, answers_file, read_records
 from nanovlm.results.store import ResultsStore, choose_folder
 from nanovlm.results.summary import (
     best_record,
@@ -123,13 +123,76 @@ def test_a_search_in_the_folder(tmp_path: Path) -> None:
     assert build_config(Layer("best.yaml", best)) == TrainConfig(lr_mp=0.02)
     summary = json.loads((store.folder / "summary.json").read_text())
     assert summary["best"]["number"] == 1
-    assert summary["trials"] == {"total": 4, "completed": 3, "stopped": 1, "failed": 0}
+    assert summary["trials"] == {
+        "total": 4, "completed": 3, "stopped": 1, "failed": 0, "paused": 0,
+    }  # fmt: skip
     assert summary["turnaround_seconds"] == {"median": 2.0, "p95": 2.0, "max": 2.0}
     assert summary["training_seconds"] == 8.0
     assert summary["gpu_hours"] == pytest.approx(16 / 3600)
     assert {path.name for path in store.folder.iterdir()} == {
         "best", "best.yaml", "checkpoints", "logs", "summary.json", "trials.jsonl",
     }  # fmt: skip
+
+
+def test_paused_trials_are_kept_until_they_go_on_or_end(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=1)
+    with store.opened(resume=False):
+        store.begin()
+        for number in range(5):
+            store.note_pause(record(number, 0.5, "running"))  # the first time: nothing to say
+            store.note_pause(record(number, 0.5, "paused"))
+            replace_text(answers_file(store.folder, f"trial-{number:04d}"), "{}\n")
+        store.note_pause(record(1, 0.5, "running", worker_group=None))
+        store.note_pause(record(1, 0.5, "running"))
+        store.note_pause(record(2, 0.5, "running"))
+        store.note_pause(record(2, 0.6, "paused"))
+        store.add(record(3, 0.5, "stopped"))
+        again = record(4, 0.5, "paused")
+        store.note_pause(again)  # taken up, in a later run of the program
+        summary = store.close(9.0, "interrupted")
+    assert summary["trials"]["total"] == 1 and summary["trials"]["paused"] == 3
+    assert summary["training_seconds"] == 8.0
+    expected = {number: record(number, value, "paused") for number, value in WAITING}
+    reader = FolderReader(store.folder)
+    assert store.paused == reader.paused(store.records) == expected and not reader.notes
+    num_lines = len((store.folder / "paused.jsonl").read_text().splitlines())
+    assert num_lines == 5 + 3  # two that went on, and one that paused again
+    kept = {path.stem for path in (store.folder / "answers").iterdir()}
+    assert kept == {f"trial-000{number}" for number in (0, 2, 3, 4)}
+
+    resumed = ResultsStore(store.folder, OBJECTIVE, gpus_per_trial=1)
+    with resumed.opened(resume=True):
+        assert resumed.paused == expected and not resumed.notes
+        assert len((store.folder / "paused.jsonl").read_text().splitlines()) == 3
+        resumed.add(record(2, 0.7))
+        assert [*resumed.paused] == [0, 4]
+
+
+WAITING = ((0, 0.5), (2, 0.6), (4, 0.5))
+
+
+def test_a_line_of_a_paused_trial_that_is_lost_is_told_and_no_more(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=0)
+    with store.opened(resume=False):
+        store.begin()
+        for number in range(3):
+            store.note_pause(record(number, 0.5, "paused"))
+        store.close(9.0, "interrupted")
+    path = store.folder / "paused.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + "{}\n" + lines[2][:-9])
+    with (resumed := ResultsStore(store.folder, OBJECTIVE, gpus_per_trial=0)).opened(resume=True):
+        assert [*resumed.paused] == [0]
+        resumed.note_pause(record(1, 0.5, "paused"))
+    cut, damaged, lost = resumed.notes
+    assert cut.endswith("paused.jsonl: the last line was cut, and is left out")
+    assert "paused.jsonl: line 2: is not a trial that pauses: " in damaged
+    assert "paused.jsonl: has 1 trials, but 3 are paused; a trial that is lost here" in lost
+    with (again := ResultsStore(store.folder, OBJECTIVE, gpus_per_trial=0)).opened(resume=True):
+        assert [*again.paused] == [0, 1] and len(again.notes) == 1  # of the number
+        again.close(10.0, "interrupted")
+    with (last := ResultsStore(store.folder, OBJECTIVE, gpus_per_trial=0)).opened(resume=True):
+        assert [*last.paused] == [0, 1] and not last.notes
 
 
 def test_the_summary_is_not_written_for_every_trial(tmp_path: Path) -> None:
@@ -182,6 +245,19 @@ def test_turnaround_is_counted_within_a_group() -> None:
         record(4, 0.5, "failed", worker_group="a", first_step_at=None, ended_at=9.5),
     ]
     assert turnarounds(records) == [0.25, 0.5]
+
+
+def test_turnaround_is_counted_for_each_leg_of_a_trial() -> None:
+    def leg(group: str, first_step_at: float | None, ended_at: float) -> Leg:
+        return Leg(worker_group=group, first_step_at=first_step_at, ended_at=ended_at)
+
+    records = [
+        record(0, 0.5, legs=(leg("a", 1.0, 2.0), leg("a", 5.25, 6.0), leg("b", 8.0, 9.0))),
+        record(1, 0.5, legs=(leg("a", 2.5, 5.0),)),
+        record(2, 0.5, "failed", legs=(leg("a", None, 7.0),)),
+        record(3, 0.5, legs=(leg("a", 7.125, 8.0),)),
+    ]
+    assert turnarounds(records) == [0.5, 0.25, 0.125]
 
 
 @pytest.mark.parametrize(

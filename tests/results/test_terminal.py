@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from nanovlm.messages import Kind, Pulse, Speed, Stage, TrialRecord
+from nanovlm.messages import End, Kind, Pulse, Speed, Stage, TrialRecord
 from nanovlm.results.store import ResultsStore
 from nanovlm.results.summary import summarize
 from nanovlm.results.terminal.budget import describe_budget, nearest_limit
@@ -113,6 +113,36 @@ def test_the_line_of_an_ended_trial(speed: Speed | None, expected: str) -> None:
     line = written(console).splitlines()[-1]
     assert line.startswith("trial 3   completed  0.500 [0.472, 0.528] ")
     assert line.endswith(expected)
+
+
+def paused(number: int, samples_seen: int = 100) -> TrialRecord:
+    return record(number, state="paused", reports=[make_report(samples_seen, METRICS)])
+
+
+def test_trials_that_wait_are_counted_by_their_milestones() -> None:
+    console = plain_console()
+    with SearchDisplay(console) as display:
+        display.begin(search_start())  # which compares trials at 100 and 300 samples
+        display.trial_changed(paused(5))  # of an earlier run: no news
+        for number, samples in ((0, 100), (1, 128), (2, 320), (3, 100), (4, 100)):
+            display.trial_changed(running(number))
+            display.trial_changed(paused(number, samples))
+        display.trial_changed(replace(paused(3), is_paused=False))
+        display.trial_changed(record(4, end=End.PRUNED))
+        (counts,) = shown(display._counts(), 200)
+        assert counts.strip().endswith(
+            "1 stopped   0 failed   4 paused (3 at 100 samples, 1 at 300)"
+        )
+        assert list(display._left_behind()) == [
+            "1 never went on (1 at 100 samples)",
+            "4 paused (3 at 100 samples, 1 at 300)",
+        ]
+        assert [*display._running] == ["trial-0003"]
+    lines = [line for line in written(console).splitlines() if line.startswith("trial")]
+    assert [line.split()[1:3] for line in lines] == [
+        *([str(number), "paused"] for number in range(5)),
+        ["4", "stopped"],
+    ]
 
 
 def test_what_a_search_says_when_it_begins() -> None:
@@ -277,10 +307,12 @@ def test_how_a_search_ends(tmp_path: Path) -> None:
         store.write_text("report.html", "")
         display.trial_changed(default)
         display.trial_changed(better)
+        display.trial_changed(paused(2))
         display.end(summary)
     lines = written(console).splitlines()
     assert "ended: budget.trials: 2 trials are done" in lines
     assert f"report: {store.folder}/report.html" in lines
+    assert "1 paused (1 at 100 samples)" in lines
     assert lines[-2].startswith(
         "best: trial 1, mmstar_accuracy 0.750 [0.725, 0.773] (lmms-eval-0.7.1); "
         "25.0 points [-24.0, 74.0] over the default configuration, not confirmed on fresh seeds; "

@@ -24,7 +24,7 @@ from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.tracking.tensorboard import TensorBoardLogs
 from nanovlm.training.state import TrainingState, write_state
 from nanovlm.yaml_text import write_yaml
-from tests.records import make_report
+from tests.records import make_record, make_report
 from tests.results.answers import write_answers
 from tests.results.made_up import DATA, MILESTONES, NUM_ITEMS, make_results
 from tests.tiny import VLM, digits_config
@@ -36,11 +36,13 @@ DATA_MADE: dict[str, Any] = {
 }
 """The content of `data.json`."""
 NUM_TRIALS = 8
+REPORTS = [make_report(1000, {"mmstar_accuracy": 0.5})]
+"""Of the trial that is paused."""
 SINGLE_CONFIG = digits_config()
 
 
 def make_whole_search(folder: Path) -> Path:
-    """Make the folder of a search that has ended, with a trial still under way; return it."""
+    """Make the folder of a search that has ended, with a trial that is paused; return it."""
     make_results(folder, num_trials=NUM_TRIALS)
     space = load_space(folder / SPACE_FILE)
     store = ResultsStore(folder, OBJECTIVE, gpus_per_trial=0)
@@ -53,6 +55,7 @@ def make_whole_search(folder: Path) -> Path:
         searcher = build_searcher(space, folder, 1, StopSwitch(), MILESTONES, store.records)
         searcher.suggest("tune-id")
         _write_state(folder, f"trial-{NUM_TRIALS:04d}")
+        store.note_pause(make_record(NUM_TRIALS, "paused", reports=REPORTS))
         for record in (*store.records, *store.confirmed):
             right = round(record.metrics.get("mmstar_accuracy", 0.0) * NUM_ITEMS)
             if record.state == "completed":
@@ -97,8 +100,7 @@ def _write_state(folder: Path, trial_id: str) -> None:
         random=(torch.zeros(4, dtype=torch.uint8),),
         tensors={"model.weight": torch.zeros(3)},
     )
-    reports = [make_report(1000, {"mmstar_accuracy": 0.5})]
-    write_state(state_dir(folder, trial_id), state, reports, STATE_BELONGS_TO)
+    write_state(state_dir(folder, trial_id), state, REPORTS, STATE_BELONGS_TO)
 
 
 STATE_BELONGS_TO = {"config": {"lr_mp": 0.1}}

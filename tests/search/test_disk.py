@@ -1,5 +1,6 @@
 """The predicted disk: sizes against files that were written, and a disk that is too small."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.search.disk import POLICY, DiskPeak, check_disk, disk_peak
+from nanovlm.search.disk import POLICY, DiskPeak, check_disk, disk_peak, max_paused_states
 from nanovlm.search.space import SearchSpace, load_space
 
 REPOSITORY = Path(__file__).parents[2]
@@ -51,6 +52,22 @@ def test_what_the_peak_grows_with(tmp_path: Path) -> None:
     none = peak(digits_space(tmp_path, **unconfirmed))
     assert none.models == 2 * one.model
     assert peak(digits_space(tmp_path), num_trials=1000).models == one.models
+
+
+def test_the_states_of_paused_trials_must_have_room_if_they_are_asked_for(tmp_path: Path) -> None:
+    pausing: dict[str, Any] = {"scheduler.name": "asha", "scheduler.type": "pausing"}
+    asked = digits_space(tmp_path, **(pausing | {"scheduler.max_paused": 4}))
+    asked_peak = peak(asked)
+    assert asked_peak.paused == 4 * asked_peak.state
+    assert peak(asked, num_trials=3).paused == 3 * asked_peak.state
+    assert max_paused_states(asked, asked_peak, room=0) == 4
+    any_number = digits_space(tmp_path, **pausing)
+    rest = peak(any_number)
+    assert asked_peak.total - asked_peak.paused == rest.total and rest.paused == 0
+    for left, num_states in ((11 * rest.state, 5), (rest.state, 0), (-1, 0)):
+        assert max_paused_states(any_number, rest, rest.total + left) == num_states
+    with pytest.raises(UserError, match=r"lower --concurrency, scheduler\.max_paused or confirm"):
+        check_disk(replace(asked_peak, paused=2**60), tmp_path)
 
 
 def test_a_disk_that_is_too_small_is_an_error(tmp_path: Path) -> None:

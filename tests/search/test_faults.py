@@ -67,7 +67,7 @@ class Leaving(Observer):
     """Leaves at the first trial that has ended, as rich does when its output is closed."""
 
     def trial_changed(self, record: TrialRecord) -> None:
-        if record.state != "running":
+        if record.end is not None:
             raise SystemExit(1)
 
 
@@ -117,7 +117,7 @@ class FullDisk(Observer):
         self._fill("begin")
 
     def trial_changed(self, record: TrialRecord) -> None:
-        if record.state != "running":
+        if record.end is not None:
             self._fill("end of a trial")
         elif record.reports:
             self._fill("report")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from nanovlm.files import gib
 from nanovlm.records import record_line
 from nanovlm.search.forecast import Forecast, Range, forecast
 from nanovlm.search.past_speed import past_speed
@@ -140,3 +141,35 @@ def test_the_distinct_configurations_are_counted(
     expected = forecast(plan, 2, None, tmp_path / "results")
     assert (expected.num_trials, expected.confirm_runs) == (num_trials, confirm_runs)
     assert f"configurations  {line}" in expected.describe()
+
+
+def pausing(tmp_path: Path, **overrides: Any) -> Forecast:
+    """Return the forecast of 60 trials that pause at 400 and 1,200 of 3,600 samples."""
+    scheduler = {"scheduler.name": "asha", "scheduler.type": "pausing", "budget.trials": 60}
+    space = space_of(tmp_path / "spaces", **scheduler, **overrides)
+    plan = SearchPlan(space, (400, 1200), 3600, {"benchmark": {"samples": 100}})
+    return forecast(plan, 2, 1.0, tmp_path / "results")
+
+
+def test_trials_that_pause(tmp_path: Path) -> None:
+    expected = pausing(tmp_path)
+    assert expected.pauses is not None
+    assert 10 < expected.pauses.most.low <= expected.pauses.most.high < 60
+    assert expected.pauses.retrained == Range(0, 0, 0)
+    assert expected.disk.paused == expected.pauses.num_states * expected.disk.state
+    text = expected.describe()
+    assert f"paused          {expected.pauses.most} trials at a time at most; the states" in text
+    assert "are kept (what the disk has room for); 0 (0 to 0) times one goes on" in text
+    assert f", of paused trials {gib(expected.disk.paused)}, models" in text
+
+
+def test_trials_that_pause_and_lose_their_states(tmp_path: Path) -> None:
+    kept, let_go = pausing(tmp_path), pausing(tmp_path, **{"scheduler.max_paused": 2})
+    assert kept.pauses is not None and let_go.pauses is not None
+    assert let_go.pauses.num_states == 2 and let_go.disk.paused == 2 * let_go.disk.state
+    assert let_go.pauses.retrained.mean > 0
+    assert let_go.reached == kept.reached
+    assert let_go.search_samples.mean > kept.search_samples.mean
+    assert "the states of at most 2 are kept (scheduler.max_paused)" in let_go.describe()
+    stopping = full_length(tmp_path, 1.0, **{"budget.trials": 5})
+    assert stopping.pauses is None and "paused" not in stopping.describe()

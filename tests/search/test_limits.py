@@ -59,6 +59,18 @@ def test_gpu_hours_count_every_gpu_of_a_trial(tmp_path: Path) -> None:
     assert search.switch.reason == "budget.gpu_hours: 1.05 GPU-hours of 1 are spent"
 
 
+def test_gpu_hours_count_the_work_on_paused_trials_once(tmp_path: Path) -> None:
+    search = Search(tmp_path, gpu_hours=1.0)
+    search.limits.check(record("paused", 0.1, number=0, seconds=500.0))
+    search.limits.check(record("running", 0.1, number=0, seconds=500.0))
+    search.limits.check(record("paused", 0.1, number=0, seconds=900.0))
+    search.limits.check(record("stopped", 0.1, number=0, seconds=900.0))
+    search.limits.check(record("running", 0.1, number=1, seconds=600.0))
+    assert search.switch.reason is None
+    search.limits.check(record("paused", 0.1, number=1, seconds=990.0))
+    assert search.switch.reason == "budget.gpu_hours: 1.05 GPU-hours of 1 are spent"
+
+
 def test_gpu_hours_of_an_earlier_run_count_whatever_became_of_them(tmp_path: Path) -> None:
     search = Search(tmp_path, gpu_hours=1.0)
     search.limits.replay([record("failed", 0.1), record("stopped", 0.1, number=1)])

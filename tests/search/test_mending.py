@@ -25,7 +25,7 @@ def space_of(folder: Path, scheduler: str) -> SearchSpace:
     path = folder / "space.yaml"
     path.write_text(
         "preset: digits\nsearch: {lr_mp: default}\n"
-        f"scheduler: {{name: {scheduler}, rungs: 4, reduction_factor: 3}}\n"
+        f"scheduler: {{name: {scheduler}, type: stopping, rungs: 4, reduction_factor: 3}}\n"
     )
     return load_space(path)
 
@@ -33,6 +33,7 @@ def space_of(folder: Path, scheduler: str) -> SearchSpace:
 def run_search(space: SearchSpace, folder: Path) -> tuple[list[TrialRecord], Rungs]:
     """Let trials be judged, one after another; the last one fails after two reports."""
     rungs = build_rungs(space, MILESTONES, folder / RUNGS_FILE)
+    assert isinstance(rungs, Rungs)
     records = []
     for number, values in enumerate(VALUES):
         reports, end = [], End.COMPLETED
@@ -68,6 +69,7 @@ def test_trials_are_judged_as_before(
     (note, *_) = mend_search(space, tmp_path, MILESTONES, records)
     assert RUNGS_FILE in note
     again = build_rungs(space, MILESTONES, log)
+    assert isinstance(again, Rungs)
     ours, theirs = ({k: v for k, v in r._rungs.items() if v} for r in (again, before))
     assert ours == theirs
     assert again._limit == before._limit

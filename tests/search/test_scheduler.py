@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,20 +12,18 @@ import pytest
 from nanovlm.distributed.trainable import FAILURE, IS_FINAL, NUMBER, SAMPLES_SEEN
 from nanovlm.errors import UserError
 from nanovlm.results.read import RUNGS_FILE
-from nanovlm.search.rungs import Verdict
-from nanovlm.search.scheduler import (
-    RungScheduler,
-    Scheduler,
-    build_scheduler,
-    plan_milestones,
-)
+from nanovlm.search.rungs import Rungs, build_rungs
+from nanovlm.search.scheduler import RungScheduler, plan_milestones
 from nanovlm.search.space import SearchSpace, load_space
+from nanovlm.search.verdicts import Verdict
 from tests.full_disk import files_end_at
 
 
 def space(tmp_path: Path, **overrides: Any) -> SearchSpace:
     path = tmp_path / "space.yaml"
-    path.write_text("search: {lr_mp: default}\nbase: {batch_size: 100}")
+    path.write_text(
+        "search: {lr_mp: default}\nbase: {batch_size: 100}\nscheduler: {type: stopping}"
+    )
     return load_space(path, overrides)
 
 
@@ -60,6 +59,17 @@ def test_a_plan_longer_than_the_data(tmp_path: Path) -> None:
         plan_milestones(space(tmp_path), 50)
 
 
+def scheduler_of(
+    space: SearchSpace,
+    milestones: tuple[int, ...],
+    folder: Path | None = None,
+    on_verdict: Callable[[Verdict], None] = lambda verdict: None,
+    **more: Any,
+) -> RungScheduler:
+    rungs = build_rungs(space, milestones, folder and folder / RUNGS_FILE)
+    return RungScheduler(rungs, space.objective.metric, on_verdict, **more)
+
+
 def trial(number: int, begins_again: bool = False) -> Any:
     """Return as much of a trial of Tune as the scheduler looks at."""
     return SimpleNamespace(
@@ -67,17 +77,17 @@ def trial(number: int, begins_again: bool = False) -> Any:
     )
 
 
-def report(scheduler: Scheduler, number: int, samples: int, value: float, **more: Any) -> str:
+def report(scheduler: RungScheduler, number: int, samples: int, value: float, **more: Any) -> str:
     result = {SAMPLES_SEEN: samples, "mmstar_accuracy": value, **more}
     return scheduler.on_trial_result(None, trial(number), result)  # type: ignore[arg-type]
 
 
 def test_a_bad_trial_is_stopped_with_a_reason(tmp_path: Path) -> None:
-    scheduler = build_scheduler(space(tmp_path), (1000, 3000, 9000))
-    assert isinstance(scheduler, RungScheduler)
+    scheduler = scheduler_of(space(tmp_path), (1000, 3000, 9000))
     for number, value in enumerate([0.5, 0.6, 0.7]):
         assert report(scheduler, number, 1000, value) == "CONTINUE"
     assert report(scheduler, 3, 1000, 0.4) == "STOP"
+    assert isinstance(scheduler.rungs, Rungs)
     assert scheduler.rungs.reason(3) == (
         "mmstar_accuracy 0.4 below 0.6333, the cutoff of 3 trials at 1000 samples"
     )
@@ -86,7 +96,7 @@ def test_a_bad_trial_is_stopped_with_a_reason(tmp_path: Path) -> None:
 
 
 def test_a_final_or_failed_result_is_compared_with_nothing(tmp_path: Path) -> None:
-    scheduler = build_scheduler(space(tmp_path), (1000, 3000))
+    scheduler = scheduler_of(space(tmp_path), (1000, 3000))
     report(scheduler, 0, 3000, 0.9)
     assert report(scheduler, 1, 9000, 0.1, **{IS_FINAL: True}) == "CONTINUE"
     assert report(scheduler, 2, 0, math.nan, **{FAILURE: "loss is nan"}) == "CONTINUE"
@@ -94,20 +104,20 @@ def test_a_final_or_failed_result_is_compared_with_nothing(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("how", ["failed", "errored"])
 def test_a_failed_trial_leaves_no_value_behind(tmp_path: Path, how: str) -> None:
-    scheduler = build_scheduler(space(tmp_path), (1000, 3000), tmp_path)
+    scheduler = scheduler_of(space(tmp_path), (1000, 3000), tmp_path)
     report(scheduler, 0, 1000, 0.9)
     none: Any = None
     if how == "failed":
         scheduler.on_trial_complete(none, trial(0), {FAILURE: "loss is nan"})
     else:
         scheduler.on_trial_error(none, trial(0))
-    for again in (scheduler, build_scheduler(space(tmp_path), (1000, 3000), tmp_path)):
+    for again in (scheduler, scheduler_of(space(tmp_path), (1000, 3000), tmp_path)):
         assert report(again, 1, 1000, 0.1) == "CONTINUE"
 
 
 def test_a_trial_that_tune_begins_again_keeps_its_values_and_verdicts(tmp_path: Path) -> None:
     verdicts: list[Verdict] = []
-    scheduler = build_scheduler(space(tmp_path), (1000, 3000), tmp_path, verdicts.append)
+    scheduler = scheduler_of(space(tmp_path), (1000, 3000), tmp_path, verdicts.append)
     assert report(scheduler, 0, 1000, 0.5) == "CONTINUE"
     assert report(scheduler, 1, 1000, 0.9) == "CONTINUE"
     none: Any = None
@@ -117,12 +127,12 @@ def test_a_trial_that_tune_begins_again_keeps_its_values_and_verdicts(tmp_path: 
 
 
 def test_what_was_decided_is_there_when_the_search_goes_on(tmp_path: Path) -> None:
-    scheduler = build_scheduler(space(tmp_path), (1000, 3000), tmp_path)
+    scheduler = scheduler_of(space(tmp_path), (1000, 3000), tmp_path)
     values = [(0, 0.5), (1, 0.6), (2, 0.3)]
     decided = [report(scheduler, number, 1000, value) for number, value in values]
     with (tmp_path / RUNGS_FILE).open("a") as log:
         log.write('{"number": 3, "milest')  # a power loss
-    again = build_scheduler(space(tmp_path), (1000, 3000), tmp_path)
+    again = scheduler_of(space(tmp_path), (1000, 3000), tmp_path)
     assert [report(again, number, 1000, value) for number, value in values] == decided
     assert report(again, 4, 1000, 0.55) == report(scheduler, 4, 1000, 0.55)
     lines = [json.loads(line) for line in (tmp_path / RUNGS_FILE).read_text().splitlines()]
@@ -133,10 +143,9 @@ def test_a_verdict_that_cannot_be_written_ends_the_search_and_no_trial(tmp_path:
     """Tune would take the error for one of the trial's and begin it again."""
     failures: list[Exception] = []
     verdicts: list[Verdict] = []
-    scheduler = build_scheduler(
-        space(tmp_path), (1000, 3000), tmp_path, verdicts.append, failures.append
+    scheduler = scheduler_of(
+        space(tmp_path), (1000, 3000), tmp_path, verdicts.append, on_failure=failures.append
     )
-    assert isinstance(scheduler, RungScheduler)
     assert report(scheduler, 0, 1000, 0.5) == "CONTINUE"
     before = (tmp_path / RUNGS_FILE).read_bytes()
     with files_end_at(len(before) + 10):

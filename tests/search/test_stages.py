@@ -50,7 +50,7 @@ class Run:
         return run_stages(self.plan, place, earlier)
 
     def _take(self, event: Event) -> None:
-        if isinstance(event, TrialRecord) and event.state != "running":
+        if isinstance(event, TrialRecord) and event.end is not None:
             (self.confirmed if event.confirms else self.ended).append(event)
         elif isinstance(event, Notice):
             self.notices.append(event.text)

@@ -37,6 +37,8 @@ def main(folder: Path, stage: str) -> None:
         observer.trial_changed(record(1, 0, "running"))
         observer.pulse(pulse(1, 50))
         observer.trial_changed(record(1, 1, "running"))
+        observer.trial_changed(record(2, 1, "running"))
+        observer.trial_changed(record(2, 1, "paused"))
     else:
         ended = (COMPLETED,) if stage == "resumed" else ()
         observer.begin(start(folder, log_wandb=True, records=ended))

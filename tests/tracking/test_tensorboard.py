@@ -17,8 +17,7 @@ from tests.tracking.example_run import COMPLETED, ENDED, STOPPED, follow_trial, 
 
 def events(folder: Path) -> list[Any]:
     """Return the events of a trial: each is its length, a checksum, the bytes, a checksum."""
-    (path,) = folder.iterdir()
-    data, found = path.read_bytes(), []
+    data, found = b"".join(path.read_bytes() for path in sorted(folder.iterdir())), []
     while data:
         length = int.from_bytes(data[:8], "little")
         found.append(Event.FromString(data[12 : 12 + length]))
@@ -119,6 +118,24 @@ def test_reports_that_are_made_again_are_not_written_again(tmp_path: Path) -> No
     observer.trial_changed(STOPPED)
     observer.end({})
     check_curves(tmp_path / "demo" / "tensorboard", STOPPED)
+
+
+def test_the_curves_of_a_trial_that_pauses_go_on_in_another_file(tmp_path: Path) -> None:
+    observer = TensorBoardLogs()
+    observer.begin(start(tmp_path / "demo"))
+    for count in (1, 2):
+        for state in ("running", "paused", "running"):
+            observer.trial_changed(record(1, count, state))
+        observer.trial_changed(record(2, 1, "paused"))
+    observer.trial_changed(COMPLETED_LATER)
+    observer.end({})
+    logs = tmp_path / "demo" / "tensorboard"
+    check_curves(logs, COMPLETED_LATER)
+    check_curves(logs, record(2, 1, "paused"))
+    assert [len([*(logs / f"trial-000{number}").iterdir()]) for number in (1, 2)] == [3, 1]
+
+
+COMPLETED_LATER = record(1, 3, "completed")
 
 
 def test_a_folder_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:

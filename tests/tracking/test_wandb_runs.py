@@ -87,8 +87,10 @@ def test_a_search_that_goes_on_has_one_run_per_trial(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     run(folder, "interrupted")
     before = offline_runs(folder)
-    assert set(before) == {"trial-0000", "trial-0001", "demo"}
+    assert set(before) == {"trial-0000", "trial-0001", "trial-0002", "demo"}
     assert before["trial-0001"].tags == ["interrupted"]
+    assert before["trial-0002"].tags == ["paused"]
+    assert before["trial-0002"].summary["state"] == "paused"
     (untouched,) = folder.glob(f"wandb/offline-run-*-{before['trial-0000'].run.run_id}")
     time_of_end = untouched.stat().st_mtime_ns
 

@@ -26,6 +26,7 @@ from nanovlm.results.report_page.wording import (
 
 STATE_STYLES: Mapping[str, Mapping[str, Any]] = {
     "completed": {"color": "var(--completed)", "symbol": "circle"},
+    "paused": {"color": "var(--paused)", "symbol": "hourglass"},
     "stopped": {"color": "var(--stopped)", "symbol": "triangle-down"},
     "failed": {"color": "var(--failed)", "symbol": "x"},
     "running": {"color": "var(--running)", "symbol": "diamond-open"},
@@ -173,10 +174,7 @@ def floor_of(values: Sequence[float]) -> float:
 
 def hover_texts(search: SearchFolder) -> dict[str, str]:
     """Return by trial what is shown where the pointer is."""
-    return {
-        record.trial_id: _hover_text(record, search.metric)
-        for record in (*search.records, *search.confirmed)
-    }
+    return {record.trial_id: _hover_text(record, search.metric) for record in search.runs}
 
 
 def _hover_text(record: TrialRecord, metric: str) -> str:

@@ -17,20 +17,22 @@ from nanovlm.results.read import (
     CONFIG_FILE,
     CONFIRM_FILE,
     DATA_FILE,
+    PAUSED_FILE,
     RUNGS_FILE,
     SPACE_FILE,
     SUMMARY_FILE,
     TRIALS_FILE,
     FolderReader,
-    count_anew,
 )
-from nanovlm.results.summary import best_record, final_best
+from nanovlm.results.summary import best_record, count_anew, final_best
 from nanovlm.results.verdict import DEFAULT_NUMBER
 from nanovlm.search.parameter import Parameter
 from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace
 
-_WATCHED = (TRIALS_FILE, CONFIRM_FILE, RUNGS_FILE, SUMMARY_FILE, SPACE_FILE, CONFIG_FILE)
+_WATCHED = (
+    TRIALS_FILE, CONFIRM_FILE, PAUSED_FILE, RUNGS_FILE, SUMMARY_FILE, SPACE_FILE, CONFIG_FILE,
+)  # fmt: skip
 _LOG_RATIO = 50
 """Without a space file: positive values that span more than this are shown on a log scale."""
 
@@ -45,8 +47,11 @@ class SearchFolder:
     """Of the ended trials, in the order of their end."""
     confirmed: Sequence[TrialRecord]
     """Of the ended confirming runs."""
+    paused: Sequence[TrialRecord] = ()
+    """Of the trials that wait to go on."""
     verdicts: Sequence[Mapping[str, Any]]
-    """Lines of `rungs.jsonl`, those of withdrawn trials left out."""
+    """Lines of `rungs.jsonl`, the last one of each trial and milestone; those of withdrawn trials
+    are left out."""
     space: SearchSpace | None
     summary: Mapping[str, Any]
     """As in `summary.json`, but counted anew from the records."""
@@ -66,6 +71,16 @@ class SearchFolder:
     """When a file of the results was last written, in seconds since 1970."""
     by_number: Mapping[int, TrialRecord] = field(default_factory=dict)
     """The trials by their number."""
+
+    @property
+    def trials(self) -> Sequence[TrialRecord]:
+        """The trials that have ended and those that wait to go on."""
+        return (*self.records, *self.paused)
+
+    @property
+    def runs(self) -> Sequence[TrialRecord]:
+        """The trials, and the confirming runs."""
+        return (*self.trials, *self.confirmed)
 
     @property
     def name(self) -> str:
@@ -127,6 +142,7 @@ def read_search(folder: Path) -> SearchFolder:
     records, confirmed = reader.ended()
     if not reader.has(TRIALS_FILE):
         reader.notes.append(f"{TRIALS_FILE} is not there: no trial has ended, or the file is lost")
+    paused = list(reader.paused(records).values())
     space = reader.space(records)
     objective = space.objective if space else reader.objective()
     confirmation, problems = confirmation_by_what_is_left(
@@ -142,9 +158,10 @@ def read_search(folder: Path) -> SearchFolder:
         objective=objective,
         records=records,
         confirmed=confirmed,
+        paused=paused,
         verdicts=verdicts,
         space=space,
-        summary=count_anew(folder, summary, records, confirmed, None, objective, space),
+        summary=count_anew(folder, summary, records, confirmed, None, objective, space, paused),
         confirmation=confirmation or (summary or {}).get("confirmation"),
         best=final_best(records, objective, confirmed, confirmation),
         data=data or {},
@@ -160,10 +177,11 @@ def read_search(folder: Path) -> SearchFolder:
 
 
 def _standing(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the verdicts, without those of trials that failed and were withdrawn."""
+    """Return the last verdict on each trial at each milestone, without those of trials that failed
+    and were withdrawn."""
     withdrawn = {line["withdrawn"] for line in lines if "withdrawn" in line}
-    verdicts = [line for line in lines if "withdrawn" not in line]
-    return [verdict for verdict in verdicts if verdict["number"] not in withdrawn]
+    verdicts = {(v["number"], v["milestone"]): v for v in lines if "withdrawn" not in v}
+    return [verdict for verdict in verdicts.values() if verdict["number"] not in withdrawn]
 
 
 def _guess_parameters(records: Sequence[TrialRecord]) -> tuple[Parameter, ...]:

@@ -128,11 +128,12 @@ def _charts(search: SearchFolder) -> list[Chart]:
 def _states(search: SearchFolder) -> dict[str, int]:
     """Return how many trials are in each state; those that run are known by their milestones."""
     counts = {
-        state: search.summary["trials"][state] for state in ("completed", "stopped", "failed")
+        state: search.summary["trials"][state]
+        for state in ("completed", "paused", "stopped", "failed")
     }
     if search.ended_by is None:
-        ended = set(search.by_number)
-        counts["running"] = len({v["number"] for v in search.verdicts} - ended)
+        known = {record.number for record in search.trials}
+        counts["running"] = len({v["number"] for v in search.verdicts} - known)
     return {state: number for state, number in counts.items() if number}
 
 

@@ -98,7 +98,7 @@ def _best_traces(
 def _by_kind(records: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
     """Return the runs by state, those that confirm apart, in the order of the legend."""
     kinds: dict[str, list[TrialRecord]] = {
-        "completed": [], "stopped": [], "failed": [], "confirming": []
+        "completed": [], "paused": [], "stopped": [], "failed": [], "confirming": []
     }  # fmt: skip
     for record in records:
         is_confirming = record.confirms and record.state == "completed"
@@ -203,7 +203,7 @@ def learning_curves(search: SearchFolder) -> Chart:
 
 
 def _curve_traces(search: SearchFolder, metric: str) -> list[dict[str, Any]]:
-    runs = [r for r in (*search.records, *search.confirmed) if _curve(r, metric)]
+    runs = [r for r in search.runs if _curve(r, metric)]
     best = search.best_trial
     special = {id(r): kind for kind, r in (("default", search.default), ("best", best)) if r}
     traces = []
@@ -285,11 +285,11 @@ def _end_marks(runs: Sequence[TrialRecord], metric: str) -> list[dict[str, Any]]
 
 
 def _running_traces(search: SearchFolder) -> list[dict[str, Any]]:
-    """Return the curves of trials that have not ended, as far as they passed milestones."""
-    ended = {record.number for record in search.records}
+    """Return the curves of trials that run, as far as they passed milestones."""
+    known = {record.number for record in search.trials}
     curves: dict[int, list[tuple[float, float]]] = {}
     for verdict in search.verdicts:
-        if verdict["number"] not in ended:
+        if verdict["number"] not in known:
             place = verdict["samples_seen"], verdict["value"]
             curves.setdefault(verdict["number"], []).append(place)
     if not curves or search.ended_by is not None:
@@ -316,8 +316,7 @@ def _running_traces(search: SearchFolder) -> list[dict[str, Any]]:
 
 
 def _curves_layout(search: SearchFolder, metric: str) -> dict[str, Any]:
-    runs = (*search.records, *search.confirmed)
-    places = [x for record in runs for x, _ in _curve(record, metric)] + search.milestones
+    places = [x for record in search.runs for x, _ in _curve(record, metric)] + search.milestones
     low, high = max(1, min(places, default=1)), max(places, default=1)
     is_log = high / low > _LOG_RATIO
     axis = log_axis(low, high) if is_log else {"range": [0, 1.04 * high], "tickformat": ",~r"}

@@ -31,7 +31,7 @@ _AXIS_WIDTH = 104
 
 def parallel_coordinates(search: SearchFolder) -> Chart:
     """Return a line for each trial over an axis for each searched key and one for the objective."""
-    judged = [r for r in search.records if value_of(r, search.metric) is not None]
+    judged = [r for r in search.trials if value_of(r, search.metric) is not None]
     if not search.parameters:
         return Chart(name="parallel", empty="No key was searched.")
     if len(judged) < 2:
@@ -199,7 +199,7 @@ def _layout(
 
 def slices(search: SearchFolder) -> list[Chart]:
     """Return for each searched key the objective of all trials against its value."""
-    values = [v for r in search.records if (v := value_of(r, search.metric)) is not None]
+    values = [v for r in search.trials if (v := value_of(r, search.metric)) is not None]
     return [
         Chart(
             name=f"slice-{number}",
@@ -216,10 +216,10 @@ def _slice(search: SearchFolder, scale: Scale, floor: float) -> Variant:
     kinds: dict[str, list[TrialRecord]] = {
         state: [
             record
-            for record in search.records
+            for record in search.trials
             if record.state == state and record not in special.values()
         ]
-        for state in ("completed", "stopped", "failed")
+        for state in ("completed", "paused", "stopped", "failed")
     }
     kinds |= {kind: [record] for kind, record in special.items() if record is not None}
     traces = []

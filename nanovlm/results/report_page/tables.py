@@ -85,7 +85,7 @@ def _trial_row(
     speed = record.reports[-1].speed if record.reports else None
     rate = None if speed is None else speed.samples_per_second
     reason = record.reason or (
-        stop_reasons.get(record.number, "") if record.state == "stopped" else ""
+        stop_reasons.get(record.number, "") if record.state in ("paused", "stopped") else ""
     )
     notes = dict.fromkeys(note for report in record.reports for note in report.notes)
     return [
@@ -114,14 +114,14 @@ def _value_cell(parameters: Mapping[str, Any], key: str) -> Cell:
 def ranked(search: SearchFolder) -> list[TrialRecord]:
     """Return the trials in the order of their table."""
     sign = -1 if search.objective.mode == "max" else 1
-    order = {"completed": 0, "stopped": 1, "failed": 2}
+    order = {"completed": 0, "paused": 1, "stopped": 2, "failed": 3}
 
     def rank(record: TrialRecord) -> tuple[int, int, float]:
         value = record.metrics.get(search.metric, math.inf)
         length = 0 if record.state == "completed" else record.samples_seen
         return order[record.state], -length, sign * value
 
-    return sorted(search.records, key=rank)
+    return sorted(search.trials, key=rank)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:

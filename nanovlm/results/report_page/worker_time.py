@@ -1,4 +1,4 @@
-"""Where the time of the workers went: a bar for each trial, and the time that is lost."""
+"""Where the time of the workers went: a bar for each leg of a trial, and the time that is lost."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,15 @@ from nanovlm.results.report_page.progress_charts import time_unit
 INTERRUPTION_SECONDS = 600.0
 """If nobody works for longer than this, the search was interrupted: the time is cut out."""
 
-_PATTERNS = {"completed": "", "stopped": "/", "failed": "x", "confirming": ".", "waiting": ""}
+_PATTERNS = {
+    "completed": "", "paused": "-", "stopped": "/", "failed": "x", "confirming": ".", "waiting": "",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker group did for one trial; in seconds since the search began, breaks cut out."""
+    """What a worker group did for one trial at one go; in seconds since the search began, breaks
+    cut out."""
 
     record: TrialRecord
     group: str
@@ -28,6 +31,8 @@ class Work:
     ended_at: float
     is_first: bool
     """Whether it is the first of its group, which had to start."""
+    leg: int
+    """Place among the legs of its trial, from 1: higher ones follow a pause or a lost group."""
 
     @property
     def kind(self) -> str:
@@ -48,20 +53,17 @@ class Spent:
 
 def works(search: SearchFolder) -> list[Work]:
     """Return what the worker groups did, in the order of its end."""
-    ended = [
-        r
-        for r in (*search.records, *search.confirmed)
-        if r.ended_at is not None and r.worker_group is not None
-    ]
-    squeeze = _Clock([(r.first_step_at or r.submitted_at, r.ended_at or 0.0) for r in ended])
+    legs = [(r, leg, place) for r in search.runs for place, leg in enumerate(r.legs, 1)]
+    squeeze = _Clock([(leg.first_step_at or r.submitted_at, leg.ended_at) for r, leg, _ in legs])
     found = []
     last_end: dict[str, float] = {}
-    for record in sorted(ended, key=lambda r: r.ended_at or 0.0):
-        group, end = str(record.worker_group), squeeze(record.ended_at or 0.0)
+    for record, leg, place in sorted(legs, key=lambda entry: entry[1].ended_at):
+        group, end = leg.worker_group, squeeze(leg.ended_at)
         due = squeeze(record.submitted_at)
         free = last_end.get(group, due)
-        begun = max(free, due) if record.first_step_at is None else squeeze(record.first_step_at)
-        found.append(Work(record, group, free, min(begun, end), end, group not in last_end))
+        begun = max(free, due) if leg.first_step_at is None else squeeze(leg.first_step_at)
+        is_first = group not in last_end
+        found.append(Work(record, group, free, min(begun, end), end, is_first, place))
         last_end[group] = end
     return found
 
@@ -97,6 +99,7 @@ def spent_time(search: SearchFolder) -> list[Spent]:
 _NAMES = {
     "completed": "full trials",
     "confirming": "runs that confirm",
+    "paused": "trials that are paused",
     "stopped": "trials that were stopped early",
     "failed": "trials that failed",
     "starting": "start of the workers",
@@ -118,7 +121,7 @@ def _idle_ends(done: Sequence[Work]) -> Iterator[float]:
 
 
 def worker_chart(search: SearchFolder) -> Chart:
-    """Return a line for each worker group, with a bar for each trial."""
+    """Return a line for each worker group, with a bar for each leg of a trial."""
     done = works(search)
     if not done:
         return Chart(name="workers", empty="No trial has ended yet.")
@@ -165,7 +168,10 @@ def _bars(kind: str, done: Sequence[Work], unit: float) -> dict[str, Any]:
         "base": [compact(work.begun_at / unit) for work in done],
         "x": [compact((work.ended_at - work.begun_at) / unit) for work in done],
         "customdata": [work.record.trial_id for work in done],
-        "text": [str(work.record.number) for work in done],
+        "text": [
+            f"{work.record.number} ({work.leg})" if work.leg > 1 else str(work.record.number)
+            for work in done
+        ],
         "textposition": "inside",
         "insidetextanchor": "middle",
         "textangle": 0,

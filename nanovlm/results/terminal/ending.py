@@ -25,6 +25,7 @@ def show_results(
     records: Sequence[TrialRecord],
     confirmed: Sequence[TrialRecord],
     summary: Mapping[str, Any],
+    left_behind: str = "",
 ) -> None:
     """Print what a search has come to.
 
@@ -32,10 +33,13 @@ def show_results(
         records: of the ended trials.
         confirmed: of the ended runs that confirm.
         summary: the content of `summary.json`.
+        left_behind: how many trials did not come to their end.
     """
     console.print(f"\nended: {summary['ended_by']}\n", **PLAIN)
     if records:
         console.print(results_table(records, objective))
+    if left_behind:
+        console.print(f"\n{left_behind}", **PLAIN)
     confirmation = summary["confirmation"]
     if confirmation is not None:
         console.print()

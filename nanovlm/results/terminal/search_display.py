@@ -1,12 +1,12 @@
 """What a person sees while a search runs, and at its end.
 
-A terminal gets a line for each ended trial and, below them, a table of the running ones with a bar
-for the budget. Anything else (a file, a pipe, `--quiet`) gets the lines alone.
+A terminal gets a line for each trial that pauses or ends and, below them, a table of the running
+ones with a bar for the budget. Anything else (a file, a pipe, `--quiet`) gets the lines alone.
 """
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from nanovlm.config_files import config_values
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.messages import End, Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.summary import best_record, by_rules, describe_accuracy, training_seconds
 from nanovlm.results.terminal.budget import Spent, describe_budget, nearest_limit
@@ -27,6 +27,7 @@ from nanovlm.results.terminal.tables import COLORS
 from nanovlm.results.terminal.texts import (
     describe_cluster,
     describe_data,
+    describe_places,
     describe_speed,
     format_parameters,
 )
@@ -44,6 +45,7 @@ class SearchDisplay(LiveDisplay, Observer):
         self._notes = NotesDisplay(console)
         self._lock = threading.Lock()  # what is shown is read by the thread that redraws
         self._running: dict[str, RunningTrial] = {}
+        self._paused: dict[str, TrialRecord] = {}
         self._ended: list[TrialRecord] = []
         self._confirmed: list[TrialRecord] = []
         self._start: RunStart | None = None
@@ -78,13 +80,20 @@ class SearchDisplay(LiveDisplay, Observer):
     def trial_changed(self, record: TrialRecord) -> None:
         self._notes.update(record)
         with self._lock:
-            if record.state == "running":
-                before = self._running.get(record.trial_id)
+            before = self._running.pop(record.trial_id, None)
+            self._paused.pop(record.trial_id, None)
+            if record.is_paused:
+                self._paused[record.trial_id] = record
+            elif record.end is None:
                 pulse = None if before is None else before.pulse
                 self._running[record.trial_id] = RunningTrial(record, pulse)
-                return
-            self._running.pop(record.trial_id, None)
-            (self._confirmed if record.confirms else self._ended).append(record)
+            else:
+                (self._confirmed if record.confirms else self._ended).append(record)
+        has_paused = record.is_paused and before is not None  # else it paused in an earlier run
+        if has_paused or record.end is not None:
+            self._show_line(record)
+
+    def _show_line(self, record: TrialRecord) -> None:
         if self._live is not None:  # what does not fit in a line is in the report
             self._console.print(self._line(record), no_wrap=True, overflow="ellipsis", crop=True)
         else:
@@ -94,7 +103,8 @@ class SearchDisplay(LiveDisplay, Observer):
         self.stop()
         assert self._start is not None, "what ends has begun"
         folder, ended, confirmed = self._start.folder, self._ended, self._confirmed
-        show_results(self._console, folder, self._objective, ended, confirmed, summary)
+        left = "; ".join(self._left_behind())
+        show_results(self._console, folder, self._objective, ended, confirmed, summary, left)
 
     def stop(self) -> None:
         if self._live is not None:
@@ -144,7 +154,20 @@ class SearchDisplay(LiveDisplay, Observer):
         for state, name in (("completed", "in full"), ("stopped", "stopped"), ("failed", "failed")):
             text.append("   ")
             text.append(f"{states.count(state)} {name}", style=COLORS[state])
+        for waits in self._at_milestones("paused", [*self._paused.values()]):
+            text.append(f"   {waits}", style=COLORS["paused"])
         return text
+
+    def _left_behind(self) -> Iterator[str]:
+        """Yield how many trials never went on from which milestone, and how many still wait."""
+        pruned = [record for record in self._ended if record.end is End.PRUNED]
+        yield from self._at_milestones("never went on", pruned)
+        yield from self._at_milestones("paused", [*self._paused.values()])
+
+    def _at_milestones(self, what: str, records: Sequence[TrialRecord]) -> Iterator[str]:
+        assert self._start is not None, "a search has begun"
+        if records:
+            yield f"{len(records)} {what} ({describe_places(records, self._start.milestones)})"
 
     def _spent(self) -> Spent | None:
         assert self._start is not None and self._start.space is not None, "a search has begun"
@@ -153,7 +176,9 @@ class SearchDisplay(LiveDisplay, Observer):
             space.budget.model_copy(update={"trials": space.most_trials}),
             num_ended=len(self._ended),
             seconds=time.monotonic() - self._began_at,
-            gpu_hours=training_seconds(self._ended) * space.resources.gpus_per_trial / 3600,
+            gpu_hours=training_seconds([*self._ended, *self._paused.values()])
+            * space.resources.gpus_per_trial
+            / 3600,
         )
 
     def _confirming(self, open_trials: Sequence[RunningTrial]) -> Spent | None:

@@ -14,7 +14,9 @@ from nanovlm.search.sections import Objective
 MAX_ROWS = 20
 """Trials in the final table."""
 
-COLORS = {"completed": "green", "stopped": "yellow", "failed": "red", "running": "blue"}
+COLORS = {
+    "completed": "green", "paused": "cyan", "stopped": "yellow", "failed": "red", "running": "blue",
+}  # fmt: skip
 """Of a trial's state."""
 
 

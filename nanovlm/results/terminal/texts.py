@@ -1,7 +1,8 @@
 """Numbers and findings in a few words, as the programs show them."""
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nanovlm.messages import TrialRecord
@@ -28,6 +29,21 @@ def describe_cluster(dashboard_url: str | None, is_own: bool) -> str:
     if dashboard_url is None:
         return f"{kind}, without a dashboard"
     return f"{kind}, dashboard: {dashboard_url} (token: `ray get-auth-token`)"
+
+
+def describe_places(records: Iterable[TrialRecord], milestones: Sequence[int]) -> str:
+    """Return at which milestones trials are, such as `8 at 1000 samples, 2 at 3000`.
+
+    Args:
+        milestones: samples seen, of which each report has reached one; ascending.
+    """
+    places = Counter(
+        max((m for m in milestones if m <= r.samples_seen), default=r.samples_seen) for r in records
+    )
+    return ", ".join(
+        f"{number} at {milestone}" + (" samples" if place == 0 else "")
+        for place, (milestone, number) in enumerate(sorted(places.items()))
+    )
 
 
 def describe_speed(record: TrialRecord) -> str:

@@ -1,0 +1,244 @@
+"""Which paused trial goes on: ASHA with promotions, as a pure rule with a memory.
+
+A trial waits at each milestone until it is among the best third there (at `reduction_factor: 3`).
+Nothing is spent on a trial before others were compared with it, and a trial that came too early to
+be compared is not lost.
+"""
+
+import bisect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from scipy.stats import spearmanr
+
+from nanovlm.search.sections import Scheduler
+from nanovlm.search.verdicts import Verdict, VerdictLog
+
+_MARGIN = 2
+"""A paused trial is given up when it is beyond so many times the places from which trials go on:
+trials that went on early and fell back later take no places away."""
+
+_ENOUGH_PAIRS = 12
+"""Trials with values at a milestone and at the next one, before these can say that the first one
+tells nothing. Of two that are correlated by 0.6 among all trials, some 0.35 is left among the best
+third, and 12 of those show less than none in one search of eight."""
+
+
+class PausingRungs:
+    """Judges the reports of a search's trials, and says which of those that wait goes on.
+
+    The rule (Li et al. 2020, algorithm 2): of the n trials that have come to a milestone the best
+    floor(n / factor) may go on; the highest milestone comes first, and there the best trial. Of
+    equal values the earlier trial is the better one.
+
+    A milestone does not decide while its values say nothing of those at the next one: while their
+    rank correlation over the trials that have both is not positive. Trials pass it then, and those
+    that wait there wait on.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        milestones: Sequence[int],
+        *,
+        metric: str,
+        mode: Literal["max", "min"],
+        log: Path | None = None,
+    ) -> None:
+        """Make the rungs; with a log, as they were when the last verdict was written to it."""
+        self._factor = scheduler.reduction_factor
+        self._milestones = tuple(milestones)
+        self._metric = metric
+        self._sign = 1.0 if mode == "max" else -1.0
+        self._rungs: dict[int, list[tuple[float, int]]] = {m: [] for m in milestones}
+        """By milestone: the sign times -value and the number of each trial, the best first."""
+        self._verdicts: dict[tuple[int, int], Verdict] = {}  # by number and milestone
+        self._paused: dict[int, Verdict] = {}
+        self._log = VerdictLog(log)
+        for line in self._log.read():
+            if isinstance(line, Verdict):
+                self._take(line)
+            else:
+                self._remove(line.withdrawn)
+
+    @property
+    def paused(self) -> Mapping[int, Verdict]:
+        """The trials that wait, by number."""
+        return self._paused
+
+    def judge(self, number: int, samples_seen: int, value: float) -> Verdict:
+        """Return whether a trial goes on after a report that is not its last.
+
+        It does if it is the one that a free slot would take; else it waits.
+        """
+        milestone = max(m for m in self._milestones if m <= samples_seen)
+        known = self._verdicts.get((number, milestone))
+        if known is not None:
+            return known
+        waits = Verdict(
+            number, milestone, samples_seen, value, goes_on=False, reason="", is_paused=True
+        )
+        self._take(waits)
+        if not self._decides(milestone):
+            return self._pass(waits)
+        if self._promotable() == number:
+            return self._decide(waits, goes_on=True)
+        return self._decide(waits, is_paused=True)
+
+    def promote(self, is_last: bool = False) -> Verdict | None:
+        """Return the verdict on the trial that a free slot goes on with, None if all have to wait.
+
+        Args:
+            is_last: no trial begins any more. The places from which trials go on are rounded up
+                then, so that a search of few trials has one of full length.
+        """
+        number = self._promotable(is_last)
+        return None if number is None else self._decide(self._paused[number], goes_on=True)
+
+    def rank_correlation(self, milestone: int) -> float | None:
+        """Return how much a milestone's values say of those at the next one, from -1 to 1
+        (Spearman); None while too few trials have both, and at the last milestone."""
+        place = self._milestones.index(milestone)
+        if place + 1 == len(self._milestones):
+            return None
+        later = self._milestones[place + 1]
+        pairs = [
+            (self._verdicts[number, milestone].value, self._verdicts[number, later].value)
+            for _, number in self._rungs[later]
+            if (number, milestone) in self._verdicts
+        ]
+        if len(pairs) < _ENOUGH_PAIRS:
+            return None
+        ours, theirs = zip(*pairs, strict=True)
+        if len(set(ours)) == 1 or len(set(theirs)) == 1:
+            return 0.0
+        return float(spearmanr(ours, theirs).statistic)
+
+    def end_hopeless(self, most_trials: int) -> list[Verdict]:
+        """End the paused trials that will not be among the best of so many trials."""
+        ended = list[Verdict]()
+        reach = most_trials
+        for milestone, rung in self._rungs.items():
+            places = math.ceil(max(reach, len(rung)) / self._factor)
+            ended += [
+                self._decide(self._paused[number], num_all=max(reach, len(rung)))
+                for _, number in rung[_MARGIN * places :]
+                if self._waits_at(number, milestone)
+            ]
+            reach = places
+        return ended
+
+    def end_all(self) -> list[Verdict]:
+        """End the paused trials: nothing runs any more with which they could be compared."""
+        return [self._decide(verdict) for verdict in list(self._paused.values())]
+
+    def least_promising(self, num_kept: int | None) -> list[int]:
+        """Return the paused trials but for the `num_kept` that are nearest to going on."""
+
+        def distance(verdict: Verdict) -> tuple[float, int]:
+            rung = self._rungs[verdict.milestone]
+            place = bisect.bisect_left(rung, self._key(verdict))
+            return place / len(rung), verdict.number
+
+        if num_kept is None or len(self._paused) <= num_kept:
+            return []
+        ordered = sorted(self._paused.values(), key=distance)
+        return [verdict.number for verdict in ordered[num_kept:]]
+
+    def withdraw(self, number: int) -> None:
+        """Take the values of a failed trial out of the rungs."""
+        if any(key[0] == number for key in self._verdicts):
+            self._remove(number)
+            self._log.withdraw(number)
+
+    # ------------------------------------------------------------------ inside
+
+    def _promotable(self, is_last: bool = False) -> int | None:
+        rounded = math.ceil if is_last else math.floor
+        for milestone in reversed(self._milestones):
+            if not (is_last or self._decides(milestone)):
+                continue
+            rung = self._rungs[milestone]
+            for _, number in rung[: rounded(len(rung) / self._factor)]:
+                if self._waits_at(number, milestone):
+                    return number
+        return None
+
+    def _waits_at(self, number: int, milestone: int) -> bool:
+        verdict = self._paused.get(number)
+        return verdict is not None and verdict.milestone == milestone
+
+    def _decides(self, milestone: int) -> bool:
+        correlation = self.rank_correlation(milestone)
+        return correlation is None or correlation > 0
+
+    def _pass(self, verdict: Verdict) -> Verdict:
+        """Let a trial go on past a milestone that does not decide."""
+        later = self._milestones[self._milestones.index(verdict.milestone) + 1]
+        correlation = self.rank_correlation(verdict.milestone)
+        passed = replace(
+            verdict,
+            goes_on=True,
+            is_paused=False,
+            reason=f"{self._metric} at {verdict.milestone} samples says nothing of that at "
+            f"{later}: rank correlation {correlation:.2f}",
+            rung_size=len(self._rungs[verdict.milestone]) - 1,
+        )
+        self._log.add(passed)
+        self._take(passed)
+        return passed
+
+    def _decide(
+        self,
+        verdict: Verdict,
+        *,
+        goes_on: bool = False,
+        is_paused: bool = False,
+        num_all: int | None = None,
+    ) -> Verdict:
+        """Write down what becomes of a trial that waits, and return it."""
+        rung = self._rungs[verdict.milestone]
+        place = 1 + bisect.bisect_left(rung, self._key(verdict))
+        size = len(rung) if num_all is None else num_all
+        best = max(1, size // self._factor)
+        rank = f"{self._metric} {verdict.value:.4g} is number {place} of {len(rung)} trials at "
+        rank += f"{verdict.milestone} samples"
+        if num_all is not None:
+            reason = f"{rank}, too far behind the best {best} of {num_all}"
+        elif goes_on:
+            reason = rank
+        else:
+            reason = f"{rank}, of which the best {best} go on"
+        decided = replace(
+            verdict,
+            goes_on=goes_on,
+            is_paused=is_paused,
+            reason=reason,
+            cutoff=-self._sign * rung[best - 1][0],
+            rung_size=len(rung) - 1,
+        )
+        self._log.add(decided)
+        self._take(decided)
+        return decided
+
+    def _key(self, verdict: Verdict) -> tuple[float, int]:
+        return -self._sign * verdict.value, verdict.number
+
+    def _take(self, verdict: Verdict) -> None:
+        """Remember a verdict; the first one at a milestone puts the trial into the rung."""
+        place = verdict.number, verdict.milestone
+        if place not in self._verdicts:
+            bisect.insort(self._rungs[verdict.milestone], self._key(verdict))
+        self._verdicts[place] = verdict
+        self._paused.pop(verdict.number, None)
+        if verdict.is_paused:
+            self._paused[verdict.number] = verdict
+
+    def _remove(self, number: int) -> None:
+        for key in [key for key in self._verdicts if key[0] == number]:
+            verdict = self._verdicts.pop(key)
+            self._rungs[verdict.milestone].remove(self._key(verdict))
+        self._paused.pop(number, None)

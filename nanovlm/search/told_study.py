@@ -1,0 +1,207 @@
+"""What Optuna's study is told of a search's trials, and in which words.
+
+A trial has one trial of Optuna for life. One that the scheduler stopped is told PRUNED with its
+values by samples seen, one that its own values made impossible is told infeasible, any other failed
+one FAIL. One that waits at a milestone stays RUNNING, with its values so far.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from nanovlm.distributed.trainable import NUMBER, VALUES
+from nanovlm.messages import TrialRecord
+from nanovlm.search.samplers import distributions, encode
+from nanovlm.search.space import SearchSpace
+from nanovlm.search.study import StudyFileStorage, StudyPlace
+
+SEARCH = "search"
+"""Attribute of Optuna's trials: the id of the search that runs it."""
+
+IMPORTED = "imported"
+"""Attribute of Optuna's trials: the results folder and the trial that it was taken from."""
+
+_STATES = {
+    "completed": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+
+
+@dataclass
+class OpenTrial:
+    """A trial that has not ended."""
+
+    number: int
+    values: dict[str, Any]
+    trial: optuna.Trial | None
+    """None if Optuna was told of its end already, before the program was killed."""
+    steps: set[int] = field(default_factory=set)
+    """At which it has reported."""
+
+
+class ToldStudy:
+    """Optuna's study of a search."""
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        place: StudyPlace,
+        space: SearchSpace,
+        milestones: Sequence[int],
+    ) -> None:
+        self.study = study
+        self._place = place
+        self._space = space
+        self._metric = space.objective.metric
+        self._milestones = tuple(milestones)
+
+    def ours(self) -> dict[int, FrozenTrial]:
+        """Return the trials of this search that got their values, by number."""
+        return {
+            trial.user_attrs[NUMBER]: trial
+            for trial in self.study.get_trials(deepcopy=False)
+            if self._is_ours(trial) and VALUES in trial.user_attrs
+        }
+
+    def report(self, opened: OpenTrial, samples_seen: int, value: float, is_final: bool) -> None:
+        """Tell a value of a trial, once for each milestone."""
+        step = self._step(samples_seen, is_final)
+        if opened.trial is not None and step not in opened.steps:
+            opened.trial.report(value, step=step)
+            opened.steps.add(step)
+
+    def complete(self, opened: OpenTrial, value: float) -> None:
+        self._finish(opened.trial, TrialState.COMPLETE, value)
+
+    def prune(self, opened: OpenTrial) -> None:
+        self._finish(opened.trial, TrialState.PRUNED)
+
+    def fail(self, opened: OpenTrial) -> None:
+        self._finish(opened.trial, TrialState.FAIL)
+
+    def set_infeasible(self, opened: OpenTrial) -> None:
+        trial = opened.trial
+        if trial is not None and not trial.storage.get_trial(trial._trial_id).constraints:
+            trial.set_constraint("feasible", 1.0)
+        self._finish(trial, TrialState.PRUNED)
+
+    def reopen(self, trial: FrozenTrial) -> OpenTrial:
+        """Take up a trial that has its values."""
+        opened = None if trial.state.is_finished() else self._trial_of(trial)
+        values, steps = dict(trial.user_attrs[VALUES]), set(trial.intermediate_values)
+        return OpenTrial(trial.user_attrs[NUMBER], values, opened, steps)
+
+    def tell_ended(self, records: Sequence[TrialRecord]) -> None:
+        """Tell Optuna of trials that have ended. Others stay open, unless they never got their
+        values."""
+        ended = {record.number: record for record in records}
+        for trial in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            if not self._is_ours(trial):
+                continue
+            if VALUES not in trial.user_attrs:
+                self._finish(self._trial_of(trial), TrialState.FAIL)
+            elif record := ended.get(trial.user_attrs[NUMBER]):
+                self._tell_record(self.reopen(trial), record)
+
+    def add(self, record: TrialRecord) -> None:
+        """Add an ended trial of this search that the study does not know."""
+        self._add(record, {SEARCH: self._place.search_id, NUMBER: record.number})
+
+    def add_imported(self, record: TrialRecord, source: str, is_full: bool) -> bool:
+        """Add a trial of another search; return whether it was new.
+
+        Args:
+            source: the results folder that it is from.
+            is_full: whether it ran as long as a full trial does here.
+        """
+        name = f"{source}: {record.trial_id}"
+        known = (t.user_attrs.get(IMPORTED) for t in self.study.get_trials(deepcopy=False))
+        if name in known:
+            return False
+        self._add(record, {IMPORTED: name}, is_full)
+        return True
+
+    # ------------------------------------------------------------------ inside
+
+    def _is_ours(self, trial: FrozenTrial) -> bool:
+        return trial.user_attrs.get(SEARCH) == self._place.search_id
+
+    def _trial_of(self, trial: FrozenTrial) -> optuna.Trial:
+        self.study.sampler = optuna.samplers.RandomSampler()  # draws nothing: all is drawn
+        return optuna.trial.Trial(self.study, trial._trial_id)
+
+    def _finish(
+        self, trial: optuna.Trial | None, state: TrialState, value: float | None = None
+    ) -> None:
+        if trial is None:
+            return
+        self.study.tell(trial, value, state=state, skip_if_finished=True)
+        if isinstance(self._place.storage, StudyFileStorage):
+            self._place.storage.file.sync()
+
+    def _tell_record(self, opened: OpenTrial, record: TrialRecord) -> None:
+        if record.is_infeasible:
+            self.set_infeasible(opened)
+        elif record.state == "failed":
+            self.fail(opened)
+        else:
+            is_full, last = record.state == "completed", len(record.reports) - 1
+            for place, report in enumerate(record.reports):
+                value = report.metrics[self._metric]
+                self.report(opened, report.samples_seen, value, is_full and place == last)
+            if is_full:
+                self.complete(opened, record.metrics[self._metric])
+            else:
+                self.prune(opened)
+
+    def _step(self, samples_seen: int, is_final: bool) -> int:
+        """Return the milestone of a report.
+
+        A report is made at the first step that reaches its milestone, which depends on the batch
+        size. Samplers compare trials by how far they came, so batches must make no difference.
+        """
+        if is_final:
+            return samples_seen
+        reached = [milestone for milestone in self._milestones if milestone <= samples_seen]
+        return reached[-1] if reached else samples_seen
+
+    def _curve(self, record: TrialRecord) -> dict[int, float]:
+        """Return a trial's values by milestone."""
+        last = len(record.reports) - 1
+        return {
+            self._step(report.samples_seen, record.state == "completed" and place == last): (
+                report.metrics[self._metric]
+            )
+            for place, report in enumerate(record.reports)
+        }
+
+    def _add(
+        self, record: TrialRecord, attributes: Mapping[str, Any], is_full: bool = True
+    ) -> None:
+        """Add an ended trial.
+
+        Args:
+            is_full: whether a trial that ran its full budget counts for one here.
+        """
+        curve = self._curve(record)
+        state = _STATES[record.state]
+        if record.is_infeasible or (state is TrialState.COMPLETE and not is_full):
+            state = TrialState.PRUNED
+        told = state is not TrialState.FAIL and bool(curve)
+        ours = distributions(self._space.parameters)
+        params = encode(self._space.parameters, record.parameters)
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                value=curve[max(curve)] if told else None,
+                params=params,
+                distributions={key: ours[key] for key in params},
+                intermediate_values=curve,
+                user_attrs={VALUES: dict(record.parameters), **attributes},
+                constraints={"feasible": 1.0} if record.is_infeasible else None,
+            )
+        )
