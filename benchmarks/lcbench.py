@@ -13,8 +13,9 @@ https://github.com/slds-lmu/yahpo_data: a surrogate of 7 hyperparameters, 52 epo
 Searchers and schedulers are those of real searches; a simulated clock trains their trials. Compute
 is counted in full trainings. Regret is 0 for the best accuracy that is known of a task and 1 for
 that of the median random configuration; it is of the configuration that would be picked then, at
-full length and without noise. With --training-seconds the search's own work, measured, and the
-pauses of trials take time too, and compute is the time of all slots, waiting or not.
+full length and without noise. With --training-seconds the search's own work (measured, in seconds
+of one processor) and the pauses of trials take time too, and compute is the time of all slots,
+waiting or not.
 
 What each run came to is added to --out, and a run that is there is not repeated, so a long table
 can be made in pieces and by several calls one after another.

@@ -71,7 +71,7 @@ class Result:
     used: float
     """Share of the slots' time in which they trained."""
     search_seconds: float
-    """Of the search's own work, measured."""
+    """Of a processor, for the search's own work, measured."""
     wall_seconds: float
     """Of the whole run."""
 

@@ -7,7 +7,6 @@ reports and free slots wait for the search, which does one thing at a time.
 
 import heapq
 import itertools
-import time as wall
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -74,6 +73,11 @@ class Method(Protocol):
         """Take in the report that a trial has just made; return whether it goes on at once."""
         ...
 
+    def seconds(self) -> float:
+        """Return what the search's own work has taken since some moment: that of a processor, so
+        that other programs on the machine do not count."""
+        ...
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -85,8 +89,6 @@ class Costs:
     """From a trial's last report until its slot is free."""
     resume_seconds: float = 0.1
     """Until a trial that paused trains again."""
-    now: Callable[[], float] = wall.perf_counter
-    """Measures the search's own work, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -287,9 +289,9 @@ class _Clock:
 
     def _timed(self, do: Callable[[], T]) -> tuple[T, float]:
         """Return what is done, and how long it took in samples that one slot trains."""
-        started = self._costs.now()
+        started = self._method.seconds()
         done = do()
-        seconds = self._costs.now() - started
+        seconds = self._method.seconds() - started
         self._search_seconds += seconds
         return done, self._rate * seconds
 

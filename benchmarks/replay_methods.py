@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -51,6 +52,9 @@ class RandomSearch:
 
     def report(self, run: Run) -> bool:
         return False
+
+    def seconds(self) -> float:
+        return time.process_time()
 
     def draw(self) -> int:
         """Return the row next to a uniform draw; each choice is as likely as another."""

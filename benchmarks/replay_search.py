@@ -5,6 +5,7 @@ Ray is left out: the searcher and the scheduler are called here as Tune calls th
 """
 
 import itertools
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,9 @@ class TuneLoop:
         self._scheduler.on_trial_complete(_NO_CONTROLLER, leg, result)
         self._searcher.on_trial_complete(leg.trial_id, result)
         return False
+
+    def seconds(self) -> float:
+        return time.process_time()
 
 
 def our_search(curves: Curves, space: SearchSpace, concurrency: int, folder: Path) -> TuneLoop:

@@ -14,6 +14,9 @@ SERVER = Path(__file__).with_name("syne_tune_server.py")
 GRACE_PERIOD = 2
 """Epochs before the first comparison, the rungs of 3 to the power of n beside the full length."""
 
+MOST_SEEDS = 2**31
+"""Of Syne Tune."""
+
 
 class SyneTune:
     """A search of Syne Tune whose trials pause at rungs and are promoted from there."""
@@ -67,6 +70,9 @@ class SyneTune:
         report = {"trial": self._numbers[run], "epoch": epoch, "accuracy": run.value(self._curves)}
         return bool(self._ask({"do": "report", **report})["goes_on"])
 
+    def seconds(self) -> float:
+        return self._seconds
+
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         pipe = self._process
         assert pipe.stdin is not None and pipe.stdout is not None, "both are pipes"
@@ -81,6 +87,7 @@ class SyneTune:
             said = self._log.read_text()
             raise RuntimeError(f"{pipe.args!r} ended: {pipe.returncode}\n{said}")
         answer: dict[str, Any] = json.loads(line)
+        self._seconds: float = answer["seconds"]
         return answer
 
 
@@ -92,7 +99,7 @@ def syne_tune(method: str) -> Build:
         space = {p.key: {"kind": p.kind, "values": p.values} for p in setting.space.parameters}
         setup = {
             "method": method,
-            "seed": setting.seed,
+            "seed": setting.seed % MOST_SEEDS,
             "space": space,
             "max_epochs": setting.table.last + 1,
             "grace_period": GRACE_PERIOD,

@@ -4,12 +4,14 @@
 
 0.13 is the last minor version with MOBSTER. This file imports Syne Tune and nothing else. It reads
 one JSON object a line: first the setup (`method`, `seed`, `space`, `max_epochs`, `grace_period`),
-then requests, and answers each with a line. `syne_tune_client.py` is the other end.
+then requests, and answers each with a line that says how long it has worked in all (`seconds` of a
+processor). `syne_tune_client.py` is the other end.
 """
 
 import json
 import os
 import sys
+import time
 from datetime import datetime
 from typing import Any, TextIO
 
@@ -83,7 +85,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
     server = Server(json.loads(requests.readline()))
     answer = server.rungs()
     while True:
-        answers.write(json.dumps(answer) + "\n")
+        answers.write(json.dumps({**answer, "seconds": time.process_time()}) + "\n")
         answers.flush()
         line = requests.readline()
         if not line:

@@ -28,21 +28,26 @@ class Scripted:
         self._seconds = seconds
         self.pauses, self.prepares = says.get("pauses", False), says.get("prepares", False)
         self.clock = 0.0
+        self.asked = list[str]()
 
     def start(self) -> Run | None:
         self.clock += self._seconds
+        self.asked.append("start")
         if not self._runs:
             return None
         run, self._left[run.trial_id] = self._runs.pop(0)
         return run
 
     def report(self, run: Run) -> bool:
+        self.asked.append(run.trial_id)
         self._left[run.trial_id] -= 1
         return self._left[run.trial_id] >= 0
 
     def simulate(self, slots: int, limit: int = 10_000, rate: float = 1.0) -> Trace:
-        costs = Costs(samples_per_second=rate, now=lambda: self.clock)
-        return simulate(TABLE, self, slots, limit, costs)
+        return simulate(TABLE, self, slots, limit, Costs(samples_per_second=rate))
+
+    def seconds(self) -> float:
+        return self.clock
 
 
 def runs(*rows: int, columns: tuple[int, ...] = (0,)) -> list[tuple[Run, int]]:
@@ -69,6 +74,15 @@ def test_a_report_waits_for_a_busy_search_and_goes_before_free_slots() -> None:
     method = Scripted([(Run("a", 0, (0, 1)), 1), (Run("b", 1, (0,)), 0)], seconds=12)
     # b is asked for from 12 to 24; a has reported at 22 and goes on at 24, for 20 samples.
     assert times(method.simulate(slots=2)) == [12 + 10, 24 + 10, 24 + 20]
+
+
+def test_a_report_goes_before_a_slot_that_is_free_later() -> None:
+    method = Scripted(runs(0, 1, 2, 3), seconds=0.05, pauses=True)
+    for run, _ in method._runs:
+        run.columns = (0, 1)
+    method.simulate(slots=2, limit=40, rate=10)
+    # Trial 0 reports at 10.5 and its slot is free at 11.5, trial 1 reports at 11.
+    assert method.asked == ["start", "start", "trial-0", "trial-1", "start", "start"]
 
 
 def test_a_prepared_suggestion_is_waited_for_only_if_it_takes_longer_than_training() -> None:

@@ -110,7 +110,7 @@ def run_plan(
         mended = mend_search(space, folder, plan.milestones, store.records) if resume else []
         recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])
         earlier = EarlierRun(
-            tuple(store.records), tuple(store.confirmed), seconds=store.earlier_seconds()
+            tuple(store.records), tuple(store.confirmed), store.paused, store.earlier_seconds()
         )
         failures = SamplerFailures(lambda text: recorder.take(Notice(text=text)))
         place = Place(
