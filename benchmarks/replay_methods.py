@@ -99,8 +99,12 @@ class FewThenBest(RandomSearch):
         return self._waiting.pop(0) if self._waiting else None
 
 
-def our(sampler: str, scheduler: str, **overrides: object) -> Build:
-    """Return what builds this project's search with a sampler and a scheduler."""
+def our(sampler: str, scheduler: str, prepares: bool = False, **overrides: object) -> Build:
+    """Return what builds this project's search with a sampler and a scheduler.
+
+    Args:
+        prepares: whether the search makes its suggestions while the slots train.
+    """
 
     def build(setting: Setting) -> Method:
         rules = setting.space.scheduler.model_dump() | {"name": scheduler, **overrides}
@@ -109,7 +113,7 @@ def our(sampler: str, scheduler: str, **overrides: object) -> Build:
             sampler=Sampler.model_validate({"name": sampler, "seed": setting.seed}),
             scheduler=Scheduler.model_validate(rules),
         )
-        return our_search(setting.table, space, setting.concurrency, setting.folder)
+        return our_search(setting.table, space, setting.concurrency, setting.folder, prepares)
 
     return build
 
@@ -121,14 +125,17 @@ METHODS: dict[str, Build] = {
         for k in (1, 2, 3, 4)
     },
     "stock optuna + asha": lambda s: stock_search(s.table, s.space, s.seed),
-    "tpe + asha (default)": our("tpe", "asha"),
-    "tpe + asha, 4 rungs": our("tpe", "asha", rungs=4),
-    "tpe + asha, factor 2": our("tpe", "asha", reduction_factor=2),
+    "auto + asha, pausing": our("auto", "asha", type="pausing", rungs=3),
+    "auto + asha, pausing, 4 rungs": our("auto", "asha", type="pausing", rungs=4),
+    "random + asha, pausing": our("random", "asha", type="pausing", rungs=3),
+    "tpe + asha": our("tpe", "asha", type="stopping"),
+    "tpe + asha, 4 rungs": our("tpe", "asha", type="stopping", rungs=4),
+    "tpe + asha, factor 2": our("tpe", "asha", type="stopping", reduction_factor=2),
     "tpe + hyperband": our("tpe", "hyperband"),
     "tpe + pasha": our("tpe", "pasha"),
     "tpe, full": our("tpe", "none"),
-    "gp + asha": our("gp", "asha"),
-    "cmaes + asha": our("cmaes", "asha"),
-    "qmc + asha": our("qmc", "asha"),
-    "random + asha": our("random", "asha"),
+    "gp + asha": our("gp", "asha", type="stopping"),
+    "cmaes + asha": our("cmaes", "asha", type="stopping"),
+    "qmc + asha": our("qmc", "asha", type="stopping"),
+    "random + asha": our("random", "asha", type="stopping"),
 }

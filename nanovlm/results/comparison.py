@@ -46,7 +46,7 @@ def compare_answers(a: Sequence[Answers], b: Sequence[Answers]) -> PairedCompari
 
     The questions are the sample: of each, the difference is summed over the seeds, so that several
     seeds do not pass for several times the questions. The interval is normal, from the spread of
-    these sums; it says nothing about other seeds (`welch_interval` does).
+    these sums; it says nothing about other seeds (`paired_interval` does).
 
     Raises:
         ValueError: not all were asked the same questions.
@@ -118,46 +118,37 @@ def pooled_spread(groups: Sequence[Sequence[float]]) -> Spread | None:
     return Spread(deviation=math.sqrt(squares / degrees), degrees=degrees)
 
 
-def welch_interval(
-    a: Sequence[float], b: Sequence[float], level: float = LEVEL
+def paired_interval(
+    differences: Sequence[float], level: float = LEVEL
 ) -> tuple[float, float] | None:
-    """Return the interval of mean(a) - mean(b), each the values of one configuration.
+    """Return what other seeds might have given in place of the mean difference: Student's paired t.
 
-    Welch's t: the two may lie differently far apart. A configuration near the top of the metric
-    does so far less than one in its middle, and a spread that both share would then give an
-    interval that is too narrow. None if one has a single value.
+    Of each seed that two configurations have both finished it takes the difference. What a seed
+    does to both of them, as the order of the data, falls out, and neither has to lie as far apart
+    as the other. None with one seed.
     """
-    if min(len(a), len(b)) < 2:
+    if len(differences) < 2:
         return None
-    difference, error, degrees = _welch(a, b)
-    half = student_t(degrees, level) * error
-    return difference - half, difference + half
+    mean = statistics.fmean(differences)
+    half = student_t(len(differences) - 1, level) * _standard_error(differences)
+    return mean - half, mean + half
 
 
-def welch_p_value(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return the two-sided p of mean(a) = mean(b): `welch_interval` of a level holds 0 if p is at
-    least 1 - level. Each has two values or more."""
-    difference, error, degrees = _welch(a, b)
+def paired_p_value(differences: Sequence[float]) -> float:
+    """Return the two-sided p of no difference: `paired_interval` of a level holds 0 if p is at
+    least 1 - level. Takes two seeds or more."""
+    mean, error = statistics.fmean(differences), _standard_error(differences)
     if not error:
-        return 0.0 if difference else 1.0
-    return 1 - _student_t_within(abs(difference) / error, degrees)
+        return 0.0 if mean else 1.0
+    return 1 - _student_t_within(abs(mean) / error, len(differences) - 1)
 
 
-def _welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """Return the difference of the means, its standard error, and the degrees of freedom that it
-    has by Satterthwaite (1946)."""
-    squares = [statistics.variance(values) / len(values) for values in (a, b)]
-    parts = [square**2 / (len(values) - 1) for square, values in zip(squares, (a, b), strict=True)]
-    degrees = sum(squares) ** 2 / sum(parts) if any(parts) else 1.0
-    return statistics.fmean(a) - statistics.fmean(b), math.sqrt(sum(squares)), degrees
+def _standard_error(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / math.sqrt(len(values))
 
 
-def student_t(degrees: float, level: float = LEVEL) -> float:
-    """Return what |T| of Student's t exceeds with probability 1 - `level`, by bisection.
-
-    Args:
-        degrees: of freedom, at least 1; need not be whole.
-    """
+def student_t(degrees: int, level: float = LEVEL) -> float:
+    """Return what |T| of Student's t exceeds with probability 1 - `level`, by bisection."""
     low, high = 0.0, 1.0
     while _student_t_within(high, degrees) < level:
         low, high = high, 2 * high

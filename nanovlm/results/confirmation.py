@@ -17,11 +17,10 @@ from nanovlm.results.comparison import (
     ANSWER_METRICS,
     LEVEL,
     PairedComparison,
-    Spread,
     compare_answers,
+    paired_interval,
     pooled_spread,
     read_answers,
-    welch_interval,
 )
 from nanovlm.results.verdict import DEFAULT_NUMBER, describe_verdict, gain_counts
 from nanovlm.search.sections import Objective
@@ -94,7 +93,7 @@ def summarize_confirmation(
         _describe(c, search_values.get(c.number))
         | {
             "difference_to_default": _difference(c, default, answers_dir),
-            "race": _race(c, ordered, spread, sign, answers_dir),
+            "race": _race(c, ordered, sign, answers_dir),
         }
         for c in ordered
     ]
@@ -222,11 +221,12 @@ def _difference(
         return None
     seeds = sorted(this.finished.keys() & default.finished.keys())
     items = _compare_items(this, default, seeds, answers_dir)
-    ours, others = ([side.values[seed] for seed in seeds] for side in (this, default))
     return {
         "mean": mean,
         "seeds": seeds,
-        "seeds_interval_95": welch_interval(ours, others),
+        "seeds_interval_95": paired_interval(
+            [this.values[seed] - default.values[seed] for seed in seeds]
+        ),
         "interval_95": items and items.interval_95,
         "p_value": items and items.p_value,
         "num_items": items and items.num_items,
@@ -238,21 +238,21 @@ def _difference(
 def _race(
     this: _Configuration,
     ordered: Sequence[_Configuration],
-    spread: Spread | None,
     sign: int,
     answers_dir: Path,
 ) -> dict[str, Any] | None:
     """Return how far a candidate came, and what it lacks to the best one; None for the default one.
 
     It is clearly behind if neither other questions nor other seeds could easily have undone that:
-    by the spread that all configurations have in common, for it may have a single seed. The level
-    of 95 % is for all pairs of candidates together (Bonferroni).
+    by the spread that the candidates have in common, for it may have a single seed. The level of
+    95 % is for all pairs of candidates together (Bonferroni).
     """
     if this.number == DEFAULT_NUMBER:
         return None
     candidates = [c for c in ordered if c.number != DEFAULT_NUMBER]
     ended = {c.number: max([*c.finished, *map(_seed, c.failed)]) for c in candidates}
     best = candidates[0]
+    spread = pooled_spread([[*c.values.values()] for c in candidates])
     difference = None if this is best else _mean_difference(best, this)
     is_clear = False
     if difference is not None and spread is not None:

@@ -106,7 +106,10 @@ def plan_confirmation(
             f"nothing is compared with it: {default.reason}"
         )
     race = Race.between(
-        [r.number for r in ranked], DEFAULT_NUMBER if can_run_default else None, space.confirm
+        [r.number for r in ranked],
+        DEFAULT_NUMBER if can_run_default else None,
+        space.confirm,
+        {r.number: _value(r, space.objective) for r in ranked if r.state == "completed"},
     )
     first_seed = first_confirm_seed(space)
     runs = [
@@ -126,10 +129,9 @@ def rank_configurations(
     configuration. A paused trial is not trained to its end before: a fresh seed in full says of its
     configuration what the rest of its own training would, and without the luck that had it chosen.
     """
-    sign = -1 if objective.mode == "max" else 1
 
     def rank(record: TrialRecord) -> tuple[float, int, int]:
-        return sign * record.metrics[objective.metric], -record.samples_seen, record.number
+        return -_value(record, objective), -record.samples_seen, record.number
 
     judged = [r for r in records if r.state != "failed" and objective.metric in r.metrics]
     best: dict[str, TrialRecord] = {}
@@ -142,14 +144,19 @@ def rank_configurations(
 def _results(
     done: Sequence[TrialRecord], objective: Objective, first_seed: int
 ) -> dict[tuple[int, int], float | None]:
-    """Return what the runs came to, as the race sees it: more is better."""
-    sign = 1 if objective.mode == "max" else -1
+    """Return what the runs came to, as the race sees it."""
     return {
-        (run.number, run.config["seed"] - first_seed): sign * run.metrics[objective.metric]
+        (run.number, run.config["seed"] - first_seed): _value(run, objective)
         if run.state == "completed" and objective.metric in run.metrics
         else None
         for run in done
     }
+
+
+def _value(record: TrialRecord, objective: Objective) -> float:
+    """Return the last value of a trial or a run as the race sees it: more is better."""
+    value = record.metrics[objective.metric]
+    return value if objective.mode == "max" else -value
 
 
 def _division(config: TrainConfig) -> tuple[float, str]:

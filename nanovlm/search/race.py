@@ -2,28 +2,33 @@
 
 The candidates, as many as the budget of runs can judge (`Confirm.num_raced`), and the default
 configuration run on the same fresh seeds, one seed (a *round*) after the other. After each round
-the worse half of the candidates drops out, and more of them where that leaves too few runs to judge
-the best: sequential halving (Karnin, Koren & Somekh, ICML 2013), a rule for a fixed number of runs.
-One whose run fails drops out too; the default one never does. When one candidate is left, the two
-go on until the gain is decided or the runs are used up.
+the worse half of the candidates drops out, by the mean of their seeds and of what the search knows
+of them in full: sequential halving (Karnin, Koren & Somekh, ICML 2013),
+a rule for a fixed number of runs. More of them do where the runs that are left would not suffice
+for two rounds with the best alone for each round that has chosen between several. One whose run
+fails drops out too; the default one never does. When one candidate is left, the two go on until the
+gain is decided or the runs are used up.
 
-Decided: Welch's interval of the gain over seeds does not hold 0. After the last run that is the
-95 % interval of the verdict. The looks before it, from `JUDGED_SEEDS` seeds on, share another 5 %
-equally (Bonferroni), so that a search without a better configuration ends with "beats the default"
-in at most 5 of 100 cases, a half of it by the last look and a half by the earlier ones. That the
-candidate was chosen by its first seeds is part of them: with three seeds or more the choice helps
-its mean by at most a third of the spread between seeds, which Welch's caution at few seeds makes up
-for. `benchmarks/confirm_race.py` measures the rate.
+Decided: an interval of the gain, Student's paired t over the seeds that both have, does not hold 0.
+After the last run that is the 95 % interval of the verdict, wrong to one side in 2.5 of 100 cases.
+That a candidate was chosen by what stands in the interval too flatters it: of equal ones, with a
+third of the seeds that chose, the best is wrongly ahead in 4 (of three, the default) to 5.4. The
+looks before the last one, from `JUDGED_SEEDS` rounds on, share a further error equally
+(Bonferroni): 1 of 100 after a choice, 5 without one, both sides together. So a search without a
+better configuration ends with "beats the default one" in at most 6 of 100 cases by its seeds alone,
+4 with the default of 8 runs; `tests/search/test_race.py` simulates it, and
+`benchmarks/confirm_race.py` with the spread of real trainings.
 
 Pure functions of what has ended, whatever the order: a race that was interrupted goes on exactly
 where it was, and several at once run what one after the other would have.
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from nanovlm.results.comparison import welch_p_value
+from nanovlm.results.comparison import paired_p_value
 from nanovlm.search.sections import JUDGED_SEEDS, Confirm
 
 Results = Mapping[tuple[int, int], float | None]
@@ -33,7 +38,7 @@ None if it failed."""
 Run = tuple[int, int]
 """Number of a configuration, and round."""
 
-_EARLY_ERROR = 0.05
+_EARLY_ERROR, _EARLY_ERROR_AFTER_CHOICE = 0.05, 0.01
 """Of all looks but the last, both sides together."""
 
 
@@ -46,11 +51,20 @@ class Race:
     default: int | None
     """Number of the default configuration; None if it cannot run."""
     most_runs: int
+    searched: Mapping[int, float] = field(default_factory=dict)
+    """What candidates reached in the search that ran in full there: for the choice between them as
+    good as one more seed. The verdict does not know it, for luck has helped it."""
 
     @staticmethod
-    def between(ranked: Sequence[int], default: int | None, confirm: Confirm) -> "Race":
+    def between(
+        ranked: Sequence[int],
+        default: int | None,
+        confirm: Confirm,
+        searched: Mapping[int, float] | None = None,
+    ) -> "Race":
         """Return the race of a search's configurations, the best first."""
-        return Race(tuple(ranked[: confirm.num_raced]), default, confirm.most_runs)
+        candidates = tuple(ranked[: confirm.num_raced])
+        return Race(candidates, default, confirm.most_runs, searched or {})
 
     def next_runs(self, results: Results) -> tuple[Run, ...]:
         """Return all runs that are certain now and have not ended; none when it is over.
@@ -58,7 +72,7 @@ class Race:
         The first of them follows if one runs at a time. Later results add runs and take none away.
         """
         left, field = self.most_runs, list(self.candidates)
-        seed_round = 0
+        seed_round = num_choices = 0
         while True:
             runners = self._runners(field)
             if not field or len(runners) > left:
@@ -67,10 +81,11 @@ class Race:
             wanted = [(n, seed_round) for n in runners if (n, seed_round) not in results]
             if wanted:
                 return (*wanted, *self._certain_later(field, seed_round + 1, left, results))
-            field = self._survivors(field, seed_round, left, results)
-            if len(field) == 1 and self._is_over(field[0], seed_round + 1, left, results):
-                return ()
+            num_choices += len(field) > 1
             seed_round += 1
+            field = self._survivors(field, seed_round, left, results)
+            if len(field) == 1 and self._is_over(field[0], seed_round, num_choices, left, results):
+                return ()
 
     def _runners(self, field: Sequence[int]) -> list[int]:
         """Return who runs in a round: whatever the time suffices for is comparable."""
@@ -87,40 +102,41 @@ class Race:
             yield from ((n, seed_round) for n in sure if (n, seed_round) not in results)
 
     def _survivors(
-        self, field: Sequence[int], seed_round: int, left: int, results: Results
+        self, field: Sequence[int], rounds: int, left: int, results: Results
     ) -> list[int]:
-        """Return who goes on after a round, the best first; of equal ones the earlier."""
-        rounds = range(seed_round + 1)
-        means = {
-            n: math.fsum(results[n, r] or 0.0 for r in rounds)
-            for n in field
-            if all(results[n, r] is not None for r in rounds)
-        }
+        """Return who goes on after so many rounds, the best first; of equal ones the earlier."""
+        means = dict[int, float]()
+        for number in field:
+            values = [results[number, r] for r in range(rounds)]
+            finished = [value for value in values if value is not None]
+            if len(finished) == rounds:
+                known = [self.searched[number]] if number in self.searched else []
+                means[number] = statistics.fmean([*finished, *known])
         ordered = sorted(means, key=lambda n: (-means[n], self.candidates.index(n)))
-        beside = 0 if self.default is None else 1
-        later_rounds = max(0, JUDGED_SEEDS - seed_round - 2)
-        affordable = left - beside - later_rounds * (1 + beside)
-        return ordered[: max(1, min(math.ceil(len(ordered) / 2), affordable))]
+        half = math.ceil(len(ordered) / 2)
+        if self.default is None:
+            return ordered[: max(1, min(half, left))]
+        alone = (JUDGED_SEEDS - 1) * (rounds + 1)  # rounds, should the next one choose as well
+        return ordered[: max(1, min(half, left - 1 - 2 * alone))]
 
-    def _is_over(self, leader: int, rounds: int, left: int, results: Results) -> bool:
+    def _is_over(
+        self, leader: int, rounds: int, num_choices: int, left: int, results: Results
+    ) -> bool:
         """Return whether it is decided early between the last candidate and the default one."""
         if self.default is None:
             return True
-        if rounds < JUDGED_SEEDS or left < 2:
+        first_look, last_look = JUDGED_SEEDS * max(1, num_choices), rounds + left // 2
+        if not first_look <= rounds < last_look:
             return False
-        both = common_rounds(results, (leader, self.default), rounds)
-        ours, others = ([results[n, r] or 0.0 for r in both] for n in (leader, self.default))
-        if len(both) < JUDGED_SEEDS:
-            return False
-        num_looks = rounds + left // 2 - JUDGED_SEEDS  # the last one is that of the verdict
-        return welch_p_value(ours, others) < _EARLY_ERROR / num_looks
-
-
-def common_rounds(results: Results, numbers: Collection[int], rounds: int) -> list[int]:
-    """Return the rounds that all of these configurations have finished."""
-    return [
-        r for r in range(rounds) if all(results.get((number, r)) is not None for number in numbers)
-    ]
+        gains = [
+            ours - other
+            for seed_round in range(rounds)
+            if (ours := results[leader, seed_round]) is not None
+            and (other := results[self.default, seed_round]) is not None
+        ]
+        error = _EARLY_ERROR_AFTER_CHOICE if num_choices else _EARLY_ERROR
+        num_looks = last_look - first_look  # besides the last one, which is that of the verdict
+        return len(gains) >= JUDGED_SEEDS and paired_p_value(gains) < error / num_looks
 
 
 def most_batches(race: Race, slots: int) -> tuple[int, int]:

@@ -39,7 +39,7 @@ class Objective(_Section):
 class Sampler(_Section):
     """Where the next trial's values come from."""
 
-    name: Literal["auto", "tpe", "gp", "cmaes", "qmc", "random"] = "tpe"
+    name: Literal["auto", "tpe", "gp", "cmaes", "qmc", "random"] = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -49,7 +49,7 @@ class Scheduler(_Section):
     name: Literal["asha", "hyperband", "pasha", "none"] = "asha"
     type: Literal["pausing", "stopping"] | None = None
     """Of `asha`: whether a trial waits at a milestone until it is among the best there, or goes on
-    or ends at once."""
+    or ends at once. null: pausing."""
     rungs: Annotated[int, Field(ge=1, le=64)] = 3
     """Milestones at which trials are compared, the end of the full budget included."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
@@ -69,7 +69,7 @@ class Scheduler(_Section):
     @property
     def pauses(self) -> bool:
         """Whether trials wait at the milestones."""
-        return self.name == "asha" and self.type == "pausing"
+        return self.name == "asha" and self.type != "stopping"
 
 
 class Budget(_Section):

@@ -125,8 +125,21 @@ def test_fresh_seeds_choose_and_not_the_search(tmp_path: Path) -> None:
     done = whole_race(space, search(space), values={5: 0.1, 7: 0.9})
     assert [number for number, seed in raced(done) if seed > 4 and number] == [7, 7]
     space = space_of(tmp_path, {"objective.mode": "min"})
-    done = whole_race(space, search(space), values={6: 0.9, 1: 0.8, 3: 0.7})
-    assert [number for number, seed in raced(done) if seed > 4 and number] == [3, 3]
+    done = whole_race(space, search(space), values={6: 0.9, 1: 0.3, 3: 0.8})
+    assert [number for number, seed in raced(done) if seed > 4 and number] == [1, 1]
+
+
+def test_a_full_trial_counts_as_a_seed_in_the_choice(tmp_path: Path) -> None:
+    """3 was stopped, so its value is none of the full length."""
+    space = space_of(tmp_path)
+    trials = [
+        record(space, 5, 0.90, lr_mp=0.05),
+        record(space, 3, 0.95, "stopped", lr_mp=0.03),
+        record(space, 2, 0.70, lr_mp=0.02),
+    ]
+    for values, winner in (({5: 0.5, 3: 0.6}, 5), ({5: 0.5, 3: 0.8}, 3)):
+        done = whole_race(space, trials, values=values)
+        assert [number for number, seed in raced(done) if seed > 4 and number] == [winner] * 2
 
 
 def test_a_run_differs_from_its_trial_in_the_seed_alone(tmp_path: Path) -> None:
@@ -171,7 +184,7 @@ def test_the_number_of_runs_is_as_asked(tmp_path: Path) -> None:
         (n, seed) for seed in (4, 5, 6) for n in (5, 0)
     ]
     space = space_of(tmp_path, {"confirm.runs": 12})
-    assert len(whole_race(space, search(space))) == 12
+    assert len(whole_race(space, search(space))) == 11
     nothing = space_of(tmp_path, {"confirm.top": 0})
     assert plan_confirmation(nothing, search(nothing)) == ConfirmPlan(runs=(), notes=())
 

@@ -25,7 +25,7 @@ def space_of(folder: Path, scheduler: str) -> SearchSpace:
     path = folder / "space.yaml"
     path.write_text(
         "preset: digits\nsearch: {lr_mp: default}\n"
-        f"scheduler: {{name: {scheduler}, rungs: 4, reduction_factor: 3}}\n"
+        f"scheduler: {{name: {scheduler}, type: stopping, rungs: 4, reduction_factor: 3}}\n"
     )
     return load_space(path)
 

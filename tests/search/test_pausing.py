@@ -131,6 +131,27 @@ def test_the_least_promising_states_are_let_go() -> None:
     assert rungs.least_promising(4) == [5]
 
 
+def test_a_milestone_that_says_nothing_does_not_decide() -> None:
+    rungs = rungs_of()
+    number = 0
+    while rungs.rank_correlation(100) is None:
+        verdict = judge(rungs, number, random.Random(number).random())
+        promoted = verdict if verdict.goes_on else rungs.promote()
+        if promoted is not None:  # the better it was, the worse it is
+            judge(rungs, promoted.number, -promoted.value, 300)
+        number += 1
+        assert number < 100
+    assert rungs.rank_correlation(100) == -1.0
+    waiting = set(rungs.paused)
+    verdict = judge(rungs, number, -1.0)
+    assert verdict.goes_on and verdict.reason == (
+        "accuracy at 100 samples says nothing of that at 300: rank correlation -1.00"
+    )
+    promoted = rungs.promote()
+    assert promoted is None or promoted.milestone == 300
+    assert {n for n in waiting if rungs._waits_at(n, 100)} <= set(rungs.paused)
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_whatever_happens_it_is_remembered(tmp_path: Path, seed: int) -> None:
     """A random search, whose program is killed after any event."""

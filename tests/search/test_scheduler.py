@@ -21,7 +21,9 @@ from tests.full_disk import files_end_at
 
 def space(tmp_path: Path, **overrides: Any) -> SearchSpace:
     path = tmp_path / "space.yaml"
-    path.write_text("search: {lr_mp: default}\nbase: {batch_size: 100}")
+    path.write_text(
+        "search: {lr_mp: default}\nbase: {batch_size: 100}\nscheduler: {type: stopping}"
+    )
     return load_space(path, overrides)
 
 

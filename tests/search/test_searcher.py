@@ -49,7 +49,7 @@ def space(tmp_path: Path, **overrides: Any) -> SearchSpace:
     return load_space(path, overrides)
 
 
-SAMPLERS = ["tpe", "gp", "cmaes", "qmc", "random"]
+SAMPLERS = ["auto", "tpe", "gp", "cmaes", "qmc", "random"]
 
 
 def searcher_of(searched: SearchSpace, folder: Path, **more: Any) -> StudySearch:
@@ -242,7 +242,8 @@ def test_a_sampler_that_fails_does_not_end_the_search(
         monkeypatch.setattr(optuna.samplers.TPESampler, method, fail)
     told: list[str] = []
     failures = SamplerFailures(told.append)
-    asked = suggestions(searcher_of(space(tmp_path), tmp_path, failures=failures), 4)
+    searched = space(tmp_path, **{"sampler.name": "tpe"})
+    asked = suggestions(searcher_of(searched, tmp_path, failures=failures), 4)
     assert len({values["lr_mp"] for values in asked}) == 4
     assert "drawn at random" in caplog.text and "singular" in caplog.text
     reason = "FloatingPointError: a matrix that is singular"
@@ -256,7 +257,7 @@ def test_a_sampler_that_fails_does_not_end_the_search(
     monkeypatch.undo()  # it has recovered when the search goes on
     later = SamplerFailures(told.append)
     earlier = [record(number, "completed", values) for number, values in enumerate(asked)]
-    searcher = searcher_of(space(tmp_path), tmp_path, earlier=earlier, failures=later)
+    searcher = searcher_of(searched, tmp_path, earlier=earlier, failures=later)
     for number in (4, 5):
         assert ask(searcher, f"tune-{number}")[NUMBER] == number
     assert len(told) == 1

@@ -148,7 +148,7 @@ def test_refused(tmp_path: Path, text: str, message: str) -> None:
         ),
         (
             "sampler: {name: gd}",
-            "sampler.name: must be 'tpe', 'gp', 'cmaes', 'qmc' or 'random', got 'gd'",
+            "sampler.name: must be 'auto', 'tpe', 'gp', 'cmaes', 'qmc' or 'random', got 'gd'",
         ),
         ("objective: {mode: best}", "objective.mode: must be 'max' or 'min', got 'best'"),
         ("resources: {workers: 300}", "resources.workers: must not exceed the smallest batch_size"),

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(120), pytest.mark.usefixtures
 SPACE = """
 preset: digits
 search: {lr_mp: {log_uniform: [1.0e-4, 1.0e-1]}}
-confirm: {top: 1, seeds: 2}
+confirm: {top: 2, runs: 7}
 """
 
 
@@ -60,18 +60,20 @@ def test_a_limit_ends_the_first_stage_and_the_second_one_follows(tmp_path: Path)
     run = Run(tmp_path, **{"budget.trials": 50, "budget.target": 20.0})
     reason = run()
     assert reason.startswith("budget.target: trial ")
-    best = max(
-        (r for r in run.ended if r.state == "completed"), key=lambda r: r.metrics["mmstar_accuracy"]
+    best, second, *_ = sorted(
+        (r for r in run.ended if r.number), key=lambda r: -r.metrics["mmstar_accuracy"]
     )
     assert best.metrics["mmstar_accuracy"] >= 20
-    wanted = [(number, seed) for seed in (1, 2) for number in (best.number, 0)]
+    ahead = max(best, second, key=lambda r: r.parameters["lr_mp"])
+    wanted = [(number, 1) for number in (best.number, 0, second.number)]
+    wanted += [(number, seed) for seed in (2, 3) for number in (ahead.number, 0)]
     assert [(r.number, r.config["seed"]) for r in run.confirmed] == wanted
 
     again = Run(tmp_path, **{"budget.trials": 50, "budget.target": 20.0})
-    earlier = EarlierRun(tuple(run.ended), tuple(run.confirmed[:3]), seconds=10.0)
+    earlier = EarlierRun(tuple(run.ended), tuple(run.confirmed[:2]), seconds=10.0)
     assert again(earlier=earlier) == reason
     assert again.ended == []
-    assert [(r.number, r.config["seed"]) for r in again.confirmed] == wanted[3:]
+    assert [(r.number, r.config["seed"]) for r in again.confirmed] == wanted[2:]
 
 
 def test_a_trial_that_hangs_goes_on_in_another_group(tmp_path: Path) -> None:
@@ -104,7 +106,7 @@ def test_more_trials_may_be_asked_for(tmp_path: Path) -> None:
 
 def test_a_space_that_is_used_up_ends_the_search(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"search": {"batch_size": {"choice": [16, 32, 64]}}}
-    changes |= {"budget.trials": 20, "scheduler.name": "none", "confirm.seeds": 1}
+    changes |= {"budget.trials": 20, "scheduler.name": "none", "confirm.runs": 2}
     run = Run(tmp_path, **changes)
     reason = "the space is used up: all 3 configurations have run"
     assert run(concurrency=2) == reason
