@@ -12,13 +12,14 @@ import pytest
 from nanovlm.distributed.recorder import RunOutcome
 from nanovlm.messages import End, TrialRecord
 from nanovlm.observer import Observer
+from nanovlm.records import read_record
 from nanovlm.results.load import load_results
 from nanovlm.results.read import FolderReader, read_records
 from nanovlm.search import runner
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.runner import run_plan
 from nanovlm.search.space import load_space
-from tests.results.made_up import DATA
+from tests.results.whole_folders import DATA_MADE
 from tests.search.pretend import pretend
 from tests.worker_threads import worker_threads
 
@@ -57,7 +58,7 @@ def only_the_tests_observers(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(folder: Path, observer: Observer, resume: bool = False, **changes: Any) -> RunOutcome:
     (folder.parent / "space.yaml").write_text(SPACE)
     concurrency = changes.pop("concurrency", 1)
-    plan = SearchPlan(load_space(folder.parent / "space.yaml", changes), MILESTONES, 900, DATA)
+    plan = SearchPlan(load_space(folder.parent / "space.yaml", changes), MILESTONES, 900, DATA_MADE)
     start_workers = functools.partial(worker_threads, run_trial=pretend)
     return run_plan(
         plan,
@@ -76,7 +77,7 @@ def what_became(folder: Path) -> dict[int, Any]:
     }
 
 
-@pytest.mark.parametrize("concurrency", [1, 3])
+@pytest.mark.parametrize("concurrency", [1, 2])
 def test_a_search_whose_trials_pause(tmp_path: Path, concurrency: int) -> None:
     observer = Interrupter()
     outcome = run(tmp_path / "search", observer, concurrency=concurrency)
@@ -97,15 +98,35 @@ def test_a_search_whose_trials_pause(tmp_path: Path, concurrency: int) -> None:
     assert best.state == "completed", "the values are proportional to the rate"
 
 
-@pytest.mark.parametrize("at_pause", [1, 4, 7])
-def test_an_interrupted_search_keeps_its_paused_trials(tmp_path: Path, at_pause: int) -> None:
+@pytest.mark.parametrize(("at_pause", "is_killed"), [(1, False), (4, True), (7, False)])
+def test_an_interrupted_search_keeps_its_paused_trials(
+    tmp_path: Path, at_pause: int, is_killed: bool
+) -> None:
+    """Also one that was killed between the verdict on a trial and its line in `paused.jsonl`."""
     whole = run(tmp_path / "whole", Interrupter())
     parts = run(tmp_path / "parts", Interrupter(at_pause))
     assert parts.is_interrupted
     paused = load_results(parts.folder).paused
     assert len(paused) == parts.summary["trials"]["paused"] >= 1
+    if is_killed:
+        path = parts.folder / "paused.jsonl"
+        *kept, lost = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(kept))
+        paused = paused[paused["number"] != read_record(lost).number]
     observer = Interrupter()
     assert not run(parts.folder, observer, resume=True).is_interrupted
     taken_up = {record.number for record in observer.records[: len(paused)] if record.is_paused}
     assert taken_up == set(paused["number"])
     assert what_became(parts.folder) == what_became(whole.folder)
+
+
+def test_a_search_that_a_limit_ended_promotes_none_of_its_trials(tmp_path: Path) -> None:
+    limit = {"budget.target": 1.0}
+    first = run(tmp_path / "search", Interrupter(), **limit)
+    assert first.summary["ended_by"].startswith("budget.target: ")
+    cut_off = {r.number for r in read_records(first.folder) if r.end is End.SEARCH_ENDED}
+    assert cut_off, "they were paused"
+    more = run(first.folder, Interrupter(), resume=True)
+    records = read_records(more.folder)
+    assert sorted(record.number for record in records) == list(range(10))
+    assert {r.number for r in records if r.end is End.SEARCH_ENDED} == cut_off
