@@ -24,8 +24,9 @@ REPOSITORY = Path(__file__).parents[1]
 
 def first_report_at(record: TrialRecord) -> float:
     """Return when the trial made its first report, in seconds since the epoch."""
-    assert record.ended_at is not None, f"{record.trial_id} has no report"
-    return record.ended_at - record.reports[-1].seconds + record.reports[0].seconds
+    assert record.first_step_at is not None, f"{record.trial_id} has no report"
+    report = record.reports[0]
+    return record.first_step_at - report.first_step_seconds + report.seconds
 
 
 def main() -> None:

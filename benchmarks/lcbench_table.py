@@ -57,7 +57,8 @@ def table(
     results: Sequence[Result], jobs: Sequence[Job], rule: str, against: str | None
 ) -> list[str]:
     """Return the lines of the table of some jobs, which differ in method, task and seed alone."""
-    methods = list(dict.fromkeys(job.method for job in jobs))
+    have = {_without_length(result.job) for result in results}
+    methods = list(dict.fromkeys(job.method for job in jobs if _without_length(job) in have))
     shown = [amount for amount in SHOWN if amount <= jobs[0].trainings]
     pairs = {
         method: [
@@ -70,7 +71,7 @@ def table(
     for method in methods:
         cells = [estimate(list(at.values())) for at in pairs[method]]
         lines.append(_line(method, cells) + _costs(results, jobs, method))
-    if against is not None:
+    if against in pairs:
         lines.append(_head(f"less that of {against}, paired", shown))
         for method in methods:
             if method != against:
@@ -92,11 +93,11 @@ def _line(method: str, cells: Sequence[Estimate | None], signed: bool = False) -
 
 
 def _costs(results: Iterable[Result], jobs: Iterable[Job], method: str) -> str:
-    """Return what a method's runs took, the search's own work apart."""
+    """Return what the longest of a method's runs took, the search's own work apart."""
     wanted = {_without_length(job) for job in jobs if job.method == method}
     those = [result for result in results if _without_length(result.job) in wanted]
-    if not those:
-        return ""
+    longest = max(result.job.trainings for result in those)
+    those = [result for result in those if result.job.trainings == longest]
     own = np.mean([result.search_seconds for result in those])
     trials = np.mean([result.num_trials for result in those])
     full = np.mean([result.num_full for result in those])

@@ -99,8 +99,12 @@ class FewThenBest(RandomSearch):
         return self._waiting.pop(0) if self._waiting else None
 
 
-def our(sampler: str, scheduler: str, **overrides: object) -> Build:
-    """Return what builds this project's search with a sampler and a scheduler."""
+def our(sampler: str, scheduler: str, prepares: bool = False, **overrides: object) -> Build:
+    """Return what builds this project's search with a sampler and a scheduler.
+
+    Args:
+        prepares: whether the search makes its suggestions while the slots train.
+    """
 
     def build(setting: Setting) -> Method:
         rules = setting.space.scheduler.model_dump() | {"name": scheduler, **overrides}
@@ -109,7 +113,7 @@ def our(sampler: str, scheduler: str, **overrides: object) -> Build:
             sampler=Sampler.model_validate({"name": sampler, "seed": setting.seed}),
             scheduler=Scheduler.model_validate(rules),
         )
-        return our_search(setting.table, space, setting.concurrency, setting.folder)
+        return our_search(setting.table, space, setting.concurrency, setting.folder, prepares)
 
     return build
 

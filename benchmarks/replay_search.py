@@ -109,11 +109,14 @@ class TuneLoop:
         return time.process_time()
 
 
-def our_search(curves: Curves, space: SearchSpace, concurrency: int, folder: Path) -> TuneLoop:
+def our_search(
+    curves: Curves, space: SearchSpace, concurrency: int, folder: Path, prepares: bool = False
+) -> TuneLoop:
     """Return what `run_search.py` runs for a space.
 
     Args:
         folder: an empty one, for the study.
+        prepares: whether a suggestion is made while the slots train.
     """
     metric = space.objective.metric
     milestones = plan_milestones(space, curves.budget)
@@ -131,6 +134,7 @@ def our_search(curves: Curves, space: SearchSpace, concurrency: int, folder: Pat
         milestones,
         describe,
         pauses=pauses is not None,
+        prepares=prepares,
     )
 
 

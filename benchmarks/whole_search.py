@@ -296,14 +296,11 @@ def memory_growth(memory: Sequence[Mapping[str, Any]]) -> float | None:
 
 def both_at_once(records: Sequence[TrialRecord]) -> float:
     """Return for how many seconds trials of several worker groups were training at once."""
-    spans: dict[str | None, tuple[float, float]] = {}
-    for record in records:
-        if record.first_step_at is not None and record.ended_at is not None:
-            start, end = spans.get(record.worker_group, (record.first_step_at, record.ended_at))
-            spans[record.worker_group] = (
-                min(start, record.first_step_at),
-                max(end, record.ended_at),
-            )
+    spans: dict[str, tuple[float, float]] = {}
+    for leg in (leg for record in records for leg in record.legs):
+        if leg.first_step_at is not None:
+            start, end = spans.get(leg.worker_group, (leg.first_step_at, leg.ended_at))
+            spans[leg.worker_group] = min(start, leg.first_step_at), max(end, leg.ended_at)
     if len(spans) < 2:
         return 0.0
     starts, ends = zip(*spans.values(), strict=True)

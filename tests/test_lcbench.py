@@ -222,6 +222,10 @@ def test_the_table() -> None:
     assert full.split()[2:7] == ["2", "1.000", "(0.000)", "0.400", "(0.100)"]
     assert few.split()[3:8] == ["1", "1.000", "(nan)", "0.200", "(nan)"]
     assert less.split()[3:8] == ["1", "+0.000", "(nan)", "-0.100", "(nan)"]
+    assert table(results, [*jobs, job(method="stock optuna + asha")], "last", name)[1:3] == [
+        full,
+        few,
+    ]
     assert "0.400" not in "".join(table(results, jobs, "furthest", against=None))
 
 

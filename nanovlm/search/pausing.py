@@ -7,7 +7,7 @@ be compared is not lost.
 
 import bisect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -147,6 +147,18 @@ class PausingRungs:
             return []
         ordered = sorted(self._paused.values(), key=distance)
         return [verdict.number for verdict in ordered[num_kept:]]
+
+    def keep_waiting(self, waiting: Container[int], ended: Container[int]) -> None:
+        """Let only these trials wait, when a search goes on that was cut off.
+
+        A trial that the end of the search has ended waits no more. Any other one whose pause was
+        cut off before it was acted upon makes its last report again, and is judged again.
+        """
+        for number in [number for number in self._paused if number not in waiting]:
+            verdict = self._paused.pop(number)
+            if number not in ended:
+                del self._verdicts[number, verdict.milestone]
+                self._rungs[verdict.milestone].remove(self._key(verdict))
 
     def withdraw(self, number: int) -> None:
         """Take the values of a failed trial out of the rungs."""

@@ -211,16 +211,16 @@ class _Search:
 
     def _take_up_paused(self, running: Session, rungs: PausingRungs) -> None:
         """Let the trials wait that had paused when the search was interrupted."""
-        for number, record in self.earlier.paused.items():
-            if number in rungs.paused:
-                job = trial_job(
-                    self.plan.space,
-                    self.plan.milestones,
-                    self.place.folder,
-                    number,
-                    record.parameters,
-                )
-                ray.get(running.channel.take_up.remote(job, record))
+        waiting = {
+            number: record
+            for number, record in self.earlier.paused.items()
+            if number in rungs.paused and record.samples_seen == rungs.paused[number].samples_seen
+        }
+        rungs.keep_waiting(waiting, {record.number for record in self._ended})
+        plan, folder = self.plan, self.place.folder
+        for number, record in waiting.items():
+            job = trial_job(plan.space, plan.milestones, folder, number, record.parameters)
+            ray.get(running.channel.take_up.remote(job, record))
 
     def _let_go(self, number: int) -> None:
         """Remove the state of a paused trial; if it goes on it trains again from its start."""

@@ -200,3 +200,21 @@ def _check_places(rungs: PausingRungs) -> None:
         best = rung[: math.floor(len(rung) / 3)]
         waiting = {n for n, verdict in rungs.paused.items() if verdict.milestone == milestone}
         assert not waiting & {number for _, number in best[:1]}
+
+
+def test_after_an_interruption_only_those_wait_that_have_paused(tmp_path: Path) -> None:
+    log = tmp_path / "rungs.jsonl"
+    first = rungs_of(log)
+    for number, value in enumerate([0.5, 0.7, 0.3]):
+        judge(first, number, value)
+    waits = judge(first, 3, 0.4)  # killed before it was acted upon
+    again = rungs_of(log)
+    again.keep_waiting(waiting={0, 1}, ended={2})
+    assert set(again.paused) == {0, 1}
+    promoted = again.promote()
+    assert promoted is not None and promoted.number == 1, "of the three trials that are known"
+    assert judge(again, 3, 0.4) == waits, "as before: trial 2 still counts"
+    assert set(again.paused) == {0, 3}
+    third = rungs_of(log)
+    assert third._rungs == again._rungs and third._verdicts == again._verdicts
+    assert set(third.paused) == {0, 2, 3}

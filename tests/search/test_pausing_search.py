@@ -1,0 +1,215 @@
+"""A search whose trials pause, from the real searcher and scheduler: what follows what, one slot.
+
+Tune and the workers are left out: trials report what a formula says, as soon as they are asked.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from nanovlm.distributed.session import StopSwitch
+from nanovlm.distributed.trainable import (
+    FAILURE,
+    INFEASIBLE,
+    IS_FINAL,
+    NUMBER,
+    SAMPLES_SEEN,
+    VALUES,
+)
+from nanovlm.messages import End, TrialRecord
+from nanovlm.results.read import RUNGS_FILE
+from nanovlm.search.pausing import PausingRungs
+from nanovlm.search.rungs import build_rungs
+from nanovlm.search.scheduler import RungScheduler
+from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
+from nanovlm.search.space import SearchSpace, load_space
+from nanovlm.search.verdicts import Verdict
+from tests.records import make_record, make_report
+
+MILESTONES = (100, 300, 900)
+ENDS = (*MILESTONES, 2700)
+NUM_TRIALS = 14
+
+SPACE = """
+search:
+  lr_mp: {log_uniform: [1e-4, 1e-1]}
+  warmup_ratio: {uniform: [0.0, 0.1]}
+  batch_size: {choice: [64, 128, 256]}
+scheduler: {rungs: 4, reduction_factor: 3}
+"""
+
+
+def space_of(folder: Path, **overrides: Any) -> SearchSpace:
+    path = folder / "space.yaml"
+    path.write_text(SPACE)
+    return load_space(path, overrides)
+
+
+def score(values: dict[str, Any], samples: int) -> float:
+    """Best at lr_mp = 1e-2, and growing."""
+    return -abs(math.log10(values["lr_mp"]) + 2) + math.log10(samples) - values["warmup_ratio"]
+
+
+class Killed(Exception):
+    """The program was ended by force."""
+
+
+@dataclass
+class Records:
+    """What survives a program besides the study and the rungs: it stands for trials.jsonl and
+    paused.jsonl."""
+
+    ended: dict[int, TrialRecord] = field(default_factory=dict)
+    values: dict[int, dict[str, Any]] = field(default_factory=dict)
+    num_reports: dict[int, int] = field(default_factory=dict)
+
+
+class Program:
+    """One run of the program in a folder that may hold what earlier ones have left."""
+
+    def __init__(
+        self, folder: Path, records: Records, may_go_on: Callable[[], bool], **more: Any
+    ) -> None:
+        self.space = space_of(folder, **more.pop("overrides", {}))
+        rungs = build_rungs(self.space, MILESTONES, folder / RUNGS_FILE)
+        assert isinstance(rungs, PausingRungs)
+        self.rungs, self.records, self.may_go_on = rungs, records, may_go_on
+        self.searcher: StudySearch = build_searcher(
+            self.space,
+            folder,
+            1,
+            StopSwitch(),
+            MILESTONES,
+            list(records.ended.values()),
+            most_trials=NUM_TRIALS,
+            pauses=Pauses(rungs, self._on_verdict, **more),
+        )
+        self.scheduler = RungScheduler(rungs, self.space.objective.metric, self._on_verdict)
+
+    def _on_verdict(self, verdict: Verdict) -> None:
+        if not (verdict.goes_on or verdict.is_paused):
+            self._end(verdict.number, End.PRUNED)
+
+    def _end(self, number: int, end: End) -> None:
+        values = self.records.values[number]
+        reports = [
+            make_report(samples, {"mmstar_accuracy": score(values, samples)})
+            for samples in ENDS[: self.records.num_reports.get(number, 0)]
+        ]
+        self.records.ended[number] = make_record(
+            number, end=end, parameters=values, reports=reports
+        )
+
+    def legs(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Run the search; yield the number of each leg's trial and where it reported."""
+        tune_id = 0
+        while True:
+            suggestion: Any = self.searcher.suggest(str(tune_id))
+            if suggestion == Searcher.FINISHED:
+                return
+            assert suggestion is not None, "with one slot there is always something to do"
+            number, values = suggestion[NUMBER], suggestion[VALUES]
+            self.records.values[number] = values
+            yield number, tuple(self._run(str(tune_id), number, values))
+            tune_id += 1
+
+    def _run(self, tune_id: str, number: int, values: dict[str, Any]) -> Iterator[int]:
+        none: Any = None
+        trial: Any = type("Trial", (), {"config": {NUMBER: number}, "trial_id": tune_id})
+        if values["warmup_ratio"] > 0.085:
+            result = {FAILURE: "out of memory", INFEASIBLE: True, SAMPLES_SEEN: 0}
+            result["mmstar_accuracy"] = math.nan
+            self._end(number, End.OUT_OF_MEMORY)
+            self.scheduler.on_trial_complete(none, trial, result)
+            self.searcher.on_trial_complete(tune_id, result)
+            return
+        # A relay that begins again asks for all reports from the first one on, as after --resume.
+        for samples in ENDS:
+            is_final = samples == ENDS[-1]
+            value = score(values, samples)
+            result = {"mmstar_accuracy": value, SAMPLES_SEEN: samples, IS_FINAL: is_final}
+            made = self.records.num_reports.get(number, 0)
+            self.records.num_reports[number] = max(made, ENDS.index(samples) + 1)
+            yield samples
+            if not self.may_go_on():
+                raise Killed
+            if is_final:
+                self._end(number, End.COMPLETED)
+                if not self.may_go_on():
+                    raise Killed
+                self.scheduler.on_trial_complete(none, trial, result)
+                self.searcher.on_trial_complete(tune_id, result)
+                return
+            decision = self.scheduler.on_trial_result(none, trial, result)
+            if not self.may_go_on():
+                raise Killed
+            if decision == "STOP":
+                self.scheduler.on_trial_complete(none, trial, result)
+                self.searcher.on_trial_complete(tune_id, result)
+                return
+            self.searcher.on_trial_result(tune_id, result)
+
+
+def undisturbed(folder: Path, **more: Any) -> tuple[Program, list[int]]:
+    folder.mkdir()
+    program = Program(folder, Records(), lambda: True, **more)
+    return program, [number for number, _ in program.legs()]
+
+
+def test_trials_pause_go_on_and_end(tmp_path: Path) -> None:
+    program, legs = undisturbed(tmp_path / "a")
+    assert sorted(set(legs)) == list(range(NUM_TRIALS)) == sorted(program.records.ended)
+    assert len(legs) > NUM_TRIALS, "some went on"
+    ends = [record.end for record in program.records.ended.values()]
+    assert 1 <= ends.count(End.COMPLETED) <= 3
+    assert program.rungs.paused == {}
+    states = {t.user_attrs[NUMBER]: t.state for t in program.searcher.study.get_trials()}
+    for number, record in program.records.ended.items():
+        is_full = record.end is End.COMPLETED
+        assert states[number] is (TrialState.COMPLETE if is_full else TrialState.PRUNED)
+
+
+@pytest.mark.parametrize("sampler", ["auto", "tpe"])
+def test_a_search_that_is_killed_anywhere_is_the_same(tmp_path: Path, sampler: str) -> None:
+    overrides = {"sampler.name": sampler}
+    whole, _ = undisturbed(tmp_path / "whole", overrides=overrides)
+    folder, records = tmp_path / "killed", Records()
+    folder.mkdir()
+    for lived in range(1, 100):
+        moments = iter([True] * lived)
+        may_go_on = functools.partial(next, moments, False)
+        program = Program(folder, records, may_go_on, overrides=overrides)
+        try:
+            for _ in program.legs():
+                pass
+        except Killed:
+            continue
+        break
+    ended = records.ended
+    assert {n: dict(r.parameters) for n, r in ended.items()} == {
+        n: dict(r.parameters) for n, r in whole.records.ended.items()
+    }
+    assert {n: r.end for n, r in ended.items()} == {
+        n: r.end for n, r in whole.records.ended.items()
+    }
+    curves = [
+        {t.user_attrs[NUMBER]: (t.intermediate_values, t.state) for t in p.searcher.study.trials}
+        for p in (program, whole)
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_states_beyond_the_limit_are_let_go_once(tmp_path: Path) -> None:
+    let_go: list[int] = []
+    program, legs = undisturbed(tmp_path / "a", max_states=2, let_go=let_go.append)
+    assert let_go and len(let_go) == len(set(let_go))
+    unlimited, same = undisturbed(tmp_path / "b")
+    assert legs == same, "what is kept decides nothing"
+    assert program.records.ended.keys() == unlimited.records.ended.keys()
