@@ -38,21 +38,23 @@ def trial_job(
     )
 
 
-def run_to_end(channel: Any, next_jobs: Callable[[], Sequence[Job]]) -> None:
+def run_to_end(channel: Any, next_jobs: Callable[[], Sequence[Job]], num_slots: int) -> None:
     """Submit jobs and return when they have ended, or when the channel has closed.
 
-    As many run at once as there are worker groups. What becomes of each is in its records.
+    What becomes of each is in its records.
 
     Args:
         next_jobs: returns all jobs that may run now; asked at the start, and again whenever one has
             ended and `on_event` has taken that in. Those that it returned before are left out.
+        num_slots: so many run at once; no more are submitted, so that the first of `next_jobs` is
+            always the next one.
     """
     begun = set[str]()
     waiting = dict[Any, tuple[str, int]]()  # for the report of a job with this index
 
     def begin() -> None:
         for job in next_jobs():
-            if job.trial_id not in begun:
+            if job.trial_id not in begun and len(waiting) < num_slots:
                 begun.add(job.trial_id)
                 ray.get(channel.submit.remote(job))
                 waiting[channel.next_report.remote(job.trial_id, 0)] = job.trial_id, 0

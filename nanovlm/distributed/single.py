@@ -146,7 +146,7 @@ def run_single(
                 address, resources, 1, 1, place, switch, recorder.begin, recorder.take
             ) as running,
         ):
-            run_to_end(running.channel, lambda: [_job(plan, place)])
+            run_to_end(running.channel, lambda: [_job(plan, place)], running.num_slots)
         ended = store.records
         summary = recorder.end((ended[-1].reason or "completed") if ended else INTERRUPTED)
         notes = (*unchecked, *store.notes, *recorder.notes())

@@ -18,7 +18,8 @@ class Limits:
     """Throws the switch when a trial's end reaches a limit.
 
     `budget.patience` counts trials since the one that is best so far, in the order of their end:
-    those that ran their full budget and are not better, and those that a comparison stopped. It
+    those that ran their full budget and are not better, and those that a comparison stopped, or let
+    wait for the first time. It
     begins with the first trial that ran its full budget, for until then there is no best to wait
     for. Failed trials say nothing of the values around them and do not count, nor do trials that
     the end of an earlier run stopped.
@@ -44,6 +45,7 @@ class Limits:
         self._gpu_seconds = 0.0
         self._best: TrialRecord | None = None
         self._trials_since_best = 0
+        self._paused: set[int] = set()  # numbers of trials that have paused, and so are counted
         self._failures: list[str] = []  # reasons of the failed trials in a row
         self._under_way: set[int] = set()  # numbers of running trials
         self._has_report = False
@@ -53,6 +55,7 @@ class Limits:
         self._has_report |= bool(record.reports)
         if record.is_paused:
             self._check_gpu_hours(record)
+            self._check_patience(record)
         if record.end is None:
             self._under_way.add(record.number)
             return
@@ -116,8 +119,10 @@ class Limits:
             or self._is_better(record.metrics[metric], self._best.metrics[metric])
         ):
             self._best, self._trials_since_best = record, 0
-        elif record.end is not None and record.end.was_compared:
-            self._trials_since_best += 1
+        elif record.is_paused or (record.end is not None and record.end.was_compared):
+            self._trials_since_best += record.number not in self._paused
+        if record.is_paused:
+            self._paused.add(record.number)
         if patience is not None and self._best and self._trials_since_best >= patience:
             self._switch.stop(
                 f"budget.patience: {self._trials_since_best} trials of {patience} are over "

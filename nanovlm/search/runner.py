@@ -14,6 +14,7 @@ from nanovlm.distributed.observers import standard_observers
 from nanovlm.distributed.recorder import Recorder, RunOutcome
 from nanovlm.distributed.session import INTERRUPTED
 from nanovlm.distributed.worker_group import StartWorkers, worker_groups
+from nanovlm.errors import UserError
 from nanovlm.files import user_path
 from nanovlm.messages import Notice
 from nanovlm.observer import Observer, RunStart
@@ -155,11 +156,18 @@ def _start(plan: SearchPlan, store: ResultsStore) -> RunStart:
 
 def _check_room(plan: SearchPlan, concurrency: int | None, folder: Path) -> tuple[int, int]:
     """Return the bytes that the search takes at most, and how many states of paused trials it
-    keeps; raise UserError if there is less room."""
+    keeps; raise UserError if there is less room, or fewer states than trials at once."""
+    slots = concurrency or local_slots(plan.space.resources)
+    max_paused = plan.space.scheduler.max_paused
+    if max_paused is not None and max_paused < slots:
+        raise UserError(
+            f"scheduler.max_paused: must be at least the number of trials at once, {slots}, or "
+            f"trials that pause together begin again, got {max_paused}"
+        )
     peak = disk_peak(
         plan.space,
         num_trials=plan.space.most_trials or UNKNOWN_TRIALS,
-        concurrency=concurrency or local_slots(plan.space.resources),
+        concurrency=slots,
         num_questions=plan.data["benchmark"]["samples"],
     )
     check_disk(peak, folder)

@@ -236,6 +236,11 @@ def _check_together(place: str, space: SearchSpace) -> None:
             f"{place}: budget.gpu_hours: trials on CPU spend none, so the search would not end; "
             "give budget.trials or budget.hours, or resources.gpus_per_worker"
         )
+    if space.scheduler.pauses and space.sampler.name == "cmaes":
+        messages.append(
+            f"{place}: sampler.name: cmaes learns from trials that have ended and not from those "
+            "that pause; choose auto, tpe, gp, qmc or random, or scheduler.type=stopping"
+        )
     if messages:
         raise UserError(*messages)
 

@@ -232,7 +232,11 @@ class _Search:
 
     def confirm(self, running: Session) -> None:
         """Run the second stage: what has ended decides what follows."""
-        run_to_end(running.channel, lambda: [self._job(run) for run in self.runs_to_confirm()])
+        run_to_end(
+            running.channel,
+            lambda: [self._job(run) for run in self.runs_to_confirm()],
+            running.num_slots,
+        )
 
     def raise_problem(self) -> None:
         """Raise the user's mistake that a report has shown."""

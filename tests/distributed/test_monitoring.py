@@ -108,7 +108,7 @@ def test_the_dashboard_shows_the_run_under_its_name(ray_cluster: Cluster, tmp_pa
         pretending(1, channel, TrialResources(), logs, is_own_cluster=False),
     ):
         threading.Thread(target=take_in_all_events, args=(channel,), daemon=True).start()
-        run_to_end(channel, lambda: [Job(trial_id="trial-0000", config=TrainConfig())])
+        run_to_end(channel, lambda: [Job(trial_id="trial-0000", config=TrainConfig())], 1)
         with chromium() as browser:
             page = browser.new_page()
             sign_in(page, str(ray_cluster.dashboard_url))

@@ -29,7 +29,9 @@ CONDITIONAL = """batch_size: {choice: [64, 128, 256]},
   freeze: {choice: [none, backbones], when: {seed: [1, 2]}},
   lr_schedule: {choice: [cosine, linear, constant], when: {batch_size: [64, 128]}}"""
 MIXED = "freeze: {choice: [none, backbones]}, lr_mp: {uniform: [0, 1], when: {freeze: [none]}}"
-SAMPLERS = ["tpe", "gp", "cmaes", "qmc", "random"]
+SAMPLERS = ["auto", "tpe", "gp", "cmaes", "qmc", "random"]
+STOPPING = {"scheduler.type": "stopping"}
+"""CMA-ES goes with no other."""
 
 
 def space_of(folder: Path, search: str, **overrides: Any) -> SearchSpace:
@@ -149,7 +151,7 @@ def test_a_finite_space_is_run_once_and_then_used_up(
 ) -> None:
     runs = []
     for name in ("one", "two"):
-        space = space_of(tmp_path, SIX, **{"sampler.name": sampler})
+        space = space_of(tmp_path, SIX, **{"sampler.name": sampler, **STOPPING})
         searcher = searcher_of(space, tmp_path / name, slots=slots)
         runs.append(run_to_end(searcher, slots))
         assert searcher.reason_to_end() == "the space is used up: all 6 configurations have run"
@@ -161,7 +163,7 @@ def test_a_finite_space_is_run_once_and_then_used_up(
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_a_space_with_conditions_is_run_once(tmp_path: Path, sampler: str) -> None:
-    space = space_of(tmp_path, CONDITIONAL, **{"sampler.name": sampler})
+    space = space_of(tmp_path, CONDITIONAL, **{"sampler.name": sampler, **STOPPING})
     asked = run_to_end(searcher_of(space, tmp_path), slots=2)
     assert len(asked) == len({str(values) for values in asked}) == 25
     for values in asked:
@@ -170,7 +172,7 @@ def test_a_space_with_conditions_is_run_once(tmp_path: Path, sampler: str) -> No
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_finite_part_of_an_infinite_space_is_run_once(tmp_path: Path, sampler: str) -> None:
-    space = space_of(tmp_path, MIXED, **{"sampler.name": sampler})
+    space = space_of(tmp_path, MIXED, **{"sampler.name": sampler, **STOPPING})
     searcher = searcher_of(space, tmp_path)
     asked = []
     for number in range(14):
@@ -221,7 +223,7 @@ def test_the_last_running_trial_is_waited_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("num_done", [2, 5])
 def test_a_finite_space_that_is_gone_on_with(tmp_path: Path, sampler: str, num_done: int) -> None:
-    space = space_of(tmp_path, SIX, **{"sampler.name": sampler})
+    space = space_of(tmp_path, SIX, **{"sampler.name": sampler, **STOPPING})
     whole = run_to_end(searcher_of(space, tmp_path / "whole"))
     first = searcher_of(space, tmp_path / "parts")
     for number in range(num_done):

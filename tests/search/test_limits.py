@@ -120,6 +120,18 @@ def test_patience_goes_on_after_an_interruption(tmp_path: Path) -> None:
     assert search.switch.reason is not None
 
 
+def test_a_trial_that_pauses_counts_once_for_the_patience(tmp_path: Path) -> None:
+    search = Search(tmp_path, patience=3)
+    search.limits.check(record("completed", 0.5, number=0))
+    states: list[TrialState] = ["paused", "running", "paused", "stopped"]
+    for state in states:
+        search.limits.check(record(state, 0.4, number=1))
+    search.limits.check(record("paused", 0.4, number=2))
+    assert search.switch.reason is None
+    search.limits.check(record("paused", 0.4, number=3))
+    assert search.switch.reason is not None and "3 trials of 3 are over" in search.switch.reason
+
+
 def test_a_row_of_failures_ends_the_search_with_the_common_reason(tmp_path: Path) -> None:
     search = Search(tmp_path)
     for _ in range(4):

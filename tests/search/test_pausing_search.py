@@ -110,7 +110,10 @@ class Program:
     def legs(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Run the search; yield the number of each leg's trial and where it reported."""
         tune_id = 0
-        while (suggestion := self.searcher.suggest(str(tune_id))) != Searcher.FINISHED:
+        while True:
+            suggestion: Any = self.searcher.suggest(str(tune_id))
+            if suggestion == Searcher.FINISHED:
+                return
             assert suggestion is not None, "with one slot there is always something to do"
             number, values = suggestion[NUMBER], suggestion[VALUES]
             self.records.values[number] = values

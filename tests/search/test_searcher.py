@@ -50,6 +50,8 @@ def space(tmp_path: Path, **overrides: Any) -> SearchSpace:
 
 
 SAMPLERS = ["auto", "tpe", "gp", "cmaes", "qmc", "random"]
+SETTINGS = {name: {"sampler.name": name, "scheduler.type": "stopping"} for name in SAMPLERS}
+"""CMA-ES goes with no other scheduler."""
 
 
 def searcher_of(searched: SearchSpace, folder: Path, **more: Any) -> StudySearch:
@@ -116,7 +118,10 @@ def test_equal_seeds_give_equal_trials(tmp_path: Path, sampler: str) -> None:
     runs = []
     for folder, seed in [("a", 1), ("b", 1), ("c", 2)]:
         (tmp_path / folder).mkdir()
-        searched = space(tmp_path, **{"sampler.name": sampler, "sampler.seed": seed})
+        searched = space(
+            tmp_path,
+            **{"sampler.name": sampler, "scheduler.type": "stopping", "sampler.seed": seed},
+        )
         searcher = searcher_of(searched, tmp_path / folder)
         runs.append(suggestions(searcher, 14))
     assert runs[0] == runs[1]
@@ -163,7 +168,7 @@ def test_what_optuna_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path: Path, sampler: str) -> None:
     folders = [tmp_path / "whole", tmp_path / "parts"]
-    searched = space(tmp_path, **{"sampler.name": sampler})
+    searched = space(tmp_path, **SETTINGS[sampler])
     for folder in folders:
         folder.mkdir()
     whole = suggestions(searcher_of(searched, folders[0]), 16)
@@ -269,7 +274,7 @@ def test_a_sampler_that_fails_does_not_end_the_search(
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_sampler_that_does_not_fail_is_not_counted(tmp_path: Path, sampler: str) -> None:
     failures = SamplerFailures()
-    searched = space(tmp_path, **{"sampler.name": sampler})
+    searched = space(tmp_path, **SETTINGS[sampler])
     suggestions(searcher_of(searched, tmp_path, failures=failures), 14)
     assert failures.note() is None
 
@@ -373,7 +378,7 @@ def test_values_that_run_out_of_memory_are_avoided(tmp_path: Path, sampler: str,
     counts = []
     for seed in range(3):
         (tmp_path / str(seed)).mkdir()
-        overrides = {"sampler.name": sampler, "sampler.seed": seed}
+        overrides = {"sampler.name": sampler, "scheduler.type": "stopping", "sampler.seed": seed}
         searcher = searcher_of(load_space(tmp_path / "space.yaml", overrides), tmp_path / str(seed))
         num_infeasible = 0
         for number in range(41):

@@ -8,7 +8,7 @@ import pytest
 
 from nanovlm.distributed.broker import Event
 from nanovlm.errors import UserError
-from nanovlm.messages import Notice, TrialRecord
+from nanovlm.messages import End, Notice, TrialRecord
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.space import load_space
 from nanovlm.search.stages import EarlierRun, Place, run_stages
@@ -57,7 +57,8 @@ class Run:
 
 
 def test_a_limit_ends_the_first_stage_and_the_second_one_follows(tmp_path: Path) -> None:
-    run = Run(tmp_path, **{"budget.trials": 50, "budget.target": 20.0})
+    overrides = {"budget.trials": 50, "budget.target": 20.0, "scheduler.type": "stopping"}
+    run = Run(tmp_path, **overrides)
     reason = run()
     assert reason.startswith("budget.target: trial ")
     best, second, *_ = sorted(
@@ -69,16 +70,32 @@ def test_a_limit_ends_the_first_stage_and_the_second_one_follows(tmp_path: Path)
     wanted += [(number, seed) for seed in (2, 3) for number in (ahead.number, 0)]
     assert [(r.number, r.config["seed"]) for r in run.confirmed] == wanted
 
-    again = Run(tmp_path, **{"budget.trials": 50, "budget.target": 20.0})
+    again = Run(tmp_path, **overrides)
     earlier = EarlierRun(tuple(run.ended), tuple(run.confirmed[:2]), seconds=10.0)
     assert again(earlier=earlier) == reason
     assert again.ended == []
     assert [(r.number, r.config["seed"]) for r in again.confirmed] == wanted[2:]
 
 
+def test_trials_wait_for_their_turn(tmp_path: Path) -> None:
+    run = Run(tmp_path, **{"budget.trials": 9, "confirm.top": 0})
+    assert run(concurrency=2) == "budget.trials: 9 trials are done"
+    assert sorted(record.number for record in run.ended) == list(range(9))
+    for record in run.ended:
+        assert [report.samples_seen for report in record.reports] == [100, 300, 900][
+            : len(record.reports)
+        ]
+    lengths = [len(record.reports) for record in run.ended]
+    assert lengths.count(1) >= 2 and lengths.count(3) >= 1
+    by_value = max(run.ended, key=lambda record: record.reports[0].metrics["mmstar_accuracy"])
+    assert by_value.end is End.COMPLETED, "the best at the first milestone went on to the end"
+    stopped = [record for record in run.ended if record.end is End.PRUNED]
+    assert stopped and all("is number" in (record.reason or "") for record in stopped)
+
+
 def test_a_trial_that_hangs_goes_on_in_another_group(tmp_path: Path) -> None:
     overrides = {"budget.trials": 2, "confirm.top": 0, "resources.stall_minutes": 0.02}
-    run = Run(tmp_path, **overrides)
+    run = Run(tmp_path, **overrides, **{"scheduler.type": "stopping"})
     assert run(HangOnce()) == "budget.trials: 2 trials are done"
     (notice,) = run.notices
     assert notice == (
