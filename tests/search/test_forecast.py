@@ -168,7 +168,7 @@ def test_trials_that_pause_and_lose_their_states(tmp_path: Path) -> None:
     assert kept.pauses is not None and let_go.pauses is not None
     assert let_go.pauses.num_states == 2 and let_go.disk.paused == 2 * let_go.disk.state
     assert let_go.pauses.retrained.mean > 0
-    assert let_go.reached == kept.reached
+    assert let_go.reached[-1].mean == pytest.approx(kept.reached[-1].mean, rel=0.1)
     assert let_go.search_samples.mean > kept.search_samples.mean
     assert "the states of at most 2 are kept (scheduler.max_paused)" in let_go.describe()
     stopping = full_length(tmp_path, 1.0, **{"budget.trials": 5})

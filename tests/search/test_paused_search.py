@@ -121,7 +121,7 @@ def test_an_interrupted_search_keeps_its_paused_trials(
 
 
 def test_a_search_that_a_limit_ended_promotes_none_of_its_trials(tmp_path: Path) -> None:
-    limit = {"budget.target": 1.0}
+    limit: dict[str, Any] = {"budget.target": 1.0}
     first = run(tmp_path / "search", Interrupter(), **limit)
     assert first.summary["ended_by"].startswith("budget.target: ")
     cut_off = {r.number for r in read_records(first.folder) if r.end is End.SEARCH_ENDED}

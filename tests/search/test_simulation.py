@@ -109,3 +109,43 @@ def test_trials_whose_state_was_let_go_train_again() -> None:
     assert 100 <= (let_go.samples - kept.samples) / num_again <= 300
     assert pausing(30, correlation=0.8, most_states=3).num_retrained > 0
     assert pausing(60, correlation=0.8, most_states=60) == kept
+
+
+class AtTheEnd(PausingRungs):
+    """Lets every trial wait at its first milestone until no more begin, and keeps no state."""
+
+    def __init__(self) -> None:
+        scheduler = Scheduler(name="asha", type="pausing")
+        super().__init__(scheduler, MILESTONES, metric="mmstar_accuracy", mode="max")
+        self.asked_as_last: list[bool] = []
+        self.asked_for_hopeless: set[int] = set()
+
+    def judge(self, number: int, samples_seen: int, value: float) -> Verdict:
+        waits = samples_seen == MILESTONES[0]
+        verdict = Verdict(number, samples_seen, samples_seen, value, not waits, "", is_paused=waits)
+        if waits:
+            self._paused[number] = verdict
+        return verdict
+
+    def promote(self, is_last: bool = False) -> Verdict | None:
+        self.asked_as_last.append(is_last)
+        return self._paused.pop(min(self._paused)) if is_last and self._paused else None
+
+    def end_hopeless(self, most_trials: int) -> list[Verdict]:
+        self.asked_for_hopeless.add(most_trials)
+        return []
+
+    def least_promising(self, num_kept: int | None) -> list[int]:
+        return list(self._paused)
+
+
+def test_the_rule_is_asked_as_the_searcher_asks_it() -> None:
+    rule = AtTheEnd()
+    searched = simulate(rule, MILESTONES, 900, num_trials=2, concurrency=1)
+    assert searched.reached == (2, 2, 2) and searched.most_paused == 2
+    assert rule.asked_as_last == [False, False, True, True, True]
+    assert rule.asked_for_hopeless == {2}
+    # Each trains to 100, then again from its start to 300, and from its state to the end.
+    assert searched.num_retrained == 2
+    assert searched.samples == 2 * (100 + 300 + 600)
+    assert searched.num_reports == 2 * (1 + 2 + 1)
