@@ -23,7 +23,7 @@ from benchmarks.replay_table import CurveTable
 
 AMOUNTS = (REFERENCE_COMPUTE / 3, REFERENCE_COMPUTE, SHOWN[-1])
 """Full trainings: what a third of the reference's compute has bought, and what came after."""
-DEFAULT = "tpe + asha (default)"
+DEFAULT = "tpe + asha"
 
 
 def main() -> None:

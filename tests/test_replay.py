@@ -93,7 +93,7 @@ def test_one_epoch_then_the_best_spends_the_reference(tmp_path: Path) -> None:
 
 def test_a_search_finds_more_than_full_trainings_for_its_first_compute() -> None:
     place = int(np.argmin(abs(GRID - 4)))
-    ours = replay("tpe + asha (default)", num_seeds=10, concurrency=4)[:, place]
+    ours = replay("tpe + asha", num_seeds=10, concurrency=4)[:, place]
     full = replay("random, full", num_seeds=10, concurrency=4)[:, place]
     assert np.median(ours) < np.median(full)
 
@@ -114,7 +114,7 @@ def test_by_time_a_waiting_slot_costs_as_much_as_one_that_trains() -> None:
 
 def test_what_a_search_has_reached() -> None:
     table, _ = load()
-    trace = search("tpe + asha (default)", concurrency=4, seed=0)
+    trace = search("tpe + asha", concurrency=4, seed=0)
     ends = reached(trace, table.last, trace.spent)
     assert len(ends) == trace.num_full
     assert len(reached(trace, table.last, trace.spent / 2)) < len(ends)
