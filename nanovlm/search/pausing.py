@@ -55,6 +55,9 @@ class PausingRungs:
         self._sign = 1.0 if mode == "max" else -1.0
         self._rungs: dict[int, list[tuple[float, int]]] = {m: [] for m in milestones}
         """By milestone: the sign times -value and the number of each trial, the best first."""
+        self._waiting: dict[int, list[tuple[float, int]]] = {m: [] for m in milestones}
+        """Those of them that wait there."""
+        self._correlations: dict[int, float | None] = {}  # those that still hold, by milestone
         self._verdicts: dict[tuple[int, int], Verdict] = {}  # by number and milestone
         self._paused: dict[int, Verdict] = {}
         self._log = VerdictLog(log)
@@ -101,10 +104,14 @@ class PausingRungs:
     def rank_correlation(self, milestone: int) -> float | None:
         """Return how much a milestone's values say of those at the next one, from -1 to 1
         (Spearman); None while too few trials have both, and at the last milestone."""
-        place = self._milestones.index(milestone)
-        if place + 1 == len(self._milestones):
+        if milestone == self._milestones[-1]:
             return None
-        later = self._milestones[place + 1]
+        if milestone not in self._correlations:
+            later = self._milestones[self._milestones.index(milestone) + 1]
+            self._correlations[milestone] = self._correlation(milestone, later)
+        return self._correlations[milestone]
+
+    def _correlation(self, milestone: int, later: int) -> float | None:
         pairs = [
             (self._verdicts[number, milestone].value, self._verdicts[number, later].value)
             for _, number in self._rungs[later]
@@ -122,13 +129,12 @@ class PausingRungs:
         ended = list[Verdict]()
         reach = most_trials
         for milestone, rung in self._rungs.items():
-            places = math.ceil(max(reach, len(rung)) / self._factor)
-            ended += [
-                self._decide(self._paused[number], num_all=max(reach, len(rung)))
-                for _, number in rung[_MARGIN * places :]
-                if self._waits_at(number, milestone)
-            ]
-            reach = places
+            num_all = max(reach, len(rung))
+            reach = math.ceil(num_all / self._factor)
+            if len(rung) > _MARGIN * reach:
+                waiting, first = self._waiting[milestone], rung[_MARGIN * reach]
+                behind = waiting[bisect.bisect_left(waiting, first) :]
+                ended += [self._decide(self._paused[n], num_all=num_all) for _, n in behind]
         return ended
 
     def end_all(self) -> list[Verdict]:
@@ -156,9 +162,10 @@ class PausingRungs:
         """
         for number in [number for number in self._paused if number not in waiting]:
             verdict = self._paused.pop(number)
+            self._waiting[verdict.milestone].remove(self._key(verdict))
             if number not in ended:
                 del self._verdicts[number, verdict.milestone]
-                self._rungs[verdict.milestone].remove(self._key(verdict))
+                self._leave_rung(verdict)
 
     def withdraw(self, number: int) -> None:
         """Take the values of a failed trial out of the rungs."""
@@ -173,15 +180,11 @@ class PausingRungs:
         for milestone in reversed(self._milestones):
             if not (is_last or self._decides(milestone)):
                 continue
-            rung = self._rungs[milestone]
-            for _, number in rung[: rounded(len(rung) / self._factor)]:
-                if self._waits_at(number, milestone):
-                    return number
+            rung, waiting = self._rungs[milestone], self._waiting[milestone]
+            places = rounded(len(rung) / self._factor)
+            if waiting and bisect.bisect_left(rung, waiting[0]) < places:
+                return waiting[0][1]
         return None
-
-    def _waits_at(self, number: int, milestone: int) -> bool:
-        verdict = self._paused.get(number)
-        return verdict is not None and verdict.milestone == milestone
 
     def _decides(self, milestone: int) -> bool:
         correlation = self.rank_correlation(milestone)
@@ -244,13 +247,25 @@ class PausingRungs:
         place = verdict.number, verdict.milestone
         if place not in self._verdicts:
             bisect.insort(self._rungs[verdict.milestone], self._key(verdict))
+            before = self._milestones.index(verdict.milestone) - 1
+            self._correlations.pop(self._milestones[before], None)
         self._verdicts[place] = verdict
-        self._paused.pop(verdict.number, None)
+        self._wait_no_more(verdict.number)
         if verdict.is_paused:
             self._paused[verdict.number] = verdict
+            bisect.insort(self._waiting[verdict.milestone], self._key(verdict))
+
+    def _wait_no_more(self, number: int) -> None:
+        waited = self._paused.pop(number, None)
+        if waited is not None:
+            waiting = self._waiting[waited.milestone]
+            del waiting[bisect.bisect_left(waiting, self._key(waited))]
+
+    def _leave_rung(self, verdict: Verdict) -> None:
+        self._rungs[verdict.milestone].remove(self._key(verdict))
+        self._correlations.clear()
 
     def _remove(self, number: int) -> None:
         for key in [key for key in self._verdicts if key[0] == number]:
-            verdict = self._verdicts.pop(key)
-            self._rungs[verdict.milestone].remove(self._key(verdict))
-        self._paused.pop(number, None)
+            self._leave_rung(self._verdicts.pop(key))
+        self._wait_no_more(number)

@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from nanovlm.files import append, drop_cut_line
 
@@ -56,10 +55,10 @@ class VerdictLog:
         self._path = path
 
     def add(self, verdict: Verdict) -> None:
-        self._write(asdict(verdict))
+        self._write(verdict)
 
     def withdraw(self, number: int) -> None:
-        self._write(asdict(Withdrawal(number)))
+        self._write(Withdrawal(number))
 
     def read(self) -> Iterator[Verdict | Withdrawal]:
         """Yield what is there; a last line that was cut was not acted upon and is taken away."""
@@ -69,6 +68,6 @@ class VerdictLog:
         for line in map(json.loads, self._path.read_text(encoding="utf-8").splitlines()):
             yield Withdrawal(**line) if "withdrawn" in line else Verdict(**line)
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _write(self, line: Verdict | Withdrawal) -> None:
         if self._path is not None:
-            append(self._path, json.dumps(line) + "\n")
+            append(self._path, json.dumps(asdict(line)) + "\n")

@@ -17,7 +17,14 @@ from nanovlm.errors import RunFailed
 from nanovlm.messages import Job, Report, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.resources import Resources
-from nanovlm.results.read import RUNGS_FILE, STUDY_FILE, TRIALS_FILE, read_records
+from nanovlm.results.read import (
+    PAUSED_FILE,
+    RUNGS_FILE,
+    STUDY_FILE,
+    TRIALS_FILE,
+    FolderReader,
+    read_records,
+)
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.runner import run_plan
 from nanovlm.search.space import load_space
@@ -32,6 +39,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(120), pytest.mark.usefixtures
 SPACE = """
 preset: digits
 search: {lr_mp: {log_uniform: [1.0e-4, 1.0e-1]}}
+sampler: {name: tpe}
 budget: {trials: 4}
 confirm: {top: 0}
 """
@@ -83,7 +91,7 @@ def test_a_search_goes_on_and_tells_of_what_failed(
     noticing = Noticing()
     outcome = run(tmp_path / "search", [Leaving(), noticing])
     assert outcome.summary["ended_by"] == "budget.trials: 4 trials are done"
-    assert [record.number for record in read_records(outcome.folder)] == [0, 1, 2, 3]
+    assert sorted(record.number for record in read_records(outcome.folder)) == [0, 1, 2, 3]
     reason = "FloatingPointError: a matrix that is singular"
     left = "Leaving has failed, and was told nothing after: SystemExit: 1 (see logs/driver.log)"
     assert outcome.notes == (
@@ -119,6 +127,8 @@ class FullDisk(Observer):
     def trial_changed(self, record: TrialRecord) -> None:
         if record.end is not None:
             self._fill("end of a trial")
+        elif record.is_paused:
+            self._fill("pause")
         elif record.reports:
             self._fill("report")
 
@@ -142,18 +152,18 @@ def pretend_where_no_room_is(
 def check_that_it_goes_on(folder: Path, before: Sequence[TrialRecord]) -> None:
     """Check that all files are whole, and that the search comes to its end."""
     assert read_records(folder) == list(before)
-    for name in (TRIALS_FILE, RUNGS_FILE, STUDY_FILE):
+    for name in (TRIALS_FILE, PAUSED_FILE, RUNGS_FILE, STUDY_FILE):
         if (folder / name).exists():
             text = (folder / name).read_text()
             assert text == "" or text.endswith("\n"), name
             assert all(json.loads(line) for line in text.splitlines()), name
     outcome = run(folder, resume=True)
     assert outcome.summary["ended_by"] == "budget.trials: 4 trials are done"
-    assert [record.number for record in read_records(folder)] == [0, 1, 2, 3]
+    assert sorted(record.number for record in read_records(folder)) == [0, 1, 2, 3]
     assert read_records(folder)[: len(before)] == list(before)
 
 
-@pytest.mark.parametrize("moment", ["begin", "report", "end of a trial"])
+@pytest.mark.parametrize("moment", ["begin", "report", "pause", "end of a trial"])
 def test_the_disk_fills(moment: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder, disk = tmp_path / "search", FullDisk(moment)
     message = (
@@ -175,6 +185,6 @@ def test_a_worker_has_no_room(tmp_path: Path) -> None:
     place = re.escape(str(folder / "checkpoints" / "trial-0001"))
     with pytest.raises(RunFailed, match=rf"the disk is full: trial-0001: .*28\].*{place}"):
         run(folder, run_trial=pretend_where_no_room_is)
-    (first,) = before = read_records(folder)
-    assert first.number == 0
-    check_that_it_goes_on(folder, before)
+    assert read_records(folder) == []
+    assert [*FolderReader(folder).paused(())] == [0], "the one before it waits"
+    check_that_it_goes_on(folder, ())
