@@ -7,7 +7,7 @@ be compared is not lost.
 
 import bisect
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -124,6 +124,11 @@ class PausingRungs:
             return 0.0
         return float(spearmanr(ours, theirs).statistic)
 
+    def silent_milestones(self) -> dict[int, float]:
+        """Return the milestones that do not decide, with their rank correlations."""
+        correlations = {m: self.rank_correlation(m) for m in self._milestones}
+        return {m: r for m, r in correlations.items() if r is not None and r <= 0}
+
     def end_hopeless(self, most_trials: int) -> list[Verdict]:
         """End the paused trials that will not be among the best of so many trials."""
         ended = list[Verdict]()
@@ -139,7 +144,7 @@ class PausingRungs:
 
     def end_all(self) -> list[Verdict]:
         """End the paused trials: nothing runs any more with which they could be compared."""
-        return [self._decide(verdict) for verdict in list(self._paused.values())]
+        return [self._decide(verdict, rounded=math.ceil) for verdict in list(self._paused.values())]
 
     def least_promising(self, num_kept: int | None) -> list[int]:
         """Return the paused trials but for the `num_kept` that are nearest to going on."""
@@ -187,8 +192,7 @@ class PausingRungs:
         return None
 
     def _decides(self, milestone: int) -> bool:
-        correlation = self.rank_correlation(milestone)
-        return correlation is None or correlation > 0
+        return milestone not in self.silent_milestones()
 
     def _pass(self, verdict: Verdict) -> Verdict:
         """Let a trial go on past a milestone that does not decide."""
@@ -213,12 +217,13 @@ class PausingRungs:
         goes_on: bool = False,
         is_paused: bool = False,
         num_all: int | None = None,
+        rounded: Callable[[float], int] = math.floor,
     ) -> Verdict:
         """Write down what becomes of a trial that waits, and return it."""
         rung = self._rungs[verdict.milestone]
         place = 1 + bisect.bisect_left(rung, self._key(verdict))
         size = len(rung) if num_all is None else num_all
-        best = max(1, size // self._factor)
+        best = max(1, rounded(size / self._factor))
         rank = f"{self._metric} {verdict.value:.4g} is number {place} of {len(rung)} trials at "
         rank += f"{verdict.milestone} samples"
         if num_all is not None:

@@ -22,7 +22,7 @@ from nanovlm.distributed.trainable import TrialRelay
 from nanovlm.distributed.worker_group import StartWorkers, worker_groups
 from nanovlm.errors import RunFailed, UserError, did_you_mean
 from nanovlm.files import remove_folder
-from nanovlm.messages import Decision, Job, Kind, TrialRecord
+from nanovlm.messages import Decision, Job, Kind, Notice, TrialRecord
 from nanovlm.results.kept_models import model_dir, state_dir
 from nanovlm.results.read import RUNGS_FILE, answers_file
 from nanovlm.search.configurations import RunConfigurations
@@ -30,7 +30,7 @@ from nanovlm.search.confirm_plan import ConfirmRun, plan_confirmation
 from nanovlm.search.limits import Limits, hours_reason
 from nanovlm.search.pausing import PausingRungs
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.rungs import build_rungs
+from nanovlm.search.rungs import Rungs, build_rungs
 from nanovlm.search.sampler_failures import SamplerFailures
 from nanovlm.search.scheduler import RungScheduler
 from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
@@ -130,6 +130,8 @@ class _Search:
     _ended: list[TrialRecord] = field(init=False)
     _confirmed: list[TrialRecord] = field(init=False)
     _problem: UserError | None = None
+    _silent: set[int] = field(default_factory=set)
+    """Milestones of which a person knows that they do not decide."""
     _space_used_up: str | None = None
     """Why no configuration is left, as the searcher says, who knows of other searches too."""
 
@@ -185,7 +187,7 @@ class _Search:
         """Run the first stage; returns when the budget is used up or the switch is thrown."""
         space, folder = self.plan.space, self.place.folder
         rungs = build_rungs(space, self.plan.milestones, folder / RUNGS_FILE)
-        answer = functools.partial(_answer, running.channel)
+        answer = functools.partial(self._take_verdict, running.channel, rungs)
         pauses = None
         if isinstance(rungs, PausingRungs):
             self._take_up_paused(running, rungs)
@@ -221,6 +223,19 @@ class _Search:
         for number, record in waiting.items():
             job = trial_job(plan.space, plan.milestones, folder, number, record.parameters)
             ray.get(running.channel.take_up.remote(job, record))
+
+    def _take_verdict(self, channel: Any, rungs: Rungs | PausingRungs, verdict: Verdict) -> None:
+        """Let the trial know what was decided, and a person if a milestone has ceased to decide."""
+        _answer(channel, verdict)
+        silent = rungs.silent_milestones() if isinstance(rungs, PausingRungs) else {}
+        for milestone in silent.keys() - self._silent:
+            self._silent.add(milestone)
+            text = (
+                f"{self.plan.space.objective.metric} at {milestone} samples says nothing of what "
+                f"trials come to later (rank correlation {silent[milestone]:.2f}), so trials pass "
+                "that milestone without a comparison"
+            )
+            self.place.on_event(Notice(text=text))
 
     def _let_go(self, number: int) -> None:
         """Remove the state of a paused trial; if it goes on it trains again from its start."""

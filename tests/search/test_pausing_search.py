@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,10 +27,12 @@ from nanovlm.distributed.trainable import (
 from nanovlm.messages import End, TrialRecord
 from nanovlm.results.read import RUNGS_FILE
 from nanovlm.search.pausing import PausingRungs
+from nanovlm.search.plan import SearchPlan
 from nanovlm.search.rungs import build_rungs
 from nanovlm.search.scheduler import RungScheduler
 from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
 from nanovlm.search.space import SearchSpace, load_space
+from nanovlm.search.stages import EarlierRun, Place, _Search
 from nanovlm.search.verdicts import Verdict
 from tests.records import make_record, make_report
 
@@ -213,3 +216,24 @@ def test_states_beyond_the_limit_are_let_go_once(tmp_path: Path) -> None:
     unlimited, same = undisturbed(tmp_path / "b")
     assert legs == same, "what is kept decides nothing"
     assert program.records.ended.keys() == unlimited.records.ended.keys()
+
+
+def test_a_person_is_told_of_a_milestone_that_ceases_to_decide(tmp_path: Path) -> None:
+    events: list[Any] = []
+    plan = SearchPlan(space_of(tmp_path), MILESTONES, ENDS[-1], data={})
+    place = Place(tmp_path, on_start=lambda *_: None, on_event=events.append)
+    search = _Search(plan, place, EarlierRun())
+    rungs = build_rungs(plan.space, MILESTONES)
+    assert isinstance(rungs, PausingRungs)
+    channel: Any = SimpleNamespace(decide=SimpleNamespace(remote=lambda *_: None))
+    for number in range(60):
+        verdict = rungs.judge(number, 100, 0.5 + (number * 7 % 60) / 200)
+        search._take_verdict(channel, rungs, verdict)
+        promoted = verdict if verdict.goes_on else rungs.promote()
+        if promoted is not None:
+            verdict = rungs.judge(promoted.number, 300, 1 - promoted.value)
+            search._take_verdict(channel, rungs, verdict)
+    assert [event.text for event in events] == [
+        "mmstar_accuracy at 100 samples says nothing of what trials come to later (rank "
+        "correlation -1.00), so trials pass that milestone without a comparison"
+    ]
