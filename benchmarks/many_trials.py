@@ -4,7 +4,7 @@
     python benchmarks/many_trials.py --trials 200 --slots 8
 
 The searcher, the scheduler and the results store are those of a search; trials report at four
-milestones and go on as the scheduler decides. No Ray: what Tune does between is not in the times.
+milestones, wait there, and go on as the rungs decide. No Ray: what Tune does is not in the times.
 The time of a report is all that the driver does on its account: telling the searcher and the
 scheduler and, where the trial ends, its line on disk, the summary and the next suggestion.
 """
@@ -13,6 +13,7 @@ import argparse
 import collections
 import gc
 import heapq
+import itertools
 import random
 import statistics
 import sys
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,12 +34,15 @@ from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
 from nanovlm.messages import End, Leg, Report, TrialRecord
 from nanovlm.results.read import RUNGS_FILE, read_records
 from nanovlm.results.store import ResultsStore
+from nanovlm.search.pausing import PausingRungs
 from nanovlm.search.rungs import build_rungs
 from nanovlm.search.scheduler import RungScheduler
-from nanovlm.search.searcher import build_searcher
+from nanovlm.search.searcher import Pauses, build_searcher
 from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace, load_space
+from nanovlm.search.verdicts import Verdict
 
+METRIC = "mmstar_accuracy"
 SPACE = """
 preset: digits
 search:
@@ -74,7 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--trials", type=int, default=5000)
     parser.add_argument("--slots", type=int, default=64)
-    parser.add_argument("--sampler", default="tpe")
+    parser.add_argument("--sampler", default="auto")
     return parser.parse_args()
 
 
@@ -83,69 +88,86 @@ class Driver:
 
     def __init__(self, space: SearchSpace, folder: Path, slots: int) -> None:
         self.space = space
-        self.slots = slots
-        self.store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), 0.0)
+        self.slots, self.num_trials = slots, 0
+        self.trials: dict[int, Any] = {}  # by number
+        self.store = ResultsStore(folder, Objective(metric=METRIC, mode="max"), 0.0)
         self.seconds: list[dict[str, float]] = []
         """Of each report, in PARTS."""
         self.trial_of_report: list[int] = []
-        """How many trials had ended before each report."""
+        """How many trials had begun before each report."""
         self.rss: dict[int, float] = {}
         """MiB, by ended trials."""
         self._clock: dict[str, float] = {}
 
     def run(self, num_trials: int) -> None:
         """Run `num_trials` trials to their end."""
+        self.num_trials = num_trials
+        rungs = build_rungs(self.space, ENDS[:-1], self.store.folder / RUNGS_FILE)
+        assert isinstance(rungs, PausingRungs)
         self.searcher = build_searcher(
-            self.space, self.store.folder, self.slots, StopSwitch(), ENDS[:-1]
+            self.space,
+            self.store.folder,
+            self.slots,
+            StopSwitch(),
+            ENDS[:-1],
+            most_trials=num_trials,
+            pauses=Pauses(rungs, self._end_waiting),
         )
-        self.scheduler = RungScheduler(
-            build_rungs(self.space, ENDS[:-1], self.store.folder / RUNGS_FILE), "mmstar_accuracy"
-        )
+        self.scheduler = RungScheduler(rungs, METRIC)
         self._random = random.Random(0)
         self._under_way: list[tuple[float, int, int, Any]] = []
-        begun = min(self.slots, num_trials)
-        for number in range(begun):
-            self._begin(number, 0.0)
-        ended = 0
+        self._legs = itertools.count()
+        for _ in range(min(self.slots, num_trials)):
+            self._begin(0.0)
         while self._under_way:
-            now, number, rung, trial = heapq.heappop(self._under_way)
+            now, _, rung, trial = heapq.heappop(self._under_way)
             self._clock = dict.fromkeys(PARTS, 0.0)
-            self.trial_of_report.append(ended)
-            if not self._report(trial, rung):
-                ended += 1
-                if begun < num_trials:
-                    self._begin(begun, now)
-                    begun += 1
-                if ended in (WINDOW, num_trials // 2, num_trials):
-                    self.rss[ended] = resident_mib()
+            self.trial_of_report.append(len(self.trials))
+            if self._report(trial, rung):
+                self._wait(now, rung + 1, trial)
             else:
-                self._wait(now, number, rung + 1, trial)
+                self._begin(now)
             self.seconds.append(self._clock)
 
-    def _begin(self, number: int, now: float) -> None:
+    def _begin(self, now: float) -> None:
+        """Let a free slot take the next trial, if there is one."""
+        leg = str(next(self._legs))
         with self._timed("suggest"):
-            config = self.searcher.suggest(str(number))
-        assert config is not None, "the study file can be written"
-        trial: Any = SimpleNamespace(trial_id=str(number), config=config, reports=[])
-        trial.quality = self._random.random()
+            config: Any = self.searcher.suggest(leg)
+        if not isinstance(config, dict):
+            return  # nothing to run now
+        number = config[NUMBER]
+        if number not in self.trials:
+            quality = self._random.random()
+            self.trials[number] = SimpleNamespace(config=config, reports=[], quality=quality)
+            if number + 1 in (WINDOW, self.num_trials // 2, self.num_trials):
+                self.rss[number + 1] = resident_mib()
+        trial = self.trials[number]
+        trial.trial_id = leg
         with self._timed("scheduler"):
             self.scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]  # not looked at
-        self._wait(now, number, 0, trial)
+        self._wait(now, len(trial.reports), trial)
 
-    def _wait(self, now: float, number: int, rung: int, trial: Any) -> None:
+    def _end_waiting(self, verdict: Verdict) -> None:
+        """Write down that a trial which waited will not go on."""
+        if not verdict.goes_on:
+            self._end(self.trials[verdict.number], is_final=False)
+
+    def _wait(self, now: float, rung: int, trial: Any) -> None:
         samples = ENDS[rung] - (ENDS[rung - 1] if rung else 0)
         pace = 1 + 0.2 * self._random.random()
+        number = trial.config[NUMBER]
         heapq.heappush(self._under_way, (now + samples * pace, number, rung, trial))
 
     def _report(self, trial: Any, rung: int) -> bool:
         """Hand in a report; return whether the trial goes on."""
         value = 0.9 * trial.quality + 0.1 * self._random.random()
         is_final = rung == len(ENDS) - 1
-        metrics = {"mmstar_accuracy": value, "mmstar_num_items": 1500.0, "train_loss": 1.0}
+        metrics = {METRIC: value, "mmstar_num_items": 1500.0, "train_loss": 1.0}
         trial.reports.append(
             Report(samples_seen=ENDS[rung], step=1, metrics=metrics, seconds=1.0, is_final=is_final)
         )
-        result = {"mmstar_accuracy": value, SAMPLES_SEEN: ENDS[rung], IS_FINAL: is_final}
+        result = {METRIC: value, SAMPLES_SEEN: ENDS[rung], IS_FINAL: is_final}
         goes_on = not is_final
         if goes_on:
             with self._timed("scheduler"):
@@ -159,20 +181,27 @@ class Driver:
             self.scheduler.on_trial_complete(None, trial, result)  # type: ignore[arg-type]
         with self._timed("tell"):
             self.searcher.on_trial_complete(trial.trial_id, result)
-        record = self._record(trial, is_final)
+        if is_final:
+            self._end(trial, is_final=True)
+        else:
+            with self._timed("store"):
+                self.store.note_pause(replace(self._record(trial, None), is_paused=True))
+        return False
+
+    def _end(self, trial: Any, is_final: bool) -> None:
+        record = self._record(trial, End.COMPLETED if is_final else End.PRUNED)
         with self._timed("store"):
             self.store.add(record)
             self.store.write_summary(0.0)
-        return False
 
-    def _record(self, trial: Any, is_final: bool) -> TrialRecord:
+    def _record(self, trial: Any, end: End | None) -> TrialRecord:
         number = trial.config[NUMBER]
         return TrialRecord(
             trial_id=f"trial-{number:04d}",
             number=number,
             parameters=trial.config[VALUES],
             config=config_values(self.space.config_for(trial.config[VALUES])),
-            end=End.COMPLETED if is_final else End.PRUNED,
+            end=end,
             reports=tuple(trial.reports),
             submitted_at=0.0,
             first_step_at=float(number),

@@ -43,7 +43,7 @@ class GaussianProcess:
         lengths: Floats,
         values: Floats,
         groups: NDArray[np.int64],
-        fitted: NDArray[np.int64] | None = None,
+        seed: int = 0,
     ) -> None:
         """
         Args:
@@ -51,11 +51,11 @@ class GaussianProcess:
             lengths: float[n], logarithm of how far each was trained, 0 in full.
             values: float[n], with mean 0 and variance 1 or so.
             groups: int[features], the key that a feature is of; it has one scale.
-            fitted: int[m], the reports that the scales are fitted to; None takes all.
+            seed: chooses to which reports the scales are fitted, if there are many.
         """
         self._groups = groups
         self._points, self._lengths, self._values = points, lengths, values
-        some = np.arange(len(values)) if fitted is None else fitted
+        some = choose_longest(lengths, _MOST_FITTED, seed)
         self._fit(points[some], lengths[some], values[some])
         self._condition()
 
@@ -172,10 +172,11 @@ def _offsets(apart: Floats) -> Floats:
     return np.where(apart < 1e-9, _OFFSET_VARIANCE, 0.0)
 
 
-def choose_fitted(lengths: Floats, seed: int) -> NDArray[np.int64]:
-    """Return the reports to fit scales to: those of the longest trainings, others at random."""
-    if len(lengths) <= _MOST_FITTED:
+def choose_longest(lengths: Floats, most: int, seed: int) -> NDArray[np.int64]:
+    """Return the places of so many reports at most: those of the longest trainings, and of the
+    shortest among these some at random."""
+    if len(lengths) <= most:
         return np.arange(len(lengths))
     shuffled = np.random.default_rng(seed).permutation(len(lengths))
     longest_first = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
-    return np.sort(longest_first[:_MOST_FITTED])
+    return np.sort(longest_first[:most])

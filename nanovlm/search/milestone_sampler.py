@@ -8,7 +8,7 @@ so trials that start together do not try the same.
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from scipy.special import erfcx, log_ndtr
 from scipy.stats import qmc
 from threadpoolctl import threadpool_limits
 
-from nanovlm.search.gaussian_process import GaussianProcess, choose_fitted
+from nanovlm.search.gaussian_process import GaussianProcess, choose_longest
 from nanovlm.search.history import is_infeasible
 from nanovlm.search.unit_cube import UnitCube
 
@@ -33,6 +33,9 @@ RANDOM_TRIALS = 4
 
 _LEAST_REPORTS = 3
 """The process is not asked before so many trials have reported."""
+
+_MOST_REPORTS = 400
+"""That the process learns from: its time grows with the third power of them."""
 
 _ENOUGH_VALUES = 6
 """A milestone that so many trials have reached is what the improvement is expected at."""
@@ -116,28 +119,31 @@ class MilestoneSampler(BaseSampler):
     # ------------------------------------------------------------------ what is known
 
     def _reports(self, cube: UnitCube, trials: Sequence[FrozenTrial]) -> _Reports:
-        rows = list[tuple[Floats, float, float, bool]]()
-        pending = list[Floats]()
-        first = float(-len(self._milestones))
-        for trial in trials:
-            point = cube.encode(trial.params)
-            if is_infeasible(trial):
-                rows.append((point, first, -math.inf, True))
-            elif trial.intermediate_values:
-                for step, value in trial.intermediate_values.items():
-                    rows.append((point, self._length(trial, step), self._sign * value, False))
-            elif trial.state is TrialState.COMPLETE and trial.value is not None:
-                rows.append((point, 0.0, self._sign * trial.value, False))
-            elif trial.state is TrialState.RUNNING:
-                pending.append(point)
-        coordinates, lengths, values, infeasible = map(np.array, zip(*rows, strict=True))
+        rows = [(trial, *row) for trial in trials for row in self._rows(trial)]
+        kept = choose_longest(np.array([row[1] for row in rows]), _MOST_REPORTS, self._seed)
+        chosen, lengths, values, infeasible = zip(*(rows[place] for place in kept), strict=True)
+        pending = [
+            cube.encode(trial.params)
+            for trial in trials
+            if trial.state is TrialState.RUNNING and not trial.intermediate_values
+        ]
         return _Reports(
-            coordinates,
-            lengths,
-            _without_outliers(values, lengths),
+            np.array([cube.encode(trial.params) for trial in chosen]),
+            np.array(lengths),
+            _without_outliers(np.array(values), np.array(lengths)),
             np.array(pending).reshape(-1, cube.num_keys),
-            infeasible,
+            np.array(infeasible),
         )
+
+    def _rows(self, trial: FrozenTrial) -> Iterator[tuple[float, float, bool]]:
+        """Yield length, value and whether it is infeasible of what a trial says."""
+        if is_infeasible(trial):
+            yield float(-len(self._milestones)), -math.inf, True
+        elif trial.intermediate_values:
+            for step, value in trial.intermediate_values.items():
+                yield self._length(trial, step), self._sign * value, False
+        elif trial.state is TrialState.COMPLETE and trial.value is not None:
+            yield 0.0, self._sign * trial.value, False
 
     def _length(self, trial: FrozenTrial, step: int) -> float:
         """Return how far a trial was trained at a step, on the scale of `_Reports.lengths`."""
@@ -161,7 +167,7 @@ class MilestoneSampler(BaseSampler):
             reports.lengths,
             (reports.values - mean) / spread,
             cube.groups,
-            choose_fitted(reports.lengths, self._seed),
+            self._seed,
         )
         levels, counts = np.unique(reports.lengths, return_counts=True)
         enough = levels[counts >= _ENOUGH_VALUES]

@@ -13,7 +13,7 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from nanovlm.search.gaussian_process import (
     GaussianProcess,
     _NegativeLogPosterior,
-    choose_fitted,
+    choose_longest,
 )
 from nanovlm.search.milestone_sampler import log_expected_improvement
 from nanovlm.search.unit_cube import UnitCube
@@ -81,12 +81,12 @@ def test_a_trial_under_way_is_believed_to_come_to_its_mean() -> None:
     process.believe(np.empty((0, 4)), -2.0)
 
 
-def test_scales_are_fitted_to_the_longest_trainings() -> None:
+def test_of_many_reports_the_longest_trainings_are_taken() -> None:
     lengths = np.repeat([-2.0, -1.0, 0.0], [300, 100, 20])
-    chosen = choose_fitted(lengths, seed=0)
+    chosen = choose_longest(lengths, 150, seed=0)
     assert len(chosen) == len(set(chosen)) == 150
     assert (lengths[chosen] == 0).sum() == 20 and (lengths[chosen] == -1).sum() == 100
-    assert list(choose_fitted(lengths[:10], 0)) == list(range(10))
+    assert list(choose_longest(lengths[:10], 150, 0)) == list(range(10))
 
 
 @pytest.mark.parametrize("z", [-50.0, -6.0, -1.001, -0.999, 0.0, 3.0])
