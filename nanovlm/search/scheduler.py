@@ -87,6 +87,9 @@ class RungScheduler(FIFOScheduler):
         self._objective = metric
         self._on_verdict = on_verdict
 
+    def __reduce__(self) -> tuple[type[FIFOScheduler], tuple[()]]:
+        return FIFOScheduler, ()  # Tune pickles it into a state that nobody reads
+
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> str:
