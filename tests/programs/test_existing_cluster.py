@@ -33,7 +33,7 @@ search:
   lr_backbones: {choice: [1.0e-3, 1.0e+30]}
   lr_mp: {log_uniform: [1.0e-4, 1.0e-2]}
 sampler: {name: random, seed: 8}  # trials 1 and 3 diverge
-scheduler: {rungs: 3, reduction_factor: 3}
+scheduler: {type: stopping, rungs: 3, reduction_factor: 3}
 confirm: {top: 0}
 """
 

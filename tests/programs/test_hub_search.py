@@ -115,9 +115,8 @@ def test_the_full_space_with_frozen_backbones_and_unshuffled_pixels(folder: Path
         "search.vlm.mp_pixel_shuffle_factor={choice: [1, 2], when: {batch_size: [4]}}",
     )
     first, second = sorted(read_records(outcome.folder), key=lambda record: record.number)
-    assert first.state == "completed"
+    assert {first.state, second.state} == {"completed", "stopped"}, second.reason
     assert first.parameters["freeze"] == "backbones"
     assert "lr_backbones" not in first.parameters
     assert first.parameters["vlm.mp_pixel_shuffle_factor"] == 1
-    assert second.state in ("completed", "stopped"), second.reason
     assert second.parameters.keys() >= {"freeze", "lr_mp", "lr_schedule", "weight_decay"}

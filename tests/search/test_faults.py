@@ -99,8 +99,8 @@ def test_a_search_goes_on_and_tells_of_what_failed(
         left,
     )
     assert noticing.notices == [
-        left,
         f"the tpe sampler failed, and trial 1 is drawn at random: {reason}; see logs/driver.log",
+        left,
     ]
     log = (outcome.folder / "logs" / "driver.log").read_text()
     assert "in trial_changed\n" in log and "a matrix that is singular" in log
