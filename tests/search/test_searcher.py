@@ -369,7 +369,7 @@ def test_nobody_waits_for_a_storage_once_the_search_is_interrupted() -> None:
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.parametrize(("sampler", "most"), [("tpe", 8), ("gp", 8), ("cmaes", 20)])
+@pytest.mark.parametrize(("sampler", "most"), [("auto", 4), ("tpe", 8), ("gp", 8), ("cmaes", 20)])
 def test_values_that_run_out_of_memory_are_avoided(tmp_path: Path, sampler: str, most: int) -> None:
     """The toy problem: larger batches are a little better, but above 64 memory is not enough."""
     sizes = "{choice: [16, 32, 64, 128, 256, 512]}"
