@@ -36,6 +36,7 @@ from benchmarks.lcbench_methods import METHODS, PEERS
 from benchmarks.lcbench_runs import RULES, SHOWN, Job, Place, missing, read_results, run
 from benchmarks.lcbench_surrogate import CHOOSE, FINAL
 from benchmarks.lcbench_table import table
+from benchmarks.replay import be_quiet
 from benchmarks.syne_tune_client import SERVER
 
 FILES = ("model.onnx", "encoding.json", "config_space.json")
@@ -131,7 +132,7 @@ def run_missing(jobs: Sequence[Job], place: Place, out: Path, num_processes: int
         os.environ.setdefault(variable, "1")  # of the processes that begin now
     with (
         out.open("a", encoding="utf-8") as file,
-        multiprocessing.get_context("spawn").Pool(num_processes) as pool,
+        multiprocessing.get_context("spawn").Pool(num_processes, be_quiet) as pool,
     ):
         done = pool.imap_unordered(functools.partial(run, place=place), wanted)
         for count, result in enumerate(done, start=1):

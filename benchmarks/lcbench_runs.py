@@ -2,7 +2,6 @@
 
 import functools
 import json
-import logging
 import tempfile
 import time
 import zlib
@@ -126,7 +125,6 @@ def load(data: Path) -> tuple[Surrogate, BenchmarkSpace]:
 
 def run(job: Job, place: Place) -> Result:
     """Run one search on the simulated clock."""
-    logging.disable(logging.WARNING)
     started = time.perf_counter()
     shown = [amount for amount in SHOWN if amount <= job.trainings]
     if job.method in PLANNED:
