@@ -17,6 +17,21 @@ def trial_id_of(number: int) -> str:
     return f"trial-{number:04d}"
 
 
+def job_in(folder: Path, trial_id: str, **fields: Any) -> Job:
+    """Return a job that keeps its files in the results folder.
+
+    Args:
+        fields: the other fields of the job.
+    """
+    return Job(
+        trial_id=trial_id,
+        output_dir=str(model_dir(folder, trial_id)),
+        state_dir=str(state_dir(folder, trial_id)),
+        answers_file=str(answers_file(folder, trial_id)),
+        **fields,
+    )
+
+
 def trial_job(
     space: SearchSpace,
     milestones: tuple[int, ...],
@@ -25,16 +40,13 @@ def trial_job(
     values: Mapping[str, Any],
 ) -> Job:
     """Return the job of a search's trial, which keeps its files in the results folder."""
-    trial_id = trial_id_of(number)
-    return Job(
-        trial_id=trial_id,
+    return job_in(
+        folder,
+        trial_id_of(number),
         number=number,
         parameters=values,
         config=space.config_for(values),
         milestones=milestones,
-        output_dir=str(model_dir(folder, trial_id)),
-        state_dir=str(state_dir(folder, trial_id)),
-        answers_file=str(answers_file(folder, trial_id)),
     )
 
 

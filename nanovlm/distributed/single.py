@@ -12,7 +12,7 @@ from nanovlm.config_files import config_values
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.sources import pin_data
 from nanovlm.distributed.driver_log import logged_to
-from nanovlm.distributed.jobs import run_to_end
+from nanovlm.distributed.jobs import job_in, run_to_end
 from nanovlm.distributed.observers import standard_observers
 from nanovlm.distributed.recorder import Recorder, RunOutcome
 from nanovlm.distributed.session import INTERRUPTED, StopSwitch, session
@@ -21,8 +21,7 @@ from nanovlm.messages import Job
 from nanovlm.observer import Observer, RunStart
 from nanovlm.resources import Resources
 from nanovlm.results.full_disk import told_of_full_disk
-from nanovlm.results.kept_models import model_dir, state_dir
-from nanovlm.results.read import CONFIG_FILE, LOGS_DIR, FolderReader, answers_file
+from nanovlm.results.read import CONFIG_FILE, LOGS_DIR, FolderReader
 from nanovlm.results.same_data import check_same_data
 from nanovlm.results.store import ResultsStore
 from nanovlm.search.sections import Objective, TrialResources
@@ -172,11 +171,4 @@ def check_same_config(folder: Path, config: TrainConfig) -> None:
 
 
 def _job(plan: SinglePlan, folder: Path) -> Job:
-    return Job(
-        trial_id=TRIAL_ID,
-        config=plan.config,
-        milestones=plan.milestones,
-        output_dir=str(model_dir(folder, TRIAL_ID)),
-        state_dir=str(state_dir(folder, TRIAL_ID)),
-        answers_file=str(answers_file(folder, TRIAL_ID)),
-    )
+    return job_in(folder, TRIAL_ID, config=plan.config, milestones=plan.milestones)

@@ -16,15 +16,15 @@ from pyarrow.fs import LocalFileSystem
 from ray import tune
 
 from nanovlm.distributed.broker import Event
-from nanovlm.distributed.jobs import run_to_end, trial_id_of, trial_job
+from nanovlm.distributed.jobs import job_in, run_to_end, trial_id_of, trial_job
 from nanovlm.distributed.session import INTERRUPTED, OnEvent, OnStart, Session, StopSwitch, session
 from nanovlm.distributed.trainable import TrialRelay
 from nanovlm.distributed.worker_group import StartWorkers, worker_groups
 from nanovlm.errors import RunFailed, UserError, did_you_mean
 from nanovlm.files import remove_folder
 from nanovlm.messages import Decision, Job, Kind, Notice, TrialRecord
-from nanovlm.results.kept_models import model_dir, state_dir
-from nanovlm.results.read import RUNGS_FILE, answers_file
+from nanovlm.results.kept_models import state_dir
+from nanovlm.results.read import RUNGS_FILE
 from nanovlm.search.configurations import RunConfigurations
 from nanovlm.search.confirm_plan import ConfirmRun, plan_confirmation
 from nanovlm.search.limits import Limits, hours_reason
@@ -259,17 +259,14 @@ class _Search:
             raise self._problem
 
     def _job(self, run: ConfirmRun) -> Job:
-        folder = self.place.folder
-        return Job(
-            trial_id=run.trial_id,
+        return job_in(
+            self.place.folder,
+            run.trial_id,
             kind=Kind.CONFIRM,
             number=run.number,
             parameters=run.parameters,
             config=run.config,
             milestones=self.plan.milestones,
-            output_dir=str(model_dir(folder, run.trial_id)),
-            state_dir=str(state_dir(folder, run.trial_id)),
-            answers_file=str(answers_file(folder, run.trial_id)),
         )
 
     def _take(self, event: Event) -> None:
