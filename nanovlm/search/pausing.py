@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from scipy.stats import spearmanr
 
@@ -198,17 +198,13 @@ class PausingRungs:
         """Let a trial go on past a milestone that does not decide."""
         later = self._milestones[self._milestones.index(verdict.milestone) + 1]
         correlation = self.rank_correlation(verdict.milestone)
-        passed = replace(
+        return self._act_on(
             verdict,
             goes_on=True,
             is_paused=False,
             reason=f"{self._metric} at {verdict.milestone} samples says nothing of that at "
             f"{later}: rank correlation {correlation:.2f}",
-            rung_size=len(self._rungs[verdict.milestone]) - 1,
         )
-        self._log.add(passed)
-        self._take(passed)
-        return passed
 
     def _decide(
         self,
@@ -232,17 +228,21 @@ class PausingRungs:
             reason = rank
         else:
             reason = f"{rank}, of which the best {best} go on"
-        decided = replace(
+        return self._act_on(
             verdict,
             goes_on=goes_on,
             is_paused=is_paused,
             reason=reason,
             cutoff=-self._sign * rung[best - 1][0],
-            rung_size=len(rung) - 1,
         )
-        self._log.add(decided)
-        self._take(decided)
-        return decided
+
+    def _act_on(self, verdict: Verdict, **decided: Any) -> Verdict:
+        """Write down a trial's verdict with what was decided, then remember it."""
+        size = len(self._rungs[verdict.milestone]) - 1
+        acted_on = replace(verdict, rung_size=size, **decided)
+        self._log.add(acted_on)
+        self._take(acted_on)
+        return acted_on
 
     def _key(self, verdict: Verdict) -> tuple[float, int]:
         return -self._sign * verdict.value, verdict.number

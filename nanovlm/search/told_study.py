@@ -69,7 +69,9 @@ class ToldStudy:
 
     def report(self, opened: OpenTrial, samples_seen: int, value: float, is_final: bool) -> None:
         """Tell a value of a trial, once for each milestone."""
-        step = self._step(samples_seen, is_final)
+        self._report_at(opened, self._step(samples_seen, is_final), value)
+
+    def _report_at(self, opened: OpenTrial, step: int, value: float) -> None:
         if opened.trial is not None and step not in opened.steps:
             opened.trial.report(value, step=step)
             opened.steps.add(step)
@@ -149,11 +151,9 @@ class ToldStudy:
         elif record.state == "failed":
             self.fail(opened)
         else:
-            is_full, last = record.state == "completed", len(record.reports) - 1
-            for place, report in enumerate(record.reports):
-                value = report.metrics[self._metric]
-                self.report(opened, report.samples_seen, value, is_full and place == last)
-            if is_full:
+            for step, value in self._curve(record).items():
+                self._report_at(opened, step, value)
+            if record.state == "completed":
                 self.complete(opened, record.metrics[self._metric])
             else:
                 self.prune(opened)
