@@ -98,12 +98,16 @@ def disk_peak(
     )
 
 
-def check_disk(peak: DiskPeak, folder: Path) -> None:
-    """Raise UserError if the search would not fit where its results folder lies.
+def check_disk(peak: DiskPeak, folder: Path) -> int:
+    """Return the bytes that a search may have where its results folder lies.
 
     What the folder of a search that goes on holds already is part of the peak.
+
+    Raises:
+        UserError: the search would not fit there.
     """
-    if peak.total > room_for(folder):
+    room = _room_for(folder)
+    if peak.total > room:
         also = ", scheduler.max_paused" if peak.paused else ""
         raise UserError(
             f"--results: the search takes up to {gib(peak.total)} in {folder.parent}, where "
@@ -111,6 +115,7 @@ def check_disk(peak: DiskPeak, folder: Path) -> None:
             f"{gib(peak.states + peak.paused)} of it and the models that are kept "
             f"{gib(peak.models)}; lower --concurrency{also} or confirm.runs, or choose another disk"
         )
+    return room
 
 
 def max_paused_states(space: SearchSpace, peak: DiskPeak, room: int) -> int:
@@ -128,7 +133,7 @@ def max_paused_states(space: SearchSpace, peak: DiskPeak, room: int) -> int:
     return max(0, room - peak.total) // 2 // peak.state
 
 
-def room_for(folder: Path) -> int:
+def _room_for(folder: Path) -> int:
     """Return the bytes that a search may have: what is free, and what its folder holds already."""
     held = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
     return free_bytes(folder) + held

@@ -23,7 +23,7 @@ from nanovlm.results.read import LOGS_DIR
 from nanovlm.results.same_data import check_same_data
 from nanovlm.results.store import ResultsStore, choose_folder
 from nanovlm.search.confirm_plan import plan_confirmation
-from nanovlm.search.disk import check_disk, disk_peak, max_paused_states, room_for
+from nanovlm.search.disk import check_disk, disk_peak, max_paused_states
 from nanovlm.search.forecast import UNKNOWN_TRIALS, local_slots
 from nanovlm.search.mending import mend_search
 from nanovlm.search.plan import SearchPlan, plan_search
@@ -170,5 +170,5 @@ def _check_room(plan: SearchPlan, concurrency: int | None, folder: Path) -> tupl
         concurrency=slots,
         num_questions=plan.data["benchmark"]["samples"],
     )
-    check_disk(peak, folder)
-    return peak.total, max_paused_states(plan.space, peak, room_for(folder))
+    room = check_disk(peak, folder)
+    return peak.total, max_paused_states(plan.space, peak, room)
