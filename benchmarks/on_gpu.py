@@ -62,7 +62,7 @@ CEILING = "bfloat16_product_tflops"
 
 STAGES = (
     Stage(
-        "device", 40, 15, "ceilings.py", "--device cuda", "--device cpu",
+        "device", 30, 15, "ceilings.py", "--device cuda", "--device cpu",
         ("card: {}", "packages.torch: torch {}", f"{CEILING}: {{:.3g}} TFLOP/s bf16",
          "float32_product_tflops: {:.3g} float32", "device_copy_gb_per_second: copy {:.4g} GB/s",
          "host_to_device_gb_per_second: from the host {:.3g}",
@@ -70,11 +70,11 @@ STAGES = (
         is_compiled=True,
     ),
     Stage(
-        "tests", 65, 30, "gpu_tests.py", "--device cuda", "--device cpu",
+        "tests", 60, 30, "gpu_tests.py", "--device cuda", "--device cpu",
         ("collected: {} tests", "passed: {} passed", "failed: {} failed", "skipped: {} skipped"),
     ),
     Stage(
-        "training", 120, 50, "train_step.py", f"{LARGE} --rounds 3 --warmup-steps 6",
+        "training", 95, 50, "train_step.py", f"{LARGE} --rounds 3 --warmup-steps 6",
         f"{TINY} --config tiny --batch-size 8 --warmup-steps 2 --rounds 1 --steps 1",
         ("*.samples_per_second: {:.4g} samples/s", "*.peer_samples_per_second: peer {:.4g}",
          "*.ratio: ratio {:.2f}", "*.model_flops_utilization: MFU {:.1%}",
@@ -85,7 +85,14 @@ STAGES = (
         is_compiled=True, takes_ceiling=True,
     ),
     Stage(
-        "mmstar", 55, 30, "mmstar.py", f"{LARGE} --rounds 1 --no-compile",
+        "profile", 30, 15, "profiles.py", f"{LARGE} --steps 3",
+        f"{TINY} --config tiny --batch-size 8 --steps 1 --warmup-steps 1",
+        ("plain_seconds_a_step: {:.4f} s a step", "kernels_a_step: {:.0f} kernels",
+         "launches_a_step: {:.0f} launches", "gpu_idle_fraction: GPU idle {:.1%}"),
+        is_compiled=True,
+    ),
+    Stage(
+        "mmstar", 45, 30, "mmstar.py", f"{LARGE} --rounds 1 --no-compile",
         f"{TINY} --config tiny --items 32 --rounds 1 --no-compile",
         ("*.questions: {} questions", "*.never_stops.items_per_second: never stops {:.4g}/s",
          "*.never_stops.ratio: {:.1f} times the peer",
@@ -93,14 +100,7 @@ STAGES = (
          "*.stops.ratio: {:.1f} times the peer", "*.stops.least_equal: {:.2%} equal"),
     ),
     Stage(
-        "start", 55, 25, "trial_start.py", f"{LARGE} --trials 2",
-        f"{TINY} --config digits --trials 2 --compile",
-        ("first_seconds: first trial {:.2f} s", "first_graphs: {} graphs",
-         "later_seconds: later ones {:.3f} s", "later_graphs: {} graphs"),
-        is_compiled=True,
-    ),
-    Stage(
-        "search", 80, 40, "whole_search.py", "--config 222m --gpus 1 --halve", "--halve",
+        "search", 70, 40, "whole_search.py", "--config 222m --gpus 1 --halve", "--halve",
         ("seconds: {:.0f} s", "turnaround_seconds: turnaround {:.3f} s",
          "longest_turnaround_seconds: at most {:.3f} s", "memory_growth_gb: memory grew {:.3f} GB",
          "halved: halved: {}", "samples_per_second: {:.4g} samples/s",
@@ -108,19 +108,28 @@ STAGES = (
         is_compiled=True,
     ),
     Stage(
-        "two_at_once", 40, 30, "whole_search.py",
+        "determinism", 70, 40, "determinism.py", f"{LARGE} --rounds 2",
+        f"{TINY} --config tiny --batch-size 8 --warmup-steps 1 --rounds 1 --steps 1 --no-compile",
+        ("deterministic_samples_per_second: deterministic {:.4g} samples/s",
+         "any_order_samples_per_second: in any order {:.4g}", "deterministic_ratio: {:.3f} times",
+         "deterministic_same_bits: deterministic, the same bits: {}",
+         "any_order_same_bits: in any order: {}"),
+        is_compiled=True,
+    ),
+    Stage(
+        "start", 45, 25, "trial_start.py", f"{LARGE} --trials 2",
+        f"{TINY} --config digits --trials 2 --compile",
+        ("first_seconds: first trial {:.2f} s", "first_graphs: {} graphs",
+         "later_seconds: later ones {:.3f} s", "later_graphs: {} graphs"),
+        is_compiled=True,
+    ),
+    Stage(
+        "two_at_once", 35, 30, "whole_search.py",
         "--config 222m --gpus 0.5 --concurrency 2", "--concurrency 2 --no-compile",
         ("seconds: {:.0f} s", "both_at_once_seconds: both trained for {:.1f} s",
          "samples_per_second: {:.4g} samples/s each",
          "turnaround_seconds: turnaround {:.3f} s",
          "memory_growth_gb: memory grew {:.3f} GB"),
-        is_compiled=True,
-    ),
-    Stage(
-        "profile", 25, 15, "profiles.py", f"{LARGE} --steps 3",
-        f"{TINY} --config tiny --batch-size 8 --steps 1 --warmup-steps 1",
-        ("plain_seconds_a_step: {:.4f} s a step", "kernels_a_step: {:.0f} kernels",
-         "launches_a_step: {:.0f} launches", "gpu_idle_fraction: GPU idle {:.1%}"),
         is_compiled=True,
     ),
 )  # fmt: skip

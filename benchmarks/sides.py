@@ -45,10 +45,18 @@ class OurSide:
         texts: Texts,
         device: torch.device,
         rounds: Sequence[int],
+        is_deterministic: bool | None = None,
     ) -> None:
-        """Begin; `rounds` are the steps of each `run` to come."""
+        """Begin.
+
+        Args:
+            rounds: the steps of each `run` to come.
+            is_deterministic: whether operations give the same bits each time; None as in a trial.
+        """
         self._rounds = iter(rounds)
         self._device, self._batch_size = device, config.batch_size
+        on_cpu = device.type == "cpu"
+        self._is_deterministic = on_cpu if is_deterministic is None else is_deterministic
         ends = [sum(rounds[: i + 1]) * config.batch_size for i in range(len(rounds))]
         samples = texts.fitting(config.vlm.lm_max_length).prepared()
         self._training = train(model, samples, config, ends, device=device)
@@ -60,8 +68,7 @@ class OurSide:
     def run(self) -> Run:
         """Take the steps of the next round."""
         num_steps = next(self._rounds)
-        # As a trial does it. The peer is free of it.
-        torch.use_deterministic_algorithms(self._device.type == "cpu")
+        torch.use_deterministic_algorithms(self._is_deterministic)  # the peer is free of it
         with _Clock(self._device) as clock:
             progress = next(self._training)
         self.speeds.append(progress.speed)
