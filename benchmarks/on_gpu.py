@@ -87,7 +87,8 @@ STAGES = (
     Stage(
         "profile", 30, 15, "profiles.py", f"{LARGE} --steps 3",
         f"{TINY} --config tiny --batch-size 8 --steps 1 --warmup-steps 1",
-        ("plain_seconds_a_step: {:.4f} s a step", "kernels_a_step: {:.0f} kernels",
+        ("plain_seconds_a_step: {:.4f} s a step", "host_seconds_a_step: host {:.4f} s",
+         "kernels_a_step: {:.0f} kernels",
          "launches_a_step: {:.0f} launches", "gpu_idle_fraction: GPU idle {:.1%}"),
         is_compiled=True,
     ),

@@ -7,21 +7,29 @@ Takes some steps of `nanovlm.training.loop.train` as `train_step.py` does, under
 What a GPU does is read from the profiler's trace: kernels and copies with their times, and the
 calls that launched them. The GPU is idle where none of them runs. The profiler itself makes a step
 slower, and with it the share of gaps larger: `seconds_a_step` is with it, `plain_seconds_a_step`
-without.
+without. `host_seconds_a_step`, without it too, is what Python and the launches take: where it comes
+near the whole step, the GPU waits for the host. Python's own profiler says what the host does.
 """
 
 import argparse
+import cProfile
+import io
 import json
 import os
+import pstats
+import statistics
 import sys
 import tempfile
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
+import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -30,6 +38,7 @@ from benchmarks.setups import VLM_CONFIGS
 from benchmarks.sides import OurSide
 from benchmarks.train_step import train_config, training_texts
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.training import loop
 
 NUM_ROWS = 25
 NUM_KERNELS = 15
@@ -45,27 +54,38 @@ Event = Mapping[str, Any]
 
 
 def main() -> None:
+    imports_seconds = time.time() - psutil.Process().create_time()
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     config = train_config(arguments.config, arguments)
     with device:
         model = VisionLanguageModel(config.vlm, config.seed, config.compile)
-    rounds = [arguments.warmup_steps, *[arguments.steps] * (NUM_PLAIN_ROUNDS + 1)]
+    rounds = [arguments.warmup_steps, *[arguments.steps] * (NUM_PLAIN_ROUNDS + 2)]
     side = OurSide(model, config, training_texts(config), device, rounds)
-    side.run()
-    plain = min(side.run().seconds for _ in range(NUM_PLAIN_ROUNDS))
+    warm_up = side.run()
+    host: list[float] = []
+    with timed_takes(host):
+        plain = min(side.run().seconds for _ in range(NUM_PLAIN_ROUNDS))
+    python_table = profiled_python(side.run)
     seconds, table, events = profiled(lambda: side.run().seconds, device)
     figures = Figures(
         arguments.json,
         config=arguments.config,
         batch_size=config.batch_size,
         steps=arguments.steps,
+        imports_seconds=imports_seconds,
+        warmup_seconds=warm_up.seconds,
         plain_seconds_a_step=plain / arguments.steps,
+        host_seconds_a_step=statistics.median(host),
         seconds_a_step=seconds / arguments.steps,
     )
-    figures.add(**gpu_activity(events, arguments.steps), table=table.splitlines())
-    print(table)
+    figures.add(
+        **gpu_activity(events, arguments.steps),
+        table=table.splitlines(),
+        python_table=python_table.splitlines(),
+    )
+    print(table, python_table, sep="\n")
     print(f"{plain / arguments.steps:.4f} s a step, {seconds / arguments.steps:.4f} s profiled")
 
 
@@ -85,8 +105,36 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     arguments.batch_size = arguments.batch_size or (256 if arguments.device == "cuda" else 32)
-    arguments.rounds = NUM_PLAIN_ROUNDS + 1
+    arguments.rounds = NUM_PLAIN_ROUNDS + 2
     return arguments
+
+
+@contextmanager
+def timed_takes(seconds: list[float]) -> Iterator[None]:
+    """Note how long the host takes for each step, which on a GPU is to launch it."""
+    take = loop._Steps.take
+
+    def timed(steps: loop._Steps, step: int, interrupted: bool) -> torch.Tensor:
+        started = time.perf_counter()
+        try:
+            return take(steps, step, interrupted)
+        finally:
+            seconds.append(time.perf_counter() - started)
+
+    loop._Steps.take = timed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        loop._Steps.take = take  # type: ignore[method-assign]
+
+
+def profiled_python(run: Callable[[], object]) -> str:
+    """Return the table of Python's own profiler, which makes all slower, for what `run` does."""
+    profiler = cProfile.Profile()
+    profiler.runcall(run)
+    text = io.StringIO()
+    pstats.Stats(profiler, stream=text).strip_dirs().sort_stats("tottime").print_stats(NUM_ROWS)
+    return text.getvalue()
 
 
 def profiled(run: Callable[[], float], device: torch.device) -> tuple[float, str, Sequence[Event]]:

@@ -133,6 +133,7 @@ def write_space(folder: Path, arguments: argparse.Namespace) -> Path:
         "batch_size": setup.batch_size,
         "epochs": 2,
         "compile": arguments.compile,
+        "log_wandb": False,
         "vlm": {k: v for k, v in dataclasses.asdict(vlm).items() if v != getattr(VLMConfig(), k)},
     }
     (folder / "preset.yaml").write_text(yaml.safe_dump(preset))
