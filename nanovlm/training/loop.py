@@ -284,7 +284,8 @@ class _Steps:
         try:
             return self._backward_once(step)
         except torch.OutOfMemoryError as error:
-            logger.warning("step %d: %s", step, error)
+            # As text: a kept log record would keep the error, and with it all of the pass.
+            logger.warning("step %d: %s", step, str(error))
         # Only now, with the error and all that it holds gone:
         torch.cuda.empty_cache()
         return None

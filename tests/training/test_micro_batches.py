@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import weakref
 from typing import Literal
 
 import numpy as np
@@ -115,6 +116,26 @@ def test_out_of_memory_repeats_the_step_with_the_same_result(where: str) -> None
         "out of GPU memory with micro_batch_size 12: 6 from now on",
         "out of GPU memory with micro_batch_size 6: 3 from now on",
     ]
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_nothing_of_a_pass_that_failed_stays_in_memory(
+    where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though log records are kept, as by pytest or a service that collects errors."""
+    outputs: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    model = VisionLanguageModel(CONFIG.vlm)
+
+    def hook(module: nn.Module, arguments: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        alive.append(sum(reference() is not None for reference in outputs))
+        outputs.append(weakref.ref(output))
+
+    model.vision_encoder.register_forward_hook(hook)
+    Memory(most=3, where=where).watch(model.vision_encoder)
+    next(train(model, random_samples(), CONFIG, (12,), device=CPU))
+    assert "CUDA out of memory." in caplog.text
+    assert alive[:3] == [0, 0, 0]
 
 
 def test_an_interruption_is_heard_though_memory_runs_out() -> None:
