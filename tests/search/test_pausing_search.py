@@ -26,6 +26,7 @@ from nanovlm.distributed.trainable import (
 )
 from nanovlm.messages import End, TrialRecord
 from nanovlm.results.read import RUNGS_FILE
+from nanovlm.search.earlier_lengths import Lengths
 from nanovlm.search.pausing import PausingRungs
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.rungs import build_rungs
@@ -34,6 +35,7 @@ from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.stages import EarlierRun, Place, _Search
 from nanovlm.search.verdicts import Verdict
+from nanovlm.search.warm_start import EarlierTrials, learn_from
 from tests.records import make_record, make_report
 
 MILESTONES = (100, 300, 900)
@@ -78,7 +80,12 @@ class Program:
     """One run of the program in a folder that may hold what earlier ones have left."""
 
     def __init__(
-        self, folder: Path, records: Records, may_go_on: Callable[[], bool], **more: Any
+        self,
+        folder: Path,
+        records: Records,
+        may_go_on: Callable[[], bool],
+        earlier: tuple[EarlierTrials, ...] = (),
+        **more: Any,
     ) -> None:
         self.space = space_of(folder, **more.pop("overrides", {}))
         rungs = build_rungs(self.space, MILESTONES, folder / RUNGS_FILE)
@@ -94,6 +101,7 @@ class Program:
             most_trials=NUM_TRIALS,
             pauses=Pauses(rungs, self._on_verdict, **more),
         )
+        learn_from(self.searcher, earlier, ENDS[-1])
         self.scheduler = RungScheduler(rungs, self.space.objective.metric, self._on_verdict)
 
     def _on_verdict(self, verdict: Verdict) -> None:
@@ -179,16 +187,35 @@ def test_trials_pause_go_on_and_end(tmp_path: Path) -> None:
         assert states[number] is (TrialState.COMPLETE if is_full else TrialState.PRUNED)
 
 
-@pytest.mark.parametrize("sampler", ["auto", "tpe"])
-def test_a_search_that_is_killed_anywhere_is_the_same(tmp_path: Path, sampler: str) -> None:
-    overrides = {"sampler.name": sampler}
-    whole, _ = undisturbed(tmp_path / "whole", overrides=overrides)
+def shorter_search() -> EarlierTrials:
+    """Return the trials of an earlier search, of a third of the length."""
+    values = [
+        {"lr_mp": 0.0002 * 1.7**number, "warmup_ratio": 0.01, "batch_size": 64}
+        for number in range(12)
+    ]
+    records = [
+        make_record(number, parameters=v, metrics={"mmstar_accuracy": score(v, 900)})
+        for number, v in enumerate(values)
+    ]
+    shares = {record.trial_id: (1.0,) for record in records}
+    return EarlierTrials("older", tuple(records), {}, (), lengths=Lengths(900, 2700, shares))
+
+
+@pytest.mark.parametrize("sampler, earlier", [("auto", ()), ("tpe", ()), ("auto", "shorter")])
+def test_a_search_that_is_killed_anywhere_is_the_same(
+    tmp_path: Path, sampler: str, earlier: Any
+) -> None:
+    more: dict[str, Any] = {
+        "overrides": {"sampler.name": sampler},
+        "earlier": earlier and (shorter_search(),),
+    }
+    whole, _ = undisturbed(tmp_path / "whole", **more)
     folder, records = tmp_path / "killed", Records()
     folder.mkdir()
     for lived in range(1, 100):
         moments = iter([True] * lived)
         may_go_on = functools.partial(next, moments, False)
-        program = Program(folder, records, may_go_on, overrides=overrides)
+        program = Program(folder, records, may_go_on, **more)
         try:
             for _ in program.legs():
                 pass
@@ -203,10 +230,15 @@ def test_a_search_that_is_killed_anywhere_is_the_same(tmp_path: Path, sampler: s
         n: r.end for n, r in whole.records.ended.items()
     }
     curves = [
-        {t.user_attrs[NUMBER]: (t.intermediate_values, t.state) for t in p.searcher.study.trials}
+        {
+            t.user_attrs.get(NUMBER): (t.intermediate_values, t.state)
+            for t in p.searcher.study.trials
+        }
         for p in (program, whole)
     ]
     assert curves[0] == curves[1]
+    told = [p.searcher.correlations() for p in (program, whole)]
+    assert told[0] == told[1] and bool(told[0]) is bool(earlier)
 
 
 def test_states_beyond_the_limit_are_let_go_once(tmp_path: Path) -> None:
