@@ -73,11 +73,6 @@ class TuneLoop:
         assert isinstance(self._searcher, StudySearch), f"{self._searcher} is Ray's"
         return self._searcher
 
-    def values(self) -> dict[int, Any]:
-        """Return the values of this project's trials so far, by number."""
-        attributes = [trial.user_attrs for trial in self.searcher.study.get_trials(deepcopy=False)]
-        return {each[NUMBER]: each[VALUES] for each in attributes if NUMBER in each}
-
     def start(self) -> Run | None:
         trial_id = next(self._ids)
         config = self._searcher.suggest(trial_id)

@@ -55,6 +55,7 @@ class GaussianProcess:
         groups: NDArray[np.int64],
         seed: int = 0,
         expectations: Sequence[Expectation] = (),
+        usual_scales: Floats | None = None,
     ) -> None:
         """
         Args:
@@ -64,8 +65,10 @@ class GaussianProcess:
             groups: int[features], the key that a feature is of; it has one scale.
             seed: chooses to which reports the scales are fitted, if there are many.
             expectations: what others expect of the full training, on the scale of the values.
+            usual_scales: float[keys], where the prior of their logarithms has its middle; None: all
+                keys count alike before there are values.
         """
-        self._groups = groups
+        self._groups, self._usual_scales = groups, usual_scales
         self._expectations = expectations
         self._points, self._lengths, self._values = points, lengths, values
         self._expected = self._expect(points)
@@ -115,7 +118,7 @@ class GaussianProcess:
     def _covariance(
         self, points: Floats, lengths: Floats, others: Floats, other_lengths: Floats
     ) -> Floats:
-        ours, theirs = (each / self._scales[self._groups] for each in (points, others))
+        ours, theirs = (each / self.scales[self._groups] for each in (points, others))
         squared = (ours**2).sum(axis=1)[:, None] + (theirs**2).sum(axis=1) - 2 * ours @ theirs.T
         apart = np.abs(lengths[:, None] - other_lengths)
         kernel, _ = _matern(np.maximum(squared, 0))
@@ -126,6 +129,8 @@ class GaussianProcess:
         num_keys = int(self._groups.max()) + 1
         names = ["scale"] * num_keys + ["variance", "noise", "length"]
         start = np.array([_START[name] for name in names])
+        if self._usual_scales is not None:
+            start[:num_keys] = np.log(self._usual_scales)
         rest = values - _WEIGHT * expected.sum(axis=1)
         objective = _NegativeLogPosterior(points, lengths, rest, self._groups, num_keys, expected)
         found = minimize(
@@ -136,7 +141,8 @@ class GaussianProcess:
             bounds=[_BOUNDS[name] for name in names],
             options={"maxiter": _MOST_STEPS},
         )
-        self._scales = np.exp(found.x[:num_keys])
+        self.scales: Floats = np.exp(found.x[:num_keys])
+        """float[keys], how far a key's values are alike."""
         self._variance, noise, self._length_scale = np.exp(found.x[num_keys:])
         self._noise = noise + _LEAST_NOISE
 

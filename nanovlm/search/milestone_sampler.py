@@ -25,7 +25,7 @@ from scipy.special import erfcx, log_ndtr
 from scipy.stats import qmc, spearmanr
 from threadpoolctl import threadpool_limits
 
-from nanovlm.search.gaussian_process import Expectation, GaussianProcess, choose_longest
+from nanovlm.search.gaussian_process import GaussianProcess, choose_longest
 from nanovlm.search.history import is_infeasible
 from nanovlm.search.unit_cube import UnitCube
 
@@ -101,6 +101,20 @@ class _Reports:
         return float(level), math.sqrt(np.average((variance, usual), weights=weights))
 
 
+@dataclass(frozen=True)
+class _Past:
+    """An earlier search of another length."""
+
+    reports: _Reports
+    process: GaussianProcess
+    level: float
+    """What the process expects of full trainings on average."""
+
+    def expect(self, points: Floats) -> Floats:
+        """Return what is expected of full trainings at float[n, features], less the level."""
+        return self.process.predict(points, 0.0)[0] - self.level
+
+
 class MilestoneSampler(BaseSampler):
     """Gives the values of the next trial; for spaces in which all keys are active."""
 
@@ -153,12 +167,9 @@ class MilestoneSampler(BaseSampler):
         if not (reports.tell_apart or earlier):
             return {}
         with threadpool_limits(1):  # others would take time from the workers
-            expectations = {name: self._expectation(cube, earlier[name]) for name in earlier}
-            self._note_correlations(study, trial, cube, reports, expectations)
-            point = self._best_point(
-                cube, reports, tuple(expectations.values()), tuple(earlier.values())
-            )
-            return cube.decode(point)
+            past = {name: self._past(cube, those) for name, those in earlier.items()}
+            self._note_correlations(study, trial, cube, reports, past)
+            return cube.decode(self._best_point(cube, reports, tuple(past.values())))
 
     # ------------------------------------------------------------------ what is known
 
@@ -205,20 +216,18 @@ class MilestoneSampler(BaseSampler):
         return min(0.0, math.log(step / full, self._factor))
 
     def _process(
-        self,
-        cube: UnitCube,
-        reports: _Reports,
-        level_and_spread: tuple[float, float],
-        expectations: Sequence[Expectation] = (),
+        self, cube: UnitCube, reports: _Reports, past: Sequence[_Past] = ()
     ) -> GaussianProcess:
-        level, spread = level_and_spread
+        level, spread = reports.level_and_spread([each.reports for each in past])
+        scales = [np.log(each.process.scales) for each in past]
         return GaussianProcess(
             cube.features(reports.coordinates),
             reports.lengths,
             (reports.values - level) / spread,
             cube.groups,
             self._seed,
-            expectations,
+            [each.expect for each in past],
+            np.exp(np.mean(scales, axis=0)) if scales else None,
         )
 
     def _shortest(self, reports: _Reports) -> float:
@@ -234,12 +243,10 @@ class MilestoneSampler(BaseSampler):
 
     # ------------------------------------------------------------------ earlier searches
 
-    def _expectation(self, cube: UnitCube, reports: _Reports) -> Expectation:
-        """Return what an earlier search expects of full trainings, less its mean."""
-        process = self._process(cube, reports, reports.level_and_spread())
-        means, _ = process.predict(cube.features(reports.coordinates), 0.0)
-        center = means.mean()
-        return lambda points: process.predict(points, 0.0)[0] - center
+    def _past(self, cube: UnitCube, reports: _Reports) -> _Past:
+        process = self._process(cube, reports)
+        expected, _ = process.predict(cube.features(reports.coordinates), 0.0)
+        return _Past(reports, process, float(expected.mean()))
 
     def _note_correlations(
         self,
@@ -247,34 +254,27 @@ class MilestoneSampler(BaseSampler):
         trial: FrozenTrial,
         cube: UnitCube,
         reports: _Reports,
-        expectations: Mapping[str, Expectation],
+        past: Mapping[str, _Past],
     ) -> None:
         """Note how well the earlier searches foresaw what trials came to, once there are enough."""
         here = (reports.lengths == self._judged_length(reports)) & ~reports.infeasible
         values, points = reports.values[here], cube.features(reports.coordinates[here])
-        if expectations and len(values) >= _ENOUGH_VALUES:
+        if past and len(values) >= _ENOUGH_VALUES:
             found = {
-                name: _rank_correlation(expect(points), values)
-                for name, expect in expectations.items()
+                name: _rank_correlation(each.expect(points), values) for name, each in past.items()
             }
             study._storage.set_trial_system_attr(trial._trial_id, CORRELATIONS, found)
 
     # ------------------------------------------------------------------ what is next
 
-    def _best_point(
-        self,
-        cube: UnitCube,
-        reports: _Reports,
-        expectations: Sequence[Expectation] = (),
-        earlier: Sequence[_Reports] = (),
-    ) -> Floats:
+    def _best_point(self, cube: UnitCube, reports: _Reports, past: Sequence[_Past] = ()) -> Floats:
         """Return the coordinates with the largest expected improvement, float[keys]."""
         features = cube.features(reports.coordinates)
-        process = self._process(cube, reports, reports.level_and_spread(earlier), expectations)
+        process = self._process(cube, reports, past)
         length = self._judged_length(reports)
         process.believe(cube.features(reports.pending), self._shortest(reports))
         tried = np.vstack([reports.coordinates, reports.pending])
-        known = np.vstack([tried, *(each.coordinates for each in earlier)])
+        known = np.vstack([tried, *(each.reports.coordinates for each in past)])
         expected, _ = process.predict(cube.features(known), length)
         leaders = known[np.argsort(-expected, kind="stable")[:_NUM_LEADERS]]
         best = float(expected[: len(tried) or None].max())

@@ -45,7 +45,7 @@ def test_the_posterior_is_scikit_learns() -> None:
     groups = np.arange(4)
     process = GaussianProcess(points, np.zeros(len(points)), values, groups)
     kernel = (
-        ConstantKernel(process._variance) * Matern(process._scales, nu=2.5)
+        ConstantKernel(process._variance) * Matern(process.scales, nu=2.5)
         + ConstantKernel(1.0)
         + WhiteKernel(process._noise)
     )
@@ -65,7 +65,7 @@ def test_what_counts_is_found_out_and_early_values_tell_of_late_ones() -> None:
     values = truth + 2.0 * (lengths == 0)  # the level grows with the training
     values = (values - values.mean()) / values.std()
     process = GaussianProcess(points, lengths, values, np.arange(2))
-    assert process._scales[1] > 3 * process._scales[0]
+    assert process.scales[1] > 3 * process.scales[0]
     others = random.random((50, 2))
     mean, _ = process.predict(others, 0.0)
     assert np.corrcoef(mean, np.sin(6 * others[:, 0]))[0, 1] > 0.98
