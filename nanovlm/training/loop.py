@@ -8,6 +8,7 @@ import functools
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -136,18 +137,19 @@ def train(
         train_loss.restore(start.loss_sum, start.loss_weight)
         first_step = start.step + 1
     model.train()
+    launched: deque[tuple[int, Tensor]] = deque()
     for step in range(first_step, total_steps + 1):
-        numbers = steps.take(step, interrupted())
+        is_interrupted = interrupted()
+        launched.append((step, steps.take(step, is_interrupted)))
         if step < total_steps:
             steps.fetch(step + 1)  # while the device computes
-        loss, norm, stop, out_of_memory = numbers.tolist()  # waits for the device
-        while out_of_memory and not stop:
-            loss, norm, stop, out_of_memory = steps.take_again(step).tolist()
-        _check_outcome(step, loss, norm, stop)
-        train_loss.add(loss)
-        if step == first_step:
-            first_step_at = time.perf_counter()
-        on_step(step, train_loss.value, meter.waited_seconds)
+        is_waited_for = is_interrupted or step in report_steps
+        while len(launched) > (0 if is_waited_for else steps.max_ahead):
+            done, numbers = launched.popleft()
+            train_loss.add(steps.finish(done, numbers))
+            if done == first_step:
+                first_step_at = time.perf_counter()
+            on_step(done, train_loss.value, meter.waited_seconds)
         if step in report_steps:
             yield Progress(
                 step=step,
@@ -171,7 +173,12 @@ def _check_shares(batch_size: int) -> None:
 
 
 class _Steps:
-    """The optimizer steps of one trial on this worker. Nothing in them waits for the device."""
+    """The optimizer steps of one trial on this worker. Only `finish` waits for the device.
+
+    One worker alone launches a step before it has seen the numbers of the one before, so that a
+    GPU is never without work: the device itself skips a step that follows on one that failed.
+    Several workers first have to agree on whether a step is taken again.
+    """
 
     def __init__(
         self,
@@ -186,6 +193,9 @@ class _Steps:
         self._model, self._samples, self._config = model, samples, config
         self._total_steps = total_steps
         self._device = device
+        self.max_ahead = _max_ahead(device)
+        """Steps that may lie unfinished when the next one has been launched."""
+        self._is_well = torch.ones((), dtype=torch.bool, device=device)
         self._random = _generator(device)
         self._micro_batch_size = micro_batch_size or MicroBatchSize(device)
         self._optimizer = build_optimizer(model, config)
@@ -203,9 +213,9 @@ class _Steps:
     def take(self, step: int, interrupted: bool) -> Tensor:
         """Take the optimizer step `step`; return loss, gradient norm, stop and out of memory.
 
-        float32[4], on the device, the same on all workers. The last two are how many workers were
-        interrupted, and how many had not enough memory. Where one is, or loss or norm is not
-        finite, the weights stay as they were: the device finds out by itself.
+        float32[4], on the device, the same on all workers; for `finish`. The last two are how many
+        workers were interrupted, and how many had not enough memory. Where one is, or loss or norm
+        is not finite, the weights stay as they were: the device finds out by itself.
         """
         self._set_learning_rates(step)
         self._random_state = self._random.get_state()
@@ -216,7 +226,25 @@ class _Steps:
         )
         return numbers
 
-    def take_again(self, step: int, interrupted: bool = False) -> Tensor:
+    def finish(self, step: int, numbers: Tensor) -> float:
+        """Wait for the end of a step, taken again where memory ran out; return its loss.
+
+        Raises TrialInterrupted and NonFiniteLossError.
+
+        Args:
+            numbers: what `take` has returned.
+        """
+        loss, norm, stop, out_of_memory = numbers.tolist()  # waits for the device
+        while out_of_memory and not stop:
+            loss, norm, stop, out_of_memory = self._take_again(step).tolist()
+        if stop:
+            raise TrialInterrupted(f"interrupted at step {step}")
+        for quantity, value in (("loss", loss), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                raise NonFiniteLossError(step, quantity, value)
+        return float(loss)
+
+    def _take_again(self, step: int, interrupted: bool = False) -> Tensor:
         """Take a step for which the memory was not enough again, in smaller passes.
 
         All workers call this together, so they have one limit. Returns what `take` returns; raises
@@ -263,12 +291,14 @@ class _Steps:
     def _attempt(self, step: int, interrupted: bool) -> Tensor:
         loss = self._backward(step)
         if loss is None and world_size() == 1:
-            return self.take_again(step, interrupted)  # at once: there is nobody to agree with
+            return self._take_again(step, interrupted)  # at once: there is nobody to agree with
         loss, stop, out_of_memory = self._sum_over_workers(loss, interrupted)
         norm = get_total_norm([p.grad for p in self._parameters])
         if self._config.max_grad_norm is not None:
             clip_grads_with_norm_(self._parameters, self._config.max_grad_norm, norm)
         is_good = loss.isfinite() & norm.isfinite() & (stop == 0) & (out_of_memory == 0)
+        if self.max_ahead:
+            is_good = self._is_well = is_good & self._is_well
         # What a gradient scaler tells a fused optimizer: 1 leaves all as it is.
         self._optimizer.found_inf = 1 - is_good.float()  # type: ignore[attr-defined]
         self._optimizer.step()
@@ -325,6 +355,10 @@ class _Steps:
         return samples_in_order(len(self._samples), self._config.seed, start, stop)
 
 
+def _max_ahead(device: torch.device) -> int:
+    return 1 if device.type == "cuda" and world_size() == 1 else 0
+
+
 def _generator(device: torch.device) -> torch.Generator:
     """Return what dropout draws from on `device`."""
     if device.type == "cuda":
@@ -345,14 +379,6 @@ def _report_steps(milestones: Sequence[int], batch_size: int, total_steps: int) 
             f"({total_steps} steps of batch_size {batch_size}), got {tuple(milestones)}"
         )
     return {math.ceil(milestone / batch_size) for milestone in milestones} | {total_steps}
-
-
-def _check_outcome(step: int, loss: float, gradient_norm: float, stop: float) -> None:
-    if stop:
-        raise TrialInterrupted(f"interrupted at step {step}")
-    for quantity, value in (("loss", loss), ("gradient norm", gradient_norm)):
-        if not math.isfinite(value):
-            raise NonFiniteLossError(step, quantity, value)
 
 
 class _SmoothedLoss:

@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from linecache import getline
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from nanovlm.config import Freeze, LearningRateSchedule, TrainConfig
 from nanovlm.data.batches import collate, count_answer_tokens, samples_in_order, text_lengths
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.training import loop
 from nanovlm.training.flops import model_flops, trained_parts
 from nanovlm.training.forward import evaluating, image_input, model_input
 from nanovlm.training.loop import NonFiniteLossError, Progress, TrialInterrupted, num_steps, train
@@ -282,6 +283,51 @@ def test_a_number_that_is_not_finite_ends_training_before_the_step(
     assert not math.isfinite(caught.value.value)
     for name, tensor in tensors.items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize("failing", [3, 4, 9])
+def test_a_step_launched_behind_one_that_fails_changes_nothing(
+    failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the next step is launched before the numbers of the one before are read."""
+    monkeypatch.setattr(loop, "_max_ahead", lambda device: 1)
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Spoilt(VisionLanguageModel):
+        """Its gradients are not finite in one step; a copy of the weights is kept before each."""
+
+        def hidden_states(self, *arguments: Any) -> torch.Tensor:
+            seen.append({name: tensor.clone() for name, tensor in self.state_dict().items()})
+            hidden = super().hidden_states(*arguments)
+            return hidden * math.inf if len(seen) == failing else hidden
+
+    model = Spoilt(TINY, seed=3)
+    milestones = (3 * CONFIG.batch_size,)
+    training = train(model, random_samples(), CONFIG, milestones, device=CPU)
+    with pytest.raises(NonFiniteLossError) as caught:
+        list(training)
+    assert caught.value.step == failing
+    assert len(seen) == failing + (failing == 4), "a step was launched behind it, unless it reports"
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, seen[failing - 1][name]), name
+
+
+def test_running_ahead_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[tuple[int, float]]] = [[], []]
+    reports = []
+    for ahead in (0, 1):
+        monkeypatch.setattr(loop, "_max_ahead", lambda device, ahead=ahead: ahead)
+        training = train(
+            VisionLanguageModel(TINY, seed=3),
+            random_samples(),
+            CONFIG,
+            (CONFIG.batch_size,),
+            device=CPU,
+            on_step=lambda step, loss, waited, ahead=ahead: told[ahead].append((step, loss)),
+        )
+        reports.append([(report.step, report.train_loss) for report in training])
+    assert reports[0] == reports[1]
+    assert told[0] == told[1] and [step for step, _ in told[0]] == list(range(1, len(told[0]) + 1))
 
 
 def test_the_error_survives_the_way_between_processes() -> None:
