@@ -9,6 +9,7 @@ of its own, take the same steps in either mode: printed is whether their weights
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,8 +20,6 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
-
-os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before cuBLAS starts; what torch asks for
 
 import torch
 
@@ -38,8 +37,6 @@ MODES = {"deterministic": True, "any_order": False}
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    # Nothing here reads memory that was not written, and to fill it takes time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     config = train_config(arguments.config, arguments)
     device = torch.device(arguments.device)
     if arguments.only_hash:
@@ -84,7 +81,8 @@ def speeds(
     for name, is_deterministic in MODES.items():
         with device:
             model = VisionLanguageModel(config.vlm, config.seed, config.compile)
-        sides[name] = OurSide(model, config, texts, device, rounds, is_deterministic)
+        config = dataclasses.replace(config, deterministic=is_deterministic)
+        sides[name] = OurSide(model, config, texts, device, rounds)
         warm_up = sides[name].run()
         figures.add(**{f"{name}_warmup_seconds": warm_up.seconds})
     seen = [{name: side.run().speed for name, side in sides.items()} for _ in rounds[1:]]
@@ -126,7 +124,8 @@ def hash_after_training(
     """Return a hash of the weights after some steps."""
     with device:
         model = VisionLanguageModel(config.vlm, config.seed, config.compile)
-    OurSide(model, config, training_texts(config), device, [num_steps], is_deterministic).run()
+    config = dataclasses.replace(config, deterministic=is_deterministic)
+    OurSide(model, config, training_texts(config), device, [num_steps]).run()
     digest = hashlib.sha256()
     for parameter in model.parameters():
         digest.update(parameter.detach().cpu().numpy().tobytes())

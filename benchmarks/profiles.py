@@ -121,7 +121,7 @@ def timed_takes(seconds: list[float]) -> Iterator[None]:
         finally:
             seconds.append(time.perf_counter() - started)
 
-    loop._Steps.take = timed  # type: ignore[method-assign]
+    loop._Steps.take = timed  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:

@@ -315,15 +315,21 @@ def test_a_step_launched_behind_one_that_fails_changes_nothing(
 def test_running_ahead_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[list[tuple[int, float]]] = [[], []]
     reports = []
-    for ahead in (0, 1):
+    for ahead, told_now in enumerate(told):
         monkeypatch.setattr(loop, "_max_ahead", lambda device, ahead=ahead: ahead)
+
+        def note(
+            step: int, loss: float, waited: float, told: list[tuple[int, float]] = told_now
+        ) -> None:
+            told.append((step, loss))
+
         training = train(
             VisionLanguageModel(TINY, seed=3),
             random_samples(),
             CONFIG,
             (CONFIG.batch_size,),
             device=CPU,
-            on_step=lambda step, loss, waited, ahead=ahead: told[ahead].append((step, loss)),
+            on_step=note,
         )
         reports.append([(report.step, report.train_loss) for report in training])
     assert reports[0] == reports[1]
