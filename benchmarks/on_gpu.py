@@ -93,7 +93,7 @@ STAGES = (
         is_compiled=True,
     ),
     Stage(
-        "mmstar", 45, 30, "mmstar.py", f"{LARGE} --rounds 1 --no-compile",
+        "mmstar", 45, 30, "mmstar.py", f"{LARGE} --rounds 1 --peer-items 128 --no-compile",
         f"{TINY} --config tiny --items 32 --rounds 1 --no-compile",
         ("*.questions: {} questions", "*.never_stops.items_per_second: never stops {:.4g}/s",
          "*.never_stops.ratio: {:.1f} times the peer",

@@ -41,7 +41,7 @@ from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training import loop
 
 NUM_ROWS = 25
-NUM_KERNELS = 15
+NUM_KERNELS = 60
 NUM_PLAIN_ROUNDS = 2
 """Before the profile, for the time without it."""
 
