@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nanovlm.config import VLMConfig
-from nanovlm.data.batches import collate, image_buffer, text_lengths
+from nanovlm.data.batches import collate, count_answer_tokens, image_buffer, text_lengths
 from nanovlm.data.tensors import PreparedSamples
 from nanovlm.training.fixed_shapes import FixedShapes
 from nanovlm.training.forward import ModelInput, model_input
@@ -29,6 +29,7 @@ class Loader:
         device: torch.device,
         *,
         has_fixed_shapes: bool = False,
+        has_fixed_labels: bool = False,
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Bring nothing yet.
@@ -36,10 +37,12 @@ class Loader:
         Args:
             config: of the model that reads them.
             has_fixed_shapes: batches get spare tokens, so that they have few different shapes.
+            has_fixed_labels: they get spare labels too.
             waiting: a context in which each batch is brought, such as `Meter.waiting`.
         """
         self._samples, self._config = samples, config
         self._shapes = FixedShapes.of(samples) if has_fixed_shapes else None
+        self._has_fixed_labels = has_fixed_labels
         self._device = device
         self._waiting = waiting
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -64,9 +67,9 @@ class Loader:
             return self._load(indices)
 
     def _load(self, indices: np.ndarray) -> ModelInput:
-        num_text, line = self._shape(indices)
+        num_text, line, num_labels = self._shape(indices)
         batch = collate(self._samples, indices, num_text, self._memory(len(indices)))
-        inputs = model_input(batch, self._config, line)
+        inputs = model_input(batch, self._config, line, num_labels)
         if self._stream is None:
             return inputs
         with torch.cuda.stream(self._stream):
@@ -76,13 +79,17 @@ class Loader:
         stream.wait_stream(self._stream)
         return copied.apply(lambda tensor: _used_by(stream, tensor))
 
-    def _shape(self, indices: np.ndarray) -> tuple[int, int] | tuple[None, None]:
-        """Return the text tokens of the row and the places of a line, where they are fixed."""
-        if self._shapes is None:
-            return None, None
-        num_real = int(text_lengths(self._samples, indices).sum())
-        line = self._shapes.line(self._config.num_image_tokens)
-        return self._shapes.num_text(len(indices), num_real), line
+    def _shape(self, indices: np.ndarray) -> tuple[int | None, int | None, int | None]:
+        """Return the text tokens of the row, the places of a line and the labels, where fixed."""
+        num_text = line = num_labels = None
+        if self._shapes is not None:
+            num_real = int(text_lengths(self._samples, indices).sum())
+            num_text = self._shapes.text.room(len(indices), num_real)
+            line = self._shapes.line(self._config.num_image_tokens)
+            if self._has_fixed_labels:
+                num_real = count_answer_tokens(self._samples, indices)
+                num_labels = self._shapes.labels.room(len(indices), num_real)
+        return num_text, line, num_labels
 
     def _copy(self, tensor: Tensor) -> Tensor:
         """Begin to copy to the GPU; the host does not wait for the end."""

@@ -30,7 +30,8 @@ from nanovlm.errors import UserError
 from nanovlm.messages import Speed
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import all_reduce_sum_, gather_objects, rank, world_size
-from nanovlm.training.forward import answer_loss_sum
+from nanovlm.training.cuda_graphs import Pass, RecordedPasses
+from nanovlm.training.forward import ModelInput, answer_loss_sum
 from nanovlm.training.gradient_sum import GradientSum
 from nanovlm.training.loader import Loader
 from nanovlm.training.meter import Meter
@@ -200,10 +201,18 @@ class _Steps:
         self._micro_batch_size = micro_batch_size or MicroBatchSize(device)
         self._optimizer = build_optimizer(model, config)
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        self._gradients = GradientSum(p for p in model.parameters() if p.requires_grad)
+        is_recorded = _is_recorded(model, device)
+        self._pass: Pass = RecordedPasses(self._run_pass) if is_recorded else self._run_pass
+        trained = (p for p in model.parameters() if p.requires_grad)
+        self._gradients = GradientSum(trained, has_fixed_memory=is_recorded)
         self._meter = meter
         self._loader = Loader(
-            samples, model.config, device, has_fixed_shapes=model.compiled, waiting=meter.waiting
+            samples,
+            model.config,
+            device,
+            has_fixed_shapes=model.compiled,
+            has_fixed_labels=is_recorded,
+            waiting=meter.waiting,
         )
 
     def fetch(self, step: int) -> None:
@@ -321,17 +330,22 @@ class _Steps:
         return None
 
     def _backward_once(self, step: int) -> Tensor:
-        num_answer_tokens = count_answer_tokens(self._samples, self._global_indices(step))
+        num_labels = count_answer_tokens(self._samples, self._global_indices(step))
+        num_answer_tokens = torch.full((), float(num_labels), device=self._device)
         total = torch.zeros((), device=self._device)
         micro_batches = self._micro_batches(step)
         for number, micro_batch in enumerate(micro_batches, start=1):
             inputs = self._loader.take(micro_batch)
-            loss = answer_loss_sum(self._model, inputs) / num_answer_tokens
             is_last = number == len(micro_batches)
             with self._gradients.sending() if is_last else nullcontext():
-                loss.backward()
-            total += loss.detach()
+                total += self._pass(inputs, num_answer_tokens)
         return total
+
+    def _run_pass(self, inputs: ModelInput, num_answer_tokens: Tensor) -> Tensor:
+        """Add a micro-batch's part of the gradients; return its part of the loss."""
+        loss = answer_loss_sum(self._model, inputs) / num_answer_tokens
+        loss.backward()
+        return loss.detach()
 
     def _sum_over_workers(self, loss: Tensor | None, interrupted: bool) -> list[Tensor]:
         """Sum gradients and loss; return loss, and how many were interrupted or had no memory."""
@@ -357,6 +371,12 @@ class _Steps:
 
 def _max_ahead(device: torch.device) -> int:
     return 1 if device.type == "cuda" and world_size() == 1 else 0
+
+
+def _is_recorded(model: VisionLanguageModel, device: torch.device) -> bool:
+    """Return whether passes are CUDA graphs: where compiled code fixes their shapes, and no other
+    worker's gradients travel meanwhile."""
+    return device.type == "cuda" and model.compiled and world_size() == 1
 
 
 def _generator(device: torch.device) -> torch.Generator:
