@@ -216,14 +216,15 @@ class StudySearch(OptunaSearch):
         if self._pauses is None:
             return None
         rungs = self._pauses.rungs
-        verdict = rungs.promote(is_last=not self._has_new_trials())
+        # A trial is judged before Tune has ended it: until then its slot is not free again.
+        verdict = rungs.promote(is_last=not self._has_new_trials(), arrived=self._paused)
         if verdict is not None:
             self._pauses.on_verdict(verdict)
             self._let_go.discard(verdict.number)
         if self._most_trials is not None:
-            self._end_verdicts(rungs.end_hopeless(self._most_trials))
+            self._end_verdicts(rungs.end_hopeless(self._most_trials, self._paused))
         for number in rungs.least_promising(self._pauses.max_states):
-            if number not in self._let_go:
+            if number in self._paused and number not in self._let_go:
                 self._let_go.add(number)
                 self._pauses.let_go(number)
         return None if verdict is None else self._paused.pop(verdict.number)

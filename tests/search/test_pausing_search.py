@@ -4,7 +4,9 @@ Tune and the workers are left out: trials report what a formula says, as soon as
 """
 
 import functools
+import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,6 +209,36 @@ def test_a_search_that_is_killed_anywhere_is_the_same(tmp_path: Path, sampler: s
         for p in (program, whole)
     ]
     assert curves[0] == curves[1]
+
+
+def test_a_slot_asks_while_another_gives_a_trial_back(tmp_path: Path) -> None:
+    """Between the verdict on a trial and its end for Tune it neither goes on nor ends elsewhere."""
+    ids = itertools.count()
+    asked: deque[tuple[str, int, dict[str, Any]]] = deque()
+    in_slots: set[int] = set()
+
+    def ask() -> bool:
+        tune_id = f"trial {next(ids)}"
+        suggestion: Any = program.searcher.suggest(tune_id)
+        assert suggestion != Searcher.FINISHED or not in_slots
+        if suggestion is not None and suggestion != Searcher.FINISHED:
+            number = suggestion[NUMBER]
+            assert number not in in_slots, "it has not given its slot back"
+            in_slots.add(number)
+            program.records.values[number] = suggestion[VALUES]
+            asked.append((tune_id, number, suggestion[VALUES]))
+        return True
+
+    program = Program(tmp_path, Records(), lambda: len(asked) > 2 or ask(), max_states=2)
+    legs: list[int] = []
+    while ask() and asked:
+        while asked:
+            tune_id, number, values = asked.popleft()
+            legs.append(number)
+            list(program._run(tune_id, number, values))
+            in_slots.remove(number)
+    assert sorted(set(legs)) == list(range(NUM_TRIALS)) == sorted(program.records.ended)
+    assert len(legs) > NUM_TRIALS and program.rungs.paused == {}
 
 
 def test_states_beyond_the_limit_are_let_go_once(tmp_path: Path) -> None:
