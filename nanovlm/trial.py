@@ -103,6 +103,8 @@ def run_trial(
                 yield trial.report(progress)
     finally:
         model.zero_grad()
+        if resources.device.type == "cuda":
+            torch.cuda.empty_cache()  # for those that share the GPU
 
 
 @dataclass

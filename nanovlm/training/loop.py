@@ -202,7 +202,9 @@ class _Steps:
         self._optimizer = build_optimizer(model, config)
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         is_recorded = _is_recorded(model, device)
-        self._pass: Pass = RecordedPasses(self._run_pass) if is_recorded else self._run_pass
+        # Nothing here refers to itself, so that a trial's memory is free as soon as it has ended.
+        run_pass = functools.partial(_run_pass, model)
+        self._pass: Pass = RecordedPasses(run_pass) if is_recorded else run_pass
         trained = (p for p in model.parameters() if p.requires_grad)
         self._gradients = GradientSum(trained, has_fixed_memory=is_recorded)
         self._meter = meter
@@ -341,12 +343,6 @@ class _Steps:
                 total += self._pass(inputs, num_answer_tokens)
         return total
 
-    def _run_pass(self, inputs: ModelInput, num_answer_tokens: Tensor) -> Tensor:
-        """Add a micro-batch's part of the gradients; return its part of the loss."""
-        loss = answer_loss_sum(self._model, inputs) / num_answer_tokens
-        loss.backward()
-        return loss.detach()
-
     def _sum_over_workers(self, loss: Tensor | None, interrupted: bool) -> list[Tensor]:
         """Sum gradients and loss; return loss, and how many were interrupted or had no memory."""
         self._gradients.finish()
@@ -367,6 +363,13 @@ class _Steps:
         stop = step * self._config.batch_size
         start = stop - self._config.batch_size
         return samples_in_order(len(self._samples), self._config.seed, start, stop)
+
+
+def _run_pass(model: VisionLanguageModel, inputs: ModelInput, num_answer_tokens: Tensor) -> Tensor:
+    """Add a micro-batch's part of the gradients; return its part of the loss."""
+    loss = answer_loss_sum(model, inputs) / num_answer_tokens
+    loss.backward()
+    return loss.detach()
 
 
 def _max_ahead(device: torch.device) -> int:
