@@ -33,7 +33,7 @@ from benchmarks.sides import OurSide
 from benchmarks.train_step import train_config, training_texts
 from nanovlm.config import TrainConfig
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.training import loop
+from nanovlm.training import steps
 
 NUM_PROCESSES = 2
 NUM_HASHED_STEPS = 4
@@ -126,13 +126,13 @@ def side(
 @contextmanager
 def recording(mode: Mode) -> Iterator[None]:
     """Let a training that begins in here record its passes, or launch each of their kernels."""
-    is_recorded = loop._is_recorded
+    is_recorded = steps._is_recorded
     if not mode.is_recorded:
-        loop._is_recorded = lambda model, device: False
+        steps._is_recorded = lambda model, device: False
     try:
         yield
     finally:
-        loop._is_recorded = is_recorded
+        steps._is_recorded = is_recorded
 
 
 def same_bits(words: list[str]) -> dict[str, bool]:

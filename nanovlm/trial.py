@@ -38,9 +38,10 @@ from nanovlm.resources import Resources
 from nanovlm.tracking.wandb_mode import check_wandb
 from nanovlm.training.checkpoint import find_checkpoint
 from nanovlm.training.decoder_tokenizer import check_decoder_tokenizer
-from nanovlm.training.loop import NonFiniteLossError, Progress, never, num_steps, train
+from nanovlm.training.loop import Progress, never, num_steps, train
 from nanovlm.training.pulse import OnPulse, PulseTaker, ignore
 from nanovlm.training.state import SavedTrial, read_state, write_state
+from nanovlm.training.steps import NonFiniteLossError
 
 logger = logging.getLogger(__name__)
 

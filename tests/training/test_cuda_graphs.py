@@ -12,7 +12,7 @@ from torch import Tensor
 from nanovlm.config import TrainConfig
 from nanovlm.models.packing import pack
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.training import cuda_graphs, loop
+from nanovlm.training import cuda_graphs, steps
 from nanovlm.training.cuda_graphs import Pass, RecordedPasses
 from nanovlm.training.forward import ModelInput
 from nanovlm.training.loop import train
@@ -83,7 +83,7 @@ def test_training_by_recordings_is_the_same(
     config = dataclasses.replace(CONFIG, micro_batch_size=micro_batch_size, compile=False)
     curves = []
     for is_recorded in (False, True):
-        monkeypatch.setattr(loop, "_is_recorded", lambda *_, answer=is_recorded: answer)
+        monkeypatch.setattr(steps, "_is_recorded", lambda *_, answer=is_recorded: answer)
         monkeypatch.setattr(cuda_graphs, "GraphRecorder", StandIn)
         torch.manual_seed(0)
         model = VisionLanguageModel(VLM, seed=3)
@@ -102,8 +102,8 @@ def test_what_a_training_held_is_free_when_it_has_ended(monkeypatch: pytest.Monk
             super().__init__(run, StandIn())
             made.append(weakref.ref(self))
 
-    monkeypatch.setattr(loop, "_is_recorded", lambda *_: True)
-    monkeypatch.setattr(loop, "RecordedPasses", Watched)
+    monkeypatch.setattr(steps, "_is_recorded", lambda *_: True)
+    monkeypatch.setattr(steps, "RecordedPasses", Watched)
     training = train(VisionLanguageModel(VLM), random_samples(), CONFIG, EVERY_STEP, device=CPU)
     gc.disable()
     try:
