@@ -1,4 +1,4 @@
-"""Finds the commands that README, CONTRIBUTING, docs/, the heads of space files and `--help` show."""
+"""Finds the commands that the documents, the heads of space files and `--help` show."""
 
 import ast
 import re
