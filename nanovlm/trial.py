@@ -36,10 +36,9 @@ from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import gather_objects, rank, world_size
 from nanovlm.resources import Resources
 from nanovlm.tracking.wandb_mode import check_wandb
-from nanovlm.training.checkpoint import find_checkpoint
-from nanovlm.training.decoder_tokenizer import check_decoder_tokenizer
 from nanovlm.training.loop import Progress, never, num_steps, train
 from nanovlm.training.pulse import OnPulse, PulseTaker, ignore
+from nanovlm.training.start import check_decoder_tokenizer, find_checkpoint
 from nanovlm.training.state import SavedTrial, read_state, write_state
 from nanovlm.training.steps import NonFiniteLossError
 

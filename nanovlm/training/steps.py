@@ -21,8 +21,7 @@ from nanovlm.training.gradient_sum import GradientSum
 from nanovlm.training.loader import Loader
 from nanovlm.training.meter import Meter
 from nanovlm.training.micro_batches import MicroBatchSize
-from nanovlm.training.optim import build_optimizer, set_learning_rates
-from nanovlm.training.schedule import learning_rate_factor
+from nanovlm.training.optim import build_optimizer, learning_rate_factor, set_learning_rates
 from nanovlm.training.state import TrainingState, collect_tensors, restore_tensors
 
 logger = logging.getLogger(__name__)
