@@ -149,9 +149,16 @@ class StudySearch(OptunaSearch):
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return number and values of the next trial: one to go on with, or else a new one.
 
-        FINISHED if nothing is left to run; None if the storage cannot be written, or as long as
-        what a trial comes to may let another one run.
+        FINISHED if nothing is left to run; None if the storage or a verdict cannot be written, or
+        as long as what a trial comes to may let another one run.
         """
+        try:
+            return self._suggest(trial_id)
+        except OSError as error:  # of the rungs' log: the study's are waited for
+            self._switch.fail(error)
+            return None
+
+    def _suggest(self, trial_id: str) -> dict[str, Any] | None:
         if not self._to_run and (next_trial := self._next_trial()) is not None:
             self._to_run.append(next_trial)
         if not self._to_run:

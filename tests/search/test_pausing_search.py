@@ -36,6 +36,7 @@ from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.stages import EarlierRun, Place, _Search
 from nanovlm.search.verdicts import Verdict
+from tests.full_disk import files_end_at
 from tests.records import make_record, make_report
 
 MILESTONES = (100, 300, 900)
@@ -239,6 +240,22 @@ def test_a_slot_asks_while_another_gives_a_trial_back(tmp_path: Path) -> None:
             in_slots.remove(number)
     assert sorted(set(legs)) == list(range(NUM_TRIALS)) == sorted(program.records.ended)
     assert len(legs) > NUM_TRIALS and program.rungs.paused == {}
+
+
+def test_a_verdict_that_cannot_be_written_ends_the_search_in_order(tmp_path: Path) -> None:
+    program = Program(tmp_path, Records(), lambda: True)
+    for _ in program.legs():
+        if program.rungs._promotable() is not None:
+            break
+    paused = set(program.rungs.paused)
+    with files_end_at((tmp_path / RUNGS_FILE).stat().st_size):
+        assert program.searcher.suggest("one more") is None
+    switch = program.searcher._switch
+    assert switch.is_thrown() and isinstance(switch.error, OSError)
+    assert set(program.rungs.paused) == paused, "nothing is decided that is not written down"
+    again = Program(tmp_path, program.records, lambda: True)
+    assert again.searcher.suggest("one more") is not None
+    assert len(again.rungs.paused) == len(paused) - 1
 
 
 def test_states_beyond_the_limit_are_let_go_once(tmp_path: Path) -> None:
