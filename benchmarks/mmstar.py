@@ -19,18 +19,21 @@ The prompts' lengths are `question_lengths` of `setups.py`.
 """
 
 import argparse
+import dataclasses
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
 import torch
 import transformers
 from tokenizers import Tokenizer
+from torch.nn import functional as F
 
 from benchmarks.figures import Figures
 from benchmarks.peer import Peer
@@ -39,7 +42,7 @@ from benchmarks.reference_answers import reference_answers
 from benchmarks.setups import VLM_CONFIGS
 from nanovlm.data.tensors import PreparedBenchmark
 from nanovlm.evaluation.mmstar import evaluate_mmstar
-from nanovlm.evaluation.mmstar_result import MMStarResult
+from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.forward import has_bfloat16
 
@@ -72,7 +75,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
     parser.add_argument("--items", type=int, help="questions; 1500 for 222m, fewer for the others")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=32, help="mmstar_batch_size of our side")
+    parser.add_argument(
+        "--peer-items", type=int, help="ask the peer so many of them, evenly chosen"
+    )
+    parser.add_argument("--batch-size", type=int, help="mmstar_batch_size of our side; auto")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", type=Path, help="file for the figures")
     return parser.parse_args()
@@ -115,11 +121,14 @@ def compare(
         peer = Peer(model.config)
     peer.copy_weights(model)
 
+    size: int | Literal["auto"] = arguments.batch_size or "auto"
+    fewer = evenly_chosen(benchmark, arguments.peer_items or len(benchmark))
+
     def ours() -> MMStarResult:
-        return evaluate_mmstar(model, benchmark, tokenizer, arguments.batch_size, device)
+        return evaluate_mmstar(model, benchmark, tokenizer, size, device)
 
     def theirs() -> MMStarResult:
-        return MMStarResult.of(benchmark, reference_answers(peer, benchmark, tokenizer, device))
+        return MMStarResult.of(fewer, reference_answers(peer, fewer, tokenizer, device))
 
     first_seconds, _ = timed(ours, device)
     ours_seconds, theirs_seconds = [], []
@@ -129,19 +138,51 @@ def compare(
         seconds, reference = timed(theirs, device)
         theirs_seconds.append(seconds)
     our_median, their_median = map(statistics.median, (ours_seconds, theirs_seconds))
+    speed, their_speed = len(benchmark) / our_median, len(fewer) / their_median
     print(
-        f"{what}: {len(benchmark) / our_median:.1f} items/s, v0.1's way "
-        f"{len(benchmark) / their_median:.1f} items/s; ratio {their_median / our_median:.1f}; "
-        f"{our_median:.2f} s (the first time {first_seconds:.2f} s) and {their_median:.2f} s"
+        f"{what}: {speed:.1f} items/s, v0.1's way {their_speed:.1f} items/s; "
+        f"ratio {speed / their_speed:.1f}; {our_median:.2f} s (the first time "
+        f"{first_seconds:.2f} s) and {their_median:.2f} s for {len(fewer)} items"
     )
     figures.add(
-        items_per_second=len(benchmark) / our_median,
-        peer_items_per_second=len(benchmark) / their_median,
-        ratio=their_median / our_median,
+        items_per_second=speed,
+        peer_items_per_second=their_speed,
+        peer_items=len(fewer),
+        ratio=speed / their_speed,
         seconds=our_median,
         first_seconds=first_seconds,
     )
-    return report_answers(result, reference, figures)
+    return report_answers(answers_to(fewer, result), reference, figures)
+
+
+def evenly_chosen(benchmark: PreparedBenchmark, number: int) -> PreparedBenchmark:
+    """Return `number` questions of the benchmark, at equal distances."""
+    places = torch.linspace(0, len(benchmark) - 1, number).round().long()
+    prompts = [benchmark.prompt(place) for place in places.tolist()]
+
+    def chosen(values: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(values[place] for place in places.tolist())
+
+    return dataclasses.replace(
+        benchmark,
+        image_index=benchmark.image_index[places],
+        tokens=torch.cat(prompts).int(),
+        offsets=F.pad(torch.tensor([len(prompt) for prompt in prompts]).cumsum(0), (1, 0)),
+        answers=chosen(benchmark.answers),
+        categories=chosen(benchmark.categories),
+        l2_categories=chosen(benchmark.l2_categories),
+        indices=chosen(benchmark.indices),
+    )
+
+
+def answers_to(benchmark: PreparedBenchmark, result: MMStarResult) -> MMStarResult:
+    """Return those parts of `result`, about more questions, that are about `benchmark`."""
+    place = {index: place for place, index in enumerate(result.indices)}
+    given = [
+        ItemAnswer(result.outputs[i], result.letters[i], result.letter_nlls[i])
+        for i in (place[index] for index in benchmark.indices)
+    ]
+    return MMStarResult.of(benchmark, given)
 
 
 def report_answers(result: MMStarResult, reference: MMStarResult, figures: Figures) -> float:

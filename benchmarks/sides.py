@@ -14,6 +14,7 @@ from nanovlm.config import TrainConfig
 from nanovlm.messages import Speed
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.loop import train
+from nanovlm.trial import choose_algorithms
 
 NUM_PEER_BATCHES = 4
 
@@ -45,18 +46,11 @@ class OurSide:
         texts: Texts,
         device: torch.device,
         rounds: Sequence[int],
-        is_deterministic: bool | None = None,
     ) -> None:
-        """Begin.
-
-        Args:
-            rounds: the steps of each `run` to come.
-            is_deterministic: whether operations give the same bits each time; None as in a trial.
-        """
+        """Begin; `rounds` are the steps of each `run` to come."""
         self._rounds = iter(rounds)
-        self._device, self._batch_size = device, config.batch_size
-        on_cpu = device.type == "cpu"
-        self._is_deterministic = on_cpu if is_deterministic is None else is_deterministic
+        self.model = model
+        self._device, self._config = device, config
         ends = [sum(rounds[: i + 1]) * config.batch_size for i in range(len(rounds))]
         samples = texts.fitting(config.vlm.lm_max_length).prepared()
         self._training = train(model, samples, config, ends, device=device)
@@ -68,13 +62,15 @@ class OurSide:
     def run(self) -> Run:
         """Take the steps of the next round."""
         num_steps = next(self._rounds)
-        torch.use_deterministic_algorithms(self._is_deterministic)  # the peer is free of it
+        choose_algorithms(self._config, self._device)  # as a trial does; the peer is free of it
         with _Clock(self._device) as clock:
             progress = next(self._training)
         self.speeds.append(progress.speed)
         self.losses.append(progress.train_loss)
         torch.use_deterministic_algorithms(False)
-        return Run(num_steps * self._batch_size, clock.seconds, clock.peak_bytes, clock.num_graphs)
+        return Run(
+            num_steps * self._config.batch_size, clock.seconds, clock.peak_bytes, clock.num_graphs
+        )
 
 
 class PeerSide:

@@ -3,11 +3,13 @@
     for report in run_trial(job, Resources()):
         print(report.samples_seen, report.metrics["mmstar_accuracy"])
 
-On CPU a trial gives the same numbers to the last bit wherever and after whatever it runs.
+A trial gives the same numbers to the last bit wherever and after whatever it runs: on CPU, and with
+`deterministic` on GPUs of one kind as long as its batches fit into their memory.
 """
 
 import logging
 import math
+import os
 import random
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -33,12 +35,11 @@ from nanovlm.models.pretrained import check_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import gather_objects, rank, world_size
 from nanovlm.resources import Resources
-from nanovlm.tracking.wandb_mode import check_wandb
-from nanovlm.training.checkpoint import find_checkpoint
-from nanovlm.training.decoder_tokenizer import check_decoder_tokenizer
-from nanovlm.training.loop import NonFiniteLossError, Progress, never, num_steps, train
+from nanovlm.training.loop import Progress, never, num_steps, train
 from nanovlm.training.pulse import OnPulse, PulseTaker, ignore
+from nanovlm.training.start import check_decoder_tokenizer, find_checkpoint
 from nanovlm.training.state import SavedTrial, read_state, write_state
+from nanovlm.training.steps import NonFiniteLossError
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,8 @@ def run_trial(
                 yield trial.report(progress)
     finally:
         model.zero_grad()
+        if resources.device.type == "cuda":
+            torch.cuda.empty_cache()  # for those that share the GPU
 
 
 @dataclass
@@ -207,12 +210,10 @@ def _raise_together(messages: Sequence[str]) -> None:
 
 
 def check_start(config: TrainConfig) -> None:
-    """Raise UserError if what a trial of `config` begins with is not there, or W&B's settings are
-    wrong.
+    """Raise UserError if what a trial of `config` begins with is not there.
 
     For a program to ask before it starts anything; `run_trial` finds out by itself.
     """
-    check_wandb(config)
     if config.resume_from_vlm_checkpoint:
         find_checkpoint(config.vlm.vlm_checkpoint_path, config.vlm)
 
@@ -241,10 +242,19 @@ def _set_up_worker(config: TrainConfig, device: torch.device) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(device.type == "cpu")
+    choose_algorithms(config, device)
     torch.backends.cudnn.allow_tf32 = False  # float32, in evaluation, is float32 on GPUs too
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads)
+
+
+def choose_algorithms(config: TrainConfig, device: torch.device) -> None:
+    """Let torch take deterministic algorithms, or the fastest ones."""
+    torch.use_deterministic_algorithms(config.deterministic or device.type == "cpu")
+    # Nothing here reads memory before it is written, and to fill it takes time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # What torch asks for where cuBLAS shall be deterministic; read when cuBLAS is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _ask(

@@ -62,7 +62,11 @@ class ModelInput(NamedTuple):
     label_places: Tensor
     """int64[L], the text tokens whose successor is learnt."""
     labels: Tensor
-    """int64[L], these successors."""
+    """int64[L], these successors; -100 where there are fewer."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all of them."""
+        return self.token_ids, self.images, *self.packing, self.label_places, self.labels
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> "ModelInput":
         """Return what `change` makes of each tensor."""
@@ -75,20 +79,28 @@ class ModelInput(NamedTuple):
         )
 
 
-def model_input(batch: Batch, config: VLMConfig, line: int | None = None) -> ModelInput:
+def model_input(
+    batch: Batch, config: VLMConfig, line: int | None = None, num_labels: int | None = None
+) -> ModelInput:
     """Return what a model of `config` reads of a batch, still on the CPU.
 
     Args:
         line: places in a line of the padded view; None takes what the longest sample needs.
+        num_labels: L, at least as many as there are; None takes these.
     """
     num_text = len(batch.token_ids)
     label_places = (batch.targets != IGNORED_TARGET).nonzero().squeeze(1)
+    labels = batch.targets[label_places]
+    if num_labels is not None:  # the spare ones show the spare token at the end
+        missing = num_labels - len(labels)
+        label_places = F.pad(label_places, (0, missing), value=num_text - 1)
+        labels = F.pad(labels, (0, missing), value=IGNORED_TARGET)
     return ModelInput(
         token_ids=batch.token_ids,
         images=batch.images,
         packing=pack(batch.text_lengths, config.num_image_tokens, num_text, line),
         label_places=label_places,
-        labels=batch.targets[label_places],
+        labels=labels,
     )
 
 

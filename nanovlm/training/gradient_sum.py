@@ -34,27 +34,30 @@ BUCKET_BYTES = 25 * 2**20
 class GradientSum:
     """The gradients of some parameters and their sums over all workers.
 
-    With one worker there is nothing to send: gradients are allocated by the backward pass.
+    With one worker there is nothing to send: gradients are allocated by the backward pass, unless
+    they shall have fixed memory.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], has_fixed_memory: bool = False) -> None:
         """Allocate the gradients.
 
         Args:
             parameters: those that want a gradient, on one device and of one dtype, in the order of
                 the forward pass; the same on all workers.
+            has_fixed_memory: with one worker too each gradient is always at the same place.
         """
         self._parameters = list(parameters)
         for parameter in self._parameters:
             parameter.grad = None  # what an earlier trial has left, so that there is room
         self._buckets: list[_Bucket] = []
         self._sent: list[dist.Work] = []
-        if world_size() > 1:
+        self._are_sent = world_size() > 1
+        if self._are_sent or has_fixed_memory:
             parts = _parts(reversed(self._parameters))  # gradients come in this order
             self._buckets = [_Bucket(part) for part in parts]
 
     def clear(self) -> None:
-        """Begin a step, or begin it again: all gradients are 0, or None with one worker."""
+        """Begin a step, or begin it again: all gradients are 0, or None without fixed memory."""
         self._sent.clear()
         for parameter in self._parameters:
             parameter.grad = None
@@ -68,6 +71,7 @@ class GradientSum:
             parameter.register_post_accumulate_grad_hook(partial(self._send_ready, bucket))
             for bucket in self._buckets
             for parameter in bucket.parameters
+            if self._are_sent
         ]
         try:
             yield
@@ -81,7 +85,7 @@ class GradientSum:
         On a GPU the stream waits, and not the host. A parameter that the passes of a worker did not
         use counts as 0 there.
         """
-        while len(self._sent) < len(self._buckets):
+        while self._are_sent and len(self._sent) < len(self._buckets):
             self._send_next()
         for work in self._sent:
             work.wait()

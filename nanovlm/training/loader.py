@@ -5,17 +5,18 @@ memory and copied on a stream of its own. There is no loader process; to collate
 few milliseconds, since they are decoded already and lie in memory that all processes share.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nanovlm.config import VLMConfig
-from nanovlm.data.batches import collate, image_buffer, text_lengths
+from nanovlm.data.batches import collate, count_answer_tokens, image_buffer, text_lengths
 from nanovlm.data.tensors import PreparedSamples
-from nanovlm.training.fixed_shapes import FixedShapes
 from nanovlm.training.forward import ModelInput, model_input
 
 
@@ -29,6 +30,7 @@ class Loader:
         device: torch.device,
         *,
         has_fixed_shapes: bool = False,
+        has_fixed_labels: bool = False,
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Bring nothing yet.
@@ -36,10 +38,12 @@ class Loader:
         Args:
             config: of the model that reads them.
             has_fixed_shapes: batches get spare tokens, so that they have few different shapes.
+            has_fixed_labels: they get spare labels too.
             waiting: a context in which each batch is brought, such as `Meter.waiting`.
         """
         self._samples, self._config = samples, config
         self._shapes = FixedShapes.of(samples) if has_fixed_shapes else None
+        self._has_fixed_labels = has_fixed_labels
         self._device = device
         self._waiting = waiting
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -64,9 +68,9 @@ class Loader:
             return self._load(indices)
 
     def _load(self, indices: np.ndarray) -> ModelInput:
-        num_text, line = self._shape(indices)
+        num_text, line, num_labels = self._shape(indices)
         batch = collate(self._samples, indices, num_text, self._memory(len(indices)))
-        inputs = model_input(batch, self._config, line)
+        inputs = model_input(batch, self._config, line, num_labels)
         if self._stream is None:
             return inputs
         with torch.cuda.stream(self._stream):
@@ -76,13 +80,17 @@ class Loader:
         stream.wait_stream(self._stream)
         return copied.apply(lambda tensor: _used_by(stream, tensor))
 
-    def _shape(self, indices: np.ndarray) -> tuple[int, int] | tuple[None, None]:
-        """Return the text tokens of the row and the places of a line, where they are fixed."""
-        if self._shapes is None:
-            return None, None
-        num_real = int(text_lengths(self._samples, indices).sum())
-        line = self._shapes.line(self._config.num_image_tokens)
-        return self._shapes.num_text(len(indices), num_real), line
+    def _shape(self, indices: np.ndarray) -> tuple[int | None, int | None, int | None]:
+        """Return the text tokens of the row, the places of a line and the labels, where fixed."""
+        num_text = line = num_labels = None
+        if self._shapes is not None:
+            num_real = int(text_lengths(self._samples, indices).sum())
+            num_text = self._shapes.text.room(len(indices), num_real)
+            line = self._shapes.line(self._config.num_image_tokens)
+            if self._has_fixed_labels:
+                num_real = count_answer_tokens(self._samples, indices)
+                num_labels = self._shapes.labels.room(len(indices), num_real)
+        return num_text, line, num_labels
 
     def _copy(self, tensor: Tensor) -> Tensor:
         """Begin to copy to the GPU; the host does not wait for the end."""
@@ -102,3 +110,61 @@ def _used_by(stream: torch.cuda.Stream, tensor: Tensor) -> Tensor:
     """Return the tensor; its memory is not given out again before `stream` is done with it."""
     tensor.record_stream(stream)
     return tensor
+
+
+DEVIATIONS = 4
+"""How far from its mean the number of tokens or labels of a random batch may lie in the usual
+shape: one batch in 30,000 lies beyond, if many samples make it nearly normal."""
+MULTIPLE = 16
+"""To which lengths are rounded up, since matrix units of GPUs like it."""
+
+
+class FixedCount(NamedTuple):
+    """What each sample has some of, and how many of them a batch gets room for."""
+
+    mean: float
+    """Of a sample."""
+    deviation: float
+    most: int
+
+    @classmethod
+    def of(cls, counts: Tensor) -> Self:
+        """Return it for samples that have so many, int64[N]."""
+        deviation = counts.double().std(correction=0).item()
+        return cls(counts.double().mean().item(), deviation, int(counts.max()))
+
+    def room(self, num_samples: int, num_real: int) -> int:
+        """Return the room of a batch.
+
+        Args:
+            num_real: what its samples have together; less than the result.
+        """
+        spread = DEVIATIONS * self.deviation * math.sqrt(num_samples)
+        most = num_samples * self.most
+        usual = min(math.ceil(num_samples * self.mean + spread), most)
+        return _round_up((usual if num_real <= usual else most) + 1)
+
+
+class FixedShapes(NamedTuple):
+    """The shapes of batches of one set of samples: nearly always one for each number of samples.
+
+    They depend on the data alone, so what is compiled in one trial serves those with other seeds.
+    """
+
+    text: FixedCount
+    """Tokens of the text; the EOS is not read."""
+    labels: FixedCount
+
+    @classmethod
+    def of(cls, samples: PreparedSamples) -> Self:
+        """Return the shapes for batches of `samples`."""
+        lengths = samples.offsets.diff()
+        return cls(FixedCount.of(lengths - 1), FixedCount.of(lengths - samples.prompt_lengths))
+
+    def line(self, num_image_tokens: int) -> int:
+        """Return how many places a line of the padded view gets."""
+        return _round_up(num_image_tokens + self.text.most)
+
+
+def _round_up(length: int) -> int:
+    return -(-length // MULTIPLE) * MULTIPLE

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from typing import Any, cast
+import weakref
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -58,7 +59,10 @@ def random_benchmark(order: list[int], num_questions: int = 12) -> PreparedBench
 
 
 def evaluate(
-    model: Any, benchmark: PreparedBenchmark, batch_size: int = 5, device: torch.device = CPU
+    model: Any,
+    benchmark: PreparedBenchmark,
+    batch_size: int | Literal["auto"] = 5,
+    device: torch.device = CPU,
 ) -> MMStarResult:
     return evaluate_mmstar(
         cast(VisionLanguageModel, model), benchmark, TOKENIZER, batch_size, device
@@ -219,3 +223,57 @@ def test_training_is_not_disturbed() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     evaluate(model.eval(), random_benchmark([*range(12)]))
     assert not model.training
+
+
+class SmallMemory(VisionLanguageModel):
+    """Runs out of memory when asked more than `most` questions at a time."""
+
+    most = 3
+
+    def prefill(
+        self, token_ids: Tensor, image: Tensor, packing: Packing, max_new_tokens: int = 5
+    ) -> Prefill:
+        self.asked.append(len(image))
+        self.alive.append(sum(reference() is not None for reference in self.references))
+        self.references.append(weakref.ref(image))
+        if len(image) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().prefill(token_ids, image, packing, max_new_tokens)
+
+    def forget(self) -> None:
+        self.asked: list[int] = []
+        self.alive: list[int] = []
+        self.references: list[weakref.ref[Tensor]] = []
+
+
+def test_fewer_questions_at_a_time_where_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every question is asked once, in the same order, and what failed is gone from memory."""
+    monkeypatch.setattr("nanovlm.evaluation.mmstar.AUTO_BATCH", {"cpu": 8})
+    benchmark = random_benchmark(list(range(12)))
+    model = SmallMemory(VLM, seed=4)
+    model.forget()
+    result = evaluate(model, benchmark, "auto")
+    assert model.asked == [8, 4, 2, 2, 2, 2, 2, 2]
+    assert model.alive[1:3] == [0, 0]
+    assert [r.getMessage() for r in caplog.records if "at a time" in r.getMessage()] == [
+        "8 questions at a time: CUDA out of memory.",
+        "4 questions at a time: CUDA out of memory.",
+    ]
+    expected = evaluate(VisionLanguageModel(VLM, seed=4), benchmark, 2)
+    assert result.outputs == expected.outputs and result.letter_nlls == expected.letter_nlls
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "most", "asked"), [(4, 3, [4]), ("auto", 0, [12, 6, 3, 2, 1])]
+)
+def test_what_does_not_fit_at_all_is_an_error(
+    batch_size: int | Literal["auto"], most: int, asked: list[int]
+) -> None:
+    model = SmallMemory(VLM)
+    model.forget()
+    model.most = most
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(model, random_benchmark(list(range(12))), batch_size)
+    assert model.asked == asked

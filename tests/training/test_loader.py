@@ -10,9 +10,8 @@ from torch.nn import functional as F
 
 from nanovlm.data.batches import collate, text_lengths
 from nanovlm.data.tensors import PreparedSamples
-from nanovlm.training.fixed_shapes import FixedShapes
 from nanovlm.training.forward import ModelInput, model_input
-from nanovlm.training.loader import Loader
+from nanovlm.training.loader import FixedCount, FixedShapes, Loader
 from tests.tiny import vlm_config
 
 CPU = torch.device("cpu")
@@ -37,14 +36,8 @@ def samples() -> PreparedSamples:
 
 
 def assert_equal(inputs: ModelInput, expected: ModelInput) -> None:
-    pairs = zip(tensors(inputs), tensors(expected), strict=True)
+    pairs = zip(inputs.tensors(), expected.tensors(), strict=True)
     assert all(torch.equal(tensor, other) for tensor, other in pairs)
-
-
-def tensors(inputs: ModelInput) -> list[torch.Tensor]:
-    kept: list[torch.Tensor] = []
-    inputs.apply(lambda tensor: kept.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    return kept
 
 
 def plain_input(samples: PreparedSamples, indices: np.ndarray) -> ModelInput:
@@ -83,7 +76,7 @@ def test_each_batch_is_waited_for_once(samples: PreparedSamples) -> None:
 def test_batches_have_two_shapes_at_most_and_nearly_always_one(
     samples: PreparedSamples, num_samples: int
 ) -> None:
-    loader = Loader(samples, TINY, CPU, has_fixed_shapes=True)
+    loader = Loader(samples, TINY, CPU, has_fixed_shapes=True, has_fixed_labels=True)
     generator = np.random.default_rng(0)
     batches = [generator.choice(NUM_SAMPLES, num_samples, replace=False) for _ in range(300)]
     longest = text_lengths(samples, np.arange(NUM_SAMPLES)).argsort()[-num_samples:]
@@ -93,8 +86,7 @@ def test_batches_have_two_shapes_at_most_and_nearly_always_one(
 
 
 def shapes(inputs: ModelInput) -> tuple[torch.Size, ...]:
-    """Of what compiled code reads."""
-    return inputs.images.shape, *(tensor.shape for tensor in inputs.packing)
+    return tuple(tensor.shape for tensor in inputs.tensors())
 
 
 def test_fixed_shapes_hold_the_same_samples(samples: PreparedSamples) -> None:
@@ -110,14 +102,14 @@ def test_fixed_shapes_hold_the_same_samples(samples: PreparedSamples) -> None:
 
 
 def test_few_spare_tokens_in_large_batches() -> None:
-    shapes = FixedShapes(mean=30, deviation=20, longest=78)
-    assert shapes.num_text(1, 50) == shapes.num_text(1, 78) == 80
-    assert shapes.num_text(256, 256 * 30) == 8976 == 16 * 561  # 7680 + 4 x 20 x 16 + 1, rounded up
-    assert shapes.num_text(256, 8960) == 8976
-    assert shapes.num_text(256, 8961) == shapes.num_text(256, 256 * 78) == 19984
+    shapes = FixedShapes(FixedCount(mean=30, deviation=20, most=78), FixedCount(9, 8, 40))
+    assert shapes.text.room(1, 50) == shapes.text.room(1, 78) == 80
+    assert shapes.text.room(256, 256 * 30) == 8976 == 16 * 561  # 7680 + 4 x 20 x 16 + 1, rounded up
+    assert shapes.text.room(256, 8960) == 8976
+    assert shapes.text.room(256, 8961) == shapes.text.room(256, 256 * 78) == 19984
     assert shapes.line(49) == 128
 
 
 def test_samples_of_one_length_need_no_room(samples: PreparedSamples) -> None:
-    shapes = FixedShapes(mean=7, deviation=0, longest=7)
-    assert shapes.num_text(9, 63) == 64
+    shapes = FixedCount(mean=7, deviation=0, most=7)
+    assert shapes.room(9, 63) == 64

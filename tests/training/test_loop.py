@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from linecache import getline
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,9 +16,11 @@ from nanovlm.config import Freeze, LearningRateSchedule, TrainConfig
 from nanovlm.data.batches import collate, count_answer_tokens, samples_in_order, text_lengths
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.training import steps
 from nanovlm.training.flops import model_flops, trained_parts
 from nanovlm.training.forward import evaluating, image_input, model_input
-from nanovlm.training.loop import NonFiniteLossError, Progress, TrialInterrupted, num_steps, train
+from nanovlm.training.loop import Progress, num_steps, train
+from nanovlm.training.steps import NonFiniteLossError, TrialInterrupted
 from tests.devices import CPU, CUDA, on_each_device
 from tests.tiny import vlm_config
 from tests.training.samples import NUM_SAMPLES, random_samples
@@ -284,6 +286,57 @@ def test_a_number_that_is_not_finite_ends_training_before_the_step(
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True, msg=name)
 
 
+@pytest.mark.parametrize("failing", [3, 4, 9])
+def test_a_step_launched_behind_one_that_fails_changes_nothing(
+    failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the next step is launched before the numbers of the one before are read."""
+    monkeypatch.setattr(steps, "_max_ahead", lambda device: 1)
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Spoilt(VisionLanguageModel):
+        """Its gradients are not finite in one step; a copy of the weights is kept before each."""
+
+        def hidden_states(self, *arguments: Any) -> torch.Tensor:
+            seen.append({name: tensor.clone() for name, tensor in self.state_dict().items()})
+            hidden = super().hidden_states(*arguments)
+            return hidden * math.inf if len(seen) == failing else hidden
+
+    model = Spoilt(TINY, seed=3)
+    milestones = (3 * CONFIG.batch_size,)
+    training = train(model, random_samples(), CONFIG, milestones, device=CPU)
+    with pytest.raises(NonFiniteLossError) as caught:
+        list(training)
+    assert caught.value.step == failing
+    assert len(seen) == failing + (failing == 4), "a step was launched behind it, unless it reports"
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, seen[failing - 1][name]), name
+
+
+def test_running_ahead_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[tuple[int, float]]] = [[], []]
+    reports = []
+    for ahead, told_now in enumerate(told):
+        monkeypatch.setattr(steps, "_max_ahead", lambda device, ahead=ahead: ahead)
+
+        def note(
+            step: int, loss: float, waited: float, told: list[tuple[int, float]] = told_now
+        ) -> None:
+            told.append((step, loss))
+
+        training = train(
+            VisionLanguageModel(TINY, seed=3),
+            random_samples(),
+            CONFIG,
+            (CONFIG.batch_size,),
+            device=CPU,
+            on_step=note,
+        )
+        reports.append([(report.step, report.train_loss) for report in training])
+    assert reports[0] == reports[1]
+    assert told[0] == told[1] and [step for step, _ in told[0]] == list(range(1, len(told[0]) + 1))
+
+
 def test_the_error_survives_the_way_between_processes() -> None:
     import pickle
 
@@ -325,4 +378,4 @@ def test_a_step_waits_for_the_device_once(micro_batch_size: int | Literal["auto"
     of_five_steps = waits(9) - waits(4)
     assert list(of_five_steps.values()) == [5], of_five_steps
     (line,) = of_five_steps
-    assert line.startswith("loop.py: ") and line.endswith("# waits for the device")
+    assert line.startswith("steps.py: ") and line.endswith("# waits for the device")

@@ -13,7 +13,7 @@ from nanovlm.messages import Job, Report
 from nanovlm.resources import Resources
 from nanovlm.training.state import STATE_FILE, SavedTrial, read_state, write_state
 from nanovlm.trial import _belongs_to, run_trial
-from tests.devices import CUDA, deterministic_algorithms
+from tests.devices import CUDA
 from tests.tiny import digits_config, vlm_config
 
 VLM = vlm_config(
@@ -86,16 +86,10 @@ def test_a_trial_goes_on_from_its_last_report(
 
 
 @pytest.mark.gpu
-def test_a_trial_on_a_gpu_goes_on_from_its_last_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To the bit, in bfloat16 and with dropout, if operations are deterministic.
-
-    A trial turns that off on a GPU, where it takes time: sums then come in any order.
-    """
-    with deterministic_algorithms(), monkeypatch.context() as patch:
-        patch.setattr(torch, "use_deterministic_algorithms", lambda mode: None)
-        assert_goes_on(tmp_path, Resources(CUDA), num_reports=1, changes={})
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_trial_on_a_gpu_goes_on_from_its_last_report(tmp_path: Path, compiled: bool) -> None:
+    """To the bit, in bfloat16 and with dropout."""
+    assert_goes_on(tmp_path, Resources(CUDA), num_reports=1, changes={"compile": compiled})
 
 
 def test_a_trial_that_goes_on_trains_only_what_is_left(
