@@ -210,6 +210,10 @@ class _Search:
         running.wait_until_told()  # Tune may have heard of the last trials first
         searcher.tell_ended(self._ended)
         self._space_used_up = searcher.reason_to_end()
+        self._tell_correlations(searcher)
+
+    def _tell_correlations(self, searcher: StudySearch) -> None:
+        """Tell a person how well earlier searches of other lengths foresaw this one."""
         for name, correlation in searcher.correlations().items():
             text = (
                 f"warm start: what {name} led to expect and what trials came to have a rank "

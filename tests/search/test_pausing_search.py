@@ -299,6 +299,19 @@ def test_states_beyond_the_limit_are_let_go_once(tmp_path: Path) -> None:
     assert program.records.ended.keys() == unlimited.records.ended.keys()
 
 
+def test_a_person_is_told_how_well_an_earlier_search_foresaw_the_trials(tmp_path: Path) -> None:
+    program, _ = undisturbed(tmp_path / "a", earlier=(shorter_search(),))
+    events: list[Any] = []
+    plan = SearchPlan(space_of(tmp_path), MILESTONES, ENDS[-1], data={})
+    search = _Search(plan, Place(tmp_path, lambda *_: None, events.append), EarlierRun())
+    search._tell_correlations(program.searcher)
+    (told,) = [event.text for event in events]
+    (correlation,) = program.searcher.correlations().values()
+    assert (
+        told.startswith("warm start: what /") and f"rank correlation of {correlation:.2f}" in told
+    )
+
+
 def test_a_person_is_told_of_a_milestone_that_ceases_to_decide(tmp_path: Path) -> None:
     events: list[Any] = []
     plan = SearchPlan(space_of(tmp_path), MILESTONES, ENDS[-1], data={})
