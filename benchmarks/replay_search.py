@@ -130,7 +130,7 @@ def our_search(
     return TuneLoop(
         curves,
         build_searcher(space, folder, concurrency, StopSwitch(), milestones, pauses=pauses),
-        RungScheduler(rungs, metric),
+        RungScheduler(rungs),
         milestones,
         describe,
         pauses=pauses is not None,

@@ -8,6 +8,7 @@ from nanovlm.config_files import config_values, flat_values
 from nanovlm.errors import Problems, UserError
 from nanovlm.files import user_path
 from nanovlm.messages import TrialRecord
+from nanovlm.metrics import measured
 from nanovlm.results.read import TRIALS_FILE, FolderReader
 from nanovlm.results.summary import mmstar_rules
 from nanovlm.search.searcher import StudySearch
@@ -118,8 +119,9 @@ def _reason_against(
     """Return why a trial cannot be taken, None if it can."""
     if record.state == "failed":
         return "failed"
-    if not all(space.objective.metric in report.metrics for report in record.reports):
-        return f"without {space.objective.metric}"
+    for objective in space.objective.all:
+        if not all(objective.metric in measured(report) for report in record.reports):
+            return f"without {objective.metric}"
     active: dict[str, Any] = {}
     for parameter in space.parameters:
         if not parameter.is_active(active):

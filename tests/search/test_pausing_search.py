@@ -94,7 +94,7 @@ class Program:
             most_trials=NUM_TRIALS,
             pauses=Pauses(rungs, self._on_verdict, **more),
         )
-        self.scheduler = RungScheduler(rungs, self.space.objective.metric, self._on_verdict)
+        self.scheduler = RungScheduler(rungs, self._on_verdict)
 
     def _on_verdict(self, verdict: Verdict) -> None:
         if not (verdict.goes_on or verdict.is_paused):
