@@ -19,7 +19,7 @@ from nanovlm.errors import UserError, plain_rule
 from nanovlm.messages import Report, TrialRecord
 from nanovlm.records import read_record
 from nanovlm.results.contents import ANSWER, DATA, ENVIRONMENT, SUMMARY, VERDICT, Answer
-from nanovlm.search.sections import Objective
+from nanovlm.search.sections import Objective, join
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.yaml_text import read_mapping
 
@@ -245,6 +245,8 @@ class FolderReader:
     def objective(self) -> Objective:
         """Return what is searched for, by `summary.json`; the usual if it does not say."""
         content = self._quietly_read_summary()
+        if content and (pareto := content.get("pareto")):
+            return join([Objective(**each) for each in pareto["objectives"]])
         return Objective(**content["objective"]) if content else Objective()
 
     def data(self) -> dict[str, Any] | None:

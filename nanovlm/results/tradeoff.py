@@ -137,9 +137,11 @@ def describe_trial(record: TrialRecord, objective: Objective) -> str:
     return f"trial {record.number}: {_values_text(record, objective)}"
 
 
-def as_json(choice: Choice, objective: Objective) -> dict[str, Any]:
+def pareto_summary(records: Sequence[TrialRecord], objective: Objective) -> dict[str, Any]:
     """Return what `summary.json` has under `pareto`."""
-    metrics = [each.metric for each in objective.all]
+    choice, metrics = choose(records, objective), [each.metric for each in objective.all]
+    if choice is None:
+        return {"objectives": objective.to_yaml(), "chosen": None, "front": []}
     return {
         "objectives": objective.to_yaml(),
         "chosen": choice.record.number,
