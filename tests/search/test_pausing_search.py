@@ -29,12 +29,13 @@ from nanovlm.results.read import RUNGS_FILE
 from nanovlm.search.pausing import PausingRungs
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.rungs import build_rungs
+from nanovlm.search.scalarized import OTHERS
 from nanovlm.search.scheduler import RungScheduler
 from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.stages import EarlierRun, Place, _Search
 from nanovlm.search.verdicts import Verdict
-from tests.records import make_record, make_report
+from tests.records import make_record, make_report, make_speed
 
 MILESTONES = (100, 300, 900)
 ENDS = (*MILESTONES, 2700)
@@ -58,6 +59,14 @@ def space_of(folder: Path, **overrides: Any) -> SearchSpace:
 def score(values: dict[str, Any], samples: int) -> float:
     """Best at lr_mp = 1e-2, and growing."""
     return -abs(math.log10(values["lr_mp"]) + 2) + math.log10(samples) - values["warmup_ratio"]
+
+
+def seconds(values: dict[str, Any]) -> float:
+    """Of a sample: small batches and high rates take long."""
+    return 0.001 * (256 / values["batch_size"]) * (1 + 10 * values["lr_mp"])
+
+
+TWO = [{"metric": "mmstar_accuracy"}, {"metric": "seconds_per_sample"}]
 
 
 class Killed(Exception):
@@ -103,7 +112,11 @@ class Program:
     def _end(self, number: int, end: End) -> None:
         values = self.records.values[number]
         reports = [
-            make_report(samples, {"mmstar_accuracy": score(values, samples)})
+            make_report(
+                samples,
+                {"mmstar_accuracy": score(values, samples)},
+                speed=make_speed(samples_per_second=1 / seconds(values)),
+            )
             for samples in ENDS[: self.records.num_reports.get(number, 0)]
         ]
         self.records.ended[number] = make_record(
@@ -138,6 +151,7 @@ class Program:
             is_final = samples == ENDS[-1]
             value = score(values, samples)
             result = {"mmstar_accuracy": value, SAMPLES_SEEN: samples, IS_FINAL: is_final}
+            result["seconds_per_sample"] = 1 / (1 / seconds(values))
             made = self.records.num_reports.get(number, 0)
             self.records.num_reports[number] = max(made, ENDS.index(samples) + 1)
             yield samples
@@ -179,9 +193,14 @@ def test_trials_pause_go_on_and_end(tmp_path: Path) -> None:
         assert states[number] is (TrialState.COMPLETE if is_full else TrialState.PRUNED)
 
 
-@pytest.mark.parametrize("sampler", ["auto", "tpe"])
-def test_a_search_that_is_killed_anywhere_is_the_same(tmp_path: Path, sampler: str) -> None:
-    overrides = {"sampler.name": sampler}
+@pytest.mark.parametrize(
+    "overrides",
+    [{"sampler.name": "auto"}, {"sampler.name": "tpe"}, {"objective": TWO}],
+    ids=["auto", "tpe", "two objectives"],
+)
+def test_a_search_that_is_killed_anywhere_is_the_same(
+    tmp_path: Path, overrides: dict[str, Any]
+) -> None:
     whole, _ = undisturbed(tmp_path / "whole", overrides=overrides)
     folder, records = tmp_path / "killed", Records()
     folder.mkdir()
@@ -203,7 +222,10 @@ def test_a_search_that_is_killed_anywhere_is_the_same(tmp_path: Path, sampler: s
         n: r.end for n, r in whole.records.ended.items()
     }
     curves = [
-        {t.user_attrs[NUMBER]: (t.intermediate_values, t.state) for t in p.searcher.study.trials}
+        {
+            t.user_attrs[NUMBER]: (t.intermediate_values, t.user_attrs.get(OTHERS), t.state)
+            for t in p.searcher.study.trials
+        }
         for p in (program, whole)
     ]
     assert curves[0] == curves[1]

@@ -29,6 +29,9 @@ from nanovlm.results.report_page.wording import metric_value
 from nanovlm.results.tradeoff import Choice, choose, hypervolumes, values_of
 from nanovlm.search.sections import Objective
 
+_LOG_RATIO = 3
+"""Costs that span more than this factor are shown on a log scale."""
+
 _EMPTY = "No trial has run its full budget yet."
 
 
@@ -121,7 +124,7 @@ def _front_variant(search: SearchFolder, choice: Choice | None, up: int, across:
     traces.append(trace([choice.record], "chosen", "best", 15))
     axis = metric_axis(x.metric)
     xs = [place[0] for place in places.values()]
-    if x.metric in COSTS and max(xs) > min(xs):
+    if x.metric in COSTS and max(xs) > _LOG_RATIO * min(xs):
         axis |= log_axis(min(xs), max(xs))
     return Variant(
         label=f"{y.metric} against {x.metric}",
