@@ -134,12 +134,14 @@ def join(objectives: Objective | Sequence[Objective]) -> Objective:
     return SeveralObjectives(metric=first.metric, mode=first.mode, every=given)
 
 
+_SIZES: dict[str, Any] = {"minItems": 1, "maxItems": _MOST_OBJECTIVES}
+
 ONE, SEVERAL = "one objective", "several objectives"
 """Tags of what stands at `objective`."""
 
 AnyObjective = Annotated[
     Annotated[Objective, Tag(ONE)]
-    | Annotated[tuple[Objective, ...], Field(strict=False), Tag(SEVERAL)],
+    | Annotated[tuple[Objective, ...], Field(strict=False, json_schema_extra=_SIZES), Tag(SEVERAL)],
     Discriminator(lambda content: SEVERAL if isinstance(content, list | tuple) else ONE),
     AfterValidator(join),
 ]

@@ -1,16 +1,27 @@
 """Which trial a search with several objectives takes, and what it says of the others."""
 
+import io
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from nanovlm.messages import TrialRecord
 from nanovlm.results.confirmation import summarize_confirmation
 from nanovlm.results.kept_models import KeptModels, model_dir
 from nanovlm.results.read import FolderReader
+from nanovlm.results.report_page.folder import read_search
+from nanovlm.results.report_page.page import render
+from nanovlm.results.report_page.pareto_charts import (
+    front_chart,
+    front_table,
+    hypervolume_chart,
+)
 from nanovlm.results.store import ResultsStore
 from nanovlm.results.summary import best_record, final_best, summarize
+from nanovlm.results.terminal.ending import show_results
 from nanovlm.results.tradeoff import choose, hypervolumes
 from nanovlm.search.sections import Objective, join
 from tests.records import make_record, make_report, make_speed
@@ -143,3 +154,47 @@ def test_without_the_space_file_the_objectives_are_known(tmp_path: Path) -> None
         store.add(TRIALS[0])
         store.close(1.0, "over")
     assert FolderReader(tmp_path / "x").objective() == objective_of(at_most=0.011)
+
+
+def test_the_report_draws_the_front(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "x", objective_of(), 0.0)
+    with store.opened(resume=False):
+        store.begin()
+        for record in TRIALS:
+            store.add(record)
+        store.close(1.0, "over")
+    search = read_search(tmp_path / "x")
+    text = render(search)
+    assert "Trial 2 is the knee of the front of mmstar_accuracy, seconds_per_sample" in text
+    assert "Chosen, mmstar_accuracy" in text
+    (variant,) = front_chart(search).variants
+    marks = {trace["name"]: trace.get("customdata") for trace in variant.traces}
+    assert marks["chosen"] == ["trial-0002"] and marks["stopped"] == ["trial-0006"]
+    assert marks["on the front"] == ["trial-0001", "trial-0000", "trial-0003"]
+    (line,) = [trace for trace in variant.traces if trace["name"] == "front"]
+    assert line["y"] == [0.5, 0.8, 0.88, 0.9] and line["x"] == [0.005, 0.01, 0.012, 0.04]
+    table = front_table(search)
+    assert table is not None
+    assert [row[0].text for row in table.rows] == ["1", "2", "0", "3"]
+    assert [row[1].text for row in table.rows].index("chosen") == 1
+    (grown,) = hypervolume_chart(search).variants
+    assert grown.traces[0]["y"] == pytest.approx(hypervolumes(TRIALS, objective_of()), rel=1e-5)
+
+
+def test_a_report_on_one_objective_has_no_front(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path / "x", Objective(), 0.0)
+    with store.opened(resume=False):
+        store.begin()
+        store.add(TRIALS[0])
+        store.close(1.0, "over")
+    text = render(read_search(tmp_path / "x"))
+    assert 'id="tradeoff"' not in text and "front-table" not in text
+
+
+def test_the_terminal_says_what_was_chosen_and_why(tmp_path: Path) -> None:
+    summary = summarize("x", TRIALS, objective_of(), wall_seconds=1, gpus_per_trial=0)
+    console = Console(width=200, record=True, file=io.StringIO())
+    show_results(console, tmp_path, objective_of(), TRIALS, [], summary)
+    text = console.export_text()
+    assert "chosen: trial 2 is the knee of the front of mmstar_accuracy, seconds_per_" in text
+    assert re.search(r"trial +state +samples +mmstar_accuracy.* +seconds_per_sample", text)

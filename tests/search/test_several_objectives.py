@@ -11,23 +11,27 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
 
 from benchmarks.replay_clock import Trace, simulate
 from benchmarks.replay_search import our_search
 from nanovlm.errors import UserError
+from nanovlm.messages import TrialState
 from nanovlm.metrics import loss_of
 from nanovlm.results.pareto import front_ranks, hypervolume
 from nanovlm.results.read import RUNGS_FILE
+from nanovlm.search.mending import mend_search
 from nanovlm.search.parameter import Parameter
 from nanovlm.search.pausing import PausingRungs
 from nanovlm.search.ranking import ParetoRanking, make_ranking
-from nanovlm.search.rungs import Rungs
+from nanovlm.search.rungs import Rungs, build_rungs
 from nanovlm.search.scalarized import OTHERS, Scalarized
 from nanovlm.search.sections import Objective, Scheduler, join
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.verdicts import Verdict
+from tests.records import make_record, make_report, make_speed
 
 SECONDS = "seconds_per_sample"
 BOTH = join([Objective(), Objective.model_validate({"metric": SECONDS})])
@@ -166,14 +170,14 @@ def test_with_one_objective_the_log_does_not_speak_of_others(tmp_path: Path) -> 
 
 # ---------------------------------------------------------------------- what samplers see
 
-X = {"x": FloatDistribution(0.0, 1.0)}
+X: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0)}
 
 
 def told(number: int, reports: Mapping[int, tuple[float, float]], is_full: bool) -> FrozenTrial:
     last = reports[max(reports)][0] if reports else None
     others: dict[str, Any] = {str(step): [row[1]] for step, row in reports.items()}
     made = optuna.trial.create_trial(
-        state=TrialState.COMPLETE if is_full else TrialState.RUNNING,
+        state=OptunaState.COMPLETE if is_full else OptunaState.RUNNING,
         value=last if is_full else None,
         params={"x": 0.5},
         distributions=X,
@@ -342,3 +346,29 @@ def test_each_sampler_and_scheduler_searches(search: Search, settings: dict[str,
     for trial in study.trials:
         steps = {int(step) for step in trial.user_attrs.get(OTHERS, {})}
         assert steps == set(trial.intermediate_values)
+
+
+def test_lost_verdicts_are_made_up_for_with_all_values(tmp_path: Path) -> None:
+    space = space_of(
+        tmp_path,
+        f"[{{metric: mmstar_accuracy}}, {{metric: {SECONDS}}}]",
+        **{"scheduler.type": "stopping", "sampler.name": "random"},
+    )
+    rungs = build_rungs(space, MILESTONES, tmp_path / RUNGS_FILE)
+    records = []
+    for number, (accuracy, seconds) in enumerate([(0.5, 0.01), (0.6, 0.005), (0.4, 0.02)]):
+        speed = make_speed(samples_per_second=1 / seconds)
+        verdict = rungs.judge(number, 104, accuracy, 1 / speed.samples_per_second)
+        reports = [make_report(104, {"mmstar_accuracy": accuracy}, speed=speed)]
+        if verdict.goes_on:
+            reports.append(make_report(900, {"mmstar_accuracy": 0.9}, speed=speed, is_final=True))
+        state: TrialState = "completed" if verdict.goes_on else "stopped"
+        parameters = {"lr_mp": 0.001 * (number + 1)}
+        records.append(make_record(number, state, reports=reports, parameters=parameters))
+    (tmp_path / RUNGS_FILE).unlink()
+    mend_search(space, tmp_path, (100,), records)
+    again = build_rungs(space, MILESTONES, tmp_path / RUNGS_FILE)
+    assert isinstance(rungs, Rungs) and isinstance(again, Rungs)
+    assert again._rungs == rungs._rungs
+    (tried,) = (v for v in again._verdicts.values() if v.number == 2)
+    assert tried.others == pytest.approx((0.02,)) and not tried.goes_on
