@@ -94,6 +94,10 @@ class Objective(_Section):
         """Return what a space file has for it."""
         return self.model_dump(exclude_none=True)
 
+    def without_bounds(self) -> Any:
+        """Return the same for all that a search itself depends on: bounds choose afterwards."""
+        return self.model_dump(include={"metric", "mode"})
+
 
 class SeveralObjectives(Objective):
     """The first of several objectives, which stands where one number is asked for; and all."""
@@ -106,6 +110,9 @@ class SeveralObjectives(Objective):
 
     def to_yaml(self) -> Any:
         return [objective.to_yaml() for objective in self.all]
+
+    def without_bounds(self) -> Any:
+        return [objective.without_bounds() for objective in self.all]
 
 
 _MOST_OBJECTIVES = 3

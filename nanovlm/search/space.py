@@ -92,9 +92,19 @@ class SearchSpace:
         return min((limit for limit in limits if limit is not None), default=None)
 
     def differences(self, other: "SearchSpace") -> list[str]:
-        """Return the parts in which two spaces differ, the budget and the names left aside."""
-        parts = ("base", "parameters", "objective", "sampler", "scheduler")
-        differing = [part for part in parts if getattr(self, part) != getattr(other, part)]
+        """Return the parts in which two spaces differ; the budget, the names and what only chooses
+        from the results (bounds of objectives) are left aside."""
+        ours, theirs = (
+            {
+                "base": space.base,
+                "parameters": space.parameters,
+                "objective": space.objective.without_bounds(),
+                "sampler": space.sampler,
+                "scheduler": space.scheduler,
+            }
+            for space in (self, other)
+        )
+        differing = [part for part in ours if ours[part] != theirs[part]]
         if self.resources.occupied() != other.resources.occupied():
             differing.append("resources")
         return differing

@@ -143,6 +143,9 @@ def test_the_chosen_one_wins_whatever_the_first_objective_says(tmp_path: Path) -
     assert found["verdict"].endswith("that is of mmstar_accuracy alone, not of the trade-off")
     best = final_best(TRIALS, objective_of(), runs, found)
     assert best is not None and best.trial_id == "confirm-2-seed-1"
+    later = [*TRIALS, trial(7, 0.89, 0.011)]  # is the knee now, and has not run again
+    found = summarize_confirmation(runs, later, objective_of(), tmp_path)
+    assert final_best(later, objective_of(), runs, found) is later[-1]
     alone = summarize_confirmation(runs, TRIALS, Objective(), tmp_path)
     assert alone is not None and alone["winner"] == 0
 

@@ -30,6 +30,7 @@ from nanovlm.search.rungs import Rungs, build_rungs
 from nanovlm.search.scalarized import OTHERS, Scalarized
 from nanovlm.search.sections import Objective, Scheduler, join
 from nanovlm.search.space import SearchSpace, load_space
+from nanovlm.search.study import open_study
 from nanovlm.search.verdicts import Verdict
 from tests.records import make_record, make_report, make_speed
 
@@ -62,8 +63,15 @@ def test_a_list_is_kept_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "again.yaml").write_text(space.to_yaml())
     again = load_space(tmp_path / "again.yaml")
     assert again.objective == space.objective and again.differences(space) == []
-    other = space_of(tmp_path, f"[{{metric: mmstar_accuracy}}, {{metric: {SECONDS}}}]")
-    assert other.differences(space) == ["objective"]
+    unbound = space_of(tmp_path, f"[{{metric: mmstar_accuracy}}, {{metric: {SECONDS}}}]")
+    assert unbound.objective != space.objective
+    assert unbound.differences(space) == [], "a bound only chooses, so it may change"
+    open_study(space, tmp_path)
+    open_study(unbound, tmp_path)
+    alone = space_of(tmp_path, "{metric: mmstar_accuracy}")
+    assert alone.differences(space) == ["objective"]
+    with pytest.raises(UserError, match=r"is the study of another space.*objective"):
+        open_study(alone, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +241,8 @@ def test_trials_keep_their_states_and_full_ones_have_a_level_of_their_own() -> N
     assert [t.state for t in shown] == [t.state for t in trials]
     assert [sorted(t.intermediate_values) for t in shown] == [[100, 903], [100, 912], [100], []]
     assert shown[0].value == shown[0].intermediate_values[903] != trials[0].value
+    compared = [trial.value is not None and trial.value < 0 for trial in shown[:2]]
+    assert compared == [True, True], "with each other"
     assert shown[2].value is None
     assert trials[0].value == 0.8, "the study is as it was"
 
