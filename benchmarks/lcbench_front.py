@@ -23,16 +23,16 @@ import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
-from benchmarks.lcbench_curves import SAMPLES_PER_EPOCH, Scale, SurrogateCurves
+from benchmarks.lcbench_curves import SAMPLES_PER_EPOCH, CurveModel, Scale, SurrogateCurves
 from benchmarks.lcbench_runs import load
 from benchmarks.lcbench_space import METRIC, BenchmarkSpace
-from benchmarks.lcbench_surrogate import CHOOSE, FINAL, KEYS, NUM_EPOCHS, Surrogate
+from benchmarks.lcbench_surrogate import CHOOSE, FINAL, KEYS, NUM_EPOCHS
 from benchmarks.lcbench_table import difference, estimate
 from benchmarks.replay import be_quiet, memory_folder
 from benchmarks.replay_clock import simulate
@@ -49,7 +49,7 @@ TIME_NOISE = 0.05
 NUM_TASKS = 6
 """The first of those by which methods are chosen."""
 
-_NUM_SAMPLED, _NUM_NEIGHBOURS = 20_000, 20
+_NUM_SAMPLED, _NUM_NEIGHBOURS, _MOST_KEPT = 20_000, 20, 300
 _STEPS = (0.2, 0.1, 0.1, 0.05, 0.05, 0.02, 0.02, 0.01)
 """How far the search for the best known front moves a coordinate, by round."""
 
@@ -66,18 +66,26 @@ METHODS: dict[str, Build] = {
 }
 
 
+class TimedModel(CurveModel, Protocol):
+    """What predicts learning curves and how long they take."""
+
+    def seconds(
+        self, task: str, configurations: np.ndarray, epochs: int | Sequence[int] | np.ndarray
+    ) -> np.ndarray: ...
+
+
 class FrontCurves(SurrogateCurves):
     """Curves of a task that tell the seconds of a sample too."""
 
-    def __init__(self, surrogate: Surrogate, task: str, space: BenchmarkSpace, seed: int) -> None:
+    def __init__(self, surrogate: TimedModel, task: str, space: BenchmarkSpace, seed: int) -> None:
         super().__init__(surrogate, task, space.parameters, Scale(1.0, 0.0), noise_seed=seed)
         self._times = list[np.ndarray]()
-        self._seed, self._space = seed, surrogate
+        self._seed, self._clock = seed, surrogate
 
     def row_of(self, values: Mapping[str, Any]) -> int:
         epochs = np.arange(1, NUM_EPOCHS + 1)
         configuration = np.array([[float(values[key]) for key in KEYS]] * NUM_EPOCHS)
-        seconds = self._space.seconds(self._task, configuration, epochs)
+        seconds = self._clock.seconds(self._task, configuration, epochs)
         self._times.append(seconds / (epochs * SAMPLES_PER_EPOCH))
         return super().row_of(values)
 
@@ -101,7 +109,7 @@ class BestFront:
         return 1 - hypervolume(losses.reshape(-1, 2), self.reference) / self.volume
 
 
-def find_front(surrogate: Surrogate, task: str, space: BenchmarkSpace) -> BestFront:
+def find_front(surrogate: TimedModel, task: str, space: BenchmarkSpace) -> BestFront:
     """Return the front of random configurations and of a local search from it."""
 
     def losses_at(points: Floats) -> Floats:
@@ -116,8 +124,10 @@ def find_front(surrogate: Surrogate, task: str, space: BenchmarkSpace) -> BestFr
     losses = losses_at(points)
     median = float(np.median(losses[:, 0]))
     for step in _STEPS:
-        useful = (front_ranks(losses) == 0) & (losses[:, 0] < median)
-        points, losses = points[useful], losses[useful]
+        useful = np.flatnonzero((front_ranks(losses) == 0) & (losses[:, 0] < median))
+        _, first = np.unique(losses[useful], axis=0, return_index=True)  # along the front
+        spread = np.linspace(0, len(first) - 1, min(len(first), _MOST_KEPT)).astype(int)
+        points, losses = points[useful[first[spread]]], losses[useful[first[spread]]]
         shape = (len(points), _NUM_NEIGHBOURS, points.shape[1])
         moves = random.normal(scale=step, size=shape) * (random.random(shape) < 0.5)
         near = np.clip(points[:, None] + moves, 0, 1).reshape(-1, points.shape[1])
