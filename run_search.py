@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from nanovlm.search.plan import SearchPlan
 
 EXAMPLES = """look at a search while it runs, in Optuna's dashboard:
-  python run_search.py dashboard results/NAME      # its own options: dashboard --help
+  python -m nanovlm dashboard results/NAME
 
 examples:
   python run_search.py --space search_spaces/digits.yaml
@@ -68,9 +68,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     if sys.argv[1:2] == ["dashboard"]:
-        from nanovlm import dashboard
+        from nanovlm.__main__ import main as run_command
 
-        return dashboard.main(sys.argv[2:])
+        return run_command(sys.argv[1:])
     arguments = parse_arguments()
     space = load_space(arguments.space, space_overrides(arguments), cli.start_layers)
     folder = search_folder(arguments.results, arguments.name, space, arguments.resume)

@@ -11,7 +11,8 @@ from benchmarks.setups import Texts
 from nanovlm.config import TrainConfig
 from nanovlm.data.batches import samples_in_order
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.training.loop import LOSS_DECAY, train
+from nanovlm.training.loop import train
+from nanovlm.training.steps import LOSS_DECAY
 
 NUM_STEPS = 4
 

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from benchmarks.figures import Figures
 from nanovlm.machine import usable_cpus
-from nanovlm.models.compiler import find_compile_obstacle
-from nanovlm.training.peak_flops import peak_flops_per_second
+from nanovlm.models.compiled import find_compile_obstacle
+from nanovlm.training.flops import peak_flops_per_second
 
 PACKAGES = ("torch", "triton", "transformers", "huggingface_hub", "ray", "numpy", "pytest")
 SIZES = {"cuda": 8192, "cpu": 1024}

@@ -38,7 +38,7 @@ from benchmarks.setups import VLM_CONFIGS
 from benchmarks.sides import OurSide
 from benchmarks.train_step import train_config, training_texts
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.training import loop
+from nanovlm.training.steps import Steps
 
 NUM_ROWS = 25
 NUM_KERNELS = 60
@@ -112,20 +112,20 @@ def parse_arguments() -> argparse.Namespace:
 @contextmanager
 def timed_takes(seconds: list[float]) -> Iterator[None]:
     """Note how long the host takes for each step, which on a GPU is to launch it."""
-    take = loop._Steps.take
+    take = Steps.take
 
-    def timed(steps: loop._Steps, step: int, interrupted: bool) -> torch.Tensor:
+    def timed(steps: Steps, step: int, interrupted: bool) -> torch.Tensor:
         started = time.perf_counter()
         try:
             return take(steps, step, interrupted)
         finally:
             seconds.append(time.perf_counter() - started)
 
-    loop._Steps.take = timed  # type: ignore[method-assign,assignment]
+    Steps.take = timed  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
-        loop._Steps.take = take  # type: ignore[method-assign]
+        Steps.take = take  # type: ignore[method-assign]
 
 
 def profiled_python(run: Callable[[], object]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from nanovlm.messages import Job
 from nanovlm.resources import Resources
 from nanovlm.search.space import SearchSpace, load_space
-from nanovlm.training.loop import NonFiniteLossError
+from nanovlm.training.steps import NonFiniteLossError
 from nanovlm.trial import run_trial
 
 ROOT = Path(__file__).parent.parent

@@ -49,6 +49,7 @@ class OurSide:
     ) -> None:
         """Begin; `rounds` are the steps of each `run` to come."""
         self._rounds = iter(rounds)
+        self.model = model
         self._device, self._config = device, config
         ends = [sum(rounds[: i + 1]) * config.batch_size for i in range(len(rounds))]
         samples = texts.fitting(config.vlm.lm_max_length).prepared()

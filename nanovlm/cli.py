@@ -80,16 +80,16 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def start_layers(layers: Sequence[Layer]) -> Sequence[Layer]:
-    """Return the numbers of the model to start from, see `nanovlm.training.start_config`."""
+    """Return the numbers of the model to start from, see `nanovlm.training.start`."""
     given = given_values(layers)
     default = TOKENIZERS_WITH_DEFAULT_EOS[0]
     knows_tokenizer = given.get("vlm.lm_tokenizer", default) in TOKENIZERS_WITH_DEFAULT_EOS
     if knows_tokenizer and not START_KEYS & given.keys():
         return []
     # Imported late: most mistakes in a configuration are told without waiting for torch.
-    from nanovlm.training import start_config
+    from nanovlm.training import start
 
-    return start_config.start_layers(layers)
+    return start.start_layers(layers)
 
 
 def at_least_one(text: str) -> int:

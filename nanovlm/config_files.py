@@ -54,7 +54,7 @@ LayersBelow = Callable[[Sequence[Layer]], Sequence[Layer]]
 """Looks at the layers of a configuration and returns what goes under them, over the defaults.
 
 The numbers of a model to start from are such layers. They lie on disk or on the hub, so this module
-only knows their place in the order (nanovlm/training/start_config.py)."""
+only knows their place in the order (nanovlm/training/start.py)."""
 
 
 def no_layers(layers: Sequence[Layer]) -> Sequence[Layer]:

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 from nanovlm.config import TrainConfig
-from nanovlm.data.benchmark_parts import select_part
+from nanovlm.data.benchmark import select_part
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.prepared import (
     check_batch_size,
@@ -25,15 +25,14 @@ from nanovlm.data.prepared import (
 )
 from nanovlm.data.processors import load_tokenizer
 from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples
-from nanovlm.evaluation.letters import letter_tokens
-from nanovlm.evaluation.mmstar import check_room
-from nanovlm.models.compiler import find_compile_obstacle
+from nanovlm.evaluation.mmstar import check_room, letter_tokens
+from nanovlm.models.compiled import find_compile_obstacle
 from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.snapshot import Snapshot
 from nanovlm.models.vision_language_model import PARTS, VisionLanguageModel
-from nanovlm.training.checkpoint import architecture, load_checkpoint
 from nanovlm.training.forward import has_bfloat16
 from nanovlm.training.micro_batches import MicroBatchSize
+from nanovlm.training.start import architecture, load_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -4,32 +4,19 @@ It is made from the code: the sections, the configuration's fields and their nat
 it cannot say (a lower end below the upper one, rules between several keys) `--dry-run` checks.
 """
 
-from nanovlm import interrupts
-
-if __name__ == "__main__":
-    interrupts.listen()  # before all that takes time to import
-
-import argparse
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from nanovlm import cli
 from nanovlm.config import TrainConfig
 from nanovlm.config_files import PRESETS_DIR
 from nanovlm.search.parameter import KINDS, TUNABLE
 from nanovlm.search.sections import SpaceFile
 
 SCHEMA_FILE = PRESETS_DIR.parent / "search_spaces" / "space.schema.json"
-
-EXAMPLES = """examples:
-  python -m nanovlm.space_schema           # print it
-  python -m nanovlm.space_schema --write   # bring search_spaces/space.schema.json up to date
-"""
 
 Schema = dict[str, Any]
 
@@ -39,26 +26,6 @@ class _Untitled(GenerateJsonSchema):
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
-
-
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m nanovlm.space_schema",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--write", action="store_true", help=f"to {SCHEMA_FILE.name}")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str]) -> int:
-    arguments = parse_arguments(argv)
-    if arguments.write:
-        SCHEMA_FILE.write_text(schema_text(), encoding="utf-8")
-    else:
-        sys.stdout.write(schema_text())
-    return cli.DONE
 
 
 def schema_text() -> str:
@@ -168,7 +135,3 @@ def _conditions(fields: Mapping[str, Schema]) -> Schema:
 def _rule(field: Schema) -> Schema:
     """Return what a value has to be, without what it is for."""
     return {name: part for name, part in field.items() if name not in ("default", "description")}
-
-
-if __name__ == "__main__":
-    cli.run_program(lambda: main(sys.argv[1:]))

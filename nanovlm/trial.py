@@ -35,12 +35,11 @@ from nanovlm.models.pretrained import check_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import gather_objects, rank, world_size
 from nanovlm.resources import Resources
-from nanovlm.tracking.wandb_mode import check_wandb
-from nanovlm.training.checkpoint import find_checkpoint
-from nanovlm.training.decoder_tokenizer import check_decoder_tokenizer
-from nanovlm.training.loop import NonFiniteLossError, Progress, never, num_steps, train
+from nanovlm.training.loop import Progress, never, num_steps, train
 from nanovlm.training.pulse import OnPulse, PulseTaker, ignore
+from nanovlm.training.start import check_decoder_tokenizer, find_checkpoint
 from nanovlm.training.state import SavedTrial, read_state, write_state
+from nanovlm.training.steps import NonFiniteLossError
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +102,8 @@ def run_trial(
                 yield trial.report(progress)
     finally:
         model.zero_grad()
+        if resources.device.type == "cuda":
+            torch.cuda.empty_cache()  # for those that share the GPU
 
 
 @dataclass
@@ -209,12 +210,10 @@ def _raise_together(messages: Sequence[str]) -> None:
 
 
 def check_start(config: TrainConfig) -> None:
-    """Raise UserError if what a trial of `config` begins with is not there, or W&B's settings are
-    wrong.
+    """Raise UserError if what a trial of `config` begins with is not there.
 
     For a program to ask before it starts anything; `run_trial` finds out by itself.
     """
-    check_wandb(config)
     if config.resume_from_vlm_checkpoint:
         find_checkpoint(config.vlm.vlm_checkpoint_path, config.vlm)
 

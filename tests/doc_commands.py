@@ -1,4 +1,4 @@
-"""Finds the commands that README, docs/, the heads of space files and `--help` show."""
+"""Finds the commands that the documents, the heads of space files and `--help` show."""
 
 import ast
 import re
@@ -48,7 +48,7 @@ def shown_commands() -> list[Command]:
 
 
 def _all_commands() -> Iterator[Command]:
-    for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]:
+    for path in [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]:
         name = str(path.relative_to(REPOSITORY))
         yield from document_commands(name, path.read_text(encoding="utf-8"))
     for folder in ("search_spaces", "presets"):

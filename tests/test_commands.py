@@ -29,17 +29,17 @@ WHERE_RUN = {
     r"python run_search.py --space search_spaces/digits.yaml .+": "the same, with other options",
     r"python run_search.py --space (my_space.yaml|FILE)( .+)?": "tests/programs/ has such",
     r"python run_search.py --space search_spaces/(lr|full).yaml.*": "hub; programs/test_hub_search",
-    r"python run_search.py dashboard .+": "tests/test_dashboard.py",
+    r"python -m nanovlm dashboard .+": "tests/test_dashboard.py",
     r"python run_single.py --preset digits( .+)?": "as the next, with another configuration",
     r"python run_single.py --config results/digits/best.yaml( .+)?": "programs/test_single_program",
     r"python run_single.py --preset nanovlm-222m": "hub and GPU",
-    r"python -m nanovlm.generate --checkpoint results/digits/best .+": "programs/"
+    r"python -m nanovlm generate --checkpoint results/digits/best .+": "programs/"
     "test_search_program.py",
-    r"python -m nanovlm.generate --checkpoint lusxvr/.+": "hub; programs/test_generate_program.py",
-    r"python -m nanovlm.push .+": "hub; programs/test_push_program.py",
-    r"python -m nanovlm.prepared_data .+": "tests/test_prepared_data.py",
-    r"python -m nanovlm.results.report .+": "tests/results/test_report.py",
-    r"python -m nanovlm.space_schema.*": "tests/test_space_schema.py",
+    r"python -m nanovlm generate --checkpoint lusxvr/.+": "hub; programs/test_generate_program.py",
+    r"python -m nanovlm push .+": "hub; programs/test_push_program.py",
+    r"python -m nanovlm data .+": "tests/test_prepared_data.py",
+    r"python -m nanovlm report .+": "tests/results/test_report.py",
+    r"python -m nanovlm schema.*": "tests/test_space_schema.py",
     r"python -m pytest .+": "is the suite itself",
     r"python benchmarks/.+": "minutes to hours; docs/benchmarks.md has what they measured",
     r"make .+": "what continuous integration does",
@@ -79,8 +79,6 @@ def parse_python(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if words[0] == "-m" and words[1] == "pytest":
         assert [path for path in words[2:] if not Path(path).exists()] == []
         return
-    if words[:2] == ["run_search.py", "dashboard"]:
-        words = ["-m", "nanovlm.dashboard", *words[2:]]
     arguments = parsed_arguments(words, monkeypatch)
     if words[0] == "run_search.py":
         load_space(arguments.space, parse_overrides(arguments.overrides))
@@ -107,7 +105,9 @@ def parsed_arguments(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> a
     monkeypatch.setattr("nanovlm.interrupts.listen", lambda: None)
     with pytest.raises(Parsed) as parsed:
         if is_module:
-            monkeypatch.delitem(sys.modules, words[1], raising=False)  # else runpy warns
+            monkeypatch.delitem(
+                sys.modules, f"{words[1]}.__main__", raising=False
+            )  # or runpy warns
             runpy.run_module(words[1], run_name="__main__", alter_sys=False)
         else:
             runpy.run_path(str(REPOSITORY / words[0]), run_name="__main__")
@@ -206,7 +206,7 @@ A list:
     over two lines
 
 ```console
-$ HF_HOME=/x .venv/bin/python -m nanovlm.push
+$ HF_HOME=/x .venv/bin/python -m nanovlm push
 what it prints
 ```
 
@@ -223,7 +223,7 @@ def test_commands_are_found_in_a_document() -> None:
     found = [(c.place, str(c)) for c in document_commands("x.md", DOCUMENT)]
     assert found == [
         ("x.md:4", "python run_search.py --space my.yaml"),
-        ("x.md:12", "python -m nanovlm.push"),
+        ("x.md:12", "python -m nanovlm push"),
         ("x.md:21", "make demo"),
         ("x.md:21", "python run_single.py --preset digits"),
     ]
@@ -246,7 +246,7 @@ def test_what_may_be_a_command_is_not_passed_over(text: str) -> None:
         "run_search.py --space my_space.yaml --trails 3",
         "run_search.py --space my_space.yaml --trials 0",
         "run_single.py --preset digits --worker two",
-        "-m nanovlm.prepared_data remove",
+        "-m nanovlm data remove",
         "benchmarks/demo.py --spaces x",
     ],
 )

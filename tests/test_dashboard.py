@@ -14,7 +14,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 import optuna
 import pytest
 
-from nanovlm.dashboard import bind, main, read_only, read_space
+from nanovlm.__main__ import main
+from nanovlm.commands.dashboard import bind, read_only, read_space
 from nanovlm.errors import UserError
 from nanovlm.results.read import STUDY_FILE
 from nanovlm.search.samplers import suggest
@@ -82,7 +83,15 @@ def served(running: RunningSearch) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         server = subprocess.Popen(
-            [sys.executable, "-m", "nanovlm.dashboard", str(running.folder), "--port", str(port)],
+            [
+                sys.executable,
+                "-m",
+                "nanovlm",
+                "dashboard",
+                str(running.folder),
+                "--port",
+                str(port),
+            ],
             cwd=REPOSITORY,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -172,18 +181,18 @@ def test_the_page_follows_and_cannot_write(running: RunningSearch, served: str) 
 
 def test_a_folder_without_a_search_is_refused(tmp_path: Path, search: RunningSearch) -> None:
     with pytest.raises(UserError, match=r"no .*space.yaml. Searches beside it: .*/demo\.$"):
-        main([str(tmp_path / "dmeo")])
+        main(["dashboard", str(tmp_path / "dmeo")])
     with pytest.raises(UserError, match="--storage: the study of this search is in a file"):
         read_space(search.folder, "postgresql://me@here/x")
     (search.folder / STUDY_FILE).unlink()
     with pytest.raises(UserError, match="has made no study yet"):
-        main([str(search.folder)])
+        main(["dashboard", str(search.folder)])
 
 
 def test_the_package_is_optional(search: RunningSearch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[dashboard\]'"):
-        main([str(search.folder)])
+        main(["dashboard", str(search.folder)])
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "http"])
@@ -191,7 +200,7 @@ def test_what_is_no_port_is_refused(
     search: RunningSearch, port: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        main([str(search.folder), "--port", port])
+        main(["dashboard", str(search.folder), "--port", port])
     assert ended.value.code == 2
     assert "must be a port from 1 to 65535" in capsys.readouterr().err
 

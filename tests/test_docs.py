@@ -89,7 +89,15 @@ def test_every_field_of_a_speed_stands_in_order() -> None:
     assert fields == [field.name for field in dataclasses.fields(Speed)]
 
 
-def test_the_readme_names_every_module() -> None:
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    modules = [p for p in (REPOSITORY / "nanovlm").rglob("*.py") if p.name != "__init__.py"]
-    assert [str(p) for p in modules if p.name not in readme] == []
+def test_the_architecture_names_every_folder() -> None:
+    text = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
+    (table,) = (part for part in text.split("\n## ") if part.startswith("Where things are\n"))
+    folders = {path.parent for path in (REPOSITORY / "nanovlm").rglob("*.py")}
+    assert [str(path) for path in folders if f"{path.name}/" not in table] == []
+    named = re.findall(r"`((?:nanovlm/)?[\w/]+(?:/|\.py))`", table)
+    assert all(
+        (REPOSITORY / name).exists()
+        or (REPOSITORY / "nanovlm" / name).exists()
+        or (REPOSITORY / "nanovlm/results" / name).exists()
+        for name in named
+    )

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from nanovlm import interrupts
+from nanovlm.__main__ import COMMANDS
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.slow
@@ -20,8 +21,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 PROGRAMS = (
     *("run_search.py", "run_single.py"),
-    *("nanovlm.generate", "nanovlm.push", "nanovlm.dashboard", "nanovlm.prepared_data"),
-    *("nanovlm.space_schema", "nanovlm.results.report"),
+    *(f"nanovlm {command}" for command in COMMANDS),
 )
 
 Process = subprocess.Popen[str]
@@ -226,7 +226,7 @@ def slow_imports(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_signal_ends_a_program_while_it_imports(program: str, slow_imports: Path) -> None:
-    what = [str(REPOSITORY / program)] if program.endswith(".py") else ["-m", program]
+    what = [str(REPOSITORY / program)] if program.endswith(".py") else ["-m", *program.split()]
     path = os.pathsep.join([str(slow_imports), str(REPOSITORY)])
     process = subprocess.Popen(
         [sys.executable, *what],

@@ -140,8 +140,8 @@ def test_nothing_is_compiled_where_the_first_stage_has_not_found_that_it_can_be(
         assert "--no-compile" in command(stage, False, device)
 
 
-def test_shares_are_seconds_of_eight_minutes() -> None:
-    assert sum(stage.share for stage in STAGES) == 480
+def test_shares_are_seconds_of_ten_minutes() -> None:
+    assert sum(stage.share for stage in STAGES) == 600
     assert all(stage.least_seconds < stage.share for stage in STAGES)
 
 

@@ -12,7 +12,7 @@ import filelock
 import pytest
 from rich.console import Console
 
-from nanovlm import prepared_data
+from nanovlm.__main__ import main
 from nanovlm.data.cache import ABOUT_FILE, MANIFEST_FILE, PreparedFolder, prepared_folders
 from nanovlm.errors import UserError
 from nanovlm.messages import BuildProgress
@@ -38,10 +38,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["prepared_data", *arguments])
-        assert prepared_data.main() == 0
+        assert main(["data", *arguments]) == 0
         return capsys.readouterr().out
 
     return run
@@ -125,7 +124,7 @@ def test_what_is_being_made_is_not_deleted(root: Path, run: Callable[..., str]) 
 def test_as_a_command(tmp_path: Path) -> None:
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "nanovlm.prepared_data", *arguments],
+            [sys.executable, "-m", "nanovlm", "data", *arguments],
             cwd=REPOSITORY,
             env={**os.environ, "HF_ASSETS_CACHE": str(tmp_path)},
             capture_output=True,
@@ -139,7 +138,7 @@ def test_as_a_command(tmp_path: Path) -> None:
     assert done.stderr == "error: delete: give keys of `list`, --unfinished or --all\n"
     (tmp_path / "file").touch()
     done = subprocess.run(
-        [sys.executable, "-m", "nanovlm.prepared_data", "list"],
+        [sys.executable, "-m", "nanovlm", "data", "list"],
         cwd=REPOSITORY,
         env={**os.environ, "HF_ASSETS_CACHE": str(tmp_path / "file")},
         capture_output=True,

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
+from nanovlm.__main__ import main
 from nanovlm.config import TrainConfig
 from nanovlm.config_files import CONFIG_KEYS, config_values
 from nanovlm.errors import UserError
 from nanovlm.search.parameter import TUNABLE
 from nanovlm.search.sections import SECTIONS
 from nanovlm.search.space import load_space
-from nanovlm.space_schema import SCHEMA_FILE, main, schema_text, space_schema
+from nanovlm.space_schema import SCHEMA_FILE, schema_text, space_schema
 from nanovlm.yaml_text import parse_yaml
 
 REPOSITORY = Path(__file__).parents[1]
@@ -41,9 +42,9 @@ def shown_spaces() -> list[Any]:
 
 def test_the_file_is_current(capsys: pytest.CaptureFixture[str]) -> None:
     assert SCHEMA_FILE.read_text(encoding="utf-8") == schema_text(), (
-        "python -m nanovlm.space_schema --write"
+        "python -m nanovlm schema --write"
     )
-    assert main([]) == 0
+    assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out) == space_schema()
 
 

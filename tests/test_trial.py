@@ -23,10 +23,10 @@ from nanovlm.config_files import Layer, build_config, config_values, parse_overr
 from nanovlm.errors import UserError
 from nanovlm.messages import Job, Pulse, Report
 from nanovlm.models.checkpoint import PUBLISHED_IMAGES
-from nanovlm.models.compiler import find_compile_obstacle
+from nanovlm.models.compiled import find_compile_obstacle
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.resources import Resources
-from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted
+from nanovlm.training.steps import NonFiniteLossError, TrialInterrupted
 from nanovlm.trial import run_trial
 from tests.tiny import digits_config, vlm_config
 

@@ -212,7 +212,7 @@ def _check_disk(recipe: Recipe, num_bytes: int) -> None:
         raise UserError(
             f"{recipe.what}: its images take {_gigabytes(num_bytes)} in {folder.parent}, where "
             f"{_gigabytes(free)} are free; HF_ASSETS_CACHE=FOLDER puts prepared data elsewhere, "
-            "`python -m nanovlm.prepared_data list` shows what can go, and a smaller "
+            "`python -m nanovlm data list` shows what can go, and a smaller "
             "data_cutoff_idx needs less"
         )
 

@@ -100,7 +100,7 @@ class PreparedFolder:
             raise self._damaged(name, f"is damaged or gone: {error}") from None
 
     def _damaged(self, name: str, problem: str) -> UserError:
-        command = f"python -m nanovlm.prepared_data delete {self.path.name}"
+        command = f"python -m nanovlm data delete {self.path.name}"
         return UserError(f"{self.path / name}: {problem}; `{command}` lets it be made anew")
 
     def write_array(self, name: str, array: np.ndarray) -> None:

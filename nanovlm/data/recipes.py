@@ -11,7 +11,7 @@ import PIL
 from tokenizers import Tokenizer
 
 from nanovlm.config import TrainConfig
-from nanovlm.data.benchmark_items import benchmark_items
+from nanovlm.data.benchmark import benchmark_items
 from nanovlm.data.build import Recipe
 from nanovlm.data.build_text import RowText
 from nanovlm.data.cache import PreparedFolder

@@ -25,6 +25,7 @@ from nanovlm.results.read import CONFIG_FILE, LOGS_DIR, FolderReader
 from nanovlm.results.same_data import check_same_data
 from nanovlm.results.store import ResultsStore
 from nanovlm.search.sections import Objective, TrialResources
+from nanovlm.tracking.wandb_mode import check_wandb
 from nanovlm.training.loop import num_steps
 from nanovlm.trial import check_backbones, check_start, metric_names
 
@@ -72,6 +73,7 @@ def plan_single(config: TrainConfig, on_progress: OnProgress = log_progress) -> 
     Raises:
         UserError: if the data cannot be had or is smaller than a batch.
     """
+    check_wandb(config)
     check_start(config)
     check_backbones(config)
     resources = Resources("cpu", on_progress)

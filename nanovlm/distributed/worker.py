@@ -27,8 +27,8 @@ from nanovlm.errors import UserError
 from nanovlm.files import find_full_disk
 from nanovlm.messages import Assignment, Decision, End, Job, Order, Pulse, Report
 from nanovlm.resources import Resources
-from nanovlm.training.loop import NonFiniteLossError, TrialInterrupted
 from nanovlm.training.pulse import OnPulse
+from nanovlm.training.steps import NonFiniteLossError, TrialInterrupted
 from nanovlm.trial import run_trial
 
 logger = logging.getLogger(__name__)

@@ -83,7 +83,7 @@ heads on {config.lm_n_kv_heads} key-value heads, {config.lm_vocab_size:,} tokens
 def _use(repo_id: str) -> str:
     return f"""## Use
 
-    python -m nanovlm.generate --checkpoint {repo_id} --image photo.jpg --prompt "What is this?"
+    python -m nanovlm generate --checkpoint {repo_id} --image photo.jpg --prompt "What is this?"
 
 ```python
 from nanovlm.models.vision_language_model import VisionLanguageModel

@@ -93,15 +93,20 @@ class PausingRungs:
             return self._decide(waits, goes_on=True)
         return self._decide(waits, is_paused=True)
 
-    def promote(self, is_last: bool = False) -> Verdict | None:
+    def promote(
+        self, is_last: bool = False, arrived: Container[int] | None = None
+    ) -> Verdict | None:
         """Return the verdict on the trial that a free slot goes on with, None if all have to wait.
 
         Args:
             is_last: no trial begins any more. The places from which trials go on are rounded up
                 then, so that a search of few trials has one of full length.
+            arrived: the trials that have given their slots back; None means all that pause.
         """
         number = self._promotable(is_last)
-        return None if number is None else self._decide(self._paused[number], goes_on=True)
+        if number is None or (arrived is not None and number not in arrived):
+            return None
+        return self._decide(self._paused[number], goes_on=True)
 
     def rank_correlation(self, milestone: int) -> float | None:
         """Return how much a milestone's values say of those at the next one, from -1 to 1
@@ -131,17 +136,26 @@ class PausingRungs:
         correlations = {m: self.rank_correlation(m) for m in self._milestones}
         return {m: r for m, r in correlations.items() if r is not None and r <= 0}
 
-    def end_hopeless(self, most_trials: int) -> list[Verdict]:
-        """End the paused trials that will not be among the best of so many trials."""
+    def end_hopeless(
+        self, most_trials: int, arrived: Container[int] | None = None
+    ) -> list[Verdict]:
+        """End the paused trials that will not be among the best of so many trials.
+
+        Args:
+            arrived: as in `promote`; another one is ended when it is asked for again.
+        """
         ended = list[Verdict]()
         reach = most_trials
         for milestone, rung in self._rungs.items():
             num_all = max(reach, len(rung))
             reach = math.ceil(num_all / self._factor)
             if len(rung) > _MARGIN * reach:
-                behind = rung.numbers(_MARGIN * reach)
-                waiting = [self._paused[n] for n in behind if self._waits_at(n, milestone)]
-                ended += [self._decide(verdict, num_all=num_all) for verdict in waiting]
+                ended += [
+                    self._decide(self._paused[number], num_all=num_all)
+                    for number in rung.numbers(_MARGIN * reach)
+                    if self._waits_at(number, milestone)
+                    if arrived is None or number in arrived
+                ]
         return ended
 
     def end_all(self) -> list[Verdict]:

@@ -16,6 +16,7 @@ from nanovlm.search.scheduler import plan_milestones
 from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace
 from nanovlm.search.warm_start import EarlierTrials, read_earlier_trials
+from nanovlm.tracking.wandb_mode import check_wandb
 from nanovlm.trial import check_backbones, check_start, metric_names
 
 
@@ -58,6 +59,7 @@ def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> S
     check_sampler(space.sampler)
     earlier_trials = read_earlier_trials(space)
     resources = Resources("cpu", on_progress)
+    check_wandb(space.base)
     check_start(space.base)
     check_backbones(space.base)
     resources.tokenizer(space.base.vlm.lm_tokenizer)

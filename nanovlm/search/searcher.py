@@ -149,9 +149,16 @@ class StudySearch(OptunaSearch):
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return number and values of the next trial: one to go on with, or else a new one.
 
-        FINISHED if nothing is left to run; None if the storage cannot be written, or as long as
-        what a trial comes to may let another one run.
+        FINISHED if nothing is left to run; None if the storage or a verdict cannot be written, or
+        as long as what a trial comes to may let another one run.
         """
+        try:
+            return self._suggest(trial_id)
+        except OSError as error:  # of the rungs' log: the study's are waited for
+            self._switch.fail(error)
+            return None
+
+    def _suggest(self, trial_id: str) -> dict[str, Any] | None:
         if not self._to_run and (next_trial := self._next_trial()) is not None:
             self._to_run.append(next_trial)
         if not self._to_run:
@@ -216,14 +223,15 @@ class StudySearch(OptunaSearch):
         if self._pauses is None:
             return None
         rungs = self._pauses.rungs
-        verdict = rungs.promote(is_last=not self._has_new_trials())
+        # A trial is judged before Tune has ended it: until then its slot is not free again.
+        verdict = rungs.promote(is_last=not self._has_new_trials(), arrived=self._paused)
         if verdict is not None:
             self._pauses.on_verdict(verdict)
             self._let_go.discard(verdict.number)
         if self._most_trials is not None:
-            self._end_verdicts(rungs.end_hopeless(self._most_trials))
+            self._end_verdicts(rungs.end_hopeless(self._most_trials, self._paused))
         for number in rungs.least_promising(self._pauses.max_states):
-            if number not in self._let_go:
+            if number in self._paused and number not in self._let_go:
                 self._let_go.add(number)
                 self._pauses.let_go(number)
         return None if verdict is None else self._paused.pop(verdict.number)

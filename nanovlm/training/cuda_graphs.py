@@ -44,9 +44,8 @@ class RecordedPasses:
             self._seen.add(shapes)
             return self._run(inputs, number)
         if shapes not in self._recorded:
-            fixed = inputs.apply(torch.clone)
-            fixed_number = number.clone()
-            replay = self._record(lambda: self._run(fixed, fixed_number))
+            run, fixed, fixed_number = self._run, inputs.apply(torch.clone), number.clone()
+            replay = self._record(lambda: run(fixed, fixed_number))
             self._recorded[shapes] = [*fixed.tensors(), fixed_number], replay
         memory, replay = self._recorded[shapes]
         for place, tensor in zip(memory, given, strict=True):

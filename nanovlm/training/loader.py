@@ -5,8 +5,10 @@ memory and copied on a stream of its own. There is no loader process; to collate
 few milliseconds, since they are decoded already and lie in memory that all processes share.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -15,7 +17,6 @@ from torch import Tensor
 from nanovlm.config import VLMConfig
 from nanovlm.data.batches import collate, count_answer_tokens, image_buffer, text_lengths
 from nanovlm.data.tensors import PreparedSamples
-from nanovlm.training.fixed_shapes import FixedShapes
 from nanovlm.training.forward import ModelInput, model_input
 
 
@@ -109,3 +110,61 @@ def _used_by(stream: torch.cuda.Stream, tensor: Tensor) -> Tensor:
     """Return the tensor; its memory is not given out again before `stream` is done with it."""
     tensor.record_stream(stream)
     return tensor
+
+
+DEVIATIONS = 4
+"""How far from its mean the number of tokens or labels of a random batch may lie in the usual
+shape: one batch in 30,000 lies beyond, if many samples make it nearly normal."""
+MULTIPLE = 16
+"""To which lengths are rounded up, since matrix units of GPUs like it."""
+
+
+class FixedCount(NamedTuple):
+    """What each sample has some of, and how many of them a batch gets room for."""
+
+    mean: float
+    """Of a sample."""
+    deviation: float
+    most: int
+
+    @classmethod
+    def of(cls, counts: Tensor) -> Self:
+        """Return it for samples that have so many, int64[N]."""
+        deviation = counts.double().std(correction=0).item()
+        return cls(counts.double().mean().item(), deviation, int(counts.max()))
+
+    def room(self, num_samples: int, num_real: int) -> int:
+        """Return the room of a batch.
+
+        Args:
+            num_real: what its samples have together; less than the result.
+        """
+        spread = DEVIATIONS * self.deviation * math.sqrt(num_samples)
+        most = num_samples * self.most
+        usual = min(math.ceil(num_samples * self.mean + spread), most)
+        return _round_up((usual if num_real <= usual else most) + 1)
+
+
+class FixedShapes(NamedTuple):
+    """The shapes of batches of one set of samples: nearly always one for each number of samples.
+
+    They depend on the data alone, so what is compiled in one trial serves those with other seeds.
+    """
+
+    text: FixedCount
+    """Tokens of the text; the EOS is not read."""
+    labels: FixedCount
+
+    @classmethod
+    def of(cls, samples: PreparedSamples) -> Self:
+        """Return the shapes for batches of `samples`."""
+        lengths = samples.offsets.diff()
+        return cls(FixedCount.of(lengths - 1), FixedCount.of(lengths - samples.prompt_lengths))
+
+    def line(self, num_image_tokens: int) -> int:
+        """Return how many places a line of the padded view gets."""
+        return _round_up(num_image_tokens + self.text.most)
+
+
+def _round_up(length: int) -> int:
+    return -(-length // MULTIPLE) * MULTIPLE

@@ -32,8 +32,7 @@ import torch
 from nanovlm.config import TrainConfig
 from nanovlm.messages import Speed
 from nanovlm.parallel import gather_objects, world_size
-from nanovlm.training.flops import model_flops, trained_parts
-from nanovlm.training.peak_flops import peak_flops_per_second
+from nanovlm.training.flops import model_flops, peak_flops_per_second, trained_parts
 
 GIB = 2**30
 

@@ -1,9 +1,11 @@
-"""The optimizer: AdamW over two named groups, the new projector and the two backbones."""
+"""The optimizer, AdamW over the new projector and the two backbones, and its learning rates."""
+
+import math
 
 from torch import nn
 from torch.optim import AdamW
 
-from nanovlm.config import Freeze, TrainConfig
+from nanovlm.config import Freeze, LearningRateSchedule, TrainConfig
 from nanovlm.errors import UserError
 
 GROUP_PREFIXES = {"mp": ("MP.",), "backbones": ("vision_encoder.", "decoder.")}
@@ -68,3 +70,35 @@ def set_learning_rates(optimizer: AdamW, factor: float) -> None:
     """Set every group's learning rate to `factor` of its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
+
+
+def learning_rate_factor(
+    step: int,
+    num_steps: int,
+    warmup_ratio: float,
+    min_lr_ratio: float,
+    schedule: LearningRateSchedule = "cosine",
+) -> float:
+    """Return the share of the peak learning rate that `step` (from 0) of `num_steps` uses.
+
+    It rises linearly over the first `warmup_ratio` of the steps and reaches 1 with the last of
+    them. Then it falls towards `min_lr_ratio`, where the full budget ends: as half a cosine or
+    linearly. A constant one stays at 1.
+    """
+    assert 0 <= step < num_steps, f"step {step} is not one of {num_steps} steps"
+    num_warmup_steps = round(warmup_ratio * num_steps)
+    if step < num_warmup_steps:
+        return (step + 1) / num_warmup_steps
+    progress = (step - num_warmup_steps) / (num_steps - num_warmup_steps)
+    return min_lr_ratio + (1 - min_lr_ratio) * _height(schedule, progress)
+
+
+def _height(schedule: LearningRateSchedule, progress: float) -> float:
+    """Return how far above the end (0) the learning rate is, 1 at the peak."""
+    match schedule:
+        case "cosine":
+            return (1 + math.cos(math.pi * progress)) / 2
+        case "linear":
+            return 1 - progress
+        case "constant":
+            return 1.0

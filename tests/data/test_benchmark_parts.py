@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from nanovlm.config import BenchmarkPart
-from nanovlm.data.benchmark_parts import select_part
+from nanovlm.data.benchmark import select_part
 from nanovlm.data.prepared import prepare_benchmark
 from nanovlm.data.tensors import PreparedBenchmark
 from nanovlm.errors import UserError

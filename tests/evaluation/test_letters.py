@@ -11,8 +11,7 @@ from nanovlm.config import TrainConfig, VLMConfig
 from nanovlm.data.digits import digits_benchmark_rows, digits_tokenizer
 from nanovlm.data.tensors import PreparedBenchmark
 from nanovlm.errors import UserError
-from nanovlm.evaluation.letters import letter_tokens, option_letters
-from nanovlm.evaluation.mmstar import num_new_tokens
+from nanovlm.evaluation.mmstar import letter_tokens, num_new_tokens, option_letters
 from nanovlm.resources import Resources
 
 

@@ -13,7 +13,7 @@ import torch
 
 from nanovlm.models import compiled
 
-ASK = "from nanovlm.models.compiler import find_compile_obstacle as f; print(f('cpu'))"
+ASK = "from nanovlm.models.compiled import find_compile_obstacle as f; print(f('cpu'))"
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from nanovlm.models import model_files
 from nanovlm.models.model_card import Score
 from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.training.checkpoint import load_checkpoint
+from nanovlm.training.start import load_checkpoint
 from tests.fake_hub import FakeHub
 from tests.hub_files import make_llama, make_two_towers
 

@@ -38,7 +38,7 @@ def test_the_metadata() -> None:
         "30 blocks, width 576, 9 query heads on 3 key-value heads, 49,152 tokens |",
         "| tokenizer | `HuggingFaceTB/cosmo2-tokenizer` |",
         "starts from `google/siglip-base-patch16-224` and `HuggingFaceTB/SmolLM2-135M`.",
-        "python -m nanovlm.generate --checkpoint me/vlm --image",
+        "python -m nanovlm generate --checkpoint me/vlm --image",
         'VisionLanguageModel.from_pretrained("me/vlm")',
     ],
 )

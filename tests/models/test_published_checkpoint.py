@@ -20,8 +20,7 @@ from nanovlm.errors import UserError
 from nanovlm.models import checkpoint
 from nanovlm.models.model_files import read_tensors
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.training.checkpoint import load_checkpoint
-from nanovlm.training.start_config import start_layers
+from nanovlm.training.start import load_checkpoint, start_layers
 
 HEAD, EMBEDDING = "decoder.head.weight", "decoder.token_embedding.weight"
 

@@ -1,4 +1,4 @@
-"""`python -m nanovlm.generate`, as a user runs it, on a model that is small enough for tests."""
+"""`python -m nanovlm generate`, as a user runs it, on a model that is small enough for tests."""
 
 import dataclasses
 import subprocess
@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nanovlm import cli, generate
+from nanovlm import cli
+from nanovlm.__main__ import main
 from nanovlm.config import VLMConfig
 from nanovlm.data.digits import digits_tokenizer
 from nanovlm.data.processors import image_to_uint8
@@ -60,16 +61,15 @@ def run(
     values = {"checkpoint": "model", "image": "image.png", "prompt": QUESTION} | changes
     arguments = [f"--{name}={value}" for name, value in values.items()]
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("sys.argv", ["generate", *arguments, "--device", "cpu", *more])
     with pytest.raises(SystemExit) as ended:
-        cli.run_program(generate.main)
+        cli.run_program(lambda: main(["generate", *arguments, "--device", "cpu", *more]))
     assert isinstance(ended.value.code, int)
     return (ended.value.code, *capsys.readouterr())
 
 
 @pytest.mark.slow
 def test_the_likeliest_answer(folder: Path) -> None:
-    command = [sys.executable, "-m", "nanovlm.generate", "--checkpoint", str(folder / "model")]
+    command = [sys.executable, "-m", "nanovlm", "generate", "--checkpoint", str(folder / "model")]
     command += ["--image", str(folder / "image.png"), "--prompt", QUESTION]
     command += ["--max-new-tokens", "7", "--device", "cpu"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""`python -m nanovlm.push`: the winner of a search on the hub, with what is known of it."""
+"""`python -m nanovlm push`: the winner of a search on the hub, with what is known of it."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load, load_file
 
-from nanovlm import cli, push
+from nanovlm import cli
+from nanovlm.__main__ import main
 from nanovlm.config import TrainConfig
 from nanovlm.config_files import config_values
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -38,10 +39,9 @@ def results(tmp_path: Path) -> Path:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["push", "--repo", "me/vlm", *arguments])
     monkeypatch.setenv("HF_TOKEN", "hf_a_token_for_tests")
     with pytest.raises(SystemExit) as ended:
-        cli.run_program(push.main)
+        cli.run_program(lambda: main(["push", "--repo", "me/vlm", *arguments]))
     assert isinstance(ended.value.code, int)
     return ended.value.code
 

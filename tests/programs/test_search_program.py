@@ -147,7 +147,7 @@ def test_nothing_else_is_left(search: Finished) -> None:
 
 
 def test_the_saved_model_answers(search: Finished, workplace: Path) -> None:
-    command = (sys.executable, "-m", "nanovlm.generate", "--checkpoint", "results/digits/best")
+    command = (sys.executable, "-m", "nanovlm", "generate", "--checkpoint", "results/digits/best")
     question = ("--image", "digit.png", "--prompt", "Which digit is this?")
     process = start_command(*command, *question, cwd=workplace, PYTHONPATH=str(REPOSITORY))
     answer = output_of(process)

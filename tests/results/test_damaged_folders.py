@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from nanovlm.commands.dashboard import read_space, what_study_lacks
+from nanovlm.commands.push import read_summary
 from nanovlm.config_files import load_config
-from nanovlm.dashboard import read_space, what_study_lacks
 from nanovlm.distributed.session import StopSwitch
 from nanovlm.distributed.single import check_same_config
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.push import read_summary
 from nanovlm.results.best import check_best_config
 from nanovlm.results.environment import describe_environment
 from nanovlm.results.load import load_results

@@ -298,7 +298,7 @@ def test_a_folder_without_results_is_the_users_mistake(tmp_path: Path) -> None:
 
 def run_report(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "nanovlm.results.report", *arguments],
+        [sys.executable, "-m", "nanovlm", "report", *arguments],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from nanovlm.messages import Job, Report
 from nanovlm.resources import Resources
-from nanovlm.training.loop import TrialInterrupted
 from nanovlm.training.pulse import OnPulse, ignore
+from nanovlm.training.steps import TrialInterrupted
 
 
 def pretend(

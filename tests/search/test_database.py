@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nanovlm.dashboard import read_space
+from nanovlm.commands.dashboard import read_space
 from nanovlm.distributed.session import INTERRUPTED, StopSwitch
 from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
 from nanovlm.errors import UserError

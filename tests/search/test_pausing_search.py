@@ -4,7 +4,9 @@ Tune and the workers are left out: trials report what a formula says, as soon as
 """
 
 import functools
+import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +37,7 @@ from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.stages import EarlierRun, Place, _Search
 from nanovlm.search.verdicts import Verdict
+from tests.full_disk import files_end_at
 from tests.records import make_record, make_report, make_speed
 
 MILESTONES = (100, 300, 900)
@@ -229,6 +232,52 @@ def test_a_search_that_is_killed_anywhere_is_the_same(
         for p in (program, whole)
     ]
     assert curves[0] == curves[1]
+
+
+def test_a_slot_asks_while_another_gives_a_trial_back(tmp_path: Path) -> None:
+    """Between the verdict on a trial and its end for Tune it neither goes on nor ends elsewhere."""
+    ids = itertools.count()
+    asked: deque[tuple[str, int, dict[str, Any]]] = deque()
+    in_slots: set[int] = set()
+
+    def ask() -> bool:
+        tune_id = f"trial {next(ids)}"
+        suggestion: Any = program.searcher.suggest(tune_id)
+        assert suggestion != Searcher.FINISHED or not in_slots
+        if suggestion is not None and suggestion != Searcher.FINISHED:
+            number = suggestion[NUMBER]
+            assert number not in in_slots, "it has not given its slot back"
+            in_slots.add(number)
+            program.records.values[number] = suggestion[VALUES]
+            asked.append((tune_id, number, suggestion[VALUES]))
+        return True
+
+    program = Program(tmp_path, Records(), lambda: len(asked) > 2 or ask(), max_states=2)
+    legs: list[int] = []
+    while ask() and asked:
+        while asked:
+            tune_id, number, values = asked.popleft()
+            legs.append(number)
+            list(program._run(tune_id, number, values))
+            in_slots.remove(number)
+    assert sorted(set(legs)) == list(range(NUM_TRIALS)) == sorted(program.records.ended)
+    assert len(legs) > NUM_TRIALS and program.rungs.paused == {}
+
+
+def test_a_verdict_that_cannot_be_written_ends_the_search_in_order(tmp_path: Path) -> None:
+    program = Program(tmp_path, Records(), lambda: True)
+    for _ in program.legs():
+        if program.rungs._promotable() is not None:
+            break
+    paused = set(program.rungs.paused)
+    with files_end_at((tmp_path / RUNGS_FILE).stat().st_size):
+        assert program.searcher.suggest("one more") is None
+    switch = program.searcher._switch
+    assert switch.is_thrown() and isinstance(switch.error, OSError)
+    assert set(program.rungs.paused) == paused, "nothing is decided that is not written down"
+    again = Program(tmp_path, program.records, lambda: True)
+    assert again.searcher.suggest("one more") is not None
+    assert len(again.rungs.paused) == len(paused) - 1
 
 
 def test_states_beyond_the_limit_are_let_go_once(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Simulated searches: what they count, and that the real rule decides."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,11 +127,15 @@ class AtTheEnd(PausingRungs):
             self._paused[number] = verdict
         return verdict
 
-    def promote(self, is_last: bool = False) -> Verdict | None:
+    def promote(
+        self, is_last: bool = False, arrived: Container[int] | None = None
+    ) -> Verdict | None:
         self.asked_as_last.append(is_last)
         return self._paused.pop(min(self._paused)) if is_last and self._paused else None
 
-    def end_hopeless(self, most_trials: int) -> list[Verdict]:
+    def end_hopeless(
+        self, most_trials: int, arrived: Container[int] | None = None
+    ) -> list[Verdict]:
         self.asked_for_hopeless.add(most_trials)
         return []
 

@@ -1,6 +1,8 @@
 """Passes that are recorded: as CUDA graphs on a GPU, by a stand-in on CPU."""
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -10,8 +12,8 @@ from torch import Tensor
 from nanovlm.config import TrainConfig
 from nanovlm.models.packing import pack
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.training import cuda_graphs, loop
-from nanovlm.training.cuda_graphs import RecordedPasses
+from nanovlm.training import cuda_graphs, steps
+from nanovlm.training.cuda_graphs import Pass, RecordedPasses
 from nanovlm.training.forward import ModelInput
 from nanovlm.training.loop import train
 from nanovlm.trial import choose_algorithms
@@ -81,7 +83,7 @@ def test_training_by_recordings_is_the_same(
     config = dataclasses.replace(CONFIG, micro_batch_size=micro_batch_size, compile=False)
     curves = []
     for is_recorded in (False, True):
-        monkeypatch.setattr(loop, "_is_recorded", lambda *_, answer=is_recorded: answer)
+        monkeypatch.setattr(steps, "_is_recorded", lambda *_, answer=is_recorded: answer)
         monkeypatch.setattr(cuda_graphs, "GraphRecorder", StandIn)
         torch.manual_seed(0)
         model = VisionLanguageModel(VLM, seed=3)
@@ -89,6 +91,29 @@ def test_training_by_recordings_is_the_same(
         reports = train(model, random_samples(), config, EVERY_STEP, device=CPU)
         curves.append([report.train_loss for report in reports])
     assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+
+
+def test_what_a_training_held_is_free_when_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and not when garbage is collected: on a GPU that is most of its memory."""
+    made: list[weakref.ref[RecordedPasses]] = []
+
+    class Watched(RecordedPasses):
+        def __init__(self, run: Pass) -> None:
+            super().__init__(run, StandIn())
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(steps, "_is_recorded", lambda *_: True)
+    monkeypatch.setattr(steps, "RecordedPasses", Watched)
+    training = train(VisionLanguageModel(VLM), random_samples(), CONFIG, EVERY_STEP, device=CPU)
+    gc.disable()
+    try:
+        next(training)
+        next(training)
+        assert made[0]() is not None
+        training.close()
+        assert made[0]() is None
+    finally:
+        gc.enable()
 
 
 def curve_on_gpu(config: TrainConfig) -> list[float]:

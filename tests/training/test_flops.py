@@ -11,9 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nanovlm.config import TrainConfig, VLMConfig
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.training.flops import ModelFlops, Trained, model_flops, trained_parts
+from nanovlm.training.flops import (
+    PEAK_TFLOPS,
+    ModelFlops,
+    Trained,
+    model_flops,
+    peak_flops_per_second,
+    trained_parts,
+)
 from nanovlm.training.optim import build_optimizer
-from nanovlm.training.peak_flops import PEAK_TFLOPS, peak_flops_per_second
 from tests.tiny import vlm_config
 
 BATCH, TEXT = 2, 7

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 
 from nanovlm.data.batches import collate, text_lengths
 from nanovlm.data.tensors import PreparedSamples
-from nanovlm.training.fixed_shapes import FixedCount, FixedShapes
 from nanovlm.training.forward import ModelInput, model_input
-from nanovlm.training.loader import Loader
+from nanovlm.training.loader import FixedCount, FixedShapes, Loader
 from tests.tiny import vlm_config
 
 CPU = torch.device("cpu")

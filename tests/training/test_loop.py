@@ -16,10 +16,11 @@ from nanovlm.config import Freeze, LearningRateSchedule, TrainConfig
 from nanovlm.data.batches import collate, count_answer_tokens, samples_in_order, text_lengths
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.training import loop
+from nanovlm.training import steps
 from nanovlm.training.flops import model_flops, trained_parts
 from nanovlm.training.forward import evaluating, image_input, model_input
-from nanovlm.training.loop import NonFiniteLossError, Progress, TrialInterrupted, num_steps, train
+from nanovlm.training.loop import Progress, num_steps, train
+from nanovlm.training.steps import NonFiniteLossError, TrialInterrupted
 from tests.devices import CPU, CUDA, on_each_device
 from tests.tiny import vlm_config
 from tests.training.samples import NUM_SAMPLES, random_samples
@@ -290,7 +291,7 @@ def test_a_step_launched_behind_one_that_fails_changes_nothing(
     failing: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU the next step is launched before the numbers of the one before are read."""
-    monkeypatch.setattr(loop, "_max_ahead", lambda device: 1)
+    monkeypatch.setattr(steps, "_max_ahead", lambda device: 1)
     seen: list[dict[str, torch.Tensor]] = []
 
     class Spoilt(VisionLanguageModel):
@@ -316,7 +317,7 @@ def test_running_ahead_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> Non
     told: list[list[tuple[int, float]]] = [[], []]
     reports = []
     for ahead, told_now in enumerate(told):
-        monkeypatch.setattr(loop, "_max_ahead", lambda device, ahead=ahead: ahead)
+        monkeypatch.setattr(steps, "_max_ahead", lambda device, ahead=ahead: ahead)
 
         def note(
             step: int, loss: float, waited: float, told: list[tuple[int, float]] = told_now
@@ -377,4 +378,4 @@ def test_a_step_waits_for_the_device_once(micro_batch_size: int | Literal["auto"
     of_five_steps = waits(9) - waits(4)
     assert list(of_five_steps.values()) == [5], of_five_steps
     (line,) = of_five_steps
-    assert line.startswith("loop.py: ") and line.endswith("# waits for the device")
+    assert line.startswith("steps.py: ") and line.endswith("# waits for the device")

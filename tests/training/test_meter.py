@@ -8,9 +8,8 @@ import torch
 
 from nanovlm.config import TrainConfig
 from nanovlm.messages import Speed
-from nanovlm.training.flops import model_flops, trained_parts
+from nanovlm.training.flops import PEAK_TFLOPS, model_flops, trained_parts
 from nanovlm.training.meter import Meter, StreamClock
-from nanovlm.training.peak_flops import PEAK_TFLOPS
 from tests.tiny import vlm_config
 from tests.training.clocks import SetClock
 

@@ -3,7 +3,7 @@ from typing import get_args
 import pytest
 
 from nanovlm.config import LearningRateSchedule
-from nanovlm.training.schedule import learning_rate_factor
+from nanovlm.training.optim import learning_rate_factor
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,7 @@ from nanovlm.errors import UserError
 from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.search.space import load_space
-from nanovlm.training.checkpoint import load_checkpoint
-from nanovlm.training.start_config import start_layers
+from nanovlm.training.start import load_checkpoint, start_layers
 from nanovlm.trial import check_backbones
 from tests.fake_hub import FakeHub
 from tests.hub_files import make_llama, make_siglip

@@ -1,10 +1,5 @@
 """Prepared data on this machine: what there is, and how to get its disk space back."""
 
-from nanovlm import interrupts
-
-if __name__ == "__main__":
-    interrupts.listen()  # before all that takes time to import
-
 import argparse
 from datetime import datetime
 
@@ -25,35 +20,27 @@ from nanovlm.errors import UserError, did_you_mean
 from nanovlm.results.terminal.console import PLAIN, make_console
 
 EXAMPLES = """examples:
-  python -m nanovlm.prepared_data list
-  python -m nanovlm.prepared_data delete 034c798abee2aade
-  python -m nanovlm.prepared_data delete --unfinished
+  python -m nanovlm data list
+  python -m nanovlm data delete 034c798abee2aade
+  python -m nanovlm data delete --unfinished
 
 It lies in HF_HOME/assets/nanovlm/prepared; HF_ASSETS_CACHE puts it elsewhere. What is deleted is
 prepared again when it is needed.
 """
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m nanovlm.prepared_data",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="action", required=True)
     commands.add_parser("list", help="show all prepared data")
     remove = commands.add_parser("delete", help="remove prepared data")
     remove.add_argument("keys", nargs="*", metavar="KEY", help="first column of the list")
     remove.add_argument("--unfinished", action="store_true", help="what was never completed")
     remove.add_argument("--all", action="store_true", help="everything")
-    return parser.parse_args()
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def run(arguments: argparse.Namespace) -> int:
     console = make_console()
-    if arguments.command == "list":
+    if arguments.action == "list":
         show(console, prepared_folders())
         return cli.DONE
     for folder in chosen(arguments, prepared_folders()):
@@ -108,7 +95,3 @@ def chosen(arguments: argparse.Namespace, folders: list[PreparedFolder]) -> list
 
 def gigabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.3f}"
-
-
-if __name__ == "__main__":
-    cli.run_program(main)

@@ -1,10 +1,5 @@
 """Look at a search in Optuna's dashboard while it runs, or afterwards."""
 
-from nanovlm import interrupts
-
-if __name__ == "__main__":
-    interrupts.listen()  # before all that takes time to import
-
 import argparse
 import contextlib
 import errno
@@ -12,9 +7,8 @@ import importlib
 import importlib.util
 import json
 import os
-import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -22,7 +16,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna
 
-from nanovlm import cli
+from nanovlm import cli, interrupts
 from nanovlm.distributed.trainable import VALUES
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
@@ -33,8 +27,8 @@ from nanovlm.search.shown_study import ShownStudy, show_study
 from nanovlm.search.space import SearchSpace, load_space
 
 EXAMPLES = """examples:
-  python run_search.py dashboard results/digits
-  python run_search.py dashboard results/digits --port 8090
+  python -m nanovlm dashboard results/digits
+  python -m nanovlm dashboard results/digits --port 8090
 
 The page is read-only and open to this machine alone. From another one: ssh -L 8080:localhost:8080
 """
@@ -57,13 +51,7 @@ class _QuietHandler(WSGIRequestHandler):
         """Keep the terminal free of a line for every request."""
 
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python run_search.py dashboard",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=user_path, help="the results folder of a search")
     parser.add_argument(
         "--port",
@@ -76,16 +64,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="URL",
         help="the database of study.storage, if its password is not in the environment",
     )
-    return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Serve the dashboard until Ctrl-C.
-
-    Args:
-        argv: the arguments after `dashboard`.
-    """
-    arguments = parse_arguments(argv)
+def run(arguments: argparse.Namespace) -> int:
+    """Serve the dashboard until Ctrl-C."""
     if importlib.util.find_spec("optuna_dashboard") is None:
         raise UserError(
             "dashboard: needs a package that is not installed: pip install -e '.[dashboard]'"
@@ -207,7 +189,3 @@ def _port(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"must be a port from 1 to 65535, got {text!r}")
     return int(text)
-
-
-if __name__ == "__main__":
-    cli.run_program(lambda: main(sys.argv[1:]))

@@ -1,10 +1,5 @@
 """Answer a question about an image with a saved model."""
 
-from nanovlm import interrupts
-
-if __name__ == "__main__":
-    interrupts.listen()  # before all that takes time to import
-
 import argparse
 import sys
 from pathlib import Path
@@ -27,9 +22,9 @@ from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.forward import evaluating, image_input, mixed_precision
 
 EXAMPLES = """examples:
-  python -m nanovlm.generate --checkpoint results/digits/best --image digit.png \\
+  python -m nanovlm generate --checkpoint results/digits/best --image digit.png \\
       --prompt "Which digit is this? Options: A: 1, B: 3, C: 7, D: 9"
-  python -m nanovlm.generate --checkpoint lusxvr/nanoVLM-222M --image photo.jpg \\
+  python -m nanovlm generate --checkpoint lusxvr/nanoVLM-222M --image photo.jpg \\
       --prompt "What is in the image?" --temperature 0.7 --top-p 0.9 --seed 1
 """
 
@@ -37,13 +32,7 @@ LONGEST_ANSWER = 64
 """Tokens, if nothing else is asked for."""
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m nanovlm.generate",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a saved model: folder or hub id")
     parser.add_argument("--image", type=user_path, required=True, help="an image file")
     parser.add_argument("--prompt", required=True, help="the question, without any wording of ours")
@@ -61,11 +50,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random draws")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU where there is one")
-    return parser.parse_args()
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def run(arguments: argparse.Namespace) -> int:
     problems = Problems()
     with problems:
         check_sampling_arguments(arguments)
@@ -174,7 +161,3 @@ def answer(
     tokens: list[int] = output[0].tolist()
     eos = config.lm_eos_token_id
     return tokens[: tokens.index(eos)] if eos in tokens else tokens
-
-
-if __name__ == "__main__":
-    cli.run_program(main)

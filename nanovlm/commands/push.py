@@ -1,10 +1,5 @@
 """Put a saved model on the hub, with a card that tells how it was trained if that is known."""
 
-from nanovlm import interrupts
-
-if __name__ == "__main__":
-    interrupts.listen()  # before all that takes time to import
-
 import argparse
 import sys
 from pathlib import Path
@@ -20,20 +15,14 @@ from nanovlm.results.read import BEST_MODEL_DIR, SUMMARY_FILE, TRIALS_FILE, Fold
 from nanovlm.results.summary import NUM_ITEMS, wilson_interval
 
 EXAMPLES = """examples:
-  python -m nanovlm.push --checkpoint results/digits/best --repo USER/NAME
-  python -m nanovlm.push --checkpoint results/digits/best --repo USER/NAME --private
+  python -m nanovlm push --checkpoint results/digits/best --repo USER/NAME
+  python -m nanovlm push --checkpoint results/digits/best --repo USER/NAME --private
 
 It asks for no token: `hf auth login` stores one, or HF_TOKEN holds it.
 """
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m nanovlm.push",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         type=user_path,
@@ -44,11 +33,9 @@ def parse_arguments() -> argparse.Namespace:
         "--repo", required=True, metavar="USER/NAME", help="made if it is not there"
     )
     parser.add_argument("--private", action="store_true", help="only its owner sees a new one")
-    return parser.parse_args()
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def run(arguments: argparse.Namespace) -> int:
     training, score = read_summary(arguments.checkpoint)
     model = VisionLanguageModel.from_pretrained(arguments.checkpoint)
     address = model.push_to_hub(
@@ -76,7 +63,3 @@ def read_summary(checkpoint: Path) -> tuple[TrainConfig | None, Score | None]:
     interval = wilson_interval(accuracy, num_items)
     score = Score(accuracy=accuracy, interval_95=interval, num_items=num_items)
     return build_config(Layer(f"{folder}: {best.trial_id}", best.config)), score
-
-
-if __name__ == "__main__":
-    cli.run_program(main)
