@@ -56,27 +56,39 @@ class SurrogateCurves:
         parameters: tuple[Parameter, ...],
         scale: Scale,
         noise_seed: int | None = None,
+        num_epochs: int = NUM_EPOCHS,
     ) -> None:
         """
         Args:
             noise_seed: reports are accuracies on NUM_QUESTIONS questions, drawn by this seed, the
                 trial and the epoch; None: reports are exact.
+            num_epochs: of a full training; fewer break it off.
         """
-        self._surrogate, self._task = surrogate, task
+        self._surrogate, self.task = surrogate, task
         self.parameters, self.scale = parameters, scale
         self._noise_seed = noise_seed
+        self._num_epochs = num_epochs
         self._exact = list[np.ndarray]()
+
+    def of(
+        self, task: str | None = None, noise_seed: int | None = None, num_epochs: int = NUM_EPOCHS
+    ) -> "SurrogateCurves":
+        """Return the curves of a search of its own on this task or another one."""
+        task = task or self.task
+        return SurrogateCurves(
+            self._surrogate, task, self.parameters, self.scale, noise_seed, num_epochs
+        )
 
     @property
     def budget(self) -> int:
-        return NUM_EPOCHS * SAMPLES_PER_EPOCH
+        return self._num_epochs * SAMPLES_PER_EPOCH
 
     @property
     def last(self) -> int:
-        return NUM_EPOCHS - 1
+        return self._num_epochs - 1
 
     def row_of(self, values: Mapping[str, Any]) -> int:
-        self._exact.append(self._surrogate.curve(self._task, values))
+        self._exact.append(self._surrogate.curve(self.task, values))
         return len(self._exact) - 1
 
     def row_at(self, point: np.ndarray) -> int:

@@ -85,7 +85,7 @@ class FrontCurves(SurrogateCurves):
     def row_of(self, values: Mapping[str, Any]) -> int:
         epochs = np.arange(1, NUM_EPOCHS + 1)
         configuration = np.array([[float(values[key]) for key in KEYS]] * NUM_EPOCHS)
-        seconds = self._clock.seconds(self._task, configuration, epochs)
+        seconds = self._clock.seconds(self.task, configuration, epochs)
         self._times.append(seconds / (epochs * SAMPLES_PER_EPOCH))
         return super().row_of(values)
 

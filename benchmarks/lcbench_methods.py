@@ -3,6 +3,7 @@
 import dataclasses
 
 from benchmarks.lcbench_curves import SAMPLES_PER_EPOCH
+from benchmarks.lcbench_transfer import TRANSFERS
 from benchmarks.replay_clock import Method
 from benchmarks.replay_methods import Build, FewThenBest, RandomSearch, Setting, our
 from benchmarks.replay_search import StockRungs, stock_search
@@ -52,4 +53,5 @@ METHODS: dict[str, Build] = {
     "tpe + asha, pausing": our("tpe", "asha", type="pausing", rungs=3),
     "syne tune, asha": syne_tune("asha"),
     "syne tune, mobster": syne_tune("mobster"),
+    **TRANSFERS,
 }

@@ -1,6 +1,7 @@
 """Trains random configurations of the digits space in full and records their learning curves.
 
     python benchmarks/record_curves.py --trials 160
+    python benchmarks/record_curves.py --trials 60 --out data/digits_third.jsonl epochs=1
 
 `benchmarks/replay.py` replays what is recorded. A trial that the file has already is not trained
 again, so the command may be interrupted and given again with more trials. The numbers do not
@@ -8,13 +9,16 @@ depend on the machine's load: time plays no part in them.
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nanovlm.config_files import parse_overrides
 from nanovlm.messages import Job
 from nanovlm.resources import Resources
 from nanovlm.search.space import SearchSpace, load_space
@@ -34,22 +38,29 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=160)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=CURVES)
-    arguments = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as epochs=1")
+    arguments = parser.parse_intermixed_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.touch()
     recorded = {json.loads(line)["number"] for line in arguments.out.read_text().splitlines()}
     wanted = [number for number in range(arguments.trials) if number not in recorded]
+    overrides = parse_overrides(arguments.overrides)
     context = multiprocessing.get_context("spawn")
     with context.Pool(arguments.processes) as pool, arguments.out.open("a") as file:
-        for curve in pool.imap_unordered(record, wanted):
+        record_one = functools.partial(record, overrides=overrides)
+        for curve in pool.imap_unordered(record_one, wanted):
             file.write(json.dumps(curve) + "\n")
             file.flush()
             print(curve, flush=True)
 
 
-def record(number: int) -> dict[str, Any]:
-    """Return the values of a random configuration and its accuracy by samples seen."""
-    space = load_space(SPACE)
+def record(number: int, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a random configuration and its accuracy by samples seen.
+
+    Args:
+        overrides: keys of the base that are otherwise than in the space file.
+    """
+    space = load_space(SPACE, overrides)
     parameters = draw(space, number)
     config = space.config_for(parameters)
     resources = Resources("cpu")

@@ -3,6 +3,7 @@
     python benchmarks/replay.py                          # 200 seeds, 8 trials at once
     python benchmarks/replay.py --concurrency 1 8 64 --out curves.csv
     python benchmarks/replay.py --by time                # slots count whether they train or not
+    python benchmarks/replay.py --methods "auto + asha, pausing" "auto, after a third"
 
 240 random configurations of the digits were trained in full (`record_curves.py`); a trial of a
 replayed search has the learning curve of the recorded configuration that is nearest to its own.
@@ -29,11 +30,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
 from benchmarks.replay_clock import Trace, simulate
-from benchmarks.replay_methods import METHODS, Setting
+from benchmarks.replay_methods import METHODS, Build, Setting
 from benchmarks.replay_table import CurveTable, load_curves
+from benchmarks.transfer import after
 from nanovlm.search.space import SearchSpace, load_space
 
 DATA = Path(__file__).parent / "data" / "digits_curves.jsonl"
+SHORTER = {
+    "a third": DATA.with_name("digits_third_curves.jsonl"),
+    "a tenth": DATA.with_name("digits_tenth_curves.jsonl"),
+}
+"""Trainings of one epoch, and of three on a tenth of the rows."""
 SPACE = """
 preset: digits
 search:
@@ -46,6 +53,15 @@ REFERENCE = "random, full"
 REFERENCE_COMPUTE = 8
 GRID = np.arange(0.1, SHOWN[-1] + 0.05, 0.1)
 """Full trainings at which the regret is read."""
+TRANSFERS: dict[str, Build] = {
+    f"auto, after {name}": after(
+        lambda setting, path=path: load_curves(path, setting.table.parameters),  # type: ignore[misc]
+        trainings=1,
+    )
+    for name, path in SHORTER.items()
+}
+"""Searches that learn from an earlier one, which trained as much as a full training."""
+
 HEADS = {"compute": "after full trainings", "time": "slots' time for so many"}
 """By what the regret is read, and how the table says so."""
 
@@ -72,7 +88,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[8])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument(
+        "--methods", nargs="+", default=list(METHODS), choices=[*METHODS, *TRANSFERS]
+    )
     parser.add_argument("--by", choices=list(HEADS), default="compute")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--out", type=Path, help="file for the curves: OUT.CONCURRENCY.csv")
@@ -130,7 +148,7 @@ def search(name: str, concurrency: int, seed: int) -> Trace:
     with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
         limit = REFERENCE_COMPUTE * table.budget
         setting = Setting(table, space, seed, concurrency, limit, Path(folder))
-        method = METHODS[name](setting)
+        method = (METHODS | TRANSFERS)[name](setting)
         return simulate(table, method, concurrency, int(SHOWN[-1] * table.budget))
 
 

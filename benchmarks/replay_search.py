@@ -26,7 +26,7 @@ from nanovlm.search.parameter import Parameter
 from nanovlm.search.pausing import PausingRungs
 from nanovlm.search.rungs import build_rungs
 from nanovlm.search.scheduler import RungScheduler, plan_milestones
-from nanovlm.search.searcher import Pauses, build_searcher
+from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
 from nanovlm.search.space import SearchSpace
 
 _NO_CONTROLLER: Any = None  # the schedulers do not look at it
@@ -66,6 +66,12 @@ class TuneLoop:
         self._ids = (f"trial-{number:04d}" for number in itertools.count())
         self._legs: dict[Run, Any] = {}  # Tune's trial of each run that is under way
         self._paused: dict[int | None, Run] = {}  # by number
+
+    @property
+    def searcher(self) -> StudySearch:
+        """The searcher, if it is this project's."""
+        assert isinstance(self._searcher, StudySearch), f"{self._searcher} is Ray's"
+        return self._searcher
 
     def start(self) -> Run | None:
         trial_id = next(self._ids)

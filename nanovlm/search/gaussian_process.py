@@ -8,9 +8,15 @@ each key) times that of how far they were trained (exponential in the logarithm 
 what is learnt early counts later as far as the data say so. Reports of one length share an offset:
 a training's level grows on its way. Rasmussen and Williams 2006, chapters 2, 4 and 5; a kernel of
 such a product for unfinished trainings is that of Klein et al. 2017 (arXiv 1605.07079).
+
+What others expect of a configuration, such as processes of earlier searches, may enter with weights
+of their own. They are unknown too (Rasmussen and Williams, section 2.7): normal around what an
+expectation as good as the truth has, and as small as the values say. So one that tells nothing is
+soon let be, and the scales are those of this search alone.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +24,16 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
 
 Floats = NDArray[np.float64]
+Expectation = Callable[[Floats], Floats]
+"""Returns float[n] of float[n, features]."""
 
 _SQRT5 = math.sqrt(5)
 _LEAST_NOISE = 1e-4
 """Variance of a report, in units of the variance of all values."""
 _JITTER = 1e-8
 _OFFSET_VARIANCE = 1.0
+_WEIGHT, _WEIGHT_DEVIATION = 0.7, 0.5
+"""Of an expectation, before there are values."""
 _MOST_FITTED = 150
 """Reports that the scales are fitted to: time grows with the third power."""
 _MOST_STEPS = 60
@@ -44,6 +54,8 @@ class GaussianProcess:
         values: Floats,
         groups: NDArray[np.int64],
         seed: int = 0,
+        expectations: Sequence[Expectation] = (),
+        usual_scales: Floats | None = None,
     ) -> None:
         """
         Args:
@@ -52,20 +64,30 @@ class GaussianProcess:
             values: float[n], with mean 0 and variance 1 or so.
             groups: int[features], the key that a feature is of; it has one scale.
             seed: chooses to which reports the scales are fitted, if there are many.
+            expectations: what others expect of the full training, on the scale of the values.
+            usual_scales: float[keys], where the prior of their logarithms has its middle; None: all
+                keys count alike before there are values.
         """
-        self._groups = groups
+        self._groups, self._usual_scales = groups, usual_scales
+        self._expectations = expectations
         self._points, self._lengths, self._values = points, lengths, values
+        self._expected = self._expect(points)
         some = choose_longest(lengths, _MOST_FITTED, seed)
-        self._fit(points[some], lengths[some], values[some])
+        self._fit(points[some], lengths[some], values[some], self._expected[some])
         self._condition()
 
     def predict(self, points: Floats, length: float) -> tuple[Floats, Floats]:
         """Return mean and standard deviation, float[n] each, of values at a length."""
         lengths = np.full(len(points), length)
+        expected = self._expect(points)
         covariance = self._covariance(self._points, self._lengths, points, lengths)
+        covariance += _common(self._expected, expected)
         reduced = solve_triangular(self._factor, covariance, lower=True)
-        variance = self._variance + _OFFSET_VARIANCE - (reduced**2).sum(axis=0)
-        return covariance.T @ self._weights, np.sqrt(np.maximum(variance, 1e-9))
+        weighed = _WEIGHT_DEVIATION**2 * (expected**2).sum(axis=1)
+        before = self._variance + _OFFSET_VARIANCE + weighed
+        variance = before - (reduced**2).sum(axis=0)
+        mean = covariance.T @ self._weights + _WEIGHT * expected.sum(axis=1)
+        return mean, np.sqrt(np.maximum(variance, 1e-9))
 
     def believe(self, points: Floats, length: float) -> None:
         """Take the mean for what will be reported at points whose trials are under way."""
@@ -75,31 +97,42 @@ class GaussianProcess:
         self._points = np.vstack([self._points, points])
         self._lengths = np.append(self._lengths, np.full(len(points), length))
         self._values = np.append(self._values, means)
+        self._expected = np.vstack([self._expected, self._expect(points)])
         self._condition()
 
     # ------------------------------------------------------------------ inside
 
+    def _expect(self, points: Floats) -> Floats:
+        """Return what each of the others expects, float[n, others]."""
+        columns = [expect(points) for expect in self._expectations]
+        return np.column_stack(columns) if columns else np.zeros((len(points), 0))
+
     def _condition(self) -> None:
         covariance = self._covariance(self._points, self._lengths, self._points, self._lengths)
+        covariance += _common(self._expected, self._expected)
         covariance[np.diag_indices_from(covariance)] += self._noise + _JITTER
         self._factor = cholesky(covariance, lower=True)
-        self._weights = cho_solve((self._factor, True), self._values)
+        rest = self._values - _WEIGHT * self._expected.sum(axis=1)
+        self._weights = cho_solve((self._factor, True), rest)
 
     def _covariance(
         self, points: Floats, lengths: Floats, others: Floats, other_lengths: Floats
     ) -> Floats:
-        ours, theirs = (each / self._scales[self._groups] for each in (points, others))
+        ours, theirs = (each / self.scales[self._groups] for each in (points, others))
         squared = (ours**2).sum(axis=1)[:, None] + (theirs**2).sum(axis=1) - 2 * ours @ theirs.T
         apart = np.abs(lengths[:, None] - other_lengths)
         kernel, _ = _matern(np.maximum(squared, 0))
         return self._variance * kernel * np.exp(-apart / self._length_scale) + _offsets(apart)
 
-    def _fit(self, points: Floats, lengths: Floats, values: Floats) -> None:
+    def _fit(self, points: Floats, lengths: Floats, values: Floats, expected: Floats) -> None:
         """Find the most probable scales (MAP) by their gradient."""
         num_keys = int(self._groups.max()) + 1
         names = ["scale"] * num_keys + ["variance", "noise", "length"]
         start = np.array([_START[name] for name in names])
-        objective = _NegativeLogPosterior(points, lengths, values, self._groups, num_keys)
+        if self._usual_scales is not None:
+            start[:num_keys] = np.log(self._usual_scales)
+        rest = values - _WEIGHT * expected.sum(axis=1)
+        objective = _NegativeLogPosterior(points, lengths, rest, self._groups, num_keys, expected)
         found = minimize(
             lambda at: objective(at, start, np.array([_SPREAD[name] for name in names])),
             start,
@@ -108,7 +141,8 @@ class GaussianProcess:
             bounds=[_BOUNDS[name] for name in names],
             options={"maxiter": _MOST_STEPS},
         )
-        self._scales = np.exp(found.x[:num_keys])
+        self.scales: Floats = np.exp(found.x[:num_keys])
+        """float[keys], how far a key's values are alike."""
         self._variance, noise, self._length_scale = np.exp(found.x[num_keys:])
         self._noise = noise + _LEAST_NOISE
 
@@ -123,13 +157,14 @@ class _NegativeLogPosterior:
         values: Floats,
         groups: NDArray[np.int64],
         num_keys: int,
+        expected: Floats,
     ) -> None:
         features = (points[:, None] - points[None]) ** 2
         self._squared = np.zeros((num_keys, len(points), len(points)))
         for feature, key in enumerate(groups):
             self._squared[key] += features[..., feature]
         self._apart = np.abs(lengths[:, None] - lengths)
-        self._offsets = _offsets(self._apart)
+        self._offsets = _offsets(self._apart) + _common(expected, expected)
         self._values = values
 
     def __call__(self, at: Floats, center: Floats, spread: Floats) -> tuple[float, Floats]:
@@ -170,6 +205,11 @@ def _matern(squared: Floats) -> tuple[Floats, Floats]:
 def _offsets(apart: Floats) -> Floats:
     """Return the covariance of what all reports of one length have in common."""
     return np.where(apart < 1e-9, _OFFSET_VARIANCE, 0.0)
+
+
+def _common(expected: Floats, others: Floats) -> Floats:
+    """Return the covariance that comes from the weights of the expectations."""
+    return _WEIGHT_DEVIATION**2 * expected @ others.T
 
 
 def choose_longest(lengths: Floats, most: int, seed: int) -> NDArray[np.int64]:

@@ -4,11 +4,14 @@ A Gaussian process over configurations and milestones says what each configurati
 and the next trial is where the expected improvement is largest, at the last milestone that enough
 trials have reached. What runs without a report counts as if it had the mean that is expected of it,
 so trials that start together do not try the same.
+
+Each earlier search of another length has a process of its own. What that one expects of a full
+training enters here with a weight, which is learnt.
 """
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +22,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 from scipy.special import erfcx, log_ndtr
-from scipy.stats import qmc
+from scipy.stats import qmc, spearmanr
 from threadpoolctl import threadpool_limits
 
 from nanovlm.search.gaussian_process import GaussianProcess, choose_longest
@@ -37,8 +40,22 @@ _LEAST_REPORTS = 3
 _MOST_REPORTS = 400
 """That the process learns from: its time grows with the third power of them."""
 
+_MOST_EARLIER_REPORTS = 200
+"""Of earlier searches together."""
+
 _ENOUGH_VALUES = 6
 """A milestone that so many trials have reached is what the improvement is expected at."""
+
+SOURCE, CURVE = "source", "curve"
+"""Attributes of Optuna's trials that are of an earlier search of another length: its name, and the
+values as pairs of how far the trial was trained there (1 in full) and what it reported."""
+
+CORRELATIONS = "warm_start_correlations"
+"""Attribute that a new trial gets in Optuna: by earlier search, the rank correlation of what that
+one expected with what the trials here came to."""
+
+_SPREAD_WEIGHT = 4
+"""As so many reports counts the spread of earlier searches for that of this one."""
 
 _WORST_SPREADS = 5.0
 """Values below the best by more than so many times what the median is are taken for that: how bad
@@ -66,6 +83,36 @@ class _Reports:
     """float[m, keys], of trials without a report."""
     infeasible: NDArray[np.bool_]
     """bool[n], reports that stand for trials which failed by their own values."""
+
+    @property
+    def tell_apart(self) -> bool:
+        """Whether there are different values."""
+        return len(np.unique(self.values)) > 1
+
+    def level_and_spread(self, others: Sequence["_Reports"] = ()) -> tuple[float, float]:
+        """Return mean and standard deviation of the values; few values say little of their spread,
+        so that of others counts too."""
+        if not others:
+            return float(self.values.mean()), float(self.values.std())
+        num = len(self.values)
+        level, variance = (self.values.mean(), self.values.var()) if num else (0.0, 0.0)
+        usual = np.mean([each.values.var() for each in others])
+        weights = (num, _SPREAD_WEIGHT)
+        return float(level), math.sqrt(np.average((variance, usual), weights=weights))
+
+
+@dataclass(frozen=True)
+class _Past:
+    """An earlier search of another length."""
+
+    reports: _Reports
+    process: GaussianProcess
+    level: float
+    """What the process expects of full trainings on average."""
+
+    def expect(self, points: Floats) -> Floats:
+        """Return what is expected of full trainings at float[n, features], less the level."""
+        return self.process.predict(points, 0.0)[0] - self.level
 
 
 class MilestoneSampler(BaseSampler):
@@ -110,35 +157,47 @@ class MilestoneSampler(BaseSampler):
         if not search_space or len(trials) < RANDOM_TRIALS or num_reported < _LEAST_REPORTS:
             return {}
         cube = UnitCube(search_space)
-        reports = self._reports(cube, trials)
-        if len(np.unique(reports.values)) < 2:
+        by_source: dict[str, list[FrozenTrial]] = {}
+        for each in trials:
+            by_source.setdefault(each.user_attrs.get(SOURCE, ""), []).append(each)
+        reports = self._reports(cube, by_source.pop("", []), _MOST_REPORTS)
+        most = _MOST_EARLIER_REPORTS // max(1, len(by_source))
+        earlier = {name: self._reports(cube, those, most) for name, those in by_source.items()}
+        earlier = {name: those for name, those in earlier.items() if those.tell_apart}
+        if not (reports.tell_apart or earlier):
             return {}
         with threadpool_limits(1):  # others would take time from the workers
-            return cube.decode(self._best_point(cube, reports))
+            past = {name: self._past(cube, those) for name, those in earlier.items()}
+            self._note_correlations(study, trial, cube, reports, past)
+            return cube.decode(self._best_point(cube, reports, tuple(past.values())))
 
     # ------------------------------------------------------------------ what is known
 
-    def _reports(self, cube: UnitCube, trials: Sequence[FrozenTrial]) -> _Reports:
+    def _reports(self, cube: UnitCube, trials: Sequence[FrozenTrial], most: int) -> _Reports:
         rows = [(trial, *row) for trial in trials for row in self._rows(trial)]
-        kept = choose_longest(np.array([row[1] for row in rows]), _MOST_REPORTS, self._seed)
-        chosen, lengths, values, infeasible = zip(*(rows[place] for place in kept), strict=True)
+        kept = choose_longest(np.array([row[1] for row in rows]), most, self._seed)
+        rows = [rows[place] for place in kept]
         pending = [
             cube.encode(trial.params)
             for trial in trials
             if trial.state is TrialState.RUNNING and not trial.intermediate_values
         ]
+        lengths = np.array([length for _, length, _, _ in rows])
         return _Reports(
-            np.array([cube.encode(trial.params) for trial in chosen]),
-            np.array(lengths),
-            _without_outliers(np.array(values), np.array(lengths)),
+            np.array([cube.encode(row[0].params) for row in rows]).reshape(-1, cube.num_keys),
+            lengths,
+            _without_outliers(np.array([value for _, _, value, _ in rows]), lengths),
             np.array(pending).reshape(-1, cube.num_keys),
-            np.array(infeasible),
+            np.array([is_infeasible for *_, is_infeasible in rows], bool),
         )
 
     def _rows(self, trial: FrozenTrial) -> Iterator[tuple[float, float, bool]]:
         """Yield length, value and whether it is infeasible of what a trial says."""
         if is_infeasible(trial):
             yield float(-len(self._milestones)), -math.inf, True
+        elif SOURCE in trial.user_attrs:
+            for share, value in trial.user_attrs[CURVE]:
+                yield min(0.0, math.log(share, self._factor)), self._sign * value, False
         elif trial.intermediate_values:
             for step, value in trial.intermediate_values.items():
                 yield self._length(trial, step), self._sign * value, False
@@ -156,30 +215,73 @@ class MilestoneSampler(BaseSampler):
         full = self._milestones[-1] * self._factor
         return min(0.0, math.log(step / full, self._factor))
 
-    # ------------------------------------------------------------------ what is next
-
-    def _best_point(self, cube: UnitCube, reports: _Reports) -> Floats:
-        """Return the coordinates with the largest expected improvement, float[keys]."""
-        mean, spread = reports.values.mean(), reports.values.std()
-        features = cube.features(reports.coordinates)
-        process = GaussianProcess(
-            features,
+    def _process(
+        self, cube: UnitCube, reports: _Reports, past: Sequence[_Past] = ()
+    ) -> GaussianProcess:
+        level, spread = reports.level_and_spread([each.reports for each in past])
+        scales = [np.log(each.process.scales) for each in past]
+        return GaussianProcess(
+            cube.features(reports.coordinates),
             reports.lengths,
-            (reports.values - mean) / spread,
+            (reports.values - level) / spread,
             cube.groups,
             self._seed,
+            [each.expect for each in past],
+            np.exp(np.mean(scales, axis=0)) if scales else None,
         )
+
+    def _shortest(self, reports: _Reports) -> float:
+        """Return how far the shortest training has come, or the first one will."""
+        lengths = reports.lengths
+        return float(lengths.min()) if len(lengths) else float(-len(self._milestones))
+
+    def _judged_length(self, reports: _Reports) -> float:
+        """Return the last milestone that enough trials have reached, else the shortest one."""
         levels, counts = np.unique(reports.lengths, return_counts=True)
         enough = levels[counts >= _ENOUGH_VALUES]
-        length = float(enough.max() if len(enough) else levels.min())
-        process.believe(cube.features(reports.pending), reports.lengths.min())
+        return float(enough.max()) if len(enough) else self._shortest(reports)
+
+    # ------------------------------------------------------------------ earlier searches
+
+    def _past(self, cube: UnitCube, reports: _Reports) -> _Past:
+        process = self._process(cube, reports)
+        expected, _ = process.predict(cube.features(reports.coordinates), 0.0)
+        return _Past(reports, process, float(expected.mean()))
+
+    def _note_correlations(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        cube: UnitCube,
+        reports: _Reports,
+        past: Mapping[str, _Past],
+    ) -> None:
+        """Note how well the earlier searches foresaw what trials came to, once there are enough."""
+        here = (reports.lengths == self._judged_length(reports)) & ~reports.infeasible
+        values, points = reports.values[here], cube.features(reports.coordinates[here])
+        if past and len(values) >= _ENOUGH_VALUES:
+            found = {
+                name: _rank_correlation(each.expect(points), values) for name, each in past.items()
+            }
+            study._storage.set_trial_system_attr(trial._trial_id, CORRELATIONS, found)
+
+    # ------------------------------------------------------------------ what is next
+
+    def _best_point(self, cube: UnitCube, reports: _Reports, past: Sequence[_Past] = ()) -> Floats:
+        """Return the coordinates with the largest expected improvement, float[keys]."""
+        features = cube.features(reports.coordinates)
+        process = self._process(cube, reports, past)
+        length = self._judged_length(reports)
+        process.believe(cube.features(reports.pending), self._shortest(reports))
         tried = np.vstack([reports.coordinates, reports.pending])
-        expected, _ = process.predict(cube.features(tried), length)
-        leaders = tried[np.argsort(-expected, kind="stable")[:_NUM_LEADERS]]
+        known = np.vstack([tried, *(each.reports.coordinates for each in past)])
+        expected, _ = process.predict(cube.features(known), length)
+        leaders = known[np.argsort(-expected, kind="stable")[:_NUM_LEADERS]]
+        best = float(expected[: len(tried) or None].max())
 
         def improvement(coordinates: Floats) -> Floats:
             points = cube.features(coordinates)
-            found = log_expected_improvement(*process.predict(points, length), expected.max())
+            found = log_expected_improvement(*process.predict(points, length), best)
             if reports.infeasible.any():
                 found[_nearest_is(reports.infeasible, features, points)] -= 1e3
             return found
@@ -226,6 +328,12 @@ def log_expected_improvement(mean: Floats, deviation: Floats, best: float) -> Fl
         tail = np.log1p(math.sqrt(math.pi / 2) * z * erfcx(-z / math.sqrt(2)))
         far = log_density + np.where(z < -1e4, -2 * np.log(-z), tail)
     return np.where(z > -1, near, far) + np.log(deviation)
+
+
+def _rank_correlation(ones: Floats, others: Floats) -> float:
+    if not (np.ptp(ones) and np.ptp(others)):
+        return 0.0
+    return float(spearmanr(ones, others).statistic)
 
 
 def _without_outliers(values: Floats, lengths: Floats) -> Floats:

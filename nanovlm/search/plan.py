@@ -15,7 +15,7 @@ from nanovlm.search.samplers import check_sampler
 from nanovlm.search.scheduler import plan_milestones
 from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace
-from nanovlm.search.warm_start import EarlierTrials, read_earlier_trials
+from nanovlm.search.warm_start import EarlierTrials, compare_lengths, read_earlier_trials
 from nanovlm.tracking.wandb_mode import check_wandb
 from nanovlm.trial import check_backbones, check_start, metric_names
 
@@ -52,7 +52,8 @@ def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> S
     Raises:
         UserError: if the data cannot be had, is smaller than a batch or too small for the rungs, if
             no report will carry the objective, if the sampler lacks a package, if an earlier search
-            does not fit, or if an environment variable of study.storage is not set.
+            does not fit or its length cannot be ordered with that here, or if an environment
+            variable of study.storage is not set.
     """
     if space.study.storage is not None:
         fill_in(space.study.storage)  # a variable that is not set is better missed now
@@ -67,13 +68,13 @@ def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> S
     config = replace(space.base, batch_size=space.batch_sizes()[1])
     train_samples, _ = resources.training_data(config)
     _check_objective(space.objective, metric_names(config, resources))
-    budget = config.epochs * len(train_samples)
+    budget, data = config.epochs * len(train_samples), resources.describe_data(config)
     return SearchPlan(
         space,
         plan_milestones(space, budget),
         budget,
-        resources.describe_data(config),
-        earlier_trials,
+        data,
+        compare_lengths(space, earlier_trials, budget, data),
     )
 
 

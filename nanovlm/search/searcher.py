@@ -29,6 +29,7 @@ from nanovlm.distributed.trainable import (
 )
 from nanovlm.messages import TrialRecord
 from nanovlm.search.configurations import RunConfigurations, can_repeat
+from nanovlm.search.milestone_sampler import CORRELATIONS
 from nanovlm.search.patience import patiently
 from nanovlm.search.pausing import PausingRungs
 from nanovlm.search.sampler_failures import SamplerFailures
@@ -334,9 +335,18 @@ class StudySearch(OptunaSearch):
         budget. If the storage is away when the search ends, `take_up` tells it with --resume."""
         self._patiently(lambda: self._told.tell_ended(records))
 
-    def import_trial(self, record: TrialRecord, source: str, is_full: bool) -> bool:
+    def import_trial(
+        self, record: TrialRecord, source: str, is_full: bool, shares: Sequence[float] | None = None
+    ) -> bool:
         """Let the sampler learn from a trial of another search; see `ToldStudy.add_imported`."""
-        return self._told.add_imported(record, source, is_full)
+        return self._told.add_imported(record, source, is_full, shares)
+
+    def correlations(self) -> dict[str, float]:
+        """Return how well the earlier searches of other lengths foresaw what trials came to, by
+        their names: rank correlations, as the sampler noted them last."""
+        trials = self._patiently(lambda: self.study.get_trials(deepcopy=False)) or []
+        told = [t.system_attrs[CORRELATIONS] for t in trials if CORRELATIONS in t.system_attrs]
+        return told[-1] if told else {}
 
     def _patiently(self, do: Callable[[], T]) -> T | None:
         return patiently(do, self._place, self._switch, self._failures.tell)

@@ -211,6 +211,12 @@ class _Search:
         running.wait_until_told()  # Tune may have heard of the last trials first
         searcher.tell_ended(self._ended)
         self._space_used_up = searcher.reason_to_end()
+        for name, correlation in searcher.correlations().items():
+            text = (
+                f"warm start: what {name} led to expect and what trials came to have a rank "
+                f"correlation of {correlation:.2f} (1: the same order, 0: it told nothing)"
+            )
+            self.place.on_event(Notice(text=text))
 
     def _take_up_paused(self, running: Session, rungs: PausingRungs) -> None:
         """Let the trials wait that had paused when the search was interrupted."""

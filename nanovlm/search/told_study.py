@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nanovlm.distributed.trainable import NUMBER, VALUES
 from nanovlm.messages import TrialRecord
 from nanovlm.metrics import measured
+from nanovlm.search.milestone_sampler import CURVE, SOURCE
 from nanovlm.search.samplers import distributions, encode
 from nanovlm.search.scalarized import OTHERS
 from nanovlm.search.space import SearchSpace
@@ -129,18 +130,26 @@ class ToldStudy:
         """Add an ended trial of this search that the study does not know."""
         self._add(record, {SEARCH: self._place.search_id, NUMBER: record.number})
 
-    def add_imported(self, record: TrialRecord, source: str, is_full: bool) -> bool:
+    def add_imported(
+        self, record: TrialRecord, source: str, is_full: bool, shares: Sequence[float] | None = None
+    ) -> bool:
         """Add a trial of another search; return whether it was new.
 
         Args:
             source: the results folder that it is from.
             is_full: whether it ran as long as a full trial does here.
+            shares: of a search of another length, how far the trial had come there at each of its
+                reports, 1 in full.
         """
         name = f"{source}: {record.trial_id}"
         known = (t.user_attrs.get(IMPORTED) for t in self.study.get_trials(deepcopy=False))
         if name in known:
             return False
-        self._add(record, {IMPORTED: name}, is_full)
+        attributes: dict[str, Any] = {IMPORTED: name}
+        if shares is not None:
+            values = [report.metrics[self._objective.metric] for report in record.reports]
+            attributes |= {SOURCE: source, CURVE: list(zip(shares, values, strict=True))}
+        self._add(record, attributes, is_full)
         return True
 
     # ------------------------------------------------------------------ inside

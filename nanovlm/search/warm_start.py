@@ -1,6 +1,11 @@
-"""What the sampler learns from earlier searches before its own first trial."""
+"""What the sampler learns from earlier searches before its own first trial.
 
-from collections.abc import Mapping
+An earlier search whose trainings are as long as those here adds trials of this search's own kind.
+One whose trainings have another length is a source of its own, if the lengths can be ordered
+(`earlier_lengths.py`).
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,12 +16,9 @@ from nanovlm.messages import TrialRecord
 from nanovlm.metrics import measured
 from nanovlm.results.read import TRIALS_FILE, FolderReader
 from nanovlm.results.summary import mmstar_rules
+from nanovlm.search.earlier_lengths import Lengths, find_lengths, is_as_long
 from nanovlm.search.searcher import StudySearch
 from nanovlm.search.space import SearchSpace
-
-_SAME_BUDGET = 0.01
-"""Share by which full trials may differ in samples; the last step of an epoch depends on the batch
-size."""
 
 _SHOWN_DIFFERENCES = 5
 
@@ -34,6 +36,10 @@ class EarlierTrials:
     """Keys besides the searched ones that their configuration has otherwise."""
     notes: tuple[str, ...] = ()
     """What was damaged in the folder, and is left out."""
+    full_samples: int | None = None
+    """Samples of a full training there; None if no trial ran in full."""
+    lengths: Lengths | None = None
+    """Given if full trainings there have another length than here."""
 
     def __str__(self) -> str:
         total = len(self.records) + sum(self.left_out.values())
@@ -45,6 +51,8 @@ class EarlierTrials:
             more = len(self.differences) - _SHOWN_DIFFERENCES
             shown = ", ".join(self.differences[:_SHOWN_DIFFERENCES])
             parts.append(f"; there {shown}{f' and {more} more keys' if more > 0 else ''}")
+        if self.lengths is not None:
+            parts.append(f"; {self.lengths}")
         return "".join([*parts, *(f"; {note}" for note in self.notes)])
 
 
@@ -69,13 +77,49 @@ def learn_from(
     """Let the searcher learn from trials of earlier searches, each once.
 
     A trial that ran its full budget counts as a full one if that was as long as it is here, else as
-    one that was stopped at its last report.
+    one that was stopped at its last report; `auto` takes it for a trial of another source.
     """
     for trials in earlier:
         source = str(user_path(trials.folder).resolve())
         for record in trials.records:
-            gap = abs(record.samples_seen - trial_samples)
-            searcher.import_trial(record, source, is_full=gap <= _SAME_BUDGET * trial_samples)
+            is_full = is_as_long(record.samples_seen, trial_samples)
+            shares = None if trials.lengths is None else trials.lengths.shares[record.trial_id]
+            searcher.import_trial(record, source, is_full, shares)
+
+
+def compare_lengths(
+    space: SearchSpace,
+    earlier: Sequence[EarlierTrials],
+    trial_samples: int,
+    data: Mapping[str, Any],
+) -> tuple[EarlierTrials, ...]:
+    """Return the earlier trials with their lengths, where those are not the length here.
+
+    Args:
+        trial_samples: of a full training here.
+        data: what the data here was made from, as `data.json` has it.
+
+    Raises:
+        UserError: lengths are unknown or cannot be ordered, or there are several objectives; says
+            why.
+    """
+    problems = Problems()
+    compared = list[EarlierTrials]()
+    for trials in earlier:
+        with problems:
+            lengths = find_lengths(
+                space, trials.folder, trials.records, trials.full_samples, trial_samples, data
+            )
+            if lengths is not None and len(space.objective.all) > 1:
+                raise UserError(
+                    f"warm_start: {trials.folder}: its full trainings have {lengths.there} samples "
+                    f"and those here {lengths.here}; with {len(space.objective.all)} objectives "
+                    "the sampler learns from searches of the same length alone: take it out, or "
+                    "search for one objective"
+                )
+            compared.append(replace(trials, lengths=lengths))
+    problems.raise_if_any()
+    return tuple(compared)
 
 
 def _read(space: SearchSpace, name: str) -> EarlierTrials:
@@ -100,7 +144,8 @@ def _read(space: SearchSpace, name: str) -> EarlierTrials:
             "take it out, or search the same keys over ranges that hold its values"
         )
     differences = _differences(space, taken[0].config)
-    return EarlierTrials(name, tuple(taken), left_out, differences, tuple(reader.notes))
+    full = max((r.samples_seen for r in records if r.state == "completed"), default=None)
+    return EarlierTrials(name, tuple(taken), left_out, differences, tuple(reader.notes), full)
 
 
 def _values(space: SearchSpace, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from nanovlm.search.gaussian_process import (
+    Expectation,
     GaussianProcess,
     _NegativeLogPosterior,
     choose_longest,
@@ -29,7 +30,8 @@ def reports(num: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def test_the_gradient_is_that_of_the_posterior() -> None:
-    objective = _NegativeLogPosterior(*reports(), GROUPS, num_keys=3)
+    expected = np.random.default_rng(0).normal(size=(40, 2))
+    objective = _NegativeLogPosterior(*reports(), GROUPS, num_keys=3, expected=expected)
     center, spread = np.full(6, -0.2), np.linspace(0.5, 2, 6)
     at = np.random.default_rng(1).normal(size=6) * 0.3
     _, gradient = objective(at, center, spread)
@@ -43,7 +45,7 @@ def test_the_posterior_is_scikit_learns() -> None:
     groups = np.arange(4)
     process = GaussianProcess(points, np.zeros(len(points)), values, groups)
     kernel = (
-        ConstantKernel(process._variance) * Matern(process._scales, nu=2.5)
+        ConstantKernel(process._variance) * Matern(process.scales, nu=2.5)
         + ConstantKernel(1.0)
         + WhiteKernel(process._noise)
     )
@@ -63,10 +65,42 @@ def test_what_counts_is_found_out_and_early_values_tell_of_late_ones() -> None:
     values = truth + 2.0 * (lengths == 0)  # the level grows with the training
     values = (values - values.mean()) / values.std()
     process = GaussianProcess(points, lengths, values, np.arange(2))
-    assert process._scales[1] > 3 * process._scales[0]
+    assert process.scales[1] > 3 * process.scales[0]
     others = random.random((50, 2))
     mean, _ = process.predict(others, 0.0)
     assert np.corrcoef(mean, np.sin(6 * others[:, 0]))[0, 1] > 0.98
+
+
+def errors_with(*expectations: Expectation) -> float:
+    """Return the mean error of a process of eight values, whose truth is a sine."""
+    random = np.random.default_rng(4)
+    points, others = random.random((8, 3)), random.random((50, 3))
+    values = np.sin(6 * points[:, 0])
+    groups, lengths = np.arange(3), np.zeros(8)
+    process = GaussianProcess(points, lengths, values, groups, 0, expectations)
+    mean, _ = process.predict(others, 0.0)
+    return float(np.abs(mean - np.sin(6 * others[:, 0])).mean())
+
+
+def test_what_others_expect_counts_as_much_as_the_values_say() -> None:
+    alone = errors_with()
+    assert errors_with(lambda points: np.sin(6 * points[:, 0])) < 0.1 * alone
+    assert errors_with(lambda points: -2 * np.sin(6 * points[:, 0])) < 0.3 * alone
+    assert errors_with(lambda points: np.sin(6 * points[:, 1])) < 1.2 * alone
+    both = errors_with(
+        lambda points: np.sin(6 * points[:, 1]), lambda points: np.sin(6 * points[:, 0])
+    )
+    assert both < 0.2 * alone
+
+
+def test_before_there_are_values_it_is_what_others_expect() -> None:
+    none, groups = np.zeros(0), np.arange(2)
+    process = GaussianProcess(np.zeros((0, 2)), none, none, groups, 0, [lambda p: p[:, 0]])
+    points = np.array([[0.1, 0.5], [0.9, 0.2], [0.4, 0.4]])
+    mean, deviation = process.predict(points, 0.0)
+    assert list(np.argsort(mean)) == [0, 2, 1]
+    process.believe(points[:1], 0.0)
+    assert process.predict(points, 0.0)[1][0] < 0.5 * deviation[0]
 
 
 def test_a_trial_under_way_is_believed_to_come_to_its_mean() -> None:

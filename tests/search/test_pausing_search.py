@@ -28,6 +28,7 @@ from nanovlm.distributed.trainable import (
 )
 from nanovlm.messages import End, TrialRecord
 from nanovlm.results.read import RUNGS_FILE
+from nanovlm.search.earlier_lengths import Lengths
 from nanovlm.search.pausing import PausingRungs
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.rungs import build_rungs
@@ -37,6 +38,7 @@ from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.stages import EarlierRun, Place, _Search
 from nanovlm.search.verdicts import Verdict
+from nanovlm.search.warm_start import EarlierTrials, learn_from
 from tests.full_disk import files_end_at
 from tests.records import make_record, make_report, make_speed
 
@@ -90,7 +92,12 @@ class Program:
     """One run of the program in a folder that may hold what earlier ones have left."""
 
     def __init__(
-        self, folder: Path, records: Records, may_go_on: Callable[[], bool], **more: Any
+        self,
+        folder: Path,
+        records: Records,
+        may_go_on: Callable[[], bool],
+        earlier: tuple[EarlierTrials, ...] = (),
+        **more: Any,
     ) -> None:
         self.space = space_of(folder, **more.pop("overrides", {}))
         rungs = build_rungs(self.space, MILESTONES, folder / RUNGS_FILE)
@@ -106,6 +113,7 @@ class Program:
             most_trials=NUM_TRIALS,
             pauses=Pauses(rungs, self._on_verdict, **more),
         )
+        learn_from(self.searcher, earlier, ENDS[-1])
         self.scheduler = RungScheduler(rungs, self._on_verdict)
 
     def _on_verdict(self, verdict: Verdict) -> None:
@@ -196,21 +204,41 @@ def test_trials_pause_go_on_and_end(tmp_path: Path) -> None:
         assert states[number] is (TrialState.COMPLETE if is_full else TrialState.PRUNED)
 
 
+def shorter_search() -> EarlierTrials:
+    """Return the trials of an earlier search, of a third of the length."""
+    values = [
+        {"lr_mp": 0.0002 * 1.7**number, "warmup_ratio": 0.01, "batch_size": 64}
+        for number in range(12)
+    ]
+    records = [
+        make_record(number, parameters=v, metrics={"mmstar_accuracy": score(v, 900)})
+        for number, v in enumerate(values)
+    ]
+    shares = {record.trial_id: (1.0,) for record in records}
+    return EarlierTrials("older", tuple(records), {}, (), lengths=Lengths(900, 2700, shares))
+
+
 @pytest.mark.parametrize(
-    "overrides",
-    [{"sampler.name": "auto"}, {"sampler.name": "tpe"}, {"objective": TWO}],
-    ids=["auto", "tpe", "two objectives"],
+    ("overrides", "earlier"),
+    [
+        ({"sampler.name": "auto"}, ()),
+        ({"sampler.name": "tpe"}, ()),
+        ({"objective": TWO}, ()),
+        ({"sampler.name": "auto"}, "shorter"),
+    ],
+    ids=["auto", "tpe", "two objectives", "earlier search"],
 )
 def test_a_search_that_is_killed_anywhere_is_the_same(
-    tmp_path: Path, overrides: dict[str, Any]
+    tmp_path: Path, overrides: dict[str, Any], earlier: Any
 ) -> None:
-    whole, _ = undisturbed(tmp_path / "whole", overrides=overrides)
+    more: dict[str, Any] = {"overrides": overrides, "earlier": earlier and (shorter_search(),)}
+    whole, _ = undisturbed(tmp_path / "whole", **more)
     folder, records = tmp_path / "killed", Records()
     folder.mkdir()
     for lived in range(1, 100):
         moments = iter([True] * lived)
         may_go_on = functools.partial(next, moments, False)
-        program = Program(folder, records, may_go_on, overrides=overrides)
+        program = Program(folder, records, may_go_on, **more)
         try:
             for _ in program.legs():
                 pass
@@ -226,12 +254,14 @@ def test_a_search_that_is_killed_anywhere_is_the_same(
     }
     curves = [
         {
-            t.user_attrs[NUMBER]: (t.intermediate_values, t.user_attrs.get(OTHERS), t.state)
+            t.user_attrs.get(NUMBER): (t.intermediate_values, t.user_attrs.get(OTHERS), t.state)
             for t in p.searcher.study.trials
         }
         for p in (program, whole)
     ]
     assert curves[0] == curves[1]
+    told = [p.searcher.correlations() for p in (program, whole)]
+    assert told[0] == told[1] and bool(told[0]) is bool(earlier)
 
 
 def test_a_slot_asks_while_another_gives_a_trial_back(tmp_path: Path) -> None:
