@@ -251,8 +251,8 @@ def test_trials_keep_their_states_and_full_ones_have_a_level_of_their_own() -> N
 def test_an_earlier_search_of_another_length_has_levels_of_its_own() -> None:
     """Its values are made one as well, and are compared with each other alone."""
     ours = [told(0, {100: (0.5, 0.01)}, is_full=False), told(1, {100: (0.7, 0.02)}, is_full=False)]
-    earlier = [told(2, {100: (0.1, 1.0)}, is_full=False), told(3, {100: (0.2, 9.0)}, is_full=False)]
-    for trial, (accuracy, seconds) in zip(earlier, [(0.1, 1.0), (0.2, 9.0)], strict=True):
+    earlier = [told(2, {100: (0.8, 1.0)}, is_full=False), told(3, {100: (0.9, 9.0)}, is_full=False)]
+    for trial, (accuracy, seconds) in zip(earlier, [(0.8, 1.0), (0.9, 9.0)], strict=True):
         curve = [(0.3, accuracy, seconds), (1.0, accuracy + 0.1, seconds)]
         trial.user_attrs |= {SOURCE: "older", CURVE: curve}
     shown = Scalarized(BOTH, 3, None)([*ours, *earlier])
