@@ -8,7 +8,7 @@ Optuna keeps such values for one objective alone.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nanovlm.results.pareto import Box, Floats
 from nanovlm.results.tradeoff import least_extents, losses
 from nanovlm.search.history import History
+from nanovlm.search.milestone_sampler import CURVE, SOURCE
 from nanovlm.search.sections import Objective
 
 OTHERS = "others"
@@ -28,8 +29,8 @@ is better that is so elsewhere (Knowles' rho)."""
 _FULL_LENGTH = -1
 """Stands for the last step of trials that ran in full, which depends on the batch size."""
 
-_Place = tuple[int, int]
-"""Place of a trial, and step."""
+_Place = tuple[int, Hashable]
+"""Place of a trial, and step, or length in the curve of an earlier search of another length."""
 
 
 class Scalarized(History):
@@ -53,27 +54,31 @@ class Scalarized(History):
         scalarized = [_with_values(t, values.get(place, {})) for place, t in enumerate(trials)]
         return scalarized if self._shown is None else self._shown(scalarized)
 
-    def _values(self, trials: Sequence[FrozenTrial]) -> dict[int, dict[int, float]]:
+    def _values(self, trials: Sequence[FrozenTrial]) -> dict[int, dict[Hashable, float]]:
         """Return the value of each trial at each step, by its place."""
-        levels: dict[int, list[tuple[_Place, Sequence[float]]]] = {}
+        levels: dict[Hashable, list[tuple[_Place, Sequence[float]]]] = {}
         for place, trial in enumerate(trials):
             for step, level, row in self._reports(trial):
                 levels.setdefault(level, []).append(((place, step), row))
-        found: dict[int, dict[int, float]] = {}
+        found: dict[int, dict[Hashable, float]] = {}
         for reports in levels.values():
             values = self._scalarize(losses(self._objective, [row for _, row in reports]))
             for ((place, step), _), value in zip(reports, values, strict=True):
                 found.setdefault(place, {})[step] = -value if self._maximize else value
         return found
 
-    def _reports(self, trial: FrozenTrial) -> Iterator[tuple[int, int, Sequence[float]]]:
-        """Yield step, level and values of what a trial has reported."""
-        others = trial.user_attrs.get(OTHERS, {})
+    def _reports(self, trial: FrozenTrial) -> Iterator[tuple[Hashable, Hashable, Sequence[float]]]:
+        """Yield step, level and values of what a trial has reported. An earlier search of another
+        length has levels of its own."""
+        others, source = trial.user_attrs.get(OTHERS, {}), trial.user_attrs.get(SOURCE)
         last = max(trial.intermediate_values, default=None)
         for step, value in trial.intermediate_values.items():
             is_full = trial.state is TrialState.COMPLETE and step == last
             if str(step) in others:
-                yield step, _FULL_LENGTH if is_full else step, (value, *others[str(step)])
+                level = _FULL_LENGTH if is_full else step
+                yield step, (source, level), (value, *others[str(step)])
+        for share, *values in trial.user_attrs.get(CURVE, ()):
+            yield (CURVE, share), (source, CURVE, share), values
 
     def _scalarize(self, rows: Floats) -> list[float]:
         """Return one loss for each row, 0 for what would be best in all objectives.
@@ -84,10 +89,14 @@ class Scalarized(History):
         return found
 
 
-def _with_values(trial: FrozenTrial, values: dict[int, float]) -> FrozenTrial:
+def _with_values(trial: FrozenTrial, values: dict[Hashable, float]) -> FrozenTrial:
     """Return the trial with these values by step and none else."""
     shown = copy.copy(trial)
-    shown.intermediate_values = values
+    steps = {step: value for step, value in values.items() if isinstance(step, int)}
+    shown.intermediate_values = steps
     if trial.values is not None:
-        shown.value = values[max(values)] if values else None
+        shown.value = steps[max(steps)] if steps else None
+    if CURVE in trial.user_attrs:
+        curve = [(share, values[CURVE, share]) for share, *_ in trial.user_attrs[CURVE]]
+        shown.user_attrs = {**trial.user_attrs, CURVE: curve}
     return shown

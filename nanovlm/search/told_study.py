@@ -147,8 +147,9 @@ class ToldStudy:
             return False
         attributes: dict[str, Any] = {IMPORTED: name}
         if shares is not None:
-            values = [report.metrics[self._objective.metric] for report in record.reports]
-            attributes |= {SOURCE: source, CURVE: list(zip(shares, values, strict=True))}
+            rows = [self._objective.values_in(measured(report)) for report in record.reports]
+            curve = [(share, *row) for share, row in zip(shares, rows, strict=True)]
+            attributes |= {SOURCE: source, CURVE: curve}
         self._add(record, attributes, is_full)
         return True
 

@@ -23,6 +23,7 @@ from nanovlm.metrics import loss_of
 from nanovlm.results.pareto import front_ranks, hypervolume
 from nanovlm.results.read import RUNGS_FILE
 from nanovlm.search.mending import mend_search
+from nanovlm.search.milestone_sampler import CURVE, SOURCE
 from nanovlm.search.parameter import Parameter
 from nanovlm.search.pausing import PausingRungs
 from nanovlm.search.ranking import ParetoRanking, make_ranking
@@ -245,6 +246,25 @@ def test_trials_keep_their_states_and_full_ones_have_a_level_of_their_own() -> N
     assert compared == [True, True], "with each other"
     assert shown[2].value is None
     assert trials[0].value == 0.8, "the study is as it was"
+
+
+def test_an_earlier_search_of_another_length_has_levels_of_its_own() -> None:
+    """Its values are made one as well, and are compared with each other alone."""
+    ours = [told(0, {100: (0.5, 0.01)}, is_full=False), told(1, {100: (0.7, 0.02)}, is_full=False)]
+    earlier = [told(2, {100: (0.8, 1.0)}, is_full=False), told(3, {100: (0.9, 9.0)}, is_full=False)]
+    for trial, (accuracy, seconds) in zip(earlier, [(0.8, 1.0), (0.9, 9.0)], strict=True):
+        curve = [(0.3, accuracy, seconds), (1.0, accuracy + 0.1, seconds)]
+        trial.user_attrs |= {SOURCE: "older", CURVE: curve}
+    shown = Scalarized(BOTH, 3, None)([*ours, *earlier])
+    alone = Scalarized(BOTH, 3, None)(ours)
+    for ours_only, together in zip(alone, shown, strict=False):
+        assert ours_only.intermediate_values == together.intermediate_values
+    curves = [trial.user_attrs[CURVE] for trial in shown[2:]]
+    assert [[share for share, _ in curve] for curve in curves] == [[0.3, 1.0]] * 2
+    for place in (0, 1):  # both trade-offs are the same, so as good as ours are to each other
+        expected = [trial.intermediate_values[100] for trial in alone]
+        assert [curve[place][1] for curve in curves] == pytest.approx(expected)
+    assert len(earlier[0].user_attrs[CURVE][0]) == 3, "the study is as it was"
 
 
 # ---------------------------------------------------------------------- whole searches
