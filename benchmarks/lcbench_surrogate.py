@@ -33,8 +33,11 @@ FINAL = (
 """Tasks on which what was chosen is measured once."""
 
 _TASK = "OpenML_task_id"
-_ACCURACY = 1
-"""The column of the output with the validation accuracy, in percent."""
+_SECONDS, _ACCURACY = 0, 1
+"""The columns of the output with the time of the training so far, and with the validation accuracy
+in percent."""
+_LEAST_SECONDS = 0.1
+"""The model's times of the shortest trainings fall below 0."""
 
 
 class Surrogate:
@@ -68,9 +71,23 @@ class Surrogate:
         self, task: str, configurations: np.ndarray, epochs: int | Sequence[int] | np.ndarray
     ) -> np.ndarray:
         """Return float[n] for float[n, KEYS] after so many epochs, one number or int[n]."""
+        outputs = self._predict(task, configurations, epochs)
+        return np.clip(outputs[:, _ACCURACY].astype(float) / 100, 0, 1)
+
+    def seconds(
+        self, task: str, configurations: np.ndarray, epochs: int | Sequence[int] | np.ndarray
+    ) -> np.ndarray:
+        """Return how long the trainings took so far, float[n]; see `accuracies`."""
+        outputs = self._predict(task, configurations, epochs)
+        return np.maximum(outputs[:, _SECONDS].astype(float), _LEAST_SECONDS)
+
+    def _predict(
+        self, task: str, configurations: np.ndarray, epochs: int | Sequence[int] | np.ndarray
+    ) -> np.ndarray:
         inputs = np.empty((len(configurations), 1 + len(KEYS)), np.float32)
         inputs[:, 0] = epochs
         inputs[:, 1:] = configurations
         tasks = np.full((len(inputs), 1), self._codes[task], np.int32)
         (outputs,) = self._model.run(None, {"x_cat": tasks, "x_cont": inputs})
-        return np.clip(outputs[:, _ACCURACY].astype(float) / 100, 0, 1)
+        predicted: np.ndarray = outputs
+        return predicted

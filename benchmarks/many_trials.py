@@ -113,7 +113,7 @@ class Driver:
             most_trials=num_trials,
             pauses=Pauses(rungs, self._end_waiting),
         )
-        self.scheduler = RungScheduler(rungs, METRIC)
+        self.scheduler = RungScheduler(rungs)
         self._random = random.Random(0)
         self._under_way: list[tuple[float, int, int, Any]] = []
         self._legs = itertools.count()

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.replay_clock import Run
-from benchmarks.replay_table import Curves
+from benchmarks.replay_table import Curves, TradeoffCurves
 from nanovlm.distributed.session import StopSwitch
 from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
 from nanovlm.results.read import RUNGS_FILE
@@ -124,19 +124,23 @@ def our_search(
         folder: an empty one, for the study.
         prepares: whether a suggestion is made while the slots train.
     """
-    metric = space.objective.metric
+    metrics = [objective.metric for objective in space.objective.all]
     milestones = plan_milestones(space, curves.budget)
 
     def describe(run: Run) -> dict[str, Any]:
-        value, seen = run.value(curves), run.samples(curves)
-        return {metric: value, SAMPLES_SEEN: seen, IS_FINAL: run.is_final}
+        values = [run.value(curves)]
+        if len(metrics) > 1:
+            assert isinstance(curves, TradeoffCurves), "there are several objectives"
+            values += curves.others(run.row, run.columns[run.num_reports - 1])
+        measured = dict(zip(metrics, values, strict=True))
+        return {**measured, SAMPLES_SEEN: run.samples(curves), IS_FINAL: run.is_final}
 
     rungs = build_rungs(space, milestones, folder / RUNGS_FILE)
     pauses = Pauses(rungs) if isinstance(rungs, PausingRungs) else None
     return TuneLoop(
         curves,
         build_searcher(space, folder, concurrency, StopSwitch(), milestones, pauses=pauses),
-        RungScheduler(rungs, metric),
+        RungScheduler(rungs),
         milestones,
         describe,
         pauses=pauses is not None,

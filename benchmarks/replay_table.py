@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -52,6 +52,15 @@ class Curves(Protocol):
 
     def column_of_share(self, share: float) -> int:
         """Return the first column in which every row has seen this share of the budget."""
+        ...
+
+
+@runtime_checkable
+class TradeoffCurves(Curves, Protocol):
+    """Curves of several objectives."""
+
+    def others(self, row: int, column: int) -> Sequence[float]:
+        """Return the values of the objectives but the first at a report."""
         ...
 
 

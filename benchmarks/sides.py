@@ -13,8 +13,8 @@ from benchmarks.setups import Texts
 from nanovlm.config import TrainConfig
 from nanovlm.messages import Speed
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.training.forward import choose_algorithms
 from nanovlm.training.loop import train
-from nanovlm.trial import choose_algorithms
 
 NUM_PEER_BATCHES = 4
 

@@ -15,7 +15,6 @@ import torch
 from tokenizers import Tokenizer
 
 from nanovlm.config import TrainConfig
-from nanovlm.data.benchmark import select_part
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.prepared import (
     check_batch_size,
@@ -24,7 +23,7 @@ from nanovlm.data.prepared import (
     prepare_training,
 )
 from nanovlm.data.processors import load_tokenizer
-from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples
+from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples, select_part
 from nanovlm.evaluation.mmstar import check_room, letter_tokens
 from nanovlm.models.compiled import find_compile_obstacle
 from nanovlm.models.pretrained import load_backbone_weights

@@ -9,7 +9,6 @@ A trial gives the same numbers to the last bit wherever and after whatever it ru
 
 import logging
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -35,6 +34,7 @@ from nanovlm.models.pretrained import check_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import gather_objects, rank, world_size
 from nanovlm.resources import Resources
+from nanovlm.training.forward import choose_algorithms
 from nanovlm.training.loop import Progress, never, num_steps, train
 from nanovlm.training.pulse import OnPulse, PulseTaker, ignore
 from nanovlm.training.start import check_decoder_tokenizer, find_checkpoint
@@ -246,15 +246,6 @@ def _set_up_worker(config: TrainConfig, device: torch.device) -> None:
     torch.backends.cudnn.allow_tf32 = False  # float32, in evaluation, is float32 on GPUs too
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads)
-
-
-def choose_algorithms(config: TrainConfig, device: torch.device) -> None:
-    """Let torch take deterministic algorithms, or the fastest ones."""
-    torch.use_deterministic_algorithms(config.deterministic or device.type == "cpu")
-    # Nothing here reads memory before it is written, and to fill it takes time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    # What torch asks for where cuBLAS shall be deterministic; read when cuBLAS is first used.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _ask(

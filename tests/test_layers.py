@@ -24,6 +24,7 @@ LAYERS = (
         "interrupts",
         "machine",
         "messages",
+        "metrics",
         "observer",
         "records",
         "search.database_url",

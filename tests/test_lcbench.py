@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import lcbench_runs, lcbench_surrogate
+from benchmarks import lcbench_front, lcbench_runs, lcbench_surrogate
 from benchmarks.lcbench import find_tasks, parse_arguments
 from benchmarks.lcbench_curves import Scale, SurrogateCurves, cached_scale, find_scale
 from benchmarks.lcbench_methods import METHODS
@@ -254,3 +254,32 @@ def test_what_is_wrong_is_said(
 def test_tasks_are_taken_once() -> None:
     parser = argparse.ArgumentParser()
     assert find_tasks(parser, ["choose", "3945", "34539"]) == [*CHOOSE, "34539"]
+
+
+class Timed(Fake):
+    """What dropout costs in accuracy it saves in time, up to a factor of ten."""
+
+    def seconds(
+        self, task: str, configurations: np.ndarray, epochs: int | Sequence[int] | np.ndarray
+    ) -> np.ndarray:
+        return np.asarray(epochs * 10 ** -configurations[:, KEYS.index("max_dropout")])
+
+
+@pytest.mark.parametrize("method", lcbench_front.METHODS)
+def test_how_much_of_a_front_is_found(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lcbench_front, "load", lambda data: (Timed(), SPACE))
+    monkeypatch.setattr(lcbench_front, "_NUM_SAMPLED", 500)
+    found = [lcbench_front.regrets(method, "3945", 0, tmp_path, 2, 8) for _ in range(2)]
+    assert found[0] == found[1] and list(found[0]) == [4, 8], "a run is the same again"
+    assert 0 <= found[0][8] <= found[0][4] <= 1
+    assert found[0][8] < 0.6 or "auto" in method, "which begins with what is cheap or dear"
+
+
+def test_the_best_known_front_reaches_both_ends() -> None:
+    front = lcbench_front.find_front(Timed(), "3945", SPACE)
+    dropout = np.linspace(0, 0.55, 500)  # of random configurations the median is at 0.3
+    best = np.stack([dropout / 2 - 1, np.log(10**-dropout / 1000)], axis=1)
+    assert abs(front.regret(best)) < 0.01
+    assert front.regret(best[:1]) > 0.5 and front.regret(np.empty((0, 2))) == 1

@@ -85,10 +85,16 @@ RIGHT = [
     "search: {seed: default}\nbase: {vlm: {lm_dropout: 0.1}, vlm.vit_dropout: 0.2, lr_mp: 1}",
     "search: {seed: default}\nbase: {micro_batch_size: auto, data_cutoff_idx: null}",
     "search: {seed: default}\npreset: digits\nbudget: {hours: 0.5, target: 0.9}",
+    "search: {seed: default}\nobjective: {metric: val_loss}",
+    "search: {seed: default}\nobjective: [{metric: a, mode: max}, {metric: val_loss, at_most: 2}]",
     "search: {seed: default}\nwarm_start: [results/a]\nstudy: {storage: 'mysql://a@b/c'}",
 ]
 
 WRONG = [
+    "search: {seed: default}\nobjective: []",
+    "search: {seed: default}\nobjective: [{metric: a}, {metric: b}, {metric: c}, {metric: d}]",
+    "search: {seed: default}\nobjective: [{metric: a}, {metric: b, at_most: low}]",
+    "search: {seed: default}\nobjective: [{metric: a}, b]",
     "base: {epochs: 1}",
     "search: {}",
     "search: {learning_rate: default}",

@@ -1,22 +1,17 @@
-"""The benchmark's questions: what they must be, and which of them are kept apart.
+"""What is known of the benchmark's questions besides prompt and image, and what it must be.
 
 All is read before anything is prepared: a score over fewer questions would be another benchmark's,
 so a value that cannot be used is an error, and one that is told before the training.
 """
 
-import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import torch
 
-from nanovlm.config import BenchmarkPart
 from nanovlm.data.left_out import describe_place, locate
 from nanovlm.data.rows import BadValue, Subset
-from nanovlm.data.tensors import PreparedBenchmark
 from nanovlm.errors import UserError
 
 ITEM_COLUMNS = ("index", "answer", "category", "l2_category")
@@ -82,79 +77,3 @@ def _check_names(place: str, columns: Mapping[str, Sequence[str]]) -> None:
 
 def _repeated(values: Sequence[Any]) -> list[Any]:
     return [value for value, times in Counter(values).items() if times > 1]
-
-
-SPLIT_NAME = "mmstar_holdout"
-"""Goes into the hash of each question; another name would divide otherwise."""
-
-
-def select_part(
-    benchmark: PreparedBenchmark, holdout: float, part: BenchmarkPart
-) -> PreparedBenchmark:
-    """Return the questions of `part`, in the benchmark's order; images are shared, not copied.
-
-    Args:
-        holdout: share of the questions that is kept apart, from 0 to below 1.
-
-    Raises:
-        UserError: the part has no question.
-    """
-    if part == "all" or not holdout:
-        return benchmark
-    kept_apart = holdout_items(benchmark, Fraction(str(holdout)))
-    wanted = part == "holdout"
-    items = [item for item in range(len(benchmark)) if (item in kept_apart) == wanted]
-    if not items:
-        raise UserError(
-            f"mmstar_holdout: must leave a question in each part of the benchmark, got {holdout} "
-            f"of {len(benchmark)} questions and none for mmstar_part={part!r}"
-        )
-    return _select(benchmark, items)
-
-
-def holdout_items(benchmark: PreparedBenchmark, share: Fraction) -> set[int]:
-    """Return the places of the questions that are kept apart.
-
-    They are `share` of all, rounded half up, and of each stratum its exact share rounded up or down
-    (the method of largest remainders; of equal remainders the first by name is rounded up). A
-    stratum is an axis within its capability, so where no axes are told apart it is the capability.
-    Within a stratum those come first whose own number has the lowest SHA-256.
-    """
-    strata: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for item, names in enumerate(zip(benchmark.categories, benchmark.l2_categories, strict=True)):
-        strata[names].append(item)
-    exact = {names: share * len(items) for names, items in strata.items()}
-    sizes = {names: int(size) for names, size in exact.items()}
-    num_missing = int(share * len(benchmark) + Fraction(1, 2)) - sum(sizes.values())
-    by_remainder = sorted(strata, key=lambda names: (sizes[names] - exact[names], names))
-    for names in by_remainder[:num_missing]:
-        sizes[names] += 1
-    return {
-        item
-        for names, items in strata.items()
-        for item in sorted(items, key=lambda i: _rank(benchmark.indices[i]))[: sizes[names]]
-    }
-
-
-def _rank(index: int) -> bytes:
-    return hashlib.sha256(f"{SPLIT_NAME} {index}".encode()).digest()
-
-
-def _select(benchmark: PreparedBenchmark, items: list[int]) -> PreparedBenchmark:
-    lengths = benchmark.offsets.diff()[items]
-    starts = benchmark.offsets[:-1][items]
-    return PreparedBenchmark(
-        images=benchmark.images,
-        image_index=benchmark.image_index[items],
-        tokens=torch.cat(
-            [
-                benchmark.tokens[start : start + length]
-                for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
-            ]
-        ),
-        offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
-        answers=tuple(benchmark.answers[item] for item in items),
-        categories=tuple(benchmark.categories[item] for item in items),
-        l2_categories=tuple(benchmark.l2_categories[item] for item in items),
-        indices=tuple(benchmark.indices[item] for item in items),
-    )

@@ -87,6 +87,11 @@ class Recorder:
         )
         self._audience.tell(lambda observer: observer.begin(start))
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether something ran, of which the observers were told."""
+        return self._has_begun
+
     def take(self, event: Event) -> None:
         """Take in what has happened."""
         if isinstance(event, Notice):

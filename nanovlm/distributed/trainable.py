@@ -16,6 +16,7 @@ from ray import tune
 from nanovlm.distributed.jobs import trial_job
 from nanovlm.identifiers import identifier
 from nanovlm.messages import Report, TrialRecord
+from nanovlm.metrics import measured
 from nanovlm.search.space import SearchSpace
 
 NUMBER = "number"
@@ -72,12 +73,13 @@ class TrialRelay(tune.Trainable):
         self._num_reports = ray.get(self._channel.submit.remote(self._job))
 
     def _result(self, report: Report) -> dict[str, Any]:
-        metric = self._space.objective.metric
-        if metric not in report.metrics:  # the program has seen it too and ends the search
-            return {"done": True, metric: float("nan"), SAMPLES_SEEN: 0, UNFINISHED: None}
+        wanted = [objective.metric for objective in self._space.objective.all]
+        found = measured(report)
+        if not found.keys() >= {*wanted}:  # the program has seen it too and ends the search
+            return {"done": True, wanted[0]: float("nan"), SAMPLES_SEEN: 0, UNFINISHED: None}
         return {
             "done": report.is_final,
-            metric: report.metrics[metric],
+            **{metric: found[metric] for metric in wanted},
             SAMPLES_SEEN: report.samples_seen,
             IS_FINAL: report.is_final,
         }

@@ -22,6 +22,7 @@ from nanovlm.results.comparison import (
     pooled_spread,
     read_answers,
 )
+from nanovlm.results.tradeoff import Choice, choose
 from nanovlm.results.verdict import DEFAULT_NUMBER, describe_verdict, gain_counts
 from nanovlm.search.sections import Objective
 
@@ -68,7 +69,8 @@ def summarize_confirmation(
 
     The winner is who came furthest in the race, of those the one with the best mean; the default
     configuration if none beats its mean over the seeds that both have. One that a seed has made
-    fail by its own values comes after all others.
+    fail by its own values comes after all others. With several objectives the winner is the trial
+    that was chosen from their front: it may be behind in the first, for what it gains in others.
 
     Args:
         runs: the ended confirming runs, each with the number of the trial whose configuration it
@@ -89,6 +91,8 @@ def summarize_confirmation(
     default = configurations.get(DEFAULT_NUMBER)
     search_values = {r.number: r.metrics.get(metric) for r in searched if r.state == "completed"}
     ordered = _ordered(configurations, sign)
+    if len(objective.all) > 1:
+        ordered = _chosen_first(ordered, choose(searched, objective))
     described = [
         _describe(c, search_values.get(c.number))
         | {
@@ -170,6 +174,12 @@ def _ordered(configurations: Mapping[int, _Configuration], sign: int) -> list[_C
         behind = (i for i, c in enumerate(ordered) if _is_behind(c, default, sign))
         place = next(behind, place)
     return [*ordered[:place], default, *ordered[place:]]
+
+
+def _chosen_first(ordered: Sequence[_Configuration], choice: Choice | None) -> list[_Configuration]:
+    """Return the configurations with that of the chosen trial first, if it has run."""
+    chosen = None if choice is None else choice.record.number
+    return sorted(ordered, key=lambda c: c.number != chosen)
 
 
 def _is_behind(this: _Configuration, default: _Configuration, sign: int) -> bool:

@@ -20,7 +20,16 @@ class _Summary(BaseModel):
     trials: dict[str, int]
     best: dict[str, Any] | None
     confirmation: dict[str, Any] | None = None
+    pareto: "_Pareto | None" = None
     ended_by: str | None = None
+
+
+class _Pareto(BaseModel):
+    """Of several objectives."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    objectives: list[Objective]
 
 
 class _Data(BaseModel):

@@ -13,6 +13,7 @@ from nanovlm.files import remove_folder
 from nanovlm.messages import RUN_ID, TrialRecord
 from nanovlm.results.read import BEST_MODEL_DIR, CHECKPOINTS_DIR
 from nanovlm.results.summary import rank
+from nanovlm.results.tradeoff import choose
 from nanovlm.search.sections import Objective
 
 _STATE_SUFFIX = ".state"
@@ -34,7 +35,8 @@ class KeptModels:
     def __init__(self, folder: Path, objective: Objective, num_best: int) -> None:
         """
         Args:
-            num_best: so many of the best trials keep their models.
+            num_best: so many of the best trials keep their models; with several objectives those on
+                the front do, since any of them may come to be the one that is chosen.
         """
         self._folder = folder
         self._objective = objective
@@ -94,10 +96,16 @@ class KeptModels:
         """Put an ended trial among the best; return those that are not any more."""
         if record.state != "completed":
             return [record]
-        self._best = rank([*self._best, record], self._objective)
-        out = self._best[self._num_best :]
-        del self._best[self._num_best :]
-        return out
+        candidates = [*self._best, record]
+        self._best = self._worth_keeping(candidates)
+        kept = {best.trial_id for best in self._best}
+        return [out for out in candidates if out.trial_id not in kept]
+
+    def _worth_keeping(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+        if len(self._objective.all) == 1:
+            return rank(records, self._objective)[: self._num_best]
+        choice = choose(records, self._objective)
+        return [] if choice is None else [choice.record, *choice.front]
 
 
 def _is_same(source: Path, best: Path) -> bool:

@@ -16,10 +16,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from nanovlm.errors import UserError, plain_rule
-from nanovlm.messages import TrialRecord
+from nanovlm.messages import Report, TrialRecord
 from nanovlm.records import read_record
 from nanovlm.results.contents import ANSWER, DATA, ENVIRONMENT, SUMMARY, VERDICT, Answer
-from nanovlm.search.sections import Objective
+from nanovlm.search.sections import Objective, join
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.yaml_text import read_mapping
 
@@ -111,15 +111,15 @@ def read_answer_lines(path: Path) -> list[Answer]:
     return answers
 
 
-def judged_reports(record: TrialRecord) -> list[tuple[int, dict[str, float], bool]]:
-    """Return samples seen and metrics of each report of an ended trial that was compared with those
-    of others, and whether the trial went on after it. A failed one was withdrawn later."""
+def judged_reports(record: TrialRecord) -> list[tuple[Report, bool]]:
+    """Return each report of an ended trial that was compared with those of others, and whether the
+    trial went on after it. A failed one was withdrawn later."""
     if record.state == "failed":
-        return [(report.samples_seen, report.metrics, True) for report in record.reports]
+        return [(report, True) for report in record.reports]
     is_pruned = record.end is not None and record.end.was_compared and record.state == "stopped"
     reports = record.reports if is_pruned else record.reports[:-1]
     last = len(record.reports) - 1
-    return [(r.samples_seen, r.metrics, place < last) for place, r in enumerate(reports)]
+    return [(report, place < last) for place, report in enumerate(reports)]
 
 
 class FolderReader:
@@ -245,6 +245,8 @@ class FolderReader:
     def objective(self) -> Objective:
         """Return what is searched for, by `summary.json`; the usual if it does not say."""
         content = self._quietly_read_summary()
+        if content and (pareto := content.get("pareto")):
+            return join([Objective(**each) for each in pareto["objectives"]])
         return Objective(**content["objective"]) if content else Objective()
 
     def data(self) -> dict[str, Any] | None:
@@ -268,7 +270,7 @@ class FolderReader:
         known = {(line["number"], line["samples_seen"]) for line in found if "number" in line}
         withdrawn = {line["withdrawn"] for line in found if "withdrawn" in line}
         stand = [record for record in records if record.state != "failed"]
-        judged = [(r.number, samples) for r in stand for samples, _, _ in judged_reports(r)]
+        judged = [(r.number, made.samples_seen) for r in stand for made, _ in judged_reports(r)]
         failed = {r.number for r in records if r.state == "failed"} & {
             number for number, _ in known
         }

@@ -52,6 +52,7 @@ from nanovlm.results.summary import (
     final_best,
     summarize,
 )
+from nanovlm.results.tradeoff import describe_values, values_of
 from nanovlm.search.sections import Objective
 from nanovlm.yaml_text import parse_yaml, write_yaml
 
@@ -260,8 +261,8 @@ class ResultsStore:
             remove_folder(state_dir(self.folder, record.trial_id))
             return
         # After a confirmation only the next one changes what is best.
-        if not self.confirmed and self._beats_best(record):
-            self._show_best(record)
+        if not self.confirmed:
+            self._show_best(self._best_with(record))
         self._models.settle(record)
 
     def note_pause(self, record: TrialRecord) -> None:
@@ -286,9 +287,12 @@ class ResultsStore:
         """Take note that all confirming runs are over: only the model of the best is needed."""
         self._is_settled = True
 
-    def _beats_best(self, record: TrialRecord) -> bool:
+    def _best_with(self, record: TrialRecord) -> TrialRecord | None:
+        """Return the best trial after this one has ended."""
+        if len(self.objective.all) > 1:  # a third one may come to be the best
+            return best_record(self.records, self.objective)
         so_far = [record] if self.best is None else [self.best, record]
-        return best_record(so_far, self.objective) is record
+        return best_record(so_far, self.objective)
 
     def _find_best(self) -> TrialRecord | None:
         return final_best(self.records, self.objective, self.confirmed, self.confirmation())
@@ -345,6 +349,8 @@ class ResultsStore:
 
     def _best_config(self, record: TrialRecord) -> str:
         score = describe_accuracy(record.metrics, self.objective.metric)
+        if (values := values_of(self.objective, record)) and len(values) > 1:
+            score += f" ({describe_values(self.objective, values)})"
         head = (
             f"python run_single.py --config {shlex.quote(str(self.folder / BEST_CONFIG_FILE))}\n"
             f"{describe_run(record)}: {self.objective.metric} {score} "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.messages import TrialRecord
+from nanovlm.results.tradeoff import choose, pareto_summary
 from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace
 
@@ -22,7 +23,13 @@ _Z_95 = statistics.NormalDist().inv_cdf(0.975)
 
 
 def best_record(records: Sequence[TrialRecord], objective: Objective) -> TrialRecord | None:
-    """Return the best trial that ran its full budget; of equal ones the first."""
+    """Return the best trial that ran its full budget; of equal ones the first.
+
+    With several objectives it is the one that is chosen from their front (`tradeoff.choose`).
+    """
+    if len(objective.all) > 1:
+        choice = choose(records, objective)
+        return None if choice is None else choice.record
     completed = [record for record in records if record.state == "completed"]
     return next(iter(rank(completed, objective)), None)
 
@@ -69,6 +76,7 @@ def summarize(
             "paused": len(paused),
         },
         "best": best and _best(best, objective.metric),
+        **({"pareto": pareto_summary(records, objective)} if len(objective.all) > 1 else {}),
         "confirmation": confirmation,
         "turnaround_seconds": _median_p95_max(turnarounds(everything)),
         "wall_seconds": wall_seconds,
@@ -100,12 +108,17 @@ def final_best(
 ) -> TrialRecord | None:
     """Return the run that `best.yaml` and `best/` are of.
 
-    That is the first run that confirms the winner, or before there is one the best trial.
+    That is the first run that confirms the winner, or before there is one the best trial. With
+    several objectives the winner is the trial that was chosen, whatever the runs say of the first.
     """
+    best = best_record(records, objective)
     if confirmation is None or confirmation["winner"] is None:
-        return best_record(records, objective)
-    runs = [r for r in confirmed if r.number == confirmation["winner"] and r.state == "completed"]
-    return min(runs, key=lambda run: run.config["seed"])
+        return best
+    winner = confirmation["winner"]
+    if len(objective.all) > 1:
+        winner = None if best is None else best.number
+    runs = [r for r in confirmed if r.number == winner and r.state == "completed"]
+    return min(runs, key=lambda run: run.config["seed"], default=best)
 
 
 def turnarounds(records: Sequence[TrialRecord]) -> list[float]:

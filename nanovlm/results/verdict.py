@@ -30,6 +30,8 @@ def describe_verdict(
     total = failed + sum(len(c["runs"]) for c in configurations)
     tail = _not_told_apart(configurations, total)
     tail += f"; {failed} of {total} runs failed" if failed else ""
+    if len(objective.all) > 1:
+        tail += f"; that is of {objective.metric} alone, not of the trade-off"
     return _Sentence(configurations, objective, is_held_out).text() + tail
 
 
@@ -141,6 +143,7 @@ class _Sentence:
         self._difference = self._best["difference_to_default"]
         self._counts = gain_counts(configurations, objective)
         self._metric = objective.metric
+        self._is_tradeoff = len(objective.all) > 1
         self._unit = _Unit(objective)
         self._questions = "held-out questions" if is_held_out else "questions"
 
@@ -168,7 +171,10 @@ class _Sentence:
         interval = difference["seeds_interval_95"]
         if self._counts:
             return f"{name} beats {_DEFAULT} by {gain} {where} ({p})"
-        if difference["p_value"] >= SIGNIFICANT or self._gain <= 0:
+        if self._is_loss():
+            return f"{name} is behind {_DEFAULT}: its gain of {gain} {where} is no chance ({p})"
+        is_behind = self._gain <= 0 and not self._is_tradeoff
+        if difference["p_value"] >= SIGNIFICANT or is_behind:
             return f"the gain of {name} over {_DEFAULT}, {gain} {where}, is inside the noise ({p})"
         if interval is None:
             return (
@@ -192,7 +198,16 @@ class _Sentence:
             )
         if self._counts:
             return f"{name} beats {_DEFAULT} by {gain} {over}"
+        if self._is_loss():
+            return f"{name} is behind {_DEFAULT}: its gain of {gain} {over} is no chance"
         return f"the gain of {name} over {_DEFAULT}, {gain} {over}, is inside the noise"
+
+    def _is_loss(self) -> bool:
+        """Return whether more than chance is lost, for what another objective gains."""
+        p_value, interval = self._difference["p_value"], self._difference["seeds_interval_95"]
+        if not self._is_tradeoff or self._gain >= 0 or interval is None or _holds_zero(interval):
+            return False
+        return p_value is None or bool(p_value < SIGNIFICANT)
 
     @property
     def _gain(self) -> float:

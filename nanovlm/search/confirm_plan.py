@@ -14,6 +14,7 @@ from nanovlm.config import TrainConfig
 from nanovlm.config_files import Layer, build_config
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
+from nanovlm.results.summary import best_record
 from nanovlm.results.verdict import DEFAULT_NUMBER
 from nanovlm.search.race import Race
 from nanovlm.search.sections import Objective
@@ -92,7 +93,7 @@ def plan_confirmation(
     default_config = space.base if default is None else _config_of(default)
     ranked = rank_configurations(records, space.objective, default_config)
     if not ranked or not space.confirm.top:
-        return ConfirmPlan(runs=(), notes=_notes_without_runs(space))
+        return ConfirmPlan(runs=(), notes=_notes_without_runs(space, records))
     entries = {r.number: (dict(r.parameters), _config_of(r)) for r in ranked}
     notes = []
     can_run_default = default is None or default.state != "failed"
@@ -128,12 +129,17 @@ def rank_configurations(
     that came further, then the earlier one. Trials that differ in their seed alone are one
     configuration. A paused trial is not trained to its end before: a fresh seed in full says of its
     configuration what the rest of its own training would, and without the luck that had it chosen.
+
+    With several objectives it is the trial alone that is chosen from their front: the others stand
+    for other trade-offs, between which runs that compare the first objective must not decide.
     """
 
     def rank(record: TrialRecord) -> tuple[float, int, int]:
         return -_value(record, objective), -record.samples_seen, record.number
 
     judged = [r for r in records if r.state != "failed" and objective.metric in r.metrics]
+    if len(objective.all) > 1:
+        judged = [r for r in [best_record(records, objective)] if r is not None]
     best: dict[str, TrialRecord] = {}
     for record in sorted(judged, key=rank):
         best.setdefault(_identity(_config_of(record)), record)
@@ -163,9 +169,11 @@ def _division(config: TrainConfig) -> tuple[float, str]:
     return config.mmstar_holdout, config.mmstar_part
 
 
-def _notes_without_runs(space: SearchSpace) -> tuple[str, ...]:
+def _notes_without_runs(space: SearchSpace, records: Sequence[TrialRecord]) -> tuple[str, ...]:
     if not space.confirm.top:
         return ()
+    if len(space.objective.all) > 1 and best_record(records, space.objective) is not None:
+        return ("nothing to confirm: the chosen configuration is the default one",)
     return ("nothing to confirm: no configuration but the default one has reported",)
 
 

@@ -5,6 +5,7 @@ of trials but for their answers and logs.
 """
 
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from nanovlm.config import TrainConfig
 from nanovlm.errors import UserError
 from nanovlm.files import free_bytes, gib
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.search.sections import Scheduler
 from nanovlm.search.space import SearchSpace
 from nanovlm.training.optim import FROZEN_PREFIXES, group_parameters
 
@@ -23,8 +25,9 @@ Kept on disk are only files that can still be needed:
 
 - of each running trial the state of its last report, and while a new one is written both;
 - of each paused trial that state, of `scheduler.max_paused` of them at most;
-- the final models of as many of the best trials as will be raced, and for the moment of the
-  exchange one more; `best/` is a second name for one of the models kept;
+- the final models of as many of the best trials as will be raced (with several objectives: of
+  those on their front), and for the moment of the exchange one more; `best/` is a second name for
+  one of the models kept;
 - until the winner is known the models of the confirming runs, `confirm.runs` at most, after it
   that of the run that `best/` is of;
 - of every ended trial its answers, its line in `trials.jsonl` and its log lines.
@@ -85,7 +88,10 @@ def disk_peak(
     sizes = [_sizes(config) for config in _largest_configs(space)]
     model = max(model for model, _ in sizes)
     state = max(state for _, state in sizes)
-    num_models = max(1, space.confirm.num_raced) + 1 + space.confirm.most_runs
+    num_best = max(1, space.confirm.num_raced)
+    if len(space.objective.all) > 1:
+        num_best = _most_full_trials(space.scheduler, num_trials)
+    num_models = num_best + 1 + space.confirm.most_runs
     num_runs = num_trials + space.confirm.most_runs
     return DiskPeak(
         model=model,
@@ -96,6 +102,15 @@ def disk_peak(
         answers_and_logs=num_runs * (num_questions * _ANSWER_BYTES + _TRIAL_BYTES)
         + concurrency * _SLOT_BYTES,
     )
+
+
+def _most_full_trials(scheduler: Scheduler, num_trials: int) -> int:
+    """Return about how many trials run in full at most, and may be on the front. One that went on
+    early and fell back later takes no place away, so there may be twice the places."""
+    if scheduler.name != "asha":
+        return num_trials
+    places = math.ceil(num_trials / scheduler.reduction_factor ** (scheduler.rungs - 1))
+    return min(num_trials, 2 * places)
 
 
 def check_disk(peak: DiskPeak, folder: Path) -> int:

@@ -7,7 +7,7 @@ disk by what is kept (`disk.py`).
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -276,7 +276,8 @@ def _pauses(space: SearchSpace, searches: Sequence[SimulatedSearch], max_states:
 def _race(space: SearchSpace) -> Race:
     """Return the race that confirms, with any numbers for the configurations."""
     others = (count_configurations(space.parameters) or math.inf) - 1
-    ranked = range(1, int(min(space.confirm.top, others)) + 1)
+    most = space.confirm.top if len(space.objective.all) == 1 else min(space.confirm.top, 1)
+    ranked = range(1, int(min(most, others)) + 1)
     return Race.between(ranked, DEFAULT_NUMBER, space.confirm)
 
 
@@ -357,9 +358,11 @@ def _simulate(
     """Return simulated searches, as many for each of CORRELATIONS."""
     num_seeds = max(2, min(20, _MAX_SIMULATED_TRIALS // num_trials // len(CORRELATIONS)))
     evaluation_seconds = (rate.evaluation_seconds if rate else None) or 0.0
+    # How many go on does not depend on what they are ordered by.
+    space = replace(plan.space, objective=plan.space.objective.all[0])
     return [
         simulate(
-            build_rungs(plan.space, plan.milestones),
+            build_rungs(space, plan.milestones),
             plan.milestones,
             plan.trial_samples,
             num_trials=num_trials,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nanovlm.distributed.session import StopSwitch
 from nanovlm.messages import TrialRecord
+from nanovlm.results.tradeoff import choose
 from nanovlm.search.sections import Budget
 from nanovlm.search.space import SearchSpace
 
@@ -21,7 +22,8 @@ class Limits:
     those that ran their full budget and are not better, and those that a comparison stopped, or let
     wait for the first time. It
     begins with the first trial that ran its full budget, for until then there is no best to wait
-    for. Failed trials say nothing of the values around them and do not count, nor do trials that
+    for. With several objectives each trial that comes to be on their front is a new best. Failed
+    trials say nothing of the values around them and do not count, nor do trials that
     the end of an earlier run stopped.
 
     Five failed trials in a row end the search. One that is infeasible by its own values (out of
@@ -44,6 +46,7 @@ class Limits:
         self._seconds: dict[int, float] = {}  # of the work on each trial that ended or is paused
         self._gpu_seconds = 0.0
         self._best: TrialRecord | None = None
+        self._front: list[TrialRecord] = []  # of several objectives
         self._trials_since_best = 0
         self._paused: set[int] = set()  # numbers of trials that have paused, and so are counted
         self._failures: list[str] = []  # reasons of the failed trials in a row
@@ -114,10 +117,7 @@ class Limits:
 
     def _check_patience(self, record: TrialRecord) -> None:
         patience, metric = self._budget.patience, self._objective.metric
-        if record.state == "completed" and (
-            self._best is None
-            or self._is_better(record.metrics[metric], self._best.metrics[metric])
-        ):
+        if record.state == "completed" and self._is_new_best(record):
             self._best, self._trials_since_best = record, 0
         elif record.is_paused or (record.end is not None and record.end.was_compared):
             self._trials_since_best += record.number not in self._paused
@@ -129,6 +129,16 @@ class Limits:
                 f"without a new best since trial {self._best.number} "
                 f"({metric} {self._best.metrics[metric]:.4g})"
             )
+
+    def _is_new_best(self, record: TrialRecord) -> bool:
+        """Return whether a trial of full length is better than all before; with several objectives:
+        whether it is on their front."""
+        if len(self._objective.all) == 1:
+            metric, best = self._objective.metric, self._best
+            return best is None or self._is_better(record.metrics[metric], best.metrics[metric])
+        choice = choose([*self._front, record], self._objective)
+        self._front = [] if choice is None else [*choice.front]
+        return record in self._front
 
     def _is_better(self, value: float, other: float) -> bool:
         return value > other if self._objective.mode == "max" else value < other

@@ -8,7 +8,6 @@ whole stays as it is.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ import optuna
 from nanovlm.distributed.trainable import NUMBER, VALUES
 from nanovlm.errors import UserError
 from nanovlm.files import replace_text
-from nanovlm.messages import RUN_ID, TrialRecord
+from nanovlm.messages import RUN_ID, Report, TrialRecord
+from nanovlm.metrics import measured
 from nanovlm.results.read import (
     CHECKPOINTS_DIR,
     RUNGS_FILE,
@@ -27,6 +27,7 @@ from nanovlm.results.read import (
     FolderReader,
     judged_reports,
 )
+from nanovlm.search.sections import Objective
 from nanovlm.search.space import SearchSpace
 from nanovlm.search.study import open_study, read_search_id
 from nanovlm.search.told_study import SEARCH
@@ -48,7 +49,7 @@ def mend_search(
     Raises:
         UserError: the id is lost, and the study does not tell which trials are this folder's.
     """
-    notes = _mend_rungs(folder, milestones, records, space.objective.metric)
+    notes = _mend_rungs(folder, milestones, records, space.objective)
     is_shared = space.study.storage is not None
     has_id = read_search_id(folder) is not None
     if has_id and is_shared:
@@ -75,7 +76,7 @@ def _with_state(folder: Path) -> set[int]:
 
 
 def _mend_rungs(
-    folder: Path, milestones: Sequence[int], records: Sequence[TrialRecord], metric: str
+    folder: Path, milestones: Sequence[int], records: Sequence[TrialRecord], objective: Objective
 ) -> list[str]:
     """Write verdicts that are lost from what the trials have reported and become.
 
@@ -91,11 +92,12 @@ def _mend_rungs(
     withdrawn = [line["withdrawn"] for line in lines if "withdrawn" in line]
     known = {(line["number"], line["samples_seen"]) for line in lines if "number" in line}
     recovered = [
-        asdict(_verdict(record, samples, metrics[metric], goes_on, milestones))
+        _verdict(record, report, objective, goes_on, milestones).as_line()
         for record in records
         if record.number not in withdrawn
-        for samples, metrics, goes_on in judged_reports(record)
-        if (record.number, samples) not in known and metric in metrics
+        for report, goes_on in judged_reports(record)
+        if (record.number, report.samples_seen) not in known
+        and all(each.metric in measured(report) for each in objective.all)
     ]
     # The limit of pasha rises with the milestones, and stays where a failed trial has put it.
     lines += sorted(recovered, key=lambda line: line["milestone"])
@@ -109,13 +111,19 @@ def _mend_rungs(
 
 
 def _verdict(
-    record: TrialRecord, samples: int, value: float, goes_on: bool, milestones: Sequence[int]
+    record: TrialRecord,
+    report: Report,
+    objective: Objective,
+    goes_on: bool,
+    milestones: Sequence[int],
 ) -> Verdict:
+    samples = report.samples_seen
     milestone = max((m for m in milestones if m <= samples), default=milestones[0])
     reason = "went on; with what it was compared is lost"
     if not goes_on:
         reason = record.reason or "was stopped; with what it was compared is lost"
-    return Verdict(record.number, milestone, samples, value, goes_on, reason)
+    value, *others = objective.values_in(measured(report))
+    return Verdict(record.number, milestone, samples, value, goes_on, reason, others=tuple(others))
 
 
 def _mend_search_id(

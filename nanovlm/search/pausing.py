@@ -5,16 +5,17 @@ Nothing is spent on a trial before others were compared with it, and a trial tha
 be compared is not lost.
 """
 
-import bisect
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from scipy.stats import spearmanr
 
-from nanovlm.search.sections import Scheduler
+from nanovlm.results.tradeoff import describe_values
+from nanovlm.search.ranking import make_ranking
+from nanovlm.search.sections import Objective, Scheduler
 from nanovlm.search.verdicts import Verdict, VerdictLog
 
 _MARGIN = 2
@@ -32,7 +33,8 @@ class PausingRungs:
 
     The rule (Li et al. 2020, algorithm 2): of the n trials that have come to a milestone the best
     floor(n / factor) may go on; the highest milestone comes first, and there the best trial. Of
-    equal values the earlier trial is the better one.
+    equal values the earlier trial is the better one. With several objectives trials are ordered as
+    `results/tradeoff.py: order` says; what a milestone says of the next is judged by the first.
 
     A milestone does not decide while its values say nothing of those at the next one: while their
     rank correlation over the trials that have both is not positive. Trials pass it then, and those
@@ -44,19 +46,15 @@ class PausingRungs:
         scheduler: Scheduler,
         milestones: Sequence[int],
         *,
-        metric: str,
-        mode: Literal["max", "min"],
+        objective: Objective,
         log: Path | None = None,
     ) -> None:
         """Make the rungs; with a log, as they were when the last verdict was written to it."""
         self._factor = scheduler.reduction_factor
         self._milestones = tuple(milestones)
-        self._metric = metric
-        self._sign = 1.0 if mode == "max" else -1.0
-        self._rungs: dict[int, list[tuple[float, int]]] = {m: [] for m in milestones}
-        """By milestone: the sign times -value and the number of each trial, the best first."""
-        self._waiting: dict[int, list[tuple[float, int]]] = {m: [] for m in milestones}
-        """Those of them that wait there."""
+        self.objective = objective
+        self._metric = objective.metric
+        self._rungs = {milestone: make_ranking(objective) for milestone in milestones}
         self._correlations: dict[int, float | None] = {}  # those that still hold, by milestone
         self._verdicts: dict[tuple[int, int], Verdict] = {}  # by number and milestone
         self._paused: dict[int, Verdict] = {}
@@ -72,18 +70,22 @@ class PausingRungs:
         """The trials that wait, by number."""
         return self._paused
 
-    def judge(self, number: int, samples_seen: int, value: float) -> Verdict:
+    def judge(self, number: int, samples_seen: int, value: float, *others: float) -> Verdict:
         """Return whether a trial goes on after a report that is not its last.
 
         It does if it is the one that a free slot would take; else it waits.
+
+        Args:
+            others: the values of the other objectives, if there are several.
         """
         milestone = max(m for m in self._milestones if m <= samples_seen)
         known = self._verdicts.get((number, milestone))
         if known is not None:
             return known
         waits = Verdict(
-            number, milestone, samples_seen, value, goes_on=False, reason="", is_paused=True
-        )
+            number, milestone, samples_seen, value,
+            goes_on=False, reason="", is_paused=True, others=others,
+        )  # fmt: skip
         self._take(waits)
         if not self._decides(milestone):
             return self._pass(waits)
@@ -119,7 +121,7 @@ class PausingRungs:
     def _correlation(self, milestone: int, later: int) -> float | None:
         pairs = [
             (self._verdicts[number, milestone].value, self._verdicts[number, later].value)
-            for _, number in self._rungs[later]
+            for number in self._rungs[later].numbers()
             if (number, milestone) in self._verdicts
         ]
         if len(pairs) < _ENOUGH_PAIRS:
@@ -148,11 +150,10 @@ class PausingRungs:
             num_all = max(reach, len(rung))
             reach = math.ceil(num_all / self._factor)
             if len(rung) > _MARGIN * reach:
-                waiting, first = self._waiting[milestone], rung[_MARGIN * reach]
-                behind = waiting[bisect.bisect_left(waiting, first) :]
                 ended += [
                     self._decide(self._paused[number], num_all=num_all)
-                    for _, number in behind
+                    for number in rung.numbers(_MARGIN * reach)
+                    if self._waits_at(number, milestone)
                     if arrived is None or number in arrived
                 ]
         return ended
@@ -166,8 +167,7 @@ class PausingRungs:
 
         def distance(verdict: Verdict) -> tuple[float, int]:
             rung = self._rungs[verdict.milestone]
-            place = bisect.bisect_left(rung, self._key(verdict))
-            return place / len(rung), verdict.number
+            return rung.place(verdict.number) / len(rung), verdict.number
 
         if num_kept is None or len(self._paused) <= num_kept:
             return []
@@ -182,7 +182,6 @@ class PausingRungs:
         """
         for number in [number for number in self._paused if number not in waiting]:
             verdict = self._paused.pop(number)
-            self._waiting[verdict.milestone].remove(self._key(verdict))
             if number not in ended:
                 del self._verdicts[number, verdict.milestone]
                 self._leave_rung(verdict)
@@ -200,11 +199,15 @@ class PausingRungs:
         for milestone in reversed(self._milestones):
             if not (is_last or self._decides(milestone)):
                 continue
-            rung, waiting = self._rungs[milestone], self._waiting[milestone]
-            places = rounded(len(rung) / self._factor)
-            if waiting and bisect.bisect_left(rung, waiting[0]) < places:
-                return waiting[0][1]
+            rung = self._rungs[milestone]
+            best = rung.numbers(0, rounded(len(rung) / self._factor))
+            waiting = (number for number in best if self._waits_at(number, milestone))
+            if (number := next(waiting, None)) is not None:
+                return number
         return None
+
+    def _waits_at(self, number: int, milestone: int) -> bool:
+        return number in self._paused and self._paused[number].milestone == milestone
 
     def _decides(self, milestone: int) -> bool:
         return milestone not in self.silent_milestones()
@@ -232,11 +235,11 @@ class PausingRungs:
     ) -> Verdict:
         """Write down what becomes of a trial that waits, and return it."""
         rung = self._rungs[verdict.milestone]
-        place = 1 + bisect.bisect_left(rung, self._key(verdict))
+        place = 1 + rung.place(verdict.number)
         size = len(rung) if num_all is None else num_all
         best = max(1, rounded(size / self._factor))
-        rank = f"{self._metric} {verdict.value:.4g} is number {place} of {len(rung)} trials at "
-        rank += f"{verdict.milestone} samples"
+        shown = describe_values(self.objective, verdict.values)
+        rank = f"{shown} is number {place} of {len(rung)} trials at {verdict.milestone} samples"
         if num_all is not None:
             reason = f"{rank}, too far behind the best {best} of {num_all}"
         elif goes_on:
@@ -248,8 +251,15 @@ class PausingRungs:
             goes_on=goes_on,
             is_paused=is_paused,
             reason=reason,
-            cutoff=-self._sign * rung[best - 1][0],
+            cutoff=self._cutoff(verdict.milestone, best - 1),
         )
+
+    def _cutoff(self, milestone: int, place: int) -> float | None:
+        """Return the value at a place of a rung; with several objectives there is no one number."""
+        if len(self.objective.all) > 1:
+            return None
+        (number,) = self._rungs[milestone].numbers(place, place + 1)
+        return self._verdicts[number, milestone].value
 
     def _act_on(self, verdict: Verdict, **decided: Any) -> Verdict:
         """Write down a trial's verdict with what was decided, then remember it."""
@@ -259,33 +269,23 @@ class PausingRungs:
         self._take(acted_on)
         return acted_on
 
-    def _key(self, verdict: Verdict) -> tuple[float, int]:
-        return -self._sign * verdict.value, verdict.number
-
     def _take(self, verdict: Verdict) -> None:
         """Remember a verdict; the first one at a milestone puts the trial into the rung."""
         place = verdict.number, verdict.milestone
         if place not in self._verdicts:
-            bisect.insort(self._rungs[verdict.milestone], self._key(verdict))
+            self._rungs[verdict.milestone].add(verdict.number, verdict.values)
             before = self._milestones.index(verdict.milestone) - 1
             self._correlations.pop(self._milestones[before], None)
         self._verdicts[place] = verdict
-        self._wait_no_more(verdict.number)
+        self._paused.pop(verdict.number, None)
         if verdict.is_paused:
             self._paused[verdict.number] = verdict
-            bisect.insort(self._waiting[verdict.milestone], self._key(verdict))
-
-    def _wait_no_more(self, number: int) -> None:
-        waited = self._paused.pop(number, None)
-        if waited is not None:
-            waiting = self._waiting[waited.milestone]
-            del waiting[bisect.bisect_left(waiting, self._key(waited))]
 
     def _leave_rung(self, verdict: Verdict) -> None:
-        self._rungs[verdict.milestone].remove(self._key(verdict))
+        self._rungs[verdict.milestone].remove(verdict.number)
         self._correlations.clear()
 
     def _remove(self, number: int) -> None:
         for key in [key for key in self._verdicts if key[0] == number]:
             self._leave_rung(self._verdicts.pop(key))
-        self._wait_no_more(number)
+        self._paused.pop(number, None)

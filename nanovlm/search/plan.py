@@ -7,6 +7,7 @@ from typing import Any
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.sources import pin_data
 from nanovlm.errors import UserError, did_you_mean
+from nanovlm.metrics import COSTS, is_score, natural_mode
 from nanovlm.resources import Resources
 from nanovlm.search.confirm_plan import with_holdout
 from nanovlm.search.database_url import fill_in
@@ -17,10 +18,6 @@ from nanovlm.search.space import SearchSpace
 from nanovlm.search.warm_start import EarlierTrials, compare_lengths, read_earlier_trials
 from nanovlm.tracking.wandb_mode import check_wandb
 from nanovlm.trial import check_backbones, check_start, metric_names
-
-_LESS_IS_BETTER = ("_loss", "_nll")
-_MORE_IS_BETTER = ("_accuracy",)
-"""How the metrics' names end that can be objectives; the parts of an accuracy have a `/`."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +79,16 @@ def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> S
 
 
 def _check_objective(objective: Objective, metrics: Sequence[str]) -> None:
-    """Raise if no report will carry the objective, or if its mode looks for the worst trial."""
-    metric = objective.metric
-    scores = (*_LESS_IS_BETTER, *_MORE_IS_BETTER)
-    usable = [name for name in metrics if name.endswith(scores) or "/" in name]
-    if metric not in usable:
-        raise UserError(
-            f"objective.metric: no report has {metric!r} as a score.{did_you_mean(metric, usable)}"
-        )
-    better = "min" if metric.endswith(_LESS_IS_BETTER) else "max"
-    if objective.mode != better:
-        raise UserError(f"objective.mode: must be {better!r} for {metric}, got {objective.mode!r}")
+    """Raise if no report will carry an objective, or if its mode looks for the worst trial."""
+    scores = [name for name in metrics if is_score(name)]
+    messages = list[str]()
+    for place, each in enumerate(objective.all):
+        where, metric, better = objective.place(place), each.metric, natural_mode(each.metric)
+        usable = [*scores, *COSTS] if place else scores
+        if metric not in usable:
+            near = did_you_mean(metric, usable)
+            messages.append(f"{where}.metric: no report has {metric!r} as a score.{near}")
+        elif each.mode != better:
+            messages.append(f"{where}.mode: must be {better!r} for {metric}, got {each.mode!r}")
+    if messages:
+        raise UserError(*messages)

@@ -38,5 +38,5 @@ def check_same_space(folder: Path, space: SearchSpace) -> None:
     if differing:
         raise UserError(
             f"--resume: the search in {folder} is of another space; it differs in "
-            f"{', '.join(differing)}; only the budget may change"
+            f"{', '.join(differing)}; only the budget and bounds of objectives may change"
         )

@@ -9,12 +9,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from nanovlm.results.pareto import best_first
+from nanovlm.results.tradeoff import describe_values, least_extents, losses
 from nanovlm.search.pausing import PausingRungs
-from nanovlm.search.sections import Scheduler
+from nanovlm.search.sections import Objective, Scheduler
 from nanovlm.search.space import SearchSpace
 from nanovlm.search.verdicts import Verdict, VerdictLog
 
@@ -29,11 +30,10 @@ def build_rungs(
     Args:
         log: keeps what is decided; the rungs are as its last line left them. None keeps nothing.
     """
-    metric, mode = space.objective.metric, space.objective.mode
+    objective, seed = space.objective, space.sampler.seed
     if space.scheduler.pauses:
-        return PausingRungs(space.scheduler, milestones, metric=metric, mode=mode, log=log)
-    seed = space.sampler.seed
-    return Rungs(space.scheduler, milestones, metric=metric, mode=mode, seed=seed, log=log)
+        return PausingRungs(space.scheduler, milestones, objective=objective, log=log)
+    return Rungs(space.scheduler, milestones, objective=objective, seed=seed, log=log)
 
 
 class Rungs:
@@ -57,19 +57,20 @@ class Rungs:
         scheduler: Scheduler,
         milestones: Sequence[int],
         *,
-        metric: str,
-        mode: Literal["max", "min"],
+        objective: Objective,
         seed: int = 0,
         log: Path | None = None,
     ) -> None:
         """Make the rungs; with a log, as they were when the last verdict was written to it."""
         self._scheduler = scheduler
         self._milestones = tuple(milestones)
-        self._metric, self._mode = metric, mode
-        self._sign = 1.0 if mode == "max" else -1.0
+        self.objective = objective
+        self._metric, self._mode = objective.metric, objective.mode
+        self._sign = 1.0 if objective.mode == "max" else -1.0
         self._seed = seed
         self._log = VerdictLog(log)
-        self._rungs: dict[tuple[int, int], list[float]] = {}  # sorted; by bracket and milestone
+        self._rungs: dict[tuple[int, int], list[tuple[float, ...]]] = {}
+        """Sorted, by bracket and milestone: the losses of each trial times -1."""
         self._verdicts: dict[tuple[int, int], Verdict] = {}  # by number and milestone
         self._stops: dict[int, str] = {}  # reasons, by number
         self._limit = 2 if scheduler.name == "pasha" else 0  # milestones that pasha allows
@@ -80,14 +81,19 @@ class Rungs:
             else:
                 self._remove(line.withdrawn)
 
-    def judge(self, number: int, samples_seen: int, value: float) -> Verdict:
-        """Return whether a trial goes on after a report that is not its last."""
+    def judge(self, number: int, samples_seen: int, value: float, *others: float) -> Verdict:
+        """Return whether a trial goes on after a report that is not its last.
+
+        Args:
+            others: the values of the other objectives, if there are several.
+        """
         milestone = max(m for m in self._milestones if m <= samples_seen)
         known = self._verdicts.get((number, milestone))
         if known is not None:
             return known
+        reason = "compared with nothing here"
         verdict = self._compare(
-            Verdict(number, milestone, samples_seen, value, True, "compared with nothing here")
+            Verdict(number, milestone, samples_seen, value, True, reason, others=others)
         )
         self._add(verdict)
         if verdict.goes_on and self._is_at_limit(milestone):
@@ -117,7 +123,7 @@ class Rungs:
 
     # ------------------------------------------------------------------ the rules
 
-    def _rung(self, number: int, milestone: int) -> list[float] | None:
+    def _rung(self, number: int, milestone: int) -> list[tuple[float, ...]] | None:
         bracket = self.bracket(number)
         if self._milestones.index(milestone) < bracket:
             return None
@@ -128,7 +134,10 @@ class Rungs:
         rung = self._rung(report.number, report.milestone)
         if not rung:
             return report
-        cutoff = self._sign * _quantile(rung, 1 - 1 / self._scheduler.reduction_factor)
+        if len(self.objective.all) > 1:
+            return self._compare_several(report, rung)
+        values = [value for (value,) in rung]
+        cutoff = self._sign * _quantile(values, 1 - 1 / self._scheduler.reduction_factor)
         goes_on = self._sign * report.value >= self._sign * cutoff
         side = "below" if self._mode == "max" else "above"
         reason = (
@@ -138,6 +147,23 @@ class Rungs:
         return dataclasses.replace(
             report, goes_on=goes_on, reason=reason, cutoff=cutoff, rung_size=len(rung)
         )
+
+    def _compare_several(self, report: Verdict, rung: Sequence[tuple[float, ...]]) -> Verdict:
+        """Return the verdict of asha with several objectives: a trial goes on if no more are
+        better than a value at the quantile has before it."""
+        places = 1 + (len(rung) - 1) // self._scheduler.reduction_factor
+        rows = -np.array([self._entry(report), *rung])
+        place = best_first(rows, least_extents(self.objective)).index(0)
+        reason = (
+            f"{describe_values(self.objective, report.values)} is number {place + 1} of "
+            f"{len(rows)} trials at {report.milestone} samples, of which the best {places} go on"
+        )
+        return dataclasses.replace(
+            report, goes_on=place < places, reason=reason, rung_size=len(rung)
+        )
+
+    def _entry(self, verdict: Verdict) -> tuple[float, ...]:
+        return tuple(-loss for loss in losses(self.objective, [verdict.values])[0].tolist())
 
     def _is_at_limit(self, milestone: int) -> bool:
         return self._milestones.index(milestone) + 1 == self._limit
@@ -177,7 +203,7 @@ class Rungs:
         self._verdicts[verdict.number, verdict.milestone] = verdict
         rung = self._rung(verdict.number, verdict.milestone)
         if rung is not None:
-            bisect.insort(rung, self._sign * verdict.value)
+            bisect.insort(rung, self._entry(verdict))
 
     def _decide(self, verdict: Verdict) -> None:
         """Remember what is acted upon."""
@@ -192,7 +218,7 @@ class Rungs:
             verdict = self._verdicts.pop(key)
             rung = self._rung(number, verdict.milestone)
             if rung is not None:
-                rung.remove(self._sign * verdict.value)
+                rung.remove(self._entry(verdict))
 
 
 def _num_crossings(gaps: Sequence[float]) -> int:

@@ -19,9 +19,10 @@ from nanovlm.files import user_path
 from nanovlm.messages import Notice
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.full_disk import told_of_full_disk
-from nanovlm.results.read import LOGS_DIR
+from nanovlm.results.read import LOGS_DIR, SPACE_FILE
 from nanovlm.results.same_data import check_same_data
 from nanovlm.results.store import ResultsStore, choose_folder
+from nanovlm.results.tradeoff import choose, describe_choice
 from nanovlm.search.confirm_plan import plan_confirmation
 from nanovlm.search.disk import check_disk, disk_peak, max_paused_states
 from nanovlm.search.forecast import UNKNOWN_TRIALS, local_slots
@@ -133,9 +134,19 @@ def run_plan(
             ended_by = INTERRUPTED
         summary = recorder.end(ended_by, is_settled=ended_by != INTERRUPTED)
         planned, sampler = plan_confirmation(space, store.records).notes, failures.note()
-        notes = [*unchecked, *mended, *store.notes, *planned]
-        notes += [*filter(None, [sampler]), *recorder.notes()]
+        notes = [*unchecked, *mended, *store.notes, *planned, *filter(None, [sampler])]
+        notes += [*recorder.notes(), *_chosen_again(space, store, recorder)]
     return RunOutcome(store.folder, summary, tuple(notes))
+
+
+def _chosen_again(space: SearchSpace, store: ResultsStore, recorder: Recorder) -> list[str]:
+    """Say what was chosen in a search that was over: with other bounds of its objectives it may be
+    another trial than before, and nothing had to run for it that would tell of it."""
+    if recorder.has_begun or len(space.objective.all) == 1:
+        return []
+    store.write_text(SPACE_FILE, space.to_yaml())
+    choice = choose(store.records, space.objective)
+    return [] if choice is None else [f"chosen: {describe_choice(choice, space.objective)}"]
 
 
 def _start(plan: SearchPlan, store: ResultsStore) -> RunStart:

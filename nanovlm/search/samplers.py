@@ -33,6 +33,7 @@ from nanovlm.search.feasibility import looks_infeasible
 from nanovlm.search.history import BestAndLatest, History, OneBudget, StudyView, WorstForInfeasible
 from nanovlm.search.milestone_sampler import MilestoneSampler
 from nanovlm.search.parameter import Parameter
+from nanovlm.search.scalarized import Scalarized
 from nanovlm.search.sections import Sampler
 from nanovlm.search.space import SearchSpace
 from nanovlm.search.study import STORAGE_ERRORS
@@ -94,7 +95,10 @@ def build_sampler(
     """
     if number == 0:
         return _Fixed(encode(space.parameters, space.default_values()))
+    learns = _kind(space) in ("auto", "tpe", "gp")
     seed = hash((space.sampler.seed, number)) % 2**32  # of integers: the same in every process
+    if len(space.objective.all) > 1 and learns:
+        history = Scalarized(space.objective, seed, build_history(space))
     relative = None if _is_conditional(space) else distributions(space.parameters)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -102,7 +106,7 @@ def build_sampler(
     guarded = _Guarded(
         inner,
         fallback=RandomSampler(seed=seed),
-        relative=relative if _kind(space) in ("auto", "tpe", "gp") else None,
+        relative=relative if learns else None,
         history=history,
         # A Gaussian process learns it from the worst values, and the others do not look back.
         avoids_infeasible=_kind(space) == "tpe",
@@ -230,10 +234,8 @@ def _suggest(trial: optuna.Trial, key: str, asked: BaseDistribution) -> Any:
 
 
 _HISTORIES: dict[str, type[History]] = {
-    "tpe": BestAndLatest,
-    "gp": OneBudget,
-    "cmaes": WorstForInfeasible,
-}
+    "tpe": BestAndLatest, "gp": OneBudget, "cmaes": WorstForInfeasible
+}  # fmt: skip
 
 
 class _Fixed(BaseSampler):

@@ -70,13 +70,11 @@ class RungScheduler(FIFOScheduler):
     def __init__(
         self,
         rungs: Rungs | PausingRungs,
-        metric: str,
         on_verdict: OnVerdict = lambda verdict: None,
         on_failure: OnFailure = _raise,
     ) -> None:
         """
         Args:
-            metric: which decides.
             on_verdict: told of each verdict when it is safe in the folder.
             on_failure: told why a verdict could not be written; nothing is decided then. Tune
                 would take the error for the trial's.
@@ -84,7 +82,6 @@ class RungScheduler(FIFOScheduler):
         super().__init__()
         self._on_failure = on_failure
         self.rungs = rungs
-        self._objective = metric
         self._on_verdict = on_verdict
 
     def __reduce__(self) -> tuple[type[FIFOScheduler], tuple[()]]:
@@ -97,7 +94,8 @@ class RungScheduler(FIFOScheduler):
             return TrialScheduler.CONTINUE
         number, samples_seen = trial.config[NUMBER], result[SAMPLES_SEEN]
         try:
-            verdict = self.rungs.judge(number, samples_seen, result[self._objective])
+            values = self.rungs.objective.values_in(result)
+            verdict = self.rungs.judge(number, samples_seen, *values)
         except OSError as error:
             self._on_failure(error)
             return TrialScheduler.CONTINUE

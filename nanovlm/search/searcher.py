@@ -275,7 +275,8 @@ class StudySearch(OptunaSearch):
 
     def _report(self, opened: OpenTrial, result: dict[str, Any]) -> None:
         is_final = bool(result.get(IS_FINAL))
-        self._told.report(opened, result[SAMPLES_SEEN], result[self.metric], is_final)
+        values = self._search_space.objective.values_in(result)
+        self._told.report(opened, result[SAMPLES_SEEN], values, is_final)
 
     def _tell(self, opened: OpenTrial, result: dict[str, Any] | None) -> None:
         if result is None:
@@ -313,7 +314,8 @@ class StudySearch(OptunaSearch):
             opened = self._told.reopen(ours[number])
             if number in paused:
                 self._paused[number] = opened
-                self._told.report(opened, paused[number].samples_seen, paused[number].value, False)
+                last = paused[number]
+                self._told.report(opened, last.samples_seen, last.values, is_final=False)
             else:
                 self._to_run.append(opened)
             self._run.begin(opened.values)

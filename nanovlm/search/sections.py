@@ -1,19 +1,24 @@
 """The sections of a space file besides the searched keys: what they are called, and their rules."""
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from nanovlm.metrics import COSTS, Mode, loss_of, natural_mode, value_at
 from nanovlm.search.database_url import PLACEHOLDER, hide_password
 
 NO_SQLITE = (
@@ -32,8 +37,121 @@ class Objective(_Section):
     """What makes one trial better than another."""
 
     metric: str = "mmstar_accuracy"
-    """A metric that every report carries."""
-    mode: Literal["max", "min"] = "max"
+    """A metric that every report carries; behind the first of several also a cost of training:
+    seconds_per_sample, peak_memory_gib or gflops_per_sample."""
+    mode: Mode = "max"
+    """Left out: as is natural for the metric."""
+    at_most: float | None = None
+    """Of another objective than the first: the best trial is the best by the first one of those
+    that keep this bound."""
+    at_least: float | None = None
+    """The same, where more is better."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_the_natural_mode(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping) or "mode" in content:
+            return content
+        metric = content.get("metric")
+        natural = natural_mode(metric) if isinstance(metric, str) else None
+        return content if natural is None else {**content, "mode": natural}
+
+    @field_validator("at_most", "at_least")
+    @classmethod
+    def _bounds_the_bad_side(cls, bound: float | None, info: ValidationInfo) -> float | None:
+        needed = {"min": "at_most", "max": "at_least"}.get(info.data.get("mode", ""))
+        if bound is not None and needed not in (None, info.field_name):
+            raise ValueError(f"must be {needed} for {info.data.get('metric')}, of which "
+                             f"{'less' if needed == 'at_most' else 'more'} is better")  # fmt: skip
+        return bound
+
+    @property
+    def all(self) -> "tuple[Objective, ...]":
+        """Every objective, the first one first."""
+        return (self,)
+
+    def place(self, number: int) -> str:
+        """Return where an objective stands in a space file."""
+        return "objective" if len(self.all) == 1 else f"objective[{number}]"
+
+    @property
+    def bound(self) -> float | None:
+        return self.at_most if self.at_least is None else self.at_least
+
+    def loss(self, value: float) -> float:
+        """Return a number that is smaller the better a value of this metric is."""
+        return loss_of(self.metric, self.mode, value)
+
+    def value_at(self, loss: float) -> float:
+        """Return the value of this metric that has such a loss."""
+        return value_at(self.metric, self.mode, loss)
+
+    def values_in(self, measured: Mapping[str, float]) -> tuple[float, ...]:
+        """Return the value of each objective. Raises KeyError if one is not there."""
+        return tuple(measured[objective.metric] for objective in self.all)
+
+    def to_yaml(self) -> Any:
+        """Return what a space file has for it."""
+        return self.model_dump(exclude_none=True)
+
+    def without_bounds(self) -> Any:
+        """Return the same for all that a search itself depends on: bounds choose afterwards."""
+        return self.model_dump(include={"metric", "mode"})
+
+
+class SeveralObjectives(Objective):
+    """The first of several objectives, which stands where one number is asked for; and all."""
+
+    every: tuple[Objective, ...]
+
+    @property
+    def all(self) -> tuple[Objective, ...]:
+        return self.every
+
+    def to_yaml(self) -> Any:
+        return [objective.to_yaml() for objective in self.all]
+
+    def without_bounds(self) -> Any:
+        return [objective.without_bounds() for objective in self.all]
+
+
+_MOST_OBJECTIVES = 3
+
+
+def join(objectives: Objective | Sequence[Objective]) -> Objective:
+    """Return one objective that stands for all. Raises ValueError if they contradict."""
+    given = (objectives,) if isinstance(objectives, Objective) else tuple(objectives)
+    metrics = [objective.metric for objective in given]
+    if not 1 <= len(given) <= _MOST_OBJECTIVES:
+        raise ValueError(f"must be one objective or a list of at most {_MOST_OBJECTIVES}")
+    if twice := next((metric for metric in metrics if metrics.count(metric) > 1), None):
+        raise ValueError(f"{twice} stands there twice")
+    first = given[0]
+    if first.bound is not None:
+        raise ValueError(
+            f"the best by the first objective is taken, so a bound of {first.metric} chooses "
+            "nothing; give bounds of the others"
+        )
+    if len(given) == 1:
+        return first
+    if first.metric in COSTS:
+        raise ValueError(
+            f"the first one must say how good a model is, and {first.metric} is a cost of training"
+        )
+    return SeveralObjectives(metric=first.metric, mode=first.mode, every=given)
+
+
+_SIZES: dict[str, Any] = {"minItems": 1, "maxItems": _MOST_OBJECTIVES}
+
+ONE, SEVERAL = "one objective", "several objectives"
+"""Tags of what stands at `objective`."""
+
+AnyObjective = Annotated[
+    Annotated[Objective, Tag(ONE)]
+    | Annotated[tuple[Objective, ...], Field(strict=False, json_schema_extra=_SIZES), Tag(SEVERAL)],
+    Discriminator(lambda content: SEVERAL if isinstance(content, list | tuple) else ONE),
+    AfterValidator(join),
+]
 
 
 class Sampler(_Section):
@@ -189,7 +307,8 @@ class SpaceFile(_Section):
     preset: str = "nanovlm-222m"
     base: dict[str, Any] = {}
     search: Annotated[dict[str, Any], Field(min_length=1)]
-    objective: Objective = Objective()
+    objective: AnyObjective = Objective()
+    """What trials are compared by; a list of two or three for a Pareto front."""
     sampler: Sampler = Sampler()
     scheduler: Scheduler = Scheduler()
     budget: Budget = Budget(trials=32)

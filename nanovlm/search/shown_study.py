@@ -2,6 +2,8 @@
 
 The search's own journal is written without a lock by one program, so nobody else may write to it.
 Choices among numbers are kept as their places (`samplers.distribution`); here they are choices.
+With several objectives, of which the study keeps the others as attributes (`told_study.py`), it is
+shown as a study of all of them, so that the dashboard draws their front.
 """
 
 import copy
@@ -18,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nanovlm.errors import UserError
 from nanovlm.results.read import STUDY_FILE
+from nanovlm.search.scalarized import OTHERS
 from nanovlm.search.space import SearchSpace
 from nanovlm.search.study import open_database, readable, study_name
 
@@ -34,7 +37,7 @@ class ShownStudy(BaseStorage):
 
     def __init__(self, storage: BaseStorage, name: str, space: SearchSpace) -> None:
         self._storage, self._name = storage, name
-        self._metric = space.objective.metric
+        self._objectives = space.objective.all
         self._choices = {
             p.key: CategoricalDistribution(sorted(p.values))  # type: ignore[type-var]
             for p in space.parameters
@@ -62,20 +65,30 @@ class ShownStudy(BaseStorage):
         return self._storage.get_study_name_from_id(study_id)
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        return self._storage.get_study_directions(study_id)
+        return self._directions(self._storage.get_study_directions(study_id))
+
+    def _directions(self, stored: list[StudyDirection]) -> list[StudyDirection]:
+        """Return those of all objectives; the study itself is of the first."""
+        words = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
+        return [*stored[:1], *(words[each.mode] for each in self._objectives[1:])]
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         return self._storage.get_study_user_attrs(study_id)
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         attributes = self._storage.get_study_system_attrs(study_id)
-        return {**attributes, _METRIC_NAMES: [self._metric]}
+        return {**attributes, _METRIC_NAMES: self._metrics}
+
+    @property
+    def _metrics(self) -> list[str]:
+        return [each.metric for each in self._objectives]
 
     def get_all_studies(self) -> list[FrozenStudy]:
         """Return this study alone; a database may hold others, of other spaces."""
         studies = [s for s in self._storage.get_all_studies() if s.study_name == self._name]
         for study in studies:
-            study.system_attrs = {**study.system_attrs, _METRIC_NAMES: [self._metric]}
+            study.system_attrs = {**study.system_attrs, _METRIC_NAMES: self._metrics}
+            study._directions = self._directions(study._directions)
         return studies
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
@@ -97,7 +110,20 @@ class ShownStudy(BaseStorage):
             key: self._choices.get(key, distribution)
             for key, distribution in trial.distributions.items()
         }
+        if len(self._objectives) > 1:
+            self._show_all_objectives(shown)
         return shown
+
+    def _show_all_objectives(self, shown: FrozenTrial) -> None:
+        """Give a trial the values of all objectives at its last report.
+
+        Of several objectives Optuna has no values on the way, and none of a trial that has ended
+        before its end."""
+        steps, others = shown.intermediate_values, shown.user_attrs.get(OTHERS, {})
+        told = [step for step in steps if str(step) in others]
+        shown.intermediate_values, shown.values = {}, None
+        if shown.state is TrialState.COMPLETE and told:
+            shown.values = [steps[max(told)], *others[str(max(told))]]
 
 
 def show_study(space: SearchSpace, folder: Path) -> ShownStudy:

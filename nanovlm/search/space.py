@@ -5,7 +5,8 @@ that is wrong in the file is reported at once, before anything starts.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ from nanovlm.search.parameter import (
     read_parameter,
 )
 from nanovlm.search.sections import (
+    ONE,
     SECTIONS,
     SETTINGS,
+    SEVERAL,
     Budget,
     Confirm,
     Objective,
@@ -89,9 +92,19 @@ class SearchSpace:
         return min((limit for limit in limits if limit is not None), default=None)
 
     def differences(self, other: "SearchSpace") -> list[str]:
-        """Return the parts in which two spaces differ, the budget and the names left aside."""
-        parts = ("base", "parameters", "objective", "sampler", "scheduler")
-        differing = [part for part in parts if getattr(self, part) != getattr(other, part)]
+        """Return the parts in which two spaces differ; the budget, the names and what only chooses
+        from the results (bounds of objectives) are left aside."""
+        ours, theirs = (
+            {
+                "base": space.base,
+                "parameters": space.parameters,
+                "objective": space.objective.without_bounds(),
+                "sampler": space.sampler,
+                "scheduler": space.scheduler,
+            }
+            for space in (self, other)
+        )
+        differing = [part for part in ours if ours[part] != theirs[part]]
         if self.resources.occupied() != other.resources.occupied():
             differing.append("resources")
         return differing
@@ -154,6 +167,8 @@ def _read_settings(place: str, sections: Mapping[str, Any]) -> SpaceFile:
 def _plain(section: Any) -> Any:
     if isinstance(section, tuple):
         return list(section)
+    if isinstance(section, Objective):
+        return section.to_yaml()
     return (section.without_password() if isinstance(section, Study) else section).model_dump()
 
 
@@ -241,8 +256,32 @@ def _check_together(place: str, space: SearchSpace) -> None:
             f"{place}: sampler.name: cmaes learns from trials that have ended and not from those "
             "that pause; choose auto, tpe, gp, qmc or random, or scheduler.type=stopping"
         )
+    messages += _several_objectives_against(place, space)
     if messages:
         raise UserError(*messages)
+
+
+def _several_objectives_against(place: str, space: SearchSpace) -> Iterator[str]:
+    """Yield what cannot go with the objectives."""
+    if len(space.objective.all) == 1:
+        return
+    if space.sampler.name == "cmaes":
+        yield (
+            f"{place}: sampler.name: cmaes follows a single objective, and there are "
+            f"{len(space.objective.all)}; choose auto, tpe, gp, qmc or random"
+        )
+    if space.scheduler.name == "pasha":
+        yield (
+            f"{place}: scheduler.name: pasha goes by the gaps between values of a single "
+            f"objective, and there are {len(space.objective.all)}; choose asha, hyperband or none"
+        )
+    metrics = [objective.metric for objective in space.objective.all]
+    if "peak_memory_gib" in metrics and not space.resources.gpus_per_worker:
+        yield (
+            f"{place}: {space.objective.place(metrics.index('peak_memory_gib'))}.metric: "
+            "peak_memory_gib on the CPU is that of the whole process, earlier trials included; "
+            "choose gflops_per_sample or seconds_per_sample, or resources.gpus_per_worker"
+        )
 
 
 def _with_values(base: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
@@ -252,12 +291,13 @@ def _with_values(base: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
 
 
 def _describe(place: str, error: Mapping[str, Any]) -> str:
-    path = [str(part) for part in error["loc"]]
-    key = ".".join(path)
+    path = [str(part) for part in error["loc"] if part not in (ONE, SEVERAL)]
+    key = re.sub(r"\.(\d+)", r"[\1]", ".".join(path)) if SEVERAL in error["loc"] else ".".join(path)
     if error["type"] == "missing":
         return f"{place}: {key}: must be given"
     if error["type"] == "extra_forbidden":
         section = SpaceFile.model_fields[path[0]].annotation if len(path) > 1 else SpaceFile
+        section = Objective if len(path) > 1 and path[0] == "objective" else section
         known = section.model_fields if isinstance(section, type) else ()
         return f"{place}: unknown key {key!r}.{did_you_mean(path[-1], known)}"
     return f"{place}: {key}: {plain_rule(error['msg'])}, got {hide_passwords(repr(error['input']))}"

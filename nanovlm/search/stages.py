@@ -23,6 +23,7 @@ from nanovlm.distributed.worker_group import StartWorkers, worker_groups
 from nanovlm.errors import RunFailed, UserError, did_you_mean
 from nanovlm.files import remove_folder
 from nanovlm.messages import Decision, Job, Kind, Notice, TrialRecord
+from nanovlm.metrics import measured
 from nanovlm.results.kept_models import state_dir
 from nanovlm.results.read import RUNGS_FILE
 from nanovlm.search.configurations import RunConfigurations
@@ -204,7 +205,7 @@ class _Search:
             pauses=pauses,
         )
         learn_from(searcher, self.plan.earlier_trials, self.plan.trial_samples)
-        scheduler = RungScheduler(rungs, space.objective.metric, answer, self.switch.fail)
+        scheduler = RungScheduler(rungs, answer, self.switch.fail)
         if searcher.reason_to_end() is None:
             self._tune(running, searcher, scheduler)
         running.wait_until_told()  # Tune may have heard of the last trials first
@@ -358,10 +359,14 @@ class _StopperOf(tune.Stopper):
 
 
 def _wrong_objective(objective: Objective, record: TrialRecord) -> UserError | None:
-    """Return what is wrong if a trial's report has not the objective."""
-    if not record.reports or objective.metric in record.metrics:
+    """Return what is wrong if a trial's report has not all objectives."""
+    if not record.reports:
         return None
-    return UserError(
-        f"objective.metric: the reports of {record.trial_id} have no {objective.metric!r}."
-        f"{did_you_mean(objective.metric, record.metrics)}"
-    )
+    found = measured(record.reports[-1])
+    for place, metric in enumerate(each.metric for each in objective.all):
+        if metric not in found:
+            return UserError(
+                f"{objective.place(place)}.metric: the reports of {record.trial_id} have no "
+                f"{metric!r}.{did_you_mean(metric, found)}"
+            )
+    return None

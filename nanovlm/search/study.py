@@ -188,7 +188,7 @@ def _signature(space: SearchSpace) -> dict[str, Any]:
     content = {
         "base": config_values(space.base),
         "search": {parameter.key: parameter.to_yaml() for parameter in space.parameters},
-        "objective": space.objective.model_dump(),
+        "objective": space.objective.without_bounds(),
     }
     return dict(json.loads(json.dumps(flat_values(content))))
 

@@ -3,6 +3,10 @@
 A trial has one trial of Optuna for life. One that the scheduler stopped is told PRUNED with its
 values by samples seen, one that its own values made impossible is told infeasible, any other failed
 one FAIL. One that waits at a milestone stays RUNNING, with its values so far.
+
+With several objectives the study is still one of the first: Optuna takes values at milestones, and
+trials that were stopped with theirs, for one objective alone. The values of the others are in an
+attribute, from which samplers (`scalarized.py`) and the dashboard (`shown_study.py`) take them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +18,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nanovlm.distributed.trainable import NUMBER, VALUES
 from nanovlm.messages import TrialRecord
+from nanovlm.metrics import measured
 from nanovlm.search.milestone_sampler import CURVE, SOURCE
 from nanovlm.search.samplers import distributions, encode
+from nanovlm.search.scalarized import OTHERS
 from nanovlm.search.space import SearchSpace
 from nanovlm.search.study import StudyFileStorage, StudyPlace
 
@@ -42,6 +48,8 @@ class OpenTrial:
     """None if Optuna was told of its end already, before the program was killed."""
     steps: set[int] = field(default_factory=set)
     """At which it has reported."""
+    others: dict[str, list[float]] = field(default_factory=dict)
+    """Its attribute OTHERS, if there are several objectives."""
 
 
 class ToldStudy:
@@ -57,7 +65,7 @@ class ToldStudy:
         self.study = study
         self._place = place
         self._space = space
-        self._metric = space.objective.metric
+        self._objective = space.objective
         self._milestones = tuple(milestones)
 
     def ours(self) -> dict[int, FrozenTrial]:
@@ -68,14 +76,21 @@ class ToldStudy:
             if self._is_ours(trial) and VALUES in trial.user_attrs
         }
 
-    def report(self, opened: OpenTrial, samples_seen: int, value: float, is_final: bool) -> None:
-        """Tell a value of a trial, once for each milestone."""
-        self._report_at(opened, self._step(samples_seen, is_final), value)
+    def report(
+        self, opened: OpenTrial, samples_seen: int, values: Sequence[float], is_final: bool
+    ) -> None:
+        """Tell the value of each objective of a trial, once for each milestone."""
+        self._report_at(opened, self._step(samples_seen, is_final), values)
 
-    def _report_at(self, opened: OpenTrial, step: int, value: float) -> None:
-        if opened.trial is not None and step not in opened.steps:
-            opened.trial.report(value, step=step)
-            opened.steps.add(step)
+    def _report_at(self, opened: OpenTrial, step: int, values: Sequence[float]) -> None:
+        if opened.trial is None or step in opened.steps:
+            return
+        value, *others = values
+        if others:  # first: a step that has a value is whole
+            opened.others[str(step)] = others
+            opened.trial.set_user_attr(OTHERS, opened.others)
+        opened.trial.report(value, step=step)
+        opened.steps.add(step)
 
     def complete(self, opened: OpenTrial, value: float) -> None:
         self._finish(opened.trial, TrialState.COMPLETE, value)
@@ -96,7 +111,8 @@ class ToldStudy:
         """Take up a trial that has its values."""
         opened = None if trial.state.is_finished() else self._trial_of(trial)
         values, steps = dict(trial.user_attrs[VALUES]), set(trial.intermediate_values)
-        return OpenTrial(trial.user_attrs[NUMBER], values, opened, steps)
+        others = dict(trial.user_attrs.get(OTHERS, {}))
+        return OpenTrial(trial.user_attrs[NUMBER], values, opened, steps, others)
 
     def tell_ended(self, records: Sequence[TrialRecord]) -> None:
         """Tell Optuna of trials that have ended. Others stay open, unless they never got their
@@ -131,8 +147,9 @@ class ToldStudy:
             return False
         attributes: dict[str, Any] = {IMPORTED: name}
         if shares is not None:
-            values = [report.metrics[self._metric] for report in record.reports]
-            attributes |= {SOURCE: source, CURVE: list(zip(shares, values, strict=True))}
+            rows = [self._objective.values_in(measured(report)) for report in record.reports]
+            curve = [(share, *row) for share, row in zip(shares, rows, strict=True)]
+            attributes |= {SOURCE: source, CURVE: curve}
         self._add(record, attributes, is_full)
         return True
 
@@ -160,10 +177,10 @@ class ToldStudy:
         elif record.state == "failed":
             self.fail(opened)
         else:
-            for step, value in self._curve(record).items():
-                self._report_at(opened, step, value)
+            for step, values in self._curve(record).items():
+                self._report_at(opened, step, values)
             if record.state == "completed":
-                self.complete(opened, record.metrics[self._metric])
+                self.complete(opened, record.metrics[self._objective.metric])
             else:
                 self.prune(opened)
 
@@ -178,12 +195,12 @@ class ToldStudy:
         reached = [milestone for milestone in self._milestones if milestone <= samples_seen]
         return reached[-1] if reached else samples_seen
 
-    def _curve(self, record: TrialRecord) -> dict[int, float]:
+    def _curve(self, record: TrialRecord) -> dict[int, tuple[float, ...]]:
         """Return a trial's values by milestone."""
         last = len(record.reports) - 1
         return {
             self._step(report.samples_seen, record.state == "completed" and place == last): (
-                report.metrics[self._metric]
+                self._objective.values_in(measured(report))
             )
             for place, report in enumerate(record.reports)
         }
@@ -203,14 +220,20 @@ class ToldStudy:
         told = state is not TrialState.FAIL and bool(curve)
         ours = distributions(self._space.parameters)
         params = encode(self._space.parameters, record.parameters)
+        others = {str(step): row[1:] for step, row in curve.items() if row[1:]}
+        known = {
+            VALUES: dict(record.parameters),
+            **attributes,
+            **({OTHERS: others} if others else {}),
+        }
         self.study.add_trial(
             optuna.trial.create_trial(
                 state=state,
-                value=curve[max(curve)] if told else None,
+                value=curve[max(curve)][0] if told else None,
                 params=params,
                 distributions={key: ours[key] for key in params},
-                intermediate_values=curve,
-                user_attrs={VALUES: dict(record.parameters), **attributes},
+                intermediate_values={step: row[0] for step, row in curve.items()},
+                user_attrs=known,
                 constraints={"feasible": 1.0} if record.is_infeasible else None,
             )
         )

@@ -5,9 +5,10 @@ report that is made again gets the verdict that it got.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from nanovlm.files import append, drop_cut_line
 
@@ -34,6 +35,22 @@ class Verdict:
     """Trials that were at the milestone before."""
     is_paused: bool = False
     """Whether it does not go on now, but may later."""
+    others: tuple[float, ...] = ()
+    """The values of the other objectives, if there are several; `value` is that of the first."""
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Of every objective."""
+        return (self.value, *self.others)
+
+    def as_line(self) -> dict[str, Any]:
+        """Return the line of the log; with one objective it does not speak of others."""
+        line = asdict(self)
+        return line if self.others else {k: v for k, v in line.items() if k != "others"}
+
+    @staticmethod
+    def of_line(line: Mapping[str, Any]) -> "Verdict":
+        return Verdict(**{**line, "others": tuple(line.get("others", ()))})
 
 
 @dataclass(frozen=True)
@@ -55,10 +72,10 @@ class VerdictLog:
         self._path = path
 
     def add(self, verdict: Verdict) -> None:
-        self._write(verdict)
+        self._write(verdict.as_line())
 
     def withdraw(self, number: int) -> None:
-        self._write(Withdrawal(number))
+        self._write(asdict(Withdrawal(number)))
 
     def read(self) -> Iterator[Verdict | Withdrawal]:
         """Yield what is there; a last line that was cut was not acted upon and is taken away."""
@@ -66,8 +83,8 @@ class VerdictLog:
             return
         drop_cut_line(self._path)
         for line in map(json.loads, self._path.read_text(encoding="utf-8").splitlines()):
-            yield Withdrawal(**line) if "withdrawn" in line else Verdict(**line)
+            yield Withdrawal(**line) if "withdrawn" in line else Verdict.of_line(line)
 
-    def _write(self, line: Verdict | Withdrawal) -> None:
+    def _write(self, line: Mapping[str, Any]) -> None:
         if self._path is not None:
-            append(self._path, json.dumps(asdict(line)) + "\n")
+            append(self._path, json.dumps(line) + "\n")

@@ -13,6 +13,7 @@ from nanovlm.config_files import config_values, flat_values
 from nanovlm.errors import Problems, UserError
 from nanovlm.files import user_path
 from nanovlm.messages import TrialRecord
+from nanovlm.metrics import measured
 from nanovlm.results.read import TRIALS_FILE, FolderReader
 from nanovlm.results.summary import mmstar_rules
 from nanovlm.search.earlier_lengths import Lengths, find_lengths, is_as_long
@@ -99,7 +100,8 @@ def compare_lengths(
         data: what the data here was made from, as `data.json` has it.
 
     Raises:
-        UserError: lengths are unknown or cannot be ordered; says why.
+        UserError: lengths are unknown or cannot be ordered, or there are several objectives; says
+            why.
     """
     problems = Problems()
     compared = list[EarlierTrials]()
@@ -108,6 +110,13 @@ def compare_lengths(
             lengths = find_lengths(
                 space, trials.folder, trials.records, trials.full_samples, trial_samples, data
             )
+            if lengths is not None and len(space.objective.all) > 1:
+                raise UserError(
+                    f"warm_start: {trials.folder}: its full trainings have {lengths.there} samples "
+                    f"and those here {lengths.here}; with {len(space.objective.all)} objectives "
+                    "the sampler learns from searches of the same length alone: take it out, or "
+                    "search for one objective"
+                )
             compared.append(replace(trials, lengths=lengths))
     problems.raise_if_any()
     return tuple(compared)
@@ -155,8 +164,9 @@ def _reason_against(
     """Return why a trial cannot be taken, None if it can."""
     if record.state == "failed":
         return "failed"
-    if not all(space.objective.metric in report.metrics for report in record.reports):
-        return f"without {space.objective.metric}"
+    for objective in space.objective.all:
+        if not all(objective.metric in measured(report) for report in record.reports):
+            return f"without {objective.metric}"
     active: dict[str, Any] = {}
     for parameter in space.parameters:
         if not parameter.is_active(active):

@@ -1,5 +1,6 @@
 """From a batch to its loss: what training and evaluation do alike on a device."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -8,10 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nanovlm.config import VLMConfig
+from nanovlm.config import TrainConfig, VLMConfig
 from nanovlm.data.batches import Batch
 from nanovlm.models.packing import Packing, pack
 from nanovlm.models.vision_language_model import IGNORED_TARGET, VisionLanguageModel
+
+
+def choose_algorithms(config: TrainConfig, device: torch.device) -> None:
+    """Let torch take deterministic algorithms, or the fastest ones."""
+    torch.use_deterministic_algorithms(config.deterministic or device.type == "cpu")
+    # Nothing here reads memory before it is written, and to fill it takes time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # What torch asks for where cuBLAS shall be deterministic; read when cuBLAS is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextmanager

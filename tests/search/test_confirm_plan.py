@@ -19,7 +19,7 @@ from nanovlm.search.confirm_plan import (
     with_holdout,
 )
 from nanovlm.search.space import SearchSpace, load_space
-from tests.records import make_record, make_report
+from tests.records import make_record, make_report, make_speed
 
 SPACE = """
 preset: digits
@@ -327,3 +327,34 @@ def test_a_base_that_divides_the_benchmark_otherwise_is_refused(
     space = space_of(tmp_path, {"confirm.holdout": 0.5} | base)
     with pytest.raises(UserError, match=r"confirm\.holdout: .*\(got 0\.5\).* got 0\.25|0\.5 and"):
         with_holdout(space)
+
+
+TWO: dict[str, Any] = {
+    "objective": [{"metric": "mmstar_accuracy"}, {"metric": "seconds_per_sample"}]
+}
+
+
+def with_seconds(record: TrialRecord, seconds: float) -> TrialRecord:
+    speed = make_speed(samples_per_second=1 / seconds)
+    reports = [dataclasses.replace(report, speed=speed) for report in record.reports]
+    return dataclasses.replace(record, reports=tuple(reports))
+
+
+def test_of_several_objectives_only_the_chosen_trial_is_confirmed(tmp_path: Path) -> None:
+    """The others stand for other trade-offs, which a race by accuracy would decide between."""
+    space = space_of(tmp_path, TWO)
+    seconds = [0.02, 0.02, 0.004, 0.02, 0.02, 0.03, 0.003, 0.02]  # 2 is good and fast
+    trials = [with_seconds(trial, s) for trial, s in zip(search(space), seconds, strict=True)]
+    trials[2] = with_seconds(trials[2], 0.004)
+    plan = plan_confirmation(space, trials)
+    assert {run.number for run in plan.runs} == {0, 2} and plan.notes == ()
+    alone = plan_confirmation(space_of(tmp_path), trials)
+    assert {5, 2, 7} <= {run.number for run in alone.runs}
+
+
+def test_a_default_configuration_that_is_chosen_has_nobody_to_race(tmp_path: Path) -> None:
+    space = space_of(tmp_path, TWO)
+    slower = with_seconds(record(space, 1, 0.4, lr_mp=0.01), 0.02)
+    plan = plan_confirmation(space, [with_seconds(record(space, 0, 0.5), 0.01), slower])
+    assert plan.runs == ()
+    assert plan.notes == ("nothing to confirm: the chosen configuration is the default one",)

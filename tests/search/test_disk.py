@@ -92,3 +92,12 @@ def test_what_a_search_holds_already_is_part_of_its_peak(
 def test_the_policy_is_documented() -> None:
     text = " ".join((REPOSITORY / "docs" / "results.md").read_text().split())
     assert " ".join(POLICY.split()).removesuffix(".") in text
+
+
+def test_with_several_objectives_the_models_of_a_front_have_room(tmp_path: Path) -> None:
+    both: dict[str, Any] = {"objective": [{"metric": "mmstar_accuracy"}, {"metric": "val_loss"}]}
+    found = peak(digits_space(tmp_path, **both), num_trials=90)
+    assert found.models == (2 * 10 + 1 + 8) * found.model, "a ninth of them runs in full, or two"
+    both["scheduler.name"] = "none"
+    found = peak(digits_space(tmp_path, **both), num_trials=90)
+    assert found.models == (90 + 1 + 8) * found.model

@@ -173,3 +173,16 @@ def test_trials_that_pause_and_lose_their_states(tmp_path: Path) -> None:
     assert "the states of at most 2 are kept (scheduler.max_paused)" in let_go.describe()
     stopping = full_length(tmp_path, 1.0, **{"budget.trials": 5})
     assert stopping.pauses is None and "paused" not in stopping.describe()
+
+
+def test_several_objectives_are_counted_as_one_is(tmp_path: Path) -> None:
+    """What trials are ordered by does not change how many go on; only one is confirmed."""
+    both: Any = [{"metric": "mmstar_accuracy"}, {"metric": "val_loss"}]
+    forecasts = []
+    for more in ({}, {"objective": both}):
+        space = space_of(tmp_path / "spaces", **more)
+        plan = SearchPlan(space, (400, 1200), 3600, {"benchmark": {"samples": 100}})
+        forecasts.append(forecast(plan, 2, None, tmp_path / "results"))
+    assert forecasts[0].reached == forecasts[1].reached
+    assert "the best 3 and the default one" in forecasts[0].describe()
+    assert "the best and the default" in forecasts[1].describe()

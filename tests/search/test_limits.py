@@ -8,8 +8,9 @@ import pytest
 from nanovlm.distributed.session import StopSwitch
 from nanovlm.messages import End, TrialRecord, TrialState
 from nanovlm.search.limits import Limits, hours_reason
+from nanovlm.search.sections import Objective, join
 from nanovlm.search.space import load_space
-from tests.records import make_record, make_report
+from tests.records import make_record, make_report, make_speed
 
 LOGS = Path("results/lr/logs")
 
@@ -186,3 +187,24 @@ def test_the_time_limit_throws_the_switch(tmp_path: Path) -> None:
     assert switch.reason == "budget.hours: 2 hours have passed"
     switch.stop("later reasons do not count")
     assert switch.reason == "budget.hours: 2 hours have passed"
+
+
+def test_with_several_objectives_who_comes_to_the_front_is_a_new_best(tmp_path: Path) -> None:
+    search = Search(tmp_path, patience=2)
+    both = [Objective(), Objective.model_validate({"metric": "seconds_per_sample"})]
+    search.limits._objective = join(both)
+
+    def end(accuracy: float, seconds: float) -> None:
+        speed = make_speed(samples_per_second=1 / seconds)
+        report = make_report(1, {"mmstar_accuracy": accuracy}, speed=speed)
+        search.end("completed", reports=[report])
+
+    for accuracy, seconds in [(0.9, 0.01), (0.8, 0.02), (0.5, 0.005), (0.95, 0.05), (0.9, 0.01)]:
+        end(accuracy, seconds)  # the second one is behind, and the last is on the front as well
+    end(0.85, 0.02)
+    assert search.switch.reason is None
+    end(0.4, 0.006)
+    assert search.switch.reason == (
+        "budget.patience: 2 trials of 2 are over without a new best since trial 4 "
+        "(mmstar_accuracy 0.9)"
+    )

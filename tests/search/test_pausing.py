@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanovlm.search.pausing import PausingRungs
-from nanovlm.search.sections import Scheduler
+from nanovlm.search.sections import Objective, Scheduler
 from nanovlm.search.verdicts import Verdict
 
 MILESTONES = (100, 300, 900)
@@ -15,7 +15,8 @@ MILESTONES = (100, 300, 900)
 
 def rungs_of(log: Path | None = None, mode: str = "max", factor: int = 3) -> PausingRungs:
     settings = Scheduler(type="pausing", rungs=4, reduction_factor=factor)
-    return PausingRungs(settings, MILESTONES, metric="accuracy", mode=mode, log=log)  # type: ignore[arg-type]
+    objective = Objective.model_validate({"metric": "accuracy", "mode": mode})
+    return PausingRungs(settings, MILESTONES, objective=objective, log=log)
 
 
 def judge(rungs: PausingRungs, number: int, value: float, milestone: int = 100) -> Verdict:
@@ -197,9 +198,9 @@ def test_whatever_happens_it_is_remembered(tmp_path: Path, seed: int) -> None:
 def _check_places(rungs: PausingRungs) -> None:
     """Nobody waits who is among the best third of a milestone."""
     for milestone, rung in rungs._rungs.items():
-        best = rung[: math.floor(len(rung) / 3)]
+        best = rung.numbers(0, math.floor(len(rung) / 3))
         waiting = {n for n, verdict in rungs.paused.items() if verdict.milestone == milestone}
-        assert not waiting & {number for _, number in best[:1]}
+        assert not waiting & {*best[:1]}
 
 
 def test_after_an_interruption_only_those_wait_that_have_paused(tmp_path: Path) -> None:
@@ -216,5 +217,6 @@ def test_after_an_interruption_only_those_wait_that_have_paused(tmp_path: Path) 
     assert judge(again, 3, 0.4) == waits, "as before: trial 2 still counts"
     assert set(again.paused) == {0, 3}
     third = rungs_of(log)
-    assert third._rungs == again._rungs and third._verdicts == again._verdicts
+    places = [{m: rung.numbers() for m, rung in each._rungs.items()} for each in (third, again)]
+    assert places[0] == places[1] and third._verdicts == again._verdicts
     assert set(third.paused) == {0, 2, 3}

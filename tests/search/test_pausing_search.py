@@ -32,6 +32,7 @@ from nanovlm.search.earlier_lengths import Lengths
 from nanovlm.search.pausing import PausingRungs
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.rungs import build_rungs
+from nanovlm.search.scalarized import OTHERS
 from nanovlm.search.scheduler import RungScheduler
 from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
 from nanovlm.search.space import SearchSpace, load_space
@@ -39,7 +40,7 @@ from nanovlm.search.stages import EarlierRun, Place, _Search
 from nanovlm.search.verdicts import Verdict
 from nanovlm.search.warm_start import EarlierTrials, learn_from
 from tests.full_disk import files_end_at
-from tests.records import make_record, make_report
+from tests.records import make_record, make_report, make_speed
 
 MILESTONES = (100, 300, 900)
 ENDS = (*MILESTONES, 2700)
@@ -63,6 +64,14 @@ def space_of(folder: Path, **overrides: Any) -> SearchSpace:
 def score(values: dict[str, Any], samples: int) -> float:
     """Best at lr_mp = 1e-2, and growing."""
     return -abs(math.log10(values["lr_mp"]) + 2) + math.log10(samples) - values["warmup_ratio"]
+
+
+def seconds(values: dict[str, Any]) -> float:
+    """Of a sample: small batches and high rates take long."""
+    return 0.001 * (256 / values["batch_size"]) * (1 + 10 * values["lr_mp"])
+
+
+TWO = [{"metric": "mmstar_accuracy"}, {"metric": "seconds_per_sample"}]
 
 
 class Killed(Exception):
@@ -105,7 +114,7 @@ class Program:
             pauses=Pauses(rungs, self._on_verdict, **more),
         )
         learn_from(self.searcher, earlier, ENDS[-1])
-        self.scheduler = RungScheduler(rungs, self.space.objective.metric, self._on_verdict)
+        self.scheduler = RungScheduler(rungs, self._on_verdict)
 
     def _on_verdict(self, verdict: Verdict) -> None:
         if not (verdict.goes_on or verdict.is_paused):
@@ -114,7 +123,11 @@ class Program:
     def _end(self, number: int, end: End) -> None:
         values = self.records.values[number]
         reports = [
-            make_report(samples, {"mmstar_accuracy": score(values, samples)})
+            make_report(
+                samples,
+                {"mmstar_accuracy": score(values, samples)},
+                speed=make_speed(samples_per_second=1 / seconds(values)),
+            )
             for samples in ENDS[: self.records.num_reports.get(number, 0)]
         ]
         self.records.ended[number] = make_record(
@@ -149,6 +162,7 @@ class Program:
             is_final = samples == ENDS[-1]
             value = score(values, samples)
             result = {"mmstar_accuracy": value, SAMPLES_SEEN: samples, IS_FINAL: is_final}
+            result["seconds_per_sample"] = 1 / (1 / seconds(values))
             made = self.records.num_reports.get(number, 0)
             self.records.num_reports[number] = max(made, ENDS.index(samples) + 1)
             yield samples
@@ -204,14 +218,20 @@ def shorter_search() -> EarlierTrials:
     return EarlierTrials("older", tuple(records), {}, (), lengths=Lengths(900, 2700, shares))
 
 
-@pytest.mark.parametrize("sampler, earlier", [("auto", ()), ("tpe", ()), ("auto", "shorter")])
+@pytest.mark.parametrize(
+    ("overrides", "earlier"),
+    [
+        ({"sampler.name": "auto"}, ()),
+        ({"sampler.name": "tpe"}, ()),
+        ({"objective": TWO}, ()),
+        ({"sampler.name": "auto"}, "shorter"),
+    ],
+    ids=["auto", "tpe", "two objectives", "earlier search"],
+)
 def test_a_search_that_is_killed_anywhere_is_the_same(
-    tmp_path: Path, sampler: str, earlier: Any
+    tmp_path: Path, overrides: dict[str, Any], earlier: Any
 ) -> None:
-    more: dict[str, Any] = {
-        "overrides": {"sampler.name": sampler},
-        "earlier": earlier and (shorter_search(),),
-    }
+    more: dict[str, Any] = {"overrides": overrides, "earlier": earlier and (shorter_search(),)}
     whole, _ = undisturbed(tmp_path / "whole", **more)
     folder, records = tmp_path / "killed", Records()
     folder.mkdir()
@@ -234,7 +254,7 @@ def test_a_search_that_is_killed_anywhere_is_the_same(
     }
     curves = [
         {
-            t.user_attrs.get(NUMBER): (t.intermediate_values, t.state)
+            t.user_attrs.get(NUMBER): (t.intermediate_values, t.user_attrs.get(OTHERS), t.state)
             for t in p.searcher.study.trials
         }
         for p in (program, whole)

@@ -11,7 +11,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from nanovlm.results.read import RUNGS_FILE
 from nanovlm.search.rungs import Rungs
-from nanovlm.search.sections import Scheduler
+from nanovlm.search.sections import Objective, Scheduler
 
 MILESTONES = (100, 300, 900)
 
@@ -19,7 +19,7 @@ MILESTONES = (100, 300, 900)
 def rungs(name: Any = "asha", mode: Literal["max", "min"] = "max", **more: Any) -> Rungs:
     milestones = more.pop("milestones", MILESTONES)
     scheduler = Scheduler(name=name, reduction_factor=more.pop("factor", 3))
-    return Rungs(scheduler, milestones, metric="score", mode=mode, **more)
+    return Rungs(scheduler, milestones, objective=Objective(metric="score", mode=mode), **more)
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])

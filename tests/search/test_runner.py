@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 import ray
 
+from nanovlm.config_files import config_values
 from nanovlm.errors import UserError
 from nanovlm.messages import Pulse, TrialRecord
 from nanovlm.observer import Observer, RunStart
 from nanovlm.results.read import read_records
+from nanovlm.results.store import ResultsStore
 from nanovlm.search import runner
-from nanovlm.search.runner import run_search
+from nanovlm.search.plan import SearchPlan
+from nanovlm.search.runner import run_plan, run_search
 from nanovlm.search.space import load_space
+from tests.records import make_record, make_report, make_speed
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -111,3 +115,44 @@ def test_a_folder_that_cannot_be_gone_on_with(tmp_path: Path) -> None:
     (tmp_path / "other" / "space.yaml").write_text(other.to_yaml())
     with pytest.raises(UserError, match="is of another space; it differs in base"):
         run_search(space, tmp_path / "other", resume=True)
+
+
+def test_a_search_that_is_over_chooses_again_by_another_bound(tmp_path: Path) -> None:
+    """Nothing runs for it, so Ray is not started."""
+    file, folder = tmp_path / "space.yaml", tmp_path / "over"
+    file.write_text(SPACE)
+    seconds = {"metric": "seconds_per_sample"}
+    spaces = [
+        load_space(
+            file,
+            {"objective": [{"metric": "mmstar_accuracy"}, seconds | bound], "confirm.top": 0},
+        )
+        for bound in ({}, {"at_most": 0.01})
+    ]
+    store = ResultsStore(folder, spaces[0].objective, 0.0)
+    with store.opened(resume=False):
+        store.begin()
+        store.write_text("space.yaml", spaces[0].to_yaml())
+        for number, (accuracy, rate) in enumerate([(0.9, 25.0), (0.3, 125.0)]):
+            speed = make_speed(samples_per_second=rate)
+            report = make_report(900, {"mmstar_accuracy": accuracy}, speed=speed, is_final=True)
+            values = {"lr_mp": 0.002 * (number + 1)}
+            store.add(
+                make_record(
+                    number,
+                    reports=[report],
+                    parameters=values,
+                    config=config_values(spaces[0].config_for(values)),
+                )
+            )
+        store.close(1.0, "over")
+        assert store.best is not None and store.best.number == 0
+    plan = SearchPlan(spaces[1], (), 900, {"benchmark": {"samples": 10}})
+    outcome = run_plan(plan, folder, resume=True)
+    assert outcome.notes[-1].startswith(
+        "chosen: trial 1 has the best mmstar_accuracy of the trials with seconds_per_sample at "
+        "most 0.01 (mmstar_accuracy 0.3, seconds_per_sample 0.008)"
+    )
+    assert "# trial 1: " in (folder / "best.yaml").read_text()
+    assert load_space(folder / "space.yaml").objective == spaces[1].objective
+    assert json.loads((folder / "summary.json").read_text())["pareto"]["chosen"] == 1

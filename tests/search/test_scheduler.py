@@ -67,7 +67,7 @@ def scheduler_of(
     **more: Any,
 ) -> RungScheduler:
     rungs = build_rungs(space, milestones, folder and folder / RUNGS_FILE)
-    return RungScheduler(rungs, space.objective.metric, on_verdict, **more)
+    return RungScheduler(rungs, on_verdict, **more)
 
 
 def trial(number: int, begins_again: bool = False) -> Any:

@@ -9,9 +9,12 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 from optuna.storages import BaseStorage
 
+from nanovlm.distributed.session import StopSwitch
+from nanovlm.distributed.trainable import IS_FINAL, SAMPLES_SEEN
 from nanovlm.errors import UserError
 from nanovlm.results.read import STUDY_FILE
 from nanovlm.search.samplers import suggest
+from nanovlm.search.searcher import build_searcher
 from nanovlm.search.shown_study import ReadOnly, ShownStudy, show_study
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.study import open_study
@@ -114,3 +117,28 @@ def test_a_study_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert isinstance(show_study(searched, tmp_path), ShownStudy)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"space.yaml", STUDY_FILE, "study.id"}
+
+
+def test_of_several_objectives_all_are_shown(tmp_path: Path) -> None:
+    """As a study that Optuna has for them, so that the dashboard draws their front."""
+    both = [{"metric": "mmstar_accuracy"}, {"metric": "seconds_per_sample"}]
+    searched = space(tmp_path, objective=both)
+    searcher = build_searcher(searched, tmp_path, 1, StopSwitch(), (100,))
+    for number, (accuracy, seconds) in enumerate([(0.5, 0.01), (0.7, 0.02), (0.6, 0.03)]):
+        searcher.suggest(str(number))
+        for samples, is_final in ((100, False), (300, True)):
+            result: dict[str, Any] = {SAMPLES_SEEN: samples, IS_FINAL: is_final}
+            result |= {"mmstar_accuracy": accuracy * samples, "seconds_per_sample": seconds}
+            if not is_final:
+                searcher.on_trial_result(str(number), result)
+        searcher.on_trial_complete(str(number), result)
+    searcher.suggest("3")
+    shown = optuna.load_study(study_name="search", storage=show_study(searched, tmp_path))
+    assert shown.metric_names == ["mmstar_accuracy", "seconds_per_sample"]
+    assert [direction.name for direction in shown.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert [trial.values for trial in shown.trials] == [
+        [150.0, 0.01], [210.0, 0.02], [180.0, 0.03], None
+    ]  # fmt: skip
+    assert [trial.number for trial in shown.best_trials] == [0, 1]
+    assert searcher.study.directions == [optuna.study.StudyDirection.MAXIMIZE]
+    assert searcher.study.trials[0].intermediate_values == {100: 50.0, 300: 150.0}

@@ -9,7 +9,7 @@ import pytest
 
 from nanovlm.search.pausing import PausingRungs
 from nanovlm.search.rungs import build_rungs
-from nanovlm.search.sections import Scheduler
+from nanovlm.search.sections import Objective, Scheduler
 from nanovlm.search.simulation import SimulatedSearch, simulate
 from nanovlm.search.space import load_space
 from nanovlm.search.verdicts import Verdict
@@ -23,7 +23,7 @@ class Rule:
 
     goes_on: Callable[[int, int, float], bool]
 
-    def judge(self, number: int, samples_seen: int, value: float) -> Verdict:
+    def judge(self, number: int, samples_seen: int, value: float, *others: float) -> Verdict:
         goes_on = self.goes_on(number, samples_seen, value)
         return Verdict(number, samples_seen, samples_seen, value, goes_on, "")
 
@@ -75,7 +75,7 @@ def test_asha_stops_most_trials_and_none_stops_none(tmp_path: Path) -> None:
 
 def pausing(num_trials: int, concurrency: int = 1, **more: Any) -> SimulatedSearch:
     scheduler = Scheduler(name="asha", type="pausing", reduction_factor=3)
-    rule = PausingRungs(scheduler, MILESTONES, metric="mmstar_accuracy", mode="max")
+    rule = PausingRungs(scheduler, MILESTONES, objective=Objective())
     settings: dict[str, Any] = {"num_trials": num_trials, "concurrency": concurrency, **more}
     return simulate(rule, MILESTONES, 900, **settings)
 
@@ -116,11 +116,11 @@ class AtTheEnd(PausingRungs):
 
     def __init__(self) -> None:
         scheduler = Scheduler(name="asha", type="pausing")
-        super().__init__(scheduler, MILESTONES, metric="mmstar_accuracy", mode="max")
+        super().__init__(scheduler, MILESTONES, objective=Objective())
         self.asked_as_last: list[bool] = []
         self.asked_for_hopeless: set[int] = set()
 
-    def judge(self, number: int, samples_seen: int, value: float) -> Verdict:
+    def judge(self, number: int, samples_seen: int, value: float, *others: float) -> Verdict:
         waits = samples_seen == MILESTONES[0]
         verdict = Verdict(number, samples_seen, samples_seen, value, not waits, "", is_paused=waits)
         if waits:

@@ -12,10 +12,11 @@ from nanovlm.distributed.session import StopSwitch
 from nanovlm.distributed.trainable import NUMBER, VALUES
 from nanovlm.errors import UserError
 from nanovlm.records import record_line
+from nanovlm.search.scalarized import OTHERS
 from nanovlm.search.searcher import build_searcher
 from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.warm_start import learn_from, read_earlier_trials
-from tests.records import make_record, make_report
+from tests.records import make_record, make_report, make_speed
 
 SPACE = """
 search:
@@ -36,9 +37,10 @@ def older(folder: Path, *changes: dict[str, Any]) -> None:
     base = space(folder).base
     lines = []
     for number, change in enumerate(changes):
+        speed = change.pop("speed", None)
         values = {"lr_mp": 0.001 * (number + 1), "batch_size": 64, **change.pop("values", {})}
         reports = [
-            make_report(seen, {"mmstar_accuracy": value})
+            make_report(seen, {"mmstar_accuracy": value}, speed=speed)
             for seen, value in change.pop("reports", [(104, 0.2), (1000, 0.5)])
         ]
         record = make_record(
@@ -119,3 +121,15 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
         read_earlier_trials(
             space(tmp_path, **{"objective.metric": "val_loss", "objective.mode": "min"})
         )
+
+
+def test_trials_without_one_of_the_objectives_are_not_taken(tmp_path: Path) -> None:
+    older(tmp_path, {}, {"speed": make_speed(samples_per_second=50.0)})
+    both = [{"metric": "mmstar_accuracy"}, {"metric": "seconds_per_sample"}]
+    searched = space(tmp_path, objective=both)
+    earlier = read_earlier_trials(searched)
+    assert "1 of 2 trials taken (1 without seconds_per_sample)" in str(earlier[0])
+    searcher = build_searcher(searched, tmp_path, 1, StopSwitch(), (100,))
+    learn_from(searcher, earlier, 1000)
+    (taken,) = searcher.study.trials
+    assert taken.value == 0.5 and taken.user_attrs[OTHERS] == {"100": [0.02], "1000": [0.02]}

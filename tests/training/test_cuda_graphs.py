@@ -14,9 +14,8 @@ from nanovlm.models.packing import pack
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training import cuda_graphs, steps
 from nanovlm.training.cuda_graphs import Pass, RecordedPasses
-from nanovlm.training.forward import ModelInput
+from nanovlm.training.forward import ModelInput, choose_algorithms
 from nanovlm.training.loop import train
-from nanovlm.trial import choose_algorithms
 from tests.devices import CPU, CUDA
 from tests.tiny import vlm_config
 from tests.training.samples import random_samples

@@ -91,6 +91,11 @@ class SearchFolder:
         return self.objective.metric
 
     @property
+    def is_tradeoff(self) -> bool:
+        """Whether there are several objectives."""
+        return len(self.objective.all) > 1
+
+    @property
     def ended_by(self) -> str | None:
         """Why it is over; None if that was never written down."""
         ended_by: str | None = self.summary["ended_by"]

@@ -19,6 +19,7 @@ from nanovlm.results.report_page.wording import (
     setting,
 )
 from nanovlm.results.summary import NUM_ITEMS, interval_95, mmstar_rules
+from nanovlm.results.tradeoff import values_of
 from nanovlm.results.verdict import DEFAULT_NUMBER, gain_counts, interval_by_questions
 
 
@@ -44,6 +45,8 @@ class BestValue:
 def best_card(search: SearchFolder) -> Card:
     """Return the best value of the objective with its interval."""
     title = f"Best {search.metric}" if search.is_search else search.metric
+    if search.is_tradeoff:
+        title = f"Chosen, {search.metric}"
     best, metric = search.best, search.metric
     if best is None:
         return Card(title=title, value=NOTHING, detail="no trial has run its full budget yet")
@@ -53,6 +56,9 @@ def best_card(search: SearchFolder) -> Card:
         notes[0] += f", {count(best.metrics[NUM_ITEMS])} questions"
     if metric.startswith("mmstar_accuracy"):
         notes.append(f"scored by {mmstar_rules(best.config)}")
+    if search.is_tradeoff and (values := values_of(search.objective, best)):
+        others = zip(search.objective.all[1:], values[1:], strict=True)
+        notes += [f"{each.metric} {metric_value(value, each.metric)}" for each, value in others]
     winner = _winner(search)
     if winner is not None and winner["mean"] is not None and len(winner["runs"]) > 1:
         seeds = f"mean of {len(winner['runs'])} fresh seeds {metric_value(winner['mean'], metric)}"

@@ -25,6 +25,11 @@ from nanovlm.results.report_page.capability_chart import capability_chart
 from nanovlm.results.report_page.figure import STATE_STYLES, Chart, hover_texts
 from nanovlm.results.report_page.folder import SearchFolder, read_search
 from nanovlm.results.report_page.importance import parameter_importance
+from nanovlm.results.report_page.pareto_charts import (
+    front_chart,
+    front_table,
+    hypervolume_chart,
+)
 from nanovlm.results.report_page.progress_charts import best_so_far, learning_curves
 from nanovlm.results.report_page.space_charts import parallel_coordinates, slices
 from nanovlm.results.report_page.wording import duration, share
@@ -79,6 +84,7 @@ def render(search: SearchFolder, reload_seconds: float | None = None) -> str:
         states=_states(search),
         head=headline,
         tables=tables,
+        front_table=front_table,
         spent=spent_parts(spent),
         lost=lost_time(spent),
         symbols=STATE_STYLES,
@@ -117,6 +123,7 @@ def _charts(search: SearchFolder) -> list[Chart]:
     return [
         best_so_far(search),
         learning_curves(search),
+        *([front_chart(search), hypervolume_chart(search)] if search.is_tradeoff else []),
         parallel_coordinates(search),
         parameter_importance(search),
         *slices(search),

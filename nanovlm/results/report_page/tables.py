@@ -70,7 +70,7 @@ def trials_table(search: SearchFolder) -> Table:
         _trial_row(place, record, search.metric, keys, stop_reasons)
         for place, record in enumerate(ranked(search), 1)
     ]
-    return _table(columns, rows)
+    return make_table(columns, rows)
 
 
 def _trial_row(
@@ -97,12 +97,13 @@ def _trial_row(
         number_cell(record.samples_seen, count(record.samples_seen)),
         number_cell(spent_seconds(record), duration(spent_seconds(record))),
         number_cell(rate, None if rate is None else f"{rate:.0f}"),
-        *(_value_cell(record.parameters, key) for key in keys),
+        *(value_cell(record.parameters, key) for key in keys),
         Cell("; ".join(filter(None, (reason, *notes))) or NOTHING, None, "long"),
     ]
 
 
-def _value_cell(parameters: Mapping[str, Any], key: str) -> Cell:
+def value_cell(parameters: Mapping[str, Any], key: str) -> Cell:
+    """Return the cell of a searched key."""
     if key not in parameters:
         return Cell(NOTHING)
     value = parameters[key]
@@ -124,7 +125,8 @@ def ranked(search: SearchFolder) -> list[TrialRecord]:
     return sorted(search.trials, key=rank)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
+def make_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
+    """Return a table; a column with numbers is one of numbers."""
     numeric = [any(row[i].kind == "number" for row in rows) for i in range(len(columns))]
     return Table(columns, rows, numeric)
 
@@ -145,7 +147,7 @@ def confirmation_rows(search: SearchFolder) -> Table | None:
         for row, c in zip(rows, configurations, strict=True):
             failed = "; ".join(f"seed {run['seed']}: {run['reason']}" for run in c["failed"])
             row.append(Cell(failed or NOTHING, None, "long"))
-    return _table(columns, rows)
+    return make_table(columns, rows)
 
 
 def _confirmation_row(
@@ -166,7 +168,7 @@ def _confirmation_row(
         Cell(difference_interval(gap.get("seeds_interval_95"), metric) or NOTHING),
         number_cell(p_value, None if p_value is None else f"{p_value:.2g}"),
         Cell(left_the_race(c, objective) or NOTHING),
-        *(_value_cell(c["parameters"], key) for key in keys),
+        *(value_cell(c["parameters"], key) for key in keys),
     ]
 
 
@@ -192,7 +194,7 @@ def axes_table(search: SearchFolder) -> Table | None:
                 number_cell(gap, difference(gap, metric)),
             ]
         )
-    return _table(columns, cells)
+    return make_table(columns, cells)
 
 
 def space_table(search: SearchFolder) -> Table:
@@ -208,7 +210,7 @@ def space_table(search: SearchFolder) -> Table:
         ]
         for parameter in search.parameters
     ]
-    return _table(["key", "kind", "values", "default", "only if"], rows)
+    return make_table(["key", "kind", "values", "default", "only if"], rows)
 
 
 def _range(kind: str, values: Sequence[Any]) -> str:
@@ -239,6 +241,8 @@ def settings_facts(search: SearchFolder) -> Facts:
 def _plain(section: Any) -> str:
     if isinstance(section, tuple):
         return ", ".join(section)
+    if isinstance(section, Objective) and len(section.all) > 1:
+        return "; ".join(map(_plain, section.all))
     given = {key: value for key, value in section.model_dump().items() if value is not None}
     return ", ".join(f"{key} {setting(value)}" for key, value in given.items()) or "a file"
 

@@ -45,6 +45,8 @@ def show_results(
         console.print()
         console.print(confirmation_table(confirmation, objective))
         console.print(f"\n{confirmation['verdict']}", **PLAIN)
+    if (pareto := summary.get("pareto")) and pareto["front"]:
+        console.print(f"\nchosen: {pareto['reason']}", **PLAIN)
     best = final_best(records, objective, confirmed, confirmation)
     report = folder / REPORT_FILE
     if report.exists():

@@ -194,7 +194,8 @@ class SearchDisplay(LiveDisplay, Observer):
 
 
 def _objective(start: RunStart) -> str:
-    return start.objective.metric + by_rules(config_values(start.config), start.objective.metric)
+    metric, *others = (each.metric for each in start.objective.all)
+    return " and ".join([metric + by_rules(config_values(start.config), metric), *others])
 
 
 def _header(start: RunStart) -> str:
