@@ -100,8 +100,7 @@ def compare_lengths(
         data: what the data here was made from, as `data.json` has it.
 
     Raises:
-        UserError: lengths are unknown or cannot be ordered, or there are several objectives; says
-            why.
+        UserError: lengths are unknown or cannot be ordered; says why.
     """
     problems = Problems()
     compared = list[EarlierTrials]()
@@ -110,13 +109,6 @@ def compare_lengths(
             lengths = find_lengths(
                 space, trials.folder, trials.records, trials.full_samples, trial_samples, data
             )
-            if lengths is not None and len(space.objective.all) > 1:
-                raise UserError(
-                    f"warm_start: {trials.folder}: its full trainings have {lengths.there} samples "
-                    f"and those here {lengths.here}; with {len(space.objective.all)} objectives "
-                    "the sampler learns from searches of the same length alone: take it out, or "
-                    "search for one objective"
-                )
             compared.append(replace(trials, lengths=lengths))
     problems.raise_if_any()
     return tuple(compared)

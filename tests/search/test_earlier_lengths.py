@@ -114,15 +114,6 @@ def test_a_search_of_the_same_length_is_learnt_from_as_before(tmp_path: Path, sa
     assert SOURCE not in trial.user_attrs and trial.intermediate_values == {555: 0.3, samples: 0.6}
 
 
-def test_another_length_is_no_source_for_several_objectives(tmp_path: Path) -> None:
-    older(tmp_path)
-    both = [{"metric": "mmstar_accuracy"}, {"metric": "gflops_per_sample"}]
-    here = space(tmp_path, objective=both)
-    earlier = [dataclasses.replace(compared(tmp_path), lengths=None)]
-    with pytest.raises(UserError, match=r"older: its full trainings have 1000 .* 2 objectives"):
-        compare_lengths(here, earlier, FULL, DATA)
-
-
 def test_without_a_full_trial_the_length_follows_from_the_data(tmp_path: Path) -> None:
     older(tmp_path, SHORTER[2:])
     with pytest.raises(UserError, match=r"how long its trainings are is unknown.*data\.json"):
