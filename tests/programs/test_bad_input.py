@@ -75,10 +75,13 @@ def code_and_message(
         (["--space", "space.yaml", "scheduler.rungs=9"], "scheduler.rungs: the first milestone"),
         (["--space", "space.yaml", "objective.metric=mmstar"], "no report has 'mmstar' as a score"),
         (
-            ["--space", "space.yaml", "objective.metric=mmstar_letter_nll"],
+            ["--space", "space.yaml", "objective={metric: mmstar_letter_nll, mode: max}"],
             "objective.mode: must be 'min' for mmstar_letter_nll, got 'max'",
         ),
-        (["--space", "space.yaml", "objective.metric=val_loss"], "objective.mode: must be 'min'"),
+        (
+            ["--space", "space.yaml", "objective={metric: val_loss, mode: max}"],
+            "objective.mode: must be 'min'",
+        ),
         (["--space", "space.yaml", "--results", "space.yaml"], "space.yaml/space cannot be made"),
         (["--space", "space.yaml", *CHECKPOINT], "checkpoint_path='./nowhere': there is no folder"),
         (["--space", "space.yaml", *OTHER_ENCODER], "vit_model_type='./nowhere': there is no"),
