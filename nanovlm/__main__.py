@@ -29,8 +29,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         description="Commands beside run_search.py and run_single.py.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    asked_for = next((word for word in argv if not word.startswith("-")), None)
     for name, what in COMMANDS.items():
-        if name != next((word for word in argv if not word.startswith("-")), None):
+        if name != asked_for:
             commands.add_parser(name, help=what)
             continue
         module = importlib.import_module(f"nanovlm.commands.{name}")  # some take seconds

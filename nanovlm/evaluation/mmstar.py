@@ -6,7 +6,6 @@ weighs the letters against each other. Questions of similar length are read toge
 one row, so nothing is padded and no answer depends on the questions beside it.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from string import ascii_uppercase
 from typing import Literal
@@ -24,9 +23,7 @@ from nanovlm.evaluation.mmstar_rules import LONGEST_WORDING, NEWEST_RULES
 from nanovlm.models.packing import pack
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import gather_objects, rank, world_size
-from nanovlm.training.forward import evaluating, image_input, mixed_precision
-
-logger = logging.getLogger(__name__)
+from nanovlm.training.forward import evaluating, image_input, mixed_precision, unless_out_of_memory
 
 MIN_NEW_TOKENS = 5
 """As many as nanoVLM v0.1 reads."""
@@ -126,15 +123,11 @@ class _Asking:
 
     def _answer_if_it_fits(self, items: Tensor) -> list[ItemAnswer] | None:
         """Return the answers, or None if the memory is enough for fewer at best."""
-        try:
+        if not self._may_halve or len(items) == 1:
             return self._answer(items)
-        except torch.OutOfMemoryError as error:
-            if not self._may_halve or len(items) == 1:
-                raise
-            # As text: a kept log record would keep the error, and with it all of the pass.
-            logger.warning("%d questions at a time: %s", len(items), str(error))
-        torch.cuda.empty_cache()  # only now, with the error and all that it holds gone
-        return None
+        return unless_out_of_memory(
+            lambda: self._answer(items), f"{len(items)} questions at a time"
+        )
 
     def _answer(self, items: Tensor) -> list[ItemAnswer]:
         """Return the answers to `items`, int64[B]."""

@@ -105,7 +105,9 @@ class KeptModels:
         if len(self._objective.all) == 1:
             return rank(records, self._objective)[: self._num_best]
         choice = choose(records, self._objective)
-        return [] if choice is None else [choice.record, *choice.front]
+        worth = [] if choice is None else [choice.record, *choice.front]
+        kept = {record.trial_id for record in worth}  # the chosen one is mostly on the front too
+        return [record for record in records if record.trial_id in kept]
 
 
 def _is_same(source: Path, best: Path) -> bool:

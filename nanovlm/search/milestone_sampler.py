@@ -22,11 +22,12 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 from scipy.special import erfcx, log_ndtr
-from scipy.stats import qmc, spearmanr
+from scipy.stats import qmc
 from threadpoolctl import threadpool_limits
 
 from nanovlm.search.gaussian_process import GaussianProcess, choose_longest
 from nanovlm.search.history import is_infeasible
+from nanovlm.search.ranking import rank_correlation
 from nanovlm.search.unit_cube import UnitCube
 
 Floats = NDArray[np.float64]
@@ -261,7 +262,8 @@ class MilestoneSampler(BaseSampler):
         values, points = reports.values[here], cube.features(reports.coordinates[here])
         if past and len(values) >= _ENOUGH_VALUES:
             found = {
-                name: _rank_correlation(each.expect(points), values) for name, each in past.items()
+                name: rank_correlation(each.expect(points).tolist(), values.tolist())
+                for name, each in past.items()
             }
             study._storage.set_trial_system_attr(trial._trial_id, CORRELATIONS, found)
 
@@ -328,12 +330,6 @@ def log_expected_improvement(mean: Floats, deviation: Floats, best: float) -> Fl
         tail = np.log1p(math.sqrt(math.pi / 2) * z * erfcx(-z / math.sqrt(2)))
         far = log_density + np.where(z < -1e4, -2 * np.log(-z), tail)
     return np.where(z > -1, near, far) + np.log(deviation)
-
-
-def _rank_correlation(ones: Floats, others: Floats) -> float:
-    if not (np.ptp(ones) and np.ptp(others)):
-        return 0.0
-    return float(spearmanr(ones, others).statistic)
 
 
 def _without_outliers(values: Floats, lengths: Floats) -> Floats:

@@ -11,10 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import spearmanr
-
 from nanovlm.results.tradeoff import describe_values
-from nanovlm.search.ranking import make_ranking
+from nanovlm.search.ranking import make_ranking, rank_correlation
 from nanovlm.search.sections import Objective, Scheduler
 from nanovlm.search.verdicts import Verdict, VerdictLog
 
@@ -127,9 +125,7 @@ class PausingRungs:
         if len(pairs) < _ENOUGH_PAIRS:
             return None
         ours, theirs = zip(*pairs, strict=True)
-        if len(set(ours)) == 1 or len(set(theirs)) == 1:
-            return 0.0
-        return float(spearmanr(ours, theirs).statistic)
+        return rank_correlation(ours, theirs)
 
     def silent_milestones(self) -> dict[int, float]:
         """Return the milestones that do not decide, with their rank correlations."""

@@ -7,6 +7,8 @@ kept sorted, since searches of thousands of trials ask for it at every report.
 import bisect
 from collections.abc import Sequence
 
+from scipy.stats import spearmanr
+
 from nanovlm.results.tradeoff import order
 from nanovlm.search.sections import Objective
 
@@ -76,3 +78,10 @@ class ParetoRanking(Ranking):
 def make_ranking(objective: Objective) -> Ranking:
     """Return an empty ranking."""
     return Ranking(objective) if len(objective.all) == 1 else ParetoRanking(objective)
+
+
+def rank_correlation(ones: Sequence[float], others: Sequence[float]) -> float:
+    """Return Spearman's correlation, from -1 to 1; 0 where one side has a single value."""
+    if len({*ones}) == 1 or len({*others}) == 1:
+        return 0.0
+    return float(spearmanr(ones, others).statistic)

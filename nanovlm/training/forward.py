@@ -1,9 +1,10 @@
 """From a batch to its loss: what training and evaluation do alike on a device."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,10 @@ from nanovlm.data.batches import Batch
 from nanovlm.models.packing import Packing, pack
 from nanovlm.models.vision_language_model import IGNORED_TARGET, VisionLanguageModel
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 
 def choose_algorithms(config: TrainConfig, device: torch.device) -> None:
     """Let torch take deterministic algorithms, or the fastest ones."""
@@ -22,6 +27,21 @@ def choose_algorithms(config: TrainConfig, device: torch.device) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # What torch asks for where cuBLAS shall be deterministic; read when cuBLAS is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def unless_out_of_memory(compute: Callable[[], T], what: str) -> T | None:
+    """Return what `compute` returns, or None if a GPU has not the memory; then nothing of it stays.
+
+    Args:
+        what: is computed, for the log.
+    """
+    try:
+        return compute()
+    except torch.OutOfMemoryError as error:
+        # As text: a kept log record would keep the error, and with it all of the pass.
+        logger.warning("%s: %s", what, str(error))
+    torch.cuda.empty_cache()  # only now, with the error and all that it holds gone
+    return None
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The optimizer steps of one trial on this worker, each from its micro-batches to new weights."""
 
 import functools
-import logging
 import math
 from contextlib import nullcontext
 
@@ -16,15 +15,13 @@ from nanovlm.data.tensors import PreparedSamples
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import all_reduce_sum_, gather_objects, rank, world_size
 from nanovlm.training.cuda_graphs import Pass, RecordedPasses
-from nanovlm.training.forward import ModelInput, answer_loss_sum
+from nanovlm.training.forward import ModelInput, answer_loss_sum, unless_out_of_memory
 from nanovlm.training.gradient_sum import GradientSum
 from nanovlm.training.loader import Loader
 from nanovlm.training.meter import Meter
 from nanovlm.training.micro_batches import MicroBatchSize
 from nanovlm.training.optim import build_optimizer, learning_rate_factor, set_learning_rates
 from nanovlm.training.state import TrainingState, collect_tensors, restore_tensors
-
-logger = logging.getLogger(__name__)
 
 LOSS_DECAY = 0.95
 """What one step leaves of the steps before it in the smoothed training loss."""
@@ -212,14 +209,7 @@ class Steps:
         must not begin again by itself.
         """
         self._gradients.clear()
-        try:
-            return self._backward_once(step)
-        except torch.OutOfMemoryError as error:
-            # As text: a kept log record would keep the error, and with it all of the pass.
-            logger.warning("step %d: %s", step, str(error))
-        # Only now, with the error and all that it holds gone:
-        torch.cuda.empty_cache()
-        return None
+        return unless_out_of_memory(lambda: self._backward_once(step), f"step {step}")
 
     def _backward_once(self, step: int) -> Tensor:
         num_labels = count_answer_tokens(self._samples, self._global_indices(step))
@@ -262,14 +252,18 @@ def _run_pass(model: VisionLanguageModel, inputs: ModelInput, num_answer_tokens:
     return loss.detach()
 
 
+def _is_alone_on_gpu(device: torch.device) -> bool:
+    return device.type == "cuda" and world_size() == 1
+
+
 def _max_ahead(device: torch.device) -> int:
-    return 1 if device.type == "cuda" and world_size() == 1 else 0
+    return 1 if _is_alone_on_gpu(device) else 0
 
 
 def _is_recorded(model: VisionLanguageModel, device: torch.device) -> bool:
     """Return whether passes are CUDA graphs: where compiled code fixes their shapes, and no other
     worker's gradients travel meanwhile."""
-    return device.type == "cuda" and model.compiled and world_size() == 1
+    return model.compiled and _is_alone_on_gpu(device)
 
 
 def _generator(device: torch.device) -> torch.Generator:
