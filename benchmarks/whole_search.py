@@ -8,7 +8,8 @@ Everything is as in `run_search.py` but for the data, which are pictures made he
 which are random. Printed are the turnaround between trials, the memory before and after each trial,
 and for how long trials ran beside each other. With `--halve` the last trial gets `MEMORY_SHARE` of
 the GPU memory that the trial before it took, so that its batch does not fit: it has to go on with
-smaller micro-batches, or the benchmark fails.
+smaller micro-batches, or the benchmark fails. With `--break` a kernel of the second trial fails,
+which spoils the GPU for its process: the trial has to go on in another one.
 """
 
 import argparse
@@ -103,6 +104,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=1, help="trials at once")
     parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--halve", action="store_true", help="short of memory in the last trial")
+    parser.add_argument("--break", dest="broken", action="store_true", help="a GPU's process")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--json", type=Path, help="file for the figures")
     return parser.parse_args()
@@ -159,6 +161,7 @@ def search(space: Path, folder: Path, arguments: argparse.Namespace, figures: Fi
         watched_trial,
         log=memory_log,
         short_trial=arguments.trials - 1 if arguments.halve else None,
+        broken_trial=1 if arguments.broken else None,
     )
     noting = Noting(figures, memory_log)
     outcome = run_plan(
@@ -169,6 +172,7 @@ def search(space: Path, folder: Path, arguments: argparse.Namespace, figures: Fi
         start_workers=functools.partial(worker_groups, run_trial=watched),
     )
     noting.note_memory()
+    figures.add(broken=arguments.broken and broken_by(memory_log).exists())
     was_short = arguments.halve and arguments.gpus > 0
     figures.add(
         seconds=time.time() - noting.started_at,
@@ -239,13 +243,18 @@ def watched_trial(
     *,
     log: Path,
     short_trial: int | None,
+    broken_trial: int | None,
 ) -> Generator[Report, None, None]:
     """Run a trial as always, and write down the memory of this worker before and after it.
 
     Args:
         short_trial: number of the trial that does not get the memory that the one before it took.
+        broken_trial: number of the trial in which the GPU fails once.
     """
     on_gpu = resources.device.type == "cuda"
+    if on_gpu and job.number == broken_trial and not broken_by(log).exists():
+        broken_by(log).write_text(str(os.getpid()))
+        torch.zeros(1, device=resources.device)[torch.ones(1, dtype=torch.long).cuda()]
     before = occupied(on_gpu)
     if on_gpu and job.number == short_trial:
         peak = json.loads(log.read_text().splitlines()[-1])["peak_gb"]
@@ -268,6 +277,11 @@ def watched_trial(
         }
         with log.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def broken_by(log: Path) -> Path:
+    """Return the file that says which process has had its GPU broken."""
+    return log.with_name("broken")
 
 
 def occupied(on_gpu: bool) -> float:
@@ -341,6 +355,7 @@ def complaints(found: Mapping[str, Any], arguments: argparse.Namespace) -> list[
         f"the memory of the GPU grew by {growth:.2f} GB": arguments.gpus > 0
         and growth > MAX_GROWTH_GB,
         "short of memory, the last trial did not halve its batch": found["halved"] is False,
+        "no GPU failed": arguments.broken and arguments.gpus > 0 and not found["broken"],
         "no trials ran at once": arguments.concurrency > 1 and not found["both_at_once_seconds"],
     }
     return [text for text, is_so in wrong.items() if is_so]

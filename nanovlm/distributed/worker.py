@@ -110,6 +110,7 @@ def _serve(
         logger.info("trial %s was interrupted", job.trial_id)
     except Exception as error:
         logger.exception("trial %s failed", job.trial_id)
+        _check_gpu()
         if full_disk := find_full_disk(error):  # no fault of the trial's: the next one meets it too
             ray.get(channel.abort.remote(f"{job.trial_id}: {full_disk}"))
         else:
@@ -117,8 +118,18 @@ def _serve(
             ray.get(channel.fail.remote(lease, *failure))
         if parallel.world_size() > 1 and not isinstance(error, _SEEN_BY_ALL_RANKS):
             raise  # the other ranks may wait for this one: the group has to start again
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
+
+
+def _check_gpu() -> None:
+    """Raise if the GPU has failed for this process.
+
+    CUDA gives such an error at every later call, to every later trial. So the group has to start
+    again, in new processes, and the trial goes on from its last report.
+    """
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def seconds_to_first_step(report: Report, made: Sequence[Report]) -> float:
