@@ -1,9 +1,9 @@
 """Search hyperparameters: run the trials of a space file and keep the best configuration."""
 
-from nanovlm import interrupts
+from nanovlm import process
 
 if __name__ == "__main__":
-    interrupts.listen()  # before all that takes time to import
+    process.listen()  # before all that takes time to import
 
 import argparse
 import sys
@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from nanovlm import cli
-from nanovlm.config_files import parse_overrides
+from nanovlm.config.sources import parse_overrides
+from nanovlm.config.space import load_space
 from nanovlm.errors import RunFailed
 from nanovlm.files import user_path
-from nanovlm.output import name_results
-from nanovlm.results.terminal.console import PLAIN, make_console
-from nanovlm.results.terminal.preparation import PreparationDisplay
-from nanovlm.results.terminal.search_display import SearchDisplay
-from nanovlm.results.terminal.texts import describe_data
+from nanovlm.process import name_results
 from nanovlm.search.resume import search_folder
-from nanovlm.search.space import load_space
+from nanovlm.watch.terminal.console import PLAIN, PreparationDisplay, make_console
+from nanovlm.watch.terminal.search_display import SearchDisplay
+from nanovlm.watch.terminal.tables import describe_data
 
 if TYPE_CHECKING:
     from nanovlm.search.plan import SearchPlan
@@ -82,7 +81,7 @@ def main() -> int:
         plan = plan_search(space, preparation.update)
     if arguments.dry_run:
         return dry_run(arguments, plan, console)
-    from nanovlm.search.runner import run_plan
+    from nanovlm.search.run import run_plan
 
     name_results(folder)
     try:
@@ -106,7 +105,7 @@ def main() -> int:
     if outcome.is_interrupted:
         console.print(f"\n{cli.how_to_go_on(outcome.folder)}", **PLAIN)
         return cli.INTERRUPTED
-    if interrupts.was_interrupted():  # when all was done
+    if process.was_interrupted():  # when all was done
         return cli.INTERRUPTED
     return cli.FAILED if outcome.has_failed else cli.DONE
 

@@ -1,23 +1,22 @@
 """Train one configuration and evaluate it: the same trial that a search would run."""
 
-from nanovlm import interrupts
+from nanovlm import process
 
 if __name__ == "__main__":
-    interrupts.listen()  # before all that takes time to import
+    process.listen()  # before all that takes time to import
 
 import argparse
 from pathlib import Path
 
 from nanovlm import cli
-from nanovlm.config_files import load_config, parse_overrides
+from nanovlm.config.sources import load_config, parse_overrides
 from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import user_path
-from nanovlm.output import name_results
-from nanovlm.results.best import check_best_config
-from nanovlm.results.store import choose_folder, is_there
-from nanovlm.results.terminal.console import PLAIN, make_console
-from nanovlm.results.terminal.preparation import PreparationDisplay
-from nanovlm.results.terminal.single_display import SingleDisplay
+from nanovlm.process import name_results
+from nanovlm.results.summary import check_best_config
+from nanovlm.results.write import choose_folder, is_there
+from nanovlm.watch.terminal.console import PLAIN, PreparationDisplay, make_console
+from nanovlm.watch.terminal.single_display import SingleDisplay
 
 DEFAULT_NAME = "single"
 
@@ -37,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--config", type=user_path, help="a configuration (YAML), such as best.yaml"
     )
-    parser.add_argument("--preset", help="a name in presets/ or a file; --config goes over it")
+    parser.add_argument("--preset", help="a name or a file; --config goes over it")
     cli.add_common_arguments(parser)
     parser.add_argument(
         "--workers", type=cli.at_least_one, default=1, help="processes (GPUs) that share the batch"
@@ -53,7 +52,7 @@ def main() -> int:
     config = load_config(arguments.config, arguments.preset, overrides, cli.start_layers)
     folder = results_folder(arguments)
     # Imported late: a mistake in the configuration is told at once, and not after torch and Ray.
-    from nanovlm.distributed.single import plan_single, run_single, trial_resources
+    from nanovlm.cluster.single_run import plan_single, run_single, trial_resources
 
     console = make_console()
     resources = trial_resources(config, arguments.workers)
@@ -79,7 +78,7 @@ def main() -> int:
     if outcome.is_interrupted:
         console.print(f"\ninterrupted; {cli.how_to_go_on(outcome.folder)}", **PLAIN)
         return cli.INTERRUPTED
-    if interrupts.was_interrupted():  # when all was done
+    if process.was_interrupted():  # when all was done
         return cli.INTERRUPTED
     return cli.FAILED if outcome.has_failed else cli.DONE
 

@@ -8,7 +8,7 @@ import torch
 from benchmarks.padded import padded_batch, peer_optimizer, peer_step
 from benchmarks.peer import Peer
 from benchmarks.setups import Texts
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.data.batches import samples_in_order
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.loop import train

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.figures import Figures
-from nanovlm.machine import usable_cpus
 from nanovlm.models.compiled import find_compile_obstacle
+from nanovlm.process import usable_cpus
 from nanovlm.training.flops import peak_flops_per_second
 
 PACKAGES = ("torch", "triton", "transformers", "huggingface_hub", "ray", "numpy", "pytest")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
-from nanovlm.results.report_page.folder import SearchFolder, read_search
-from nanovlm.results.report_page.worker_time import Work, works
+from nanovlm.watch.report.folder import SearchFolder, read_search
+from nanovlm.watch.report.worker_time import Work, works
 
 WIDTH, ROW, LEFT, RIGHT, TOP, BOTTOM = 760, 18, 46, 70, 34, 40
 BAR = '<rect class="bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="10" opacity="{:.2f}"/>'

@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.figures import Figures
 from benchmarks.setups import VLM_CONFIGS, make_texts
 from benchmarks.sides import OurSide
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.models.compiled import Block, call_compiled, run_block, run_block_compiled
 from nanovlm.models.vision_language_model import VisionLanguageModel
 

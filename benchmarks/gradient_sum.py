@@ -32,7 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.setups import VLM_CONFIGS, make_texts
 from benchmarks.sides import OurSide
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import all_reduce_sum_, gather_objects, rank
 from nanovlm.training import loop

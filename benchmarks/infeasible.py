@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from nanovlm.distributed.session import StopSwitch
-from nanovlm.distributed.trainable import FAILURE, INFEASIBLE, IS_FINAL, SAMPLES_SEEN, VALUES
+from nanovlm.cluster.relay import FAILURE, INFEASIBLE, IS_FINAL, SAMPLES_SEEN, VALUES
+from nanovlm.cluster.session import StopSwitch
+from nanovlm.config.space import load_space
 from nanovlm.search.searcher import build_searcher
-from nanovlm.search.space import load_space
 
 METRIC = "mmstar_accuracy"
 SIZES = [16, 32, 64, 128, 256, 512]

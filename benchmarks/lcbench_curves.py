@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.lcbench_space import NUM_QUESTIONS
 from benchmarks.lcbench_surrogate import KEYS, NUM_EPOCHS
 from benchmarks.replay_table import value_at, values_at
-from nanovlm.search.parameter import Parameter
+from nanovlm.config.parameter import Parameter
 
 SAMPLES_PER_EPOCH = 1000
 _NUM_SAMPLED, _NUM_KEPT, _NUM_NEIGHBOURS = 20_000, 20, 100

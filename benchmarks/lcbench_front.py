@@ -38,8 +38,8 @@ from benchmarks.replay import be_quiet, memory_folder
 from benchmarks.replay_clock import simulate
 from benchmarks.replay_methods import Build, RandomSearch, Setting, our
 from benchmarks.replay_table import values_at
+from nanovlm.config.search_settings import Objective, join
 from nanovlm.results.pareto import Floats, front_ranks, hypervolume
-from nanovlm.search.sections import Objective, join
 
 SHOWN = (4, 8, 16, 32)
 """Amounts of compute, in full trainings."""

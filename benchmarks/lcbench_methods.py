@@ -8,8 +8,8 @@ from benchmarks.replay_clock import Method
 from benchmarks.replay_methods import Build, FewThenBest, RandomSearch, Setting, our
 from benchmarks.replay_search import StockRungs, stock_search
 from benchmarks.syne_tune_client import syne_tune
-from nanovlm.search.sections import Scheduler
-from nanovlm.search.space import SearchSpace
+from nanovlm.config.search_settings import Scheduler
+from nanovlm.config.space import SearchSpace
 
 PLANNED = ("few, then top",)
 """Methods that have to know their compute beforehand, so each amount takes a run of its own."""

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nanovlm.config import TrainConfig
-from nanovlm.search.parameter import Kind, Parameter
-from nanovlm.search.sections import SETTINGS, SpaceFile
-from nanovlm.search.space import SearchSpace
+from nanovlm.config.parameter import Kind, Parameter
+from nanovlm.config.schema import TrainConfig
+from nanovlm.config.search_settings import SETTINGS, SpaceFile
+from nanovlm.config.space import SearchSpace
 
 METRIC = "accuracy"
 NUM_QUESTIONS = 1500

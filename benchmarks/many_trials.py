@@ -28,19 +28,19 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
-from nanovlm.config_files import config_values
-from nanovlm.distributed.session import StopSwitch
-from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
+from nanovlm.cluster.relay import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
+from nanovlm.cluster.session import StopSwitch
+from nanovlm.config.search_settings import Objective
+from nanovlm.config.sources import config_values
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.messages import End, Leg, Report, TrialRecord
+from nanovlm.pruning.decisions import Verdict
+from nanovlm.pruning.pausing import PausingRungs
+from nanovlm.pruning.rungs import build_rungs
 from nanovlm.results.read import RUNGS_FILE, read_records
-from nanovlm.results.store import ResultsStore
-from nanovlm.search.pausing import PausingRungs
-from nanovlm.search.rungs import build_rungs
+from nanovlm.results.write import ResultsStore
 from nanovlm.search.scheduler import RungScheduler
 from nanovlm.search.searcher import Pauses, build_searcher
-from nanovlm.search.sections import Objective
-from nanovlm.search.space import SearchSpace, load_space
-from nanovlm.search.verdicts import Verdict
 
 METRIC = "mmstar_accuracy"
 SPACE = """

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 
 from benchmarks.stage_runner import Outcome, run_stage, time_box
 from nanovlm.files import replace_json, replace_text
-from nanovlm.machine import usable_cpus
+from nanovlm.process import usable_cpus
 
 BENCHMARKS = Path(__file__).parent.resolve()
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from benchmarks.peer import Peer
 from benchmarks.setups import EOS, Texts
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 
 NO_LABEL = -100
 

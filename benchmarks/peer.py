@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-from nanovlm.config import VLMConfig
+from nanovlm.config.schema import VLMConfig
 from nanovlm.models.vision_language_model import VisionLanguageModel
 
 RENAMED = {

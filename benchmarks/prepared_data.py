@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.data.batches import collate, image_buffer, samples_in_order
 from nanovlm.data.prepared import prepare_training
 from nanovlm.data.processors import load_tokenizer

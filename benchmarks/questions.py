@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from benchmarks.setups import EOS, offsets_of, question_lengths, random_images
-from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.models.vision_language_model import VisionLanguageModel

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from nanovlm.config_files import parse_overrides
+from nanovlm.config.sources import parse_overrides
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.messages import Job
 from nanovlm.resources import Resources
-from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.training.steps import NonFiniteLossError
 from nanovlm.trial import run_trial
 

@@ -33,7 +33,7 @@ from benchmarks.replay_clock import Trace, simulate
 from benchmarks.replay_methods import METHODS, Build, Setting
 from benchmarks.replay_table import CurveTable, load_curves
 from benchmarks.transfer import after
-from nanovlm.search.space import SearchSpace, load_space
+from nanovlm.config.space import SearchSpace, load_space
 
 DATA = Path(__file__).parent / "data" / "digits_curves.jsonl"
 THIRD = DATA.with_name("digits_third_curves.jsonl")

@@ -12,8 +12,8 @@ import numpy as np
 from benchmarks.replay_clock import Method, Run
 from benchmarks.replay_search import our_search, stock_search
 from benchmarks.replay_table import Curves, coordinate
-from nanovlm.search.sections import Sampler, Scheduler
-from nanovlm.search.space import SearchSpace
+from nanovlm.config.search_settings import Sampler, Scheduler
+from nanovlm.config.space import SearchSpace
 
 
 @dataclasses.dataclass(frozen=True)

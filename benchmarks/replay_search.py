@@ -19,15 +19,15 @@ from ray.tune.search.optuna import OptunaSearch
 
 from benchmarks.replay_clock import Run
 from benchmarks.replay_table import Curves, TradeoffCurves
-from nanovlm.distributed.session import StopSwitch
-from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
+from nanovlm.cluster.relay import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
+from nanovlm.cluster.session import StopSwitch
+from nanovlm.config.parameter import Parameter
+from nanovlm.config.space import SearchSpace
+from nanovlm.pruning.pausing import PausingRungs
+from nanovlm.pruning.rungs import build_rungs
 from nanovlm.results.read import RUNGS_FILE
-from nanovlm.search.parameter import Parameter
-from nanovlm.search.pausing import PausingRungs
-from nanovlm.search.rungs import build_rungs
 from nanovlm.search.scheduler import RungScheduler, plan_milestones
 from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
-from nanovlm.search.space import SearchSpace
 
 _NO_CONTROLLER: Any = None  # the schedulers do not look at it
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from nanovlm.search.parameter import Parameter
+from nanovlm.config.parameter import Parameter
 
 
 class Curves(Protocol):

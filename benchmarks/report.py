@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 
 from playwright.sync_api import Browser
 
-from nanovlm.results.report_page.page import write_report
+from nanovlm.watch.report.page import write_report
 from tests.browser import DRAWN, MILLISECONDS, chromium
 from tests.results.made_up import make_results
 

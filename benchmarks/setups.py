@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nanovlm.config import VLMConfig
+from nanovlm.config.schema import VLMConfig
 from nanovlm.data.tensors import PreparedSamples
 
 EOS = 0

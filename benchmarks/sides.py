@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 from benchmarks.padded import padded_batch, peer_optimizer, peer_step
 from benchmarks.peer import Peer
 from benchmarks.setups import Texts
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.messages import Speed
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.forward import choose_algorithms

@@ -47,7 +47,7 @@ from benchmarks.figures import Figures
 from benchmarks.peer import Peer
 from benchmarks.setups import VLM_CONFIGS, Texts, make_texts
 from benchmarks.sides import OurSide, PeerSide, Run
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.messages import Speed
 from nanovlm.models.vision_language_model import VisionLanguageModel
 

@@ -31,7 +31,7 @@ from benchmarks.figures import Figures
 from benchmarks.setups import VLM_CONFIGS
 from benchmarks.sides import OurSide
 from benchmarks.train_step import train_config, training_texts
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training import steps
 

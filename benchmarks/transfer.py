@@ -14,9 +14,9 @@ from benchmarks.replay_clock import Method, simulate
 from benchmarks.replay_methods import Build, Setting, our
 from benchmarks.replay_search import TuneLoop
 from benchmarks.replay_table import Curves
-from nanovlm.distributed.trainable import NUMBER, VALUES
+from nanovlm.cluster.relay import NUMBER, VALUES
 from nanovlm.messages import End, Report, TrialRecord
-from nanovlm.search.earlier_lengths import Lengths
+from nanovlm.samplers.earlier_lengths import Lengths
 from nanovlm.search.warm_start import EarlierTrials, learn_from
 
 _SLOTS = 8

@@ -27,8 +27,8 @@ from torch._dynamo.utils import counters
 
 from benchmarks.figures import Figures
 from benchmarks.peer import Peer
-from nanovlm.config import TrainConfig, VLMConfig
-from nanovlm.config_files import load_config
+from nanovlm.config.schema import TrainConfig, VLMConfig
+from nanovlm.config.sources import load_config
 from nanovlm.messages import Job
 from nanovlm.resources import Resources
 from nanovlm.trial import run_trial

@@ -29,14 +29,14 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from nanovlm.distributed.broker import Event
-from nanovlm.distributed.cluster import connect
-from nanovlm.distributed.worker_group import worker_groups
+from nanovlm.cluster.broker import Event
+from nanovlm.cluster.ray_cluster import connect
+from nanovlm.cluster.worker_pool import worker_groups
+from nanovlm.config.space import load_space
 from nanovlm.messages import Job, Report, TrialRecord
 from nanovlm.resources import Resources
 from nanovlm.results.summary import turnarounds
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.space import load_space
 from nanovlm.search.stages import Place, run_stages
 from nanovlm.training.pulse import OnPulse, ignore
 

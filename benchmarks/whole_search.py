@@ -35,18 +35,18 @@ import yaml
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
 from benchmarks.figures import Figures
-from nanovlm.config import VLMConfig
-from nanovlm.distributed.worker_group import worker_groups
+from nanovlm.cluster.worker_pool import worker_groups
+from nanovlm.config.schema import VLMConfig
+from nanovlm.config.space import load_space
 from nanovlm.messages import Job, Report, TrialRecord
-from nanovlm.observer import Observer, RunStart
 from nanovlm.resources import Resources
 from nanovlm.results.read import LOGS_DIR
 from nanovlm.results.summary import turnarounds
 from nanovlm.search.plan import plan_search
-from nanovlm.search.runner import run_plan
-from nanovlm.search.space import load_space
+from nanovlm.search.run import run_plan
 from nanovlm.training.pulse import OnPulse, ignore
 from nanovlm.trial import run_trial
+from nanovlm.watch.observer import Observer, RunStart
 from tests import hub_data
 
 MEMORY_SHARE = 0.7

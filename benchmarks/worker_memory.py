@@ -12,7 +12,7 @@ import sys
 
 import psutil
 
-from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.messages import Job
 from nanovlm.resources import Resources
 from nanovlm.trial import run_trial

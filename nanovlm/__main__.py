@@ -1,9 +1,9 @@
 """What there is beside the two programs: python -m nanovlm COMMAND --help"""
 
-from nanovlm import interrupts
+from nanovlm import process
 
 if __name__ == "__main__":
-    interrupts.listen()  # before all that takes time to import
+    process.listen()  # before all that takes time to import
 
 import argparse
 import importlib

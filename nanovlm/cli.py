@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nanovlm import interrupts
-from nanovlm.config_files import TOKENIZERS_WITH_DEFAULT_EOS, Layer, given_values
+from nanovlm import process
+from nanovlm.config.database_url import hide_passwords, hide_words
+from nanovlm.config.sources import TOKENIZERS_WITH_DEFAULT_EOS, Layer, given_values
 from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import find_full_disk, user_path
-from nanovlm.output import enduring_streams
-from nanovlm.search.database_url import hide_passwords, hide_words
+from nanovlm.process import enduring_streams
 
 START_KEYS = {"vlm.vit_model_type", "vlm.lm_model_type", "resume_from_vlm_checkpoint"}
 """Without one of these a run starts from the default backbones, or from random weights."""
@@ -19,7 +19,7 @@ START_KEYS = {"vlm.vit_model_type", "vlm.lm_model_type", "resume_from_vlm_checkp
 DONE = 0
 FAILED = 1
 WRONG_INPUT = 2
-INTERRUPTED = interrupts.EXIT_CODE
+INTERRUPTED = process.EXIT_CODE
 
 
 def run_program(main: Callable[[], int]) -> None:
@@ -41,12 +41,12 @@ def _run(main: Callable[[], int]) -> int:
     except RunFailed as error:
         sys.stdout.flush()
         sys.stderr.write(f"error: {hide_passwords(str(error))}\n")
-        return INTERRUPTED if interrupts.was_interrupted() else FAILED
+        return INTERRUPTED if process.was_interrupted() else FAILED
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
         return INTERRUPTED
     except Exception as error:
-        if not interrupts.was_interrupted():
+        if not process.was_interrupted():
             if full_disk := find_full_disk(error):
                 sys.stderr.write(f"error: the disk is full: {full_disk}\n")
                 return FAILED

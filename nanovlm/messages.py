@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from typing import Any, Literal, Self
 
-from nanovlm.config import TrainConfig
+from nanovlm.config.metrics import COSTS
+from nanovlm.config.schema import TrainConfig
 
 RUN_ID = re.compile(r"trial-\d{4,}|confirm-\d+-seed-\d+")
 """What runs are called, and files and folders that are of one of them."""
@@ -125,6 +126,13 @@ class Report:
     """True for the report after the last step of the full budget."""
     notes: tuple[str, ...] = ()
     """What the trial's workers have done so far otherwise than configured, and why."""
+
+
+def measured(report: Report) -> dict[str, float]:
+    """Return what a report tells of every metric and cost; without costs if no speed was taken."""
+    if report.speed is None:
+        return report.metrics
+    return {**report.metrics, **{name: cost.of(report.speed) for name, cost in COSTS.items()}}
 
 
 Stage = Literal["training", "evaluating"]

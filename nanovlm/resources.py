@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from tokenizers import Tokenizer
 
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.prepared import (
     check_batch_size,
@@ -25,9 +25,9 @@ from nanovlm.data.prepared import (
 from nanovlm.data.processors import load_tokenizer
 from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples, select_part
 from nanovlm.evaluation.mmstar import check_room, letter_tokens
+from nanovlm.models.checkpoint import Snapshot
 from nanovlm.models.compiled import find_compile_obstacle
 from nanovlm.models.pretrained import load_backbone_weights
-from nanovlm.models.snapshot import Snapshot
 from nanovlm.models.vision_language_model import PARTS, VisionLanguageModel
 from nanovlm.training.forward import has_bfloat16
 from nanovlm.training.micro_batches import MicroBatchSize

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from nanovlm.config import TrainConfig
-from nanovlm.config_files import config_values
+from nanovlm.config.schema import TrainConfig
+from nanovlm.config.sources import config_values
 from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples
 from nanovlm.errors import Problems, UserError
 from nanovlm.evaluation.mmstar import evaluate_mmstar

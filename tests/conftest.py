@@ -16,7 +16,7 @@ import pytest
 from tests.fake_hub import FakeHub
 
 if TYPE_CHECKING:
-    from nanovlm.distributed.cluster import Cluster
+    from nanovlm.cluster.ray_cluster import Cluster
 
 # Read when torch is first imported, here and in the Ray workers that tests start. Results on CPU
 # repeat to the bit for an equal number of threads, and tests run beside each other.
@@ -59,7 +59,7 @@ def ray_cluster() -> "Iterator[Cluster]":
 
     It passes gauges on every second and forgets them after two.
     """
-    from nanovlm.distributed.cluster import connect  # a run without Ray need not wait for it
+    from nanovlm.cluster.ray_cluster import connect  # a run without Ray need not wait for it
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_metrics_report_interval_ms", "1000")

@@ -51,7 +51,7 @@ def _all_commands() -> Iterator[Command]:
     for path in [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]:
         name = str(path.relative_to(REPOSITORY))
         yield from document_commands(name, path.read_text(encoding="utf-8"))
-    for folder in ("search_spaces", "presets"):
+    for folder in ("search_spaces", "nanovlm/config/presets"):
         for path in sorted((REPOSITORY / folder).glob("*.yaml")):
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
                 if command := re.match(r"# +(python .+)", line):

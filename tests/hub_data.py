@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from nanovlm.config import VLMConfig
+from nanovlm.config.schema import VLMConfig
 from nanovlm.data.digits import BENCHMARK_FEATURES, TRAINING_FEATURES
 from nanovlm.data.samples import mmstar_prompt, training_prompt
 from tests.hub_files import make_llama, make_two_towers

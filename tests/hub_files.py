@@ -14,7 +14,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from nanovlm.config import VLMConfig
+from nanovlm.config.schema import VLMConfig
 
 Randomize = Callable[[nn.Module], None]
 

@@ -15,7 +15,7 @@ from benchmarks.peer import Peer, plain_name, renamed
 from benchmarks.questions import make_benchmark, make_tokenizer
 from benchmarks.reference_answers import reference_answers
 from benchmarks.setups import TEXT_LENGTHS, Texts, make_texts, question_lengths
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.forward import image_input

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nanovlm.machine import usable_cpus
+from nanovlm.process import usable_cpus
 
 REPOSITORY = Path(__file__).parents[1]
 

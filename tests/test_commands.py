@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from nanovlm.config_files import load_config, parse_overrides
+from nanovlm.config.sources import load_config, parse_overrides
+from nanovlm.config.space import load_space
 from nanovlm.data.digits import digits_benchmark_rows
-from nanovlm.search.space import load_space
 from tests.doc_commands import Command, document_commands, shown_commands
 
 REPOSITORY = Path(__file__).parents[1]
@@ -38,8 +38,8 @@ WHERE_RUN = {
     r"python -m nanovlm generate --checkpoint lusxvr/.+": "hub; programs/test_generate_program.py",
     r"python -m nanovlm push .+": "hub; programs/test_push_program.py",
     r"python -m nanovlm data .+": "tests/test_prepared_data.py",
-    r"python -m nanovlm report .+": "tests/results/test_report.py",
-    r"python -m nanovlm schema.*": "tests/test_space_schema.py",
+    r"python -m nanovlm report .+": "tests/watch/test_report.py",
+    r"python -m nanovlm schema.*": "tests/config/test_space_schema.py",
     r"python -m pytest .+": "is the suite itself",
     r"python benchmarks/.+": "minutes to hours; docs/benchmarks.md has what they measured",
     r"make .+": "what continuous integration does",
@@ -67,7 +67,7 @@ class Parsed(BaseException):
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder like this repository, in which the commands are typed."""
     folder = tmp_path_factory.mktemp("commands")
-    for name in ("search_spaces", "presets", "benchmarks", "tests", "Makefile"):
+    for name in ("search_spaces", "nanovlm", "benchmarks", "tests", "Makefile"):
         (folder / name).symlink_to(REPOSITORY / name)
     (folder / "my_space.yaml").write_text("preset: digits\nsearch: {lr_mp: default}\n")
     digits_benchmark_rows()[0]["image"].save(folder / "digit.png")
@@ -83,7 +83,9 @@ def parse_python(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if words[0] == "run_search.py":
         load_space(arguments.space, parse_overrides(arguments.overrides))
     elif words[0] == "run_single.py":
-        config = arguments.config and Path("presets/digits.yaml")  # best.yaml is made by a search
+        config = arguments.config and Path(
+            "nanovlm/config/presets/digits.yaml"
+        )  # best.yaml is made by a search
         load_config(config, arguments.preset, parse_overrides(arguments.overrides))
 
 
@@ -102,7 +104,7 @@ def parsed_arguments(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> a
     monkeypatch.setattr("sys.argv", list(words[1:] if is_module else words))
     monkeypatch.setattr("sys.path", list(sys.path))  # a benchmark adds to it
     # The process of the tests is not the program: its signals stay what they are.
-    monkeypatch.setattr("nanovlm.interrupts.listen", lambda: None)
+    monkeypatch.setattr("nanovlm.process.listen", lambda: None)
     with pytest.raises(Parsed) as parsed:
         if is_module:
             monkeypatch.delitem(

@@ -16,10 +16,10 @@ import pytest
 
 from nanovlm.__main__ import main
 from nanovlm.commands.dashboard import bind, read_only, read_space
+from nanovlm.config.space import load_space
 from nanovlm.errors import UserError
 from nanovlm.results.read import STUDY_FILE
-from nanovlm.search.samplers import suggest
-from nanovlm.search.space import load_space
+from nanovlm.samplers.optuna_samplers import suggest
 from nanovlm.search.study import open_study
 from tests.browser import chromium
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from ray.dashboard.modules.metrics.dashboards import default_dashboard_panels
 
-from nanovlm.distributed.gauges import GAUGES
+from nanovlm.cluster.gauges import GAUGES
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana/nanovlm.json").read_text(encoding="utf-8"))

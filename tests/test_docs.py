@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from nanovlm.config import TrainConfig, VLMConfig
-from nanovlm.messages import End, Speed, TrialRecord
-from nanovlm.records import FIELDS
-from nanovlm.search.parameter import TUNABLE
-from nanovlm.search.sections import (
+from nanovlm.config.parameter import TUNABLE
+from nanovlm.config.schema import TrainConfig, VLMConfig
+from nanovlm.config.search_settings import (
     Budget,
     Confirm,
     Objective,
@@ -21,7 +19,9 @@ from nanovlm.search.sections import (
     Study,
     TrialResources,
 )
-from nanovlm.search.space import load_space
+from nanovlm.config.space import load_space
+from nanovlm.messages import End, Speed, TrialRecord
+from nanovlm.records import FIELDS
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIG_DOC = (REPOSITORY / "docs/config.md").read_text(encoding="utf-8")

@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.draw_search import _stretches, draw
-from nanovlm.results.report_page.folder import read_search
-from nanovlm.results.report_page.worker_time import Work
+from nanovlm.watch.report.folder import read_search
+from nanovlm.watch.report.worker_time import Work
 from tests.records import make_record, make_report
 from tests.results.made_up import add_paused, make_results
 

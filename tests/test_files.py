@@ -10,7 +10,8 @@ import pytest
 import run_search
 import run_single
 from nanovlm import cli
-from nanovlm.config_files import preset_layer
+from nanovlm.config.sources import preset_layer
+from nanovlm.config.space import load_space
 from nanovlm.data.processors import load_tokenizer
 from nanovlm.data.sources import benchmark_source, training_source
 from nanovlm.errors import UserError
@@ -24,7 +25,6 @@ from nanovlm.files import (
 )
 from nanovlm.models.model_files import find_folder, read_json_object, weight_files
 from nanovlm.results.load import load_results
-from nanovlm.search.space import load_space
 from nanovlm.search.warm_start import read_earlier_trials
 from tests.full_disk import files_end_at
 

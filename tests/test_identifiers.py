@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from nanovlm import cli
+from nanovlm.config.yaml_text import read_mapping
 from nanovlm.errors import UserError
-from nanovlm.identifiers import identifier
+from nanovlm.files import identifier
 from nanovlm.results.load import load_results
 from nanovlm.results.read import BEST_CONFIG_FILE, read_records
-from nanovlm.results.report_page.page import write_report
-from nanovlm.results.store import choose_folder
-from nanovlm.yaml_text import read_mapping
+from nanovlm.results.write import choose_folder
+from nanovlm.watch.report.page import write_report
 from tests.results.made_up import make_results
 
 ODD = ("größe", "🙂 two words", 'it\'s "that"', "new\nline", "-x", "a#b?c%20d", "[b]", "x" * 255)

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nanovlm import interrupts
+from nanovlm import process
 from nanovlm.__main__ import COMMANDS
 from tests.processes import wait_until
 
@@ -30,8 +30,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 HEAD = """
 import hashlib, signal, subprocess, sys, threading, time
-from nanovlm import cli, interrupts
-interrupts.listen()
+from nanovlm import cli, process
+process.listen()
 told = threading.Event()
 
 def say(text):
@@ -83,12 +83,12 @@ def is_alive(process: psutil.Process) -> bool:
 
 IN_ORDER = """
 def main():
-    with interrupts.in_order(told.set):
+    with process.in_order(told.set):
         say('here')
         told.wait(20)
         say('told')
         {more}
-    assert interrupts.was_interrupted()
+    assert process.was_interrupted()
     return cli.INTERRUPTED
 cli.run_program(main)
 """
@@ -162,11 +162,11 @@ def test_a_part_of_the_cluster_that_is_lost_on_the_way_to_the_end_changes_no_cod
 
 def test_what_comes_later_is_told_of_a_signal_that_came_before() -> None:
     code = """
-with interrupts.in_order():
+with process.in_order():
     say('here')
-    while not interrupts.was_interrupted():
+    while not process.was_interrupted():
         time.sleep(0.01)
-    with interrupts.in_order(told.set):
+    with process.in_order(told.set):
         assert told.is_set()
     say('ended')
 """
@@ -242,10 +242,10 @@ def test_a_signal_ends_a_program_while_it_imports(program: str, slow_imports: Pa
 
 def test_a_program_of_somebody_else_keeps_its_handlers_and_is_not_ended() -> None:
     before, told = signal.getsignal(signal.SIGTERM), []
-    with pytest.raises(KeyboardInterrupt), interrupts.in_order(lambda: told.append(1)):
+    with pytest.raises(KeyboardInterrupt), process.in_order(lambda: told.append(1)):
         signal.raise_signal(signal.SIGTERM)
-        assert told == [1] and interrupts.was_interrupted()
+        assert told == [1] and process.was_interrupted()
         time.sleep(0.2)
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
-    assert not interrupts.was_interrupted()
+    assert not process.was_interrupted()

@@ -15,51 +15,34 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 
 LAYERS = (
-    (
-        "config",
-        "config_files",
-        "errors",
-        "files",
-        "identifiers",
-        "interrupts",
-        "machine",
-        "messages",
-        "metrics",
-        "observer",
-        "records",
-        "search.database_url",
-        "search.parameter",
-        "search.sections",
-        "search.space",
-        "yaml_text",
-    ),
-    ("models", "data", "parallel", "results", "tracking"),
-    ("training", "evaluation"),
-    ("resources", "trial"),
-    ("distributed",),
+    ("errors",),
+    ("files", "process"),
+    ("config",),
+    ("messages",),
+    ("records",),
+    ("models", "data", "results", "parallel"),
+    ("training",),
+    ("evaluation", "hub", "samplers", "pruning", "watch"),
+    ("resources",),
+    ("trial",),
+    ("cluster",),
     ("search",),
-    (
-        "__main__",
-        "cli",
-        "commands",
-        "output",
-        "run_search",
-        "run_single",
-        "space_schema",
-    ),
+    ("cli",),
+    ("commands",),
+    ("__main__",),
+    ("run_search", "run_single"),
 )
-"""The areas of the project, lowest layer first. An area is a module or a package."""
+"""The folders and modules of the project, lowest layer first; those of one layer know nothing of
+each other."""
 
-FIRST_LAYER_WITH_RAY = 4
-SEPARATE_LAYER = 1  # its areas know nothing of each other
-LAYER_0_PACKAGES = {"yaml", "pydantic", "pydantic_core"}
+LIGHT_PACKAGES = {"yaml", "pydantic", "pydantic_core"}
+"""All that what lies below the models may import besides the standard library."""
 
 
 def area_of(name: str) -> str | None:
-    """Return the area that the dotted `name` lies in, None if no layer lists it."""
-    name = name.removeprefix("nanovlm.")
-    areas = [a for layer in LAYERS for a in layer if f"{name}.".startswith(f"{a}.")]
-    return max(areas, key=len, default=None)  # search.space before search
+    """Return the folder or module below `nanovlm` that the dotted `name` lies in."""
+    first = name.removeprefix("nanovlm.").partition(".")[0]
+    return first if any(first in layer for layer in LAYERS) else None
 
 
 def layer_of(area: str) -> int:
@@ -85,13 +68,11 @@ def objection(module: str, imported: str) -> str | None:
         other = area_of(imported)
         if other is None:
             return f"imports {imported}, which is in no layer"
-        if layer_of(other) > layer:
+        if other != area and layer_of(other) >= layer:
             return f"(layer {layer}) imports {imported} (layer {layer_of(other)})"
-        if layer_of(other) == layer == SEPARATE_LAYER and other != area:
-            return f"imports its neighbour {imported}"
-    elif layer == 0 and package not in sys.stdlib_module_names | LAYER_0_PACKAGES:
-        return f"(layer 0) imports {package}"
-    elif package == "ray" and layer < FIRST_LAYER_WITH_RAY:
+    elif layer < layer_of("models") and package not in sys.stdlib_module_names | LIGHT_PACKAGES:
+        return f"imports {package}, which is too heavy for it"
+    elif package == "ray" and layer < layer_of("cluster"):
         return f"(layer {layer}) imports ray"
     return None
 
@@ -100,7 +81,7 @@ def violations(root: Path) -> list[str]:
     """Return every import under `root` that breaks a rule, and the first cycle."""
     imports: dict[str, set[str]] = {}
     for path in [*root.glob("nanovlm/**/*.py"), *root.glob("run_*.py")]:
-        if path.name != "__init__.py":  # these are empty, see below
+        if path.name != "__init__.py":  # these import nothing, see below
             module = ".".join(path.relative_to(root).with_suffix("").parts)
             imports[module] = set(imported_names(path.read_text(encoding="utf-8")))
     found = [
@@ -124,26 +105,28 @@ def test_imports_point_down() -> None:
     assert violations(REPOSITORY) == []
 
 
-def test_init_files_are_empty() -> None:
-    full = [p for p in (REPOSITORY / "nanovlm").rglob("__init__.py") if p.read_text()]
-    assert full == []
+def test_a_folder_says_what_it_is_and_no_more() -> None:
+    for path in (REPOSITORY / "nanovlm").rglob("__init__.py"):
+        [docstring] = ast.parse(path.read_text(encoding="utf-8")).body
+        assert isinstance(docstring, ast.Expr), path
+        assert isinstance(docstring.value, ast.Constant), path
 
 
 @pytest.mark.parametrize(
     ("path", "source", "message"),
     [
-        ("nanovlm/config.py", "import torch", "(layer 0) imports torch"),
-        ("nanovlm/search/space.py", "from optuna import Study", "(layer 0) imports optuna"),
-        ("nanovlm/models/vit.py", "from nanovlm.data.batches import Batch", "its neighbour"),
-        ("nanovlm/data/batches.py", "from nanovlm.models import vit", "its neighbour"),
-        ("nanovlm/results/store.py", "import nanovlm.parallel", "its neighbour"),
-        ("nanovlm/results/store.py", "from nanovlm.trial import run_trial", "(layer 3)"),
-        ("nanovlm/results/store.py", "from nanovlm.commands.report import main", "(layer 6)"),
-        ("nanovlm/trial.py", "def f() -> None:\n    import ray.train", "(layer 3) imports ray"),
-        ("nanovlm/training/loop.py", "from nanovlm import trial", "nanovlm.trial (layer 3)"),
-        ("nanovlm/distributed/worker.py", "from nanovlm.search.runner import x", "(layer 5)"),
-        ("nanovlm/search/runner.py", "from run_search import main", "(layer 6)"),
-        ("nanovlm/search/runner.py", "import nanovlm", "is in no layer"),
+        ("nanovlm/config/schema.py", "import torch", "imports torch"),
+        ("nanovlm/config/space.py", "from optuna import Study", "imports optuna"),
+        ("nanovlm/models/vit.py", "from nanovlm.data.batches import Batch", "nanovlm.data.batches"),
+        ("nanovlm/samplers/tpe.py", "from nanovlm.pruning import rungs", "nanovlm.pruning"),
+        ("nanovlm/results/write.py", "import nanovlm.parallel", "imports nanovlm.parallel"),
+        ("nanovlm/results/write.py", "from nanovlm.trial import run_trial", "nanovlm.trial"),
+        ("nanovlm/results/read.py", "from nanovlm.commands.report import main", "commands.report"),
+        ("nanovlm/trial.py", "def f() -> None:\n    import ray.train", "imports ray"),
+        ("nanovlm/training/loop.py", "from nanovlm import trial", "imports nanovlm.trial"),
+        ("nanovlm/cluster/worker.py", "from nanovlm.search.run import x", "nanovlm.search.run"),
+        ("nanovlm/search/run.py", "from run_search import main", "imports run_search"),
+        ("nanovlm/search/run.py", "import nanovlm", "is in no layer"),
         ("nanovlm/extras.py", "import os", "nanovlm.extras is in no layer"),
     ],
 )
@@ -153,12 +136,12 @@ def test_a_bad_import_is_found(tmp_path: Path, path: str, source: str, message: 
     assert message in found
 
 
-def test_a_cycle_within_a_layer_is_found(tmp_path: Path) -> None:
+def test_a_cycle_within_a_folder_is_found(tmp_path: Path) -> None:
     _write(
         tmp_path,
         {
-            "nanovlm/training/loop.py": "from nanovlm.evaluation.mmstar import evaluate",
-            "nanovlm/evaluation/mmstar.py": "from nanovlm.training import loop",
+            "nanovlm/training/loop.py": "from nanovlm.training.steps import Steps",
+            "nanovlm/training/steps.py": "from nanovlm.training import loop",
         },
     )
     [found] = violations(tmp_path)
@@ -169,11 +152,11 @@ def test_good_imports_pass(tmp_path: Path) -> None:
     _write(
         tmp_path,
         {
-            "nanovlm/search/space.py": "import yaml\nfrom nanovlm.config import TrainConfig",
-            "nanovlm/search/runner.py": "import ray.tune\nfrom nanovlm.search.space import Space",
-            "nanovlm/results/store.py": "import plotly\nfrom nanovlm.search.space import Space",
+            "nanovlm/config/space.py": "import yaml\nfrom nanovlm.config.schema import TrainConfig",
+            "nanovlm/search/run.py": "import ray.tune\nfrom nanovlm.config.space import Space",
+            "nanovlm/results/write.py": "import scipy\nfrom nanovlm.config.space import Space",
             "nanovlm/models/vit.py": "import torch\nfrom nanovlm.models.attention import attend",
-            "run_search.py": "from nanovlm.search.runner import run\nimport nanovlm.results.store",
+            "run_search.py": "from nanovlm.search.run import run\nimport nanovlm.results.write",
         },
     )
     assert violations(tmp_path) == []
@@ -181,7 +164,7 @@ def test_good_imports_pass(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("module", "absent"),
-    [("nanovlm.trial", "ray"), ("nanovlm.search.space", "torch"), ("nanovlm.messages", "torch")],
+    [("nanovlm.trial", "ray"), ("nanovlm.config.space", "torch"), ("nanovlm.messages", "torch")],
 )
 def test_a_lower_layer_does_not_load_what_belongs_higher(module: str, absent: str) -> None:
     code = f"import sys, {module}; assert {absent!r} not in sys.modules"

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from nanovlm.config_files import load_config, parse_overrides
+from nanovlm.config.sources import load_config, parse_overrides
+from nanovlm.config.space import load_space
+from nanovlm.config.space_schema import SCHEMA_FILE
 from nanovlm.errors import UserError
-from nanovlm.search.samplers import distributions, encode
-from nanovlm.search.space import load_space
-from nanovlm.space_schema import SCHEMA_FILE
+from nanovlm.samplers.optuna_samplers import distributions, encode
 
 SPACES = sorted(SCHEMA_FILE.parent.glob("*.yaml"))
 NUM_FILES = 300

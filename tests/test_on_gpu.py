@@ -18,7 +18,7 @@ from benchmarks import on_gpu, profiles, train_step, whole_search
 from benchmarks.on_gpu import STAGES, Stage, chosen, command, run_stages, shown
 from benchmarks.sides import PeerSide, Run
 from benchmarks.stage_runner import MAX_LOG_BYTES, Ending, Outcome, shorten, time_box
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.training.micro_batches import MicroBatchSize
 from tests.records import make_record, make_report, make_speed
 
@@ -269,13 +269,14 @@ def test_memory_that_grows_is_told_by_worker() -> None:
         ({"has_report": False}, "no report.html"),
         ({"memory_growth_gb": 0.1}, "grew by 0.10 GB"),
         ({"halved": False}, "did not halve"),
+        ({"broken": False}, "no GPU failed"),
         ({"both_at_once_seconds": 0.0}, "no trials ran at once"),
     ],
 )
 def test_what_is_wrong_with_a_search_is_told(changes: dict[str, Any], complaint: str) -> None:
-    arguments = argparse.Namespace(trials=2, gpus=0.5, concurrency=2)
+    arguments = argparse.Namespace(trials=2, gpus=0.5, concurrency=2, broken=True)
     found = {"states": ["completed", "stopped"], "has_report": True, "memory_growth_gb": 0.0}
-    found |= {"halved": True, "both_at_once_seconds": 3.0}
+    found |= {"halved": True, "broken": True, "both_at_once_seconds": 3.0}
     assert whole_search.complaints(found, arguments) == []
     (told,) = whole_search.complaints({**found, **changes}, arguments)
     assert complaint in told

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from nanovlm.distributed.recorder import Recorder
+from nanovlm.cluster.recorder import Recorder
+from nanovlm.config.search_settings import Objective
 from nanovlm.messages import Pulse, TrialRecord
-from nanovlm.output import enduring_streams, name_results
+from nanovlm.process import enduring_streams, name_results
 from nanovlm.results.read import read_records
-from nanovlm.results.store import ResultsStore
-from nanovlm.results.terminal.console import make_console
-from nanovlm.results.terminal.search_display import SearchDisplay
-from nanovlm.search.sections import Objective
-from tests.distributed.test_recorder import PULSE, record
+from nanovlm.results.write import ResultsStore
+from nanovlm.watch.terminal.console import make_console
+from nanovlm.watch.terminal.search_display import SearchDisplay
+from tests.cluster.test_recorder import PULSE, record
 from tests.results.starts import search_start
 
 REPOSITORY = Path(__file__).parents[1]
@@ -27,8 +27,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from nanovlm import cli
-from nanovlm.output import name_results
-from nanovlm.results.terminal.console import make_console
+from nanovlm.process import name_results
+from nanovlm.watch.terminal.console import make_console
 
 def main():
     {named}

@@ -16,8 +16,8 @@ from nanovlm.__main__ import main
 from nanovlm.data.cache import ABOUT_FILE, MANIFEST_FILE, PreparedFolder, prepared_folders
 from nanovlm.errors import UserError
 from nanovlm.messages import BuildProgress
-from nanovlm.results.terminal.preparation import PreparationDisplay
-from nanovlm.results.terminal.texts import describe_data
+from nanovlm.watch.terminal.console import PreparationDisplay
+from nanovlm.watch.terminal.tables import describe_data
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -11,7 +11,7 @@ from benchmarks.replay_clock import ENOUGH_TRIALS, Leaders, Run, simulate
 from benchmarks.replay_methods import METHODS, RandomSearch, Setting
 from benchmarks.replay_reached import describe, reached
 from benchmarks.replay_table import CurveTable
-from nanovlm.config_files import get_value
+from nanovlm.config.sources import get_value
 
 
 class Counting(RandomSearch):

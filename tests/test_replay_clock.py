@@ -10,8 +10,8 @@ from ray.tune.search import Searcher
 from benchmarks.replay_clock import Costs, LastValues, Reached, Run, Trace, picks_by, simulate
 from benchmarks.replay_search import TuneLoop
 from benchmarks.replay_table import CurveTable, coordinate, value_at
-from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
-from nanovlm.search.parameter import Kind, Parameter
+from nanovlm.cluster.relay import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
+from nanovlm.config.parameter import Kind, Parameter
 
 KEY = Parameter(key="x", kind="uniform", values=(0.0, 1.0), when={})
 SEEN = np.array([[10, 30, 90]] * 4)

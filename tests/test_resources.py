@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.data.prepared import prepare_benchmark, prepare_training
 from nanovlm.data.processors import load_tokenizer
 from nanovlm.errors import UserError

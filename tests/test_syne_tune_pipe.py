@@ -10,7 +10,7 @@ import pytest
 from benchmarks.replay_clock import simulate
 from benchmarks.replay_table import CurveTable
 from benchmarks.syne_tune_client import SyneTune
-from nanovlm.search.parameter import Parameter
+from nanovlm.config.parameter import Parameter
 
 BASELINES = """
 from types import SimpleNamespace

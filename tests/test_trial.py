@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from nanovlm.config import Freeze
-from nanovlm.config_files import Layer, build_config, config_values, parse_overrides
+from nanovlm.config.schema import Freeze
+from nanovlm.config.sources import Layer, build_config, config_values, parse_overrides
 from nanovlm.errors import UserError
 from nanovlm.messages import Job, Pulse, Report
 from nanovlm.models.checkpoint import PUBLISHED_IMAGES

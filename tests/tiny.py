@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.config.schema import TrainConfig, VLMConfig
 
 VLM = VLMConfig(
     vit_hidden_dim=16,

@@ -9,9 +9,9 @@ from typing import Any
 import ray
 import torch
 
-from nanovlm.distributed.worker import RunTrial, WorkerSettings, serve_channel
-from nanovlm.distributed.worker_group import WorkerPool
-from nanovlm.search.sections import TrialResources
+from nanovlm.cluster.worker import RunTrial, WorkerSettings, serve_channel
+from nanovlm.cluster.worker_pool import WorkerPool
+from nanovlm.config.search_settings import TrialResources
 
 
 class ThreadPool:
@@ -60,7 +60,7 @@ def worker_threads(
     is_own_cluster: bool,
     run_trial: RunTrial,
 ) -> Iterator[WorkerPool]:
-    """Do what `nanovlm.distributed.worker_group.worker_groups` does, in threads."""
+    """Do what `nanovlm.cluster.worker_pool.worker_groups` does, in threads."""
     pool = ThreadPool(channel, log_dir, run_trial)
     pool.start(num_groups)
     yield pool

@@ -1,0 +1,4 @@
+"""The commands of `python -m nanovlm`, a module each.
+
+Begin with `nanovlm/__main__.py`.
+"""

@@ -16,15 +16,15 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna
 
-from nanovlm import cli, interrupts
-from nanovlm.distributed.trainable import VALUES
+from nanovlm import cli, process
+from nanovlm.cluster.relay import VALUES
+from nanovlm.config.database_url import fill_in
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
 from nanovlm.results.read import SPACE_FILE, STUDY_FILE, FolderReader
-from nanovlm.results.terminal.console import PLAIN, make_console
-from nanovlm.search.database_url import fill_in
-from nanovlm.search.shown_study import ShownStudy, show_study
-from nanovlm.search.space import SearchSpace, load_space
+from nanovlm.search.read_only_study import ShownStudy, show_study
+from nanovlm.watch.terminal.console import PLAIN, make_console
 
 EXAMPLES = """examples:
   python -m nanovlm dashboard results/digits
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     def end() -> None:  # in another thread than the server's, for which it waits
         threading.Thread(target=server.shutdown, daemon=True).start()
 
-    with server, contextlib.suppress(KeyboardInterrupt), interrupts.in_order(end):
+    with server, contextlib.suppress(KeyboardInterrupt), process.in_order(end):
         server.serve_forever()
     console.print("\nthe dashboard is closed", **PLAIN)
     return cli.DONE

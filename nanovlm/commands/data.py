@@ -17,7 +17,7 @@ from nanovlm.data.cache import (
     size_on_disk,
 )
 from nanovlm.errors import UserError, did_you_mean
-from nanovlm.results.terminal.console import PLAIN, make_console
+from nanovlm.watch.terminal.console import PLAIN, make_console
 
 EXAMPLES = """examples:
   python -m nanovlm data list

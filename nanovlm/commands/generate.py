@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from nanovlm import cli
-from nanovlm.config import VLMConfig
+from nanovlm.config.schema import VLMConfig
 from nanovlm.data.images import UnreadableImage, read_image
 from nanovlm.data.processors import image_to_uint8, load_tokenizer
 from nanovlm.data.samples import encode_prompts, training_prompt

@@ -5,14 +5,13 @@ import sys
 from pathlib import Path
 
 from nanovlm import cli
-from nanovlm.config import TrainConfig
-from nanovlm.config_files import Layer, build_config
+from nanovlm.config.schema import TrainConfig
+from nanovlm.config.sources import Layer, build_config
 from nanovlm.files import user_path
-from nanovlm.models.model_card import Score
+from nanovlm.hub import Score, push_to_hub
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.results.best import best_of
 from nanovlm.results.read import BEST_MODEL_DIR, SUMMARY_FILE, TRIALS_FILE, FolderReader
-from nanovlm.results.summary import NUM_ITEMS, wilson_interval
+from nanovlm.results.summary import NUM_ITEMS, best_of, wilson_interval
 
 EXAMPLES = """examples:
   python -m nanovlm push --checkpoint results/digits/best --repo USER/NAME
@@ -38,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     training, score = read_summary(arguments.checkpoint)
     model = VisionLanguageModel.from_pretrained(arguments.checkpoint)
-    address = model.push_to_hub(
-        arguments.repo, private=arguments.private, training=training, score=score
+    address = push_to_hub(
+        model, arguments.repo, private=arguments.private, training=training, score=score
     )
     sys.stdout.write(f"{address}\n")
     return cli.DONE

@@ -6,7 +6,7 @@ import sys
 from nanovlm import cli
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
-from nanovlm.results.report_page.page import write_report
+from nanovlm.watch.report.page import write_report
 
 EXAMPLES = """examples:
   python -m nanovlm report results/digits

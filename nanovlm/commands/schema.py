@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from nanovlm import cli
-from nanovlm.space_schema import SCHEMA_FILE, schema_text
+from nanovlm.config.space_schema import SCHEMA_FILE, schema_text
 
 EXAMPLES = """examples:
   python -m nanovlm schema           # print it

@@ -27,8 +27,8 @@ from nanovlm.data.left_out import BadCell, check_bad_rows, describe_bad
 from nanovlm.data.rows import Subset, choose
 from nanovlm.errors import UserError
 from nanovlm.files import remove_folder
-from nanovlm.machine import usable_cpus
 from nanovlm.messages import BuildProgress
+from nanovlm.process import usable_cpus
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.data.build import OnProgress, Recipe, build, log_progress
 from nanovlm.data.left_out import check_bad_rows
 from nanovlm.data.processors import check_tokens

@@ -8,7 +8,7 @@ from huggingface_hub import snapshot_download
 from PIL import Image
 from tokenizers import Tokenizer
 
-from nanovlm.config import VLMConfig
+from nanovlm.config.schema import VLMConfig
 from nanovlm.data.digits import BUILTIN_DIGITS, END_OF_TEXT, digits_tokenizer
 from nanovlm.data.hub import HUB_ERRORS, reason
 from nanovlm.data.images import resize_to_uint8, to_rgb

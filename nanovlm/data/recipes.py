@@ -10,7 +10,7 @@ import numpy as np
 import PIL
 from tokenizers import Tokenizer
 
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.data.benchmark import benchmark_items
 from nanovlm.data.build import Recipe
 from nanovlm.data.build_text import RowText

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.data.digits import BUILTIN_DIGITS, digits_benchmark_rows, digits_training_rows
 from nanovlm.data.hub import DEFAULT_NAME, card_folder, data_files, split_revision
 from nanovlm.data.rows import Subset, TableGroup, parquet_groups

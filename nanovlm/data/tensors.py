@@ -8,7 +8,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from nanovlm.config import BenchmarkPart
+from nanovlm.config.schema import BenchmarkPart
 from nanovlm.errors import UserError
 
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from nanovlm.config import MMStarRules, VLMConfig
+from nanovlm.config.schema import MMStarRules, VLMConfig
 from nanovlm.data.tensors import PreparedBenchmark
 from nanovlm.errors import UserError
 from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult

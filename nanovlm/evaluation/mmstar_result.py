@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-from nanovlm.config import MMStarRules
+from nanovlm.config.schema import MMStarRules
 from nanovlm.data.tensors import PreparedBenchmark
 from nanovlm.evaluation.mmstar_rules import NEWEST_RULES, is_correct, rules_letters
 

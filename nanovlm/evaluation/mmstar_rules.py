@@ -8,7 +8,7 @@ with the letter alone both say the same.
 from collections.abc import Sequence
 from string import ascii_uppercase
 
-from nanovlm.config import MMStarRules
+from nanovlm.config.schema import MMStarRules
 
 NEWEST_RULES: MMStarRules = "lmms-eval-0.7.2"
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from nanovlm.config import VLMConfig
-from nanovlm.config_files import Layer, build_config
+from nanovlm.config.schema import VLMConfig
+from nanovlm.config.sources import Layer, build_config
 from nanovlm.errors import UserError
 from nanovlm.files import check_whole, replacing
 from nanovlm.models.model_files import (
@@ -110,3 +111,30 @@ def _require_files(folder: Path) -> None:
     absent = [name for name in MODEL_FILES if not (folder / name).is_file()]
     if absent:
         raise UserError(*(f"{folder}: holds no {name}, which a saved model has" for name in absent))
+
+
+class Snapshot:
+    """Copies of the tensors of some parts of a model, on its device; nothing is shared with it."""
+
+    def __init__(self, model: nn.Module, parts: Sequence[str]) -> None:
+        """Copy what `model` holds now.
+
+        Args:
+            parts: names of submodules of `model`.
+        """
+        # Not the state dict: it would hold a tied head a second time.
+        self._tensors = {
+            part: [tensor.detach().clone() for tensor in _tensors(model, part)] for part in parts
+        }
+
+    @torch.no_grad()
+    def restore(self, model: nn.Module) -> None:
+        """Copy the tensors back, in place, to `model` or another one of the same architecture."""
+        for part, tensors in self._tensors.items():
+            for place, tensor in zip(_tensors(model, part), tensors, strict=True):
+                place.copy_(tensor)
+
+
+def _tensors(model: nn.Module, part: str) -> chain[torch.Tensor]:
+    module = model.get_submodule(part)
+    return chain(module.parameters(), module.buffers())

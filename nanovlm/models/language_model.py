@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanovlm.config import VLMConfig
+from nanovlm.config.schema import VLMConfig
 from nanovlm.models.compiled import Run, RunBlock, call, run_block
 from nanovlm.models.packing import Packing, to_lines, to_row
 

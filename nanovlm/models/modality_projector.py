@@ -8,7 +8,7 @@ import math
 
 from torch import Tensor, nn
 
-from nanovlm.config import VLMConfig
+from nanovlm.config.schema import VLMConfig
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nanovlm.config import VLMConfig
+from nanovlm.config.schema import VLMConfig
 from nanovlm.errors import Problems, UserError
 from nanovlm.models.language_model import LanguageModel
 from nanovlm.models.model_files import (

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanovlm.config import VLMConfig
-from nanovlm.config_files import Layer
+from nanovlm.config.schema import VLMConfig
+from nanovlm.config.sources import Layer
 from nanovlm.errors import UserError
 from nanovlm.models.model_files import CONFIG_FILE, find_folder, read_json_object
 

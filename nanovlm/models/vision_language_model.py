@@ -17,17 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.config.schema import VLMConfig
 from nanovlm.files import user_path
 from nanovlm.models.checkpoint import MODEL_FILES, read_config, read_weights, write_model
 from nanovlm.models.compiled import run_block_compiled
 from nanovlm.models.language_model import KVCache, LanguageModel
 from nanovlm.models.modality_projector import ModalityProjector
-from nanovlm.models.model_card import Score
 from nanovlm.models.model_files import find_folder
 from nanovlm.models.packing import Packing, pack
 from nanovlm.models.sampling import check_sampling, likeliest, sample
-from nanovlm.models.upload import push_model
 from nanovlm.models.vision_transformer import ViT
 
 IGNORED_TARGET = -100
@@ -240,30 +238,6 @@ class VisionLanguageModel(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` into the folder, made if it is not there."""
         write_model(user_path(folder), self.config, self)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = False,
-        token: str | None = None,
-        training: TrainConfig | None = None,
-        score: Score | None = None,
-    ) -> str:
-        """Commit the model and a card that describes it; return the commit's address.
-
-        Args:
-            repo_id: `USER/NAME`; the repository is made if it is not there.
-            private: of a new repository: only its owner sees it.
-            token: None takes the one of `hf auth login` or of HF_TOKEN.
-            training, score: for the card: how the model was trained, and what it then reached.
-
-        Raises:
-            UserError: the hub does not take it.
-        """
-        return push_model(
-            self.config, self, repo_id, private=private, token=token, training=training, score=score
-        )
 
     @classmethod
     def from_pretrained(

@@ -7,7 +7,7 @@ Shapes: B images, C = 3 channels, S side in pixels, N patches, D = vit_hidden_di
 import torch.nn.functional as F
 from torch import Tensor, empty, nn
 
-from nanovlm.config import VLMConfig
+from nanovlm.config.schema import VLMConfig
 from nanovlm.models.compiled import Run, RunBlock, call, run_block
 
 

@@ -1,0 +1,4 @@
+"""The results folder as data: writing, reading, comparing.
+
+Displays nothing, imports no model and no Ray. Begin with `read.py`.
+"""

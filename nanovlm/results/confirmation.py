@@ -1,7 +1,7 @@
 """What the confirming runs say: which configuration is best, and whether that is more than chance.
 
-They are a race (`search/race.py`), of which this knows the runs alone. Pure functions of the runs'
-records and of their answers to the benchmark.
+They are a race (`search/confirm.py`), of which this knows the runs alone. Pure functions of the
+runs' records and of their answers to the benchmark.
 """
 
 import math
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanovlm.config.search_settings import Objective
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
 from nanovlm.results.comparison import (
@@ -22,9 +23,8 @@ from nanovlm.results.comparison import (
     pooled_spread,
     read_answers,
 )
-from nanovlm.results.tradeoff import Choice, choose
+from nanovlm.results.pareto import Choice, choose
 from nanovlm.results.verdict import DEFAULT_NUMBER, describe_verdict, gain_counts
-from nanovlm.search.sections import Objective
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any, NotRequired
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, TypeAdapter
 from typing_extensions import TypedDict
 
-from nanovlm.search.sections import Objective
+from nanovlm.config.search_settings import Objective
 
 
 class _Summary(BaseModel):

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from nanovlm.search.database_url import hide_words
+from nanovlm.config.database_url import hide_words
 
 PACKAGES = ("nanovlm", "torch", "ray", "optuna", "transformers")
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
 
-from nanovlm.config import TrainConfig
-from nanovlm.config_files import Layer, build_config
+from nanovlm.config.schema import TrainConfig
+from nanovlm.config.sources import Layer, build_config
+from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError, did_you_mean
 from nanovlm.files import user_path
 from nanovlm.messages import TrialRecord
@@ -25,7 +26,6 @@ from nanovlm.results.read import (
     read_answer_lines,
 )
 from nanovlm.results.summary import NUM_ITEMS, count_anew, final_best
-from nanovlm.search.space import SearchSpace
 
 _TIMES = ("submitted_at", "first_step_at", "ended_at")
 _RUN_COLUMNS = (

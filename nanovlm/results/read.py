@@ -15,13 +15,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from nanovlm.config.search_settings import Objective, join
+from nanovlm.config.space import SearchSpace, load_space
+from nanovlm.config.yaml_text import read_mapping
 from nanovlm.errors import UserError, plain_rule
 from nanovlm.messages import Report, TrialRecord
 from nanovlm.records import read_record
 from nanovlm.results.contents import ANSWER, DATA, ENVIRONMENT, SUMMARY, VERDICT, Answer
-from nanovlm.search.sections import Objective, join
-from nanovlm.search.space import SearchSpace, load_space
-from nanovlm.yaml_text import read_mapping
 
 SPACE_FILE = "space.yaml"
 CONFIG_FILE = "config.yaml"

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nanovlm.config.search_settings import Objective
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
 from nanovlm.results.comparison import ANSWER_METRICS, compare_answers, read_answers
-from nanovlm.search.sections import Objective
 
 DEFAULT_NUMBER = 0
 """Of the trial that runs the base configuration."""

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
+from nanovlm.config.search_settings import Scheduler
+from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
 from nanovlm.files import free_bytes, gib
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.search.sections import Scheduler
-from nanovlm.search.space import SearchSpace
 from nanovlm.training.optim import FROZEN_PREFIXES, group_parameters
 
 POLICY = """\

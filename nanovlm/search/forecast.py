@@ -12,18 +12,18 @@ from pathlib import Path
 
 import torch
 
+from nanovlm.config.parameter import count_configurations
+from nanovlm.config.search_settings import TrialResources
+from nanovlm.config.space import SearchSpace
 from nanovlm.files import free_bytes, gib
-from nanovlm.machine import usable_cpus
+from nanovlm.process import usable_cpus
+from nanovlm.pruning.rungs import build_rungs
+from nanovlm.pruning.simulation import CORRELATIONS, SimulatedSearch, simulate
 from nanovlm.results.verdict import DEFAULT_NUMBER
+from nanovlm.search.confirm import Race, most_batches
 from nanovlm.search.disk import DiskPeak, disk_peak, max_paused_states
-from nanovlm.search.parameter import count_configurations
-from nanovlm.search.past_speed import PastSearches, past_speed
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.race import Race, most_batches
-from nanovlm.search.rungs import build_rungs
-from nanovlm.search.sections import TrialResources
-from nanovlm.search.simulation import CORRELATIONS, SimulatedSearch, simulate
-from nanovlm.search.space import SearchSpace
+from nanovlm.search.throughput_history import PastSearches, past_speed
 
 UNKNOWN_TRIALS = 100
 """Trials of the forecast where nothing known limits their number."""

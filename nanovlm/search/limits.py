@@ -6,11 +6,11 @@ Trials are counted by Tune, and hours by the switch, which wakes up by itself.
 from collections.abc import Iterable
 from pathlib import Path
 
-from nanovlm.distributed.session import StopSwitch
+from nanovlm.cluster.session import StopSwitch
+from nanovlm.config.search_settings import Budget
+from nanovlm.config.space import SearchSpace
 from nanovlm.messages import TrialRecord
-from nanovlm.results.tradeoff import choose
-from nanovlm.search.sections import Budget
-from nanovlm.search.space import SearchSpace
+from nanovlm.results.pareto import choose
 
 MAX_FAILURES_IN_A_ROW = 5
 

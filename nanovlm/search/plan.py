@@ -4,20 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nanovlm.config.database_url import fill_in
+from nanovlm.config.metrics import COSTS, is_score, natural_mode
+from nanovlm.config.search_settings import Objective
+from nanovlm.config.space import SearchSpace
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.sources import pin_data
 from nanovlm.errors import UserError, did_you_mean
-from nanovlm.metrics import COSTS, is_score, natural_mode
 from nanovlm.resources import Resources
-from nanovlm.search.confirm_plan import with_holdout
-from nanovlm.search.database_url import fill_in
-from nanovlm.search.samplers import check_sampler
+from nanovlm.samplers.optuna_samplers import check_sampler
+from nanovlm.search.confirm import with_holdout
 from nanovlm.search.scheduler import plan_milestones
-from nanovlm.search.sections import Objective
-from nanovlm.search.space import SearchSpace
 from nanovlm.search.warm_start import EarlierTrials, compare_lengths, read_earlier_trials
-from nanovlm.tracking.wandb_mode import check_wandb
 from nanovlm.trial import check_backbones, check_start, metric_names
+from nanovlm.watch.wandb_runs import check_wandb
 
 
 @dataclass(frozen=True)

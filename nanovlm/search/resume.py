@@ -1,11 +1,32 @@
 """Whether a search can go on in a results folder: only the same space can."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import optuna
+
+from nanovlm.cluster.relay import NUMBER, VALUES
+from nanovlm.config.search_settings import Objective
+from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
-from nanovlm.results.read import SPACE_FILE, FolderReader
-from nanovlm.results.store import choose_folder, is_there
-from nanovlm.search.space import SearchSpace
+from nanovlm.files import replace_text
+from nanovlm.messages import RUN_ID, Report, TrialRecord, measured
+from nanovlm.pruning.decisions import Verdict
+from nanovlm.results.read import (
+    CHECKPOINTS_DIR,
+    RUNGS_FILE,
+    SEARCH_ID_FILE,
+    SPACE_FILE,
+    STUDY_FILE,
+    TRIALS_FILE,
+    FolderReader,
+    judged_reports,
+)
+from nanovlm.results.write import choose_folder, is_there
+from nanovlm.search.study import open_study, read_search_id
+from nanovlm.search.told_study import SEARCH
 
 
 def search_folder(results: Path, name: str | None, space: SearchSpace, resume: bool) -> Path:
@@ -40,3 +61,130 @@ def check_same_space(folder: Path, space: SearchSpace) -> None:
             f"--resume: the search in {folder} is of another space; it differs in "
             f"{', '.join(differing)}; only the budget and bounds of objectives may change"
         )
+
+
+_Trials = dict[str, dict[int, Any]]
+"""Values of a study's trials, by the id of their search and by number."""
+
+
+def mend_search(
+    space: SearchSpace, folder: Path, milestones: Sequence[int], records: Sequence[TrialRecord]
+) -> list[str]:
+    """Mend the rungs and the id of a search; return what was made up for, in a sentence each.
+
+    Args:
+        milestones: samples seen at which trials are compared.
+        records: of the trials that have ended, in the order of their end.
+
+    Raises:
+        UserError: the id is lost, and the study does not tell which trials are this folder's.
+    """
+    notes = _mend_rungs(folder, milestones, records, space.objective)
+    is_shared = space.study.storage is not None
+    has_id = read_search_id(folder) is not None
+    if has_id and is_shared:
+        return notes
+    place = open_study(space, folder)  # makes an id, which is no trial's, if there is none
+    study = optuna.load_study(study_name=place.name, storage=place.storage)
+    trials = _trials_by_search(study)
+    if not has_id:
+        notes += _mend_search_id(folder, trials, records, is_shared)
+    ours, ended = trials.get(read_search_id(folder) or "", {}), {r.number for r in records}
+    path = space.study.without_password().storage or folder / STUDY_FILE
+    if lost := ended - ours.keys():
+        notes.append(f"{path}: lacked {len(lost)} trials; made up for from {TRIALS_FILE}")
+    if begun := _with_state(folder) - ended - ours.keys():
+        shown = ", ".join(map(str, sorted(begun)))
+        notes.append(f"{path}: does not know trial {shown}, which was under way and begins again")
+    return notes
+
+
+def _with_state(folder: Path) -> set[int]:
+    """Return the numbers of the trials whose training has left its state."""
+    names = [path.stem for path in (folder / CHECKPOINTS_DIR).glob("trial-*.state")]
+    return {int(name.partition("-")[2]) for name in names if RUN_ID.fullmatch(name)}
+
+
+def _mend_rungs(
+    folder: Path, milestones: Sequence[int], records: Sequence[TrialRecord], objective: Objective
+) -> list[str]:
+    """Write verdicts that are lost from what the trials have reported and become.
+
+    Where a trial was compared, and whether it went on, is in its record; with what it was compared
+    is not, and nobody asks for that again.
+    """
+    if not milestones:
+        return []
+    reader = FolderReader(folder)
+    lines = reader.verdicts(records)
+    if not reader.problems:
+        return []
+    withdrawn = [line["withdrawn"] for line in lines if "withdrawn" in line]
+    known = {(line["number"], line["samples_seen"]) for line in lines if "number" in line}
+    recovered = [
+        _verdict(record, report, objective, goes_on, milestones).as_line()
+        for record in records
+        if record.number not in withdrawn
+        for report, goes_on in judged_reports(record)
+        if (record.number, report.samples_seen) not in known
+        and all(each.metric in measured(report) for each in objective.all)
+    ]
+    # The limit of pasha rises with the milestones, and stays where a failed trial has put it.
+    lines += sorted(recovered, key=lambda line: line["milestone"])
+    failed = {r.number for r in records if r.state == "failed"} - {*withdrawn}
+    lines += [{"withdrawn": number} for number in sorted(failed)]
+    replace_text(folder / RUNGS_FILE, "".join(f"{json.dumps(line)}\n" for line in lines))
+    return [
+        f"{folder / RUNGS_FILE}: was damaged; {len(recovered)} verdicts of ended trials were made "
+        "up for from their reports; trials under way are compared again"
+    ]
+
+
+def _verdict(
+    record: TrialRecord,
+    report: Report,
+    objective: Objective,
+    goes_on: bool,
+    milestones: Sequence[int],
+) -> Verdict:
+    samples = report.samples_seen
+    milestone = max((m for m in milestones if m <= samples), default=milestones[0])
+    reason = "went on; with what it was compared is lost"
+    if not goes_on:
+        reason = record.reason or "was stopped; with what it was compared is lost"
+    value, *others = objective.values_in(measured(report))
+    return Verdict(record.number, milestone, samples, value, goes_on, reason, others=tuple(others))
+
+
+def _mend_search_id(
+    folder: Path, trials: _Trials, records: Sequence[TrialRecord], is_shared: bool
+) -> list[str]:
+    """Find the id in the study: it is on each of this folder's trials."""
+    path = folder / SEARCH_ID_FILE
+    ended = {record.number: dict(record.parameters) for record in records}
+    found = set(trials)
+    if is_shared or len(found) > 1:  # there are those of other searches
+        found = {
+            search_id
+            for search_id, values in trials.items()
+            if ended and all(values.get(number) == ended[number] for number in ended)
+        }
+    if len(found) > 1:
+        path.unlink()
+        raise UserError(
+            f"{path}: is damaged or gone, and the study does not tell which of its trials are of "
+            "this folder; put back a copy of it, or search anew with this folder as `warm_start`"
+        )
+    if not found:
+        return [f"{path}: was damaged or gone; a new one was made"] if records else []
+    replace_text(path, found.pop())
+    return [f"{path}: was damaged or gone; found again in the study"]
+
+
+def _trials_by_search(study: optuna.Study) -> _Trials:
+    trials: _Trials = {}
+    for trial in study.get_trials(deepcopy=False):
+        attributes = trial.user_attrs
+        if SEARCH in attributes and VALUES in attributes:
+            trials.setdefault(attributes[SEARCH], {})[attributes[NUMBER]] = attributes[VALUES]
+    return trials

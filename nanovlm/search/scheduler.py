@@ -13,18 +13,18 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from nanovlm.distributed.trainable import (
+from nanovlm.cluster.relay import (
     FAILURE,
     IS_FINAL,
     NUMBER,
     SAMPLES_SEEN,
     UNFINISHED,
 )
+from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
-from nanovlm.search.pausing import PausingRungs
-from nanovlm.search.rungs import Rungs
-from nanovlm.search.space import SearchSpace
-from nanovlm.search.verdicts import Verdict
+from nanovlm.pruning.decisions import Verdict
+from nanovlm.pruning.pausing import PausingRungs
+from nanovlm.pruning.rungs import Rungs
 
 
 def plan_milestones(space: SearchSpace, budget: int) -> tuple[int, ...]:

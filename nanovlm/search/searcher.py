@@ -17,8 +17,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from nanovlm.distributed.session import StopSwitch
-from nanovlm.distributed.trainable import (
+from nanovlm.cluster.relay import (
     FAILURE,
     INFEASIBLE,
     IS_FINAL,
@@ -27,17 +26,17 @@ from nanovlm.distributed.trainable import (
     UNFINISHED,
     VALUES,
 )
+from nanovlm.cluster.session import StopSwitch
+from nanovlm.config.space import SearchSpace
 from nanovlm.messages import TrialRecord
-from nanovlm.search.configurations import RunConfigurations, can_repeat
-from nanovlm.search.milestone_sampler import CORRELATIONS
-from nanovlm.search.patience import patiently
-from nanovlm.search.pausing import PausingRungs
+from nanovlm.pruning.decisions import Verdict
+from nanovlm.pruning.pausing import PausingRungs
+from nanovlm.samplers.configurations import RunConfigurations, can_repeat
+from nanovlm.samplers.milestone_sampler import CORRELATIONS
+from nanovlm.samplers.optuna_samplers import build_history, build_sampler, suggest
 from nanovlm.search.sampler_failures import SamplerFailures
-from nanovlm.search.samplers import build_history, build_sampler, suggest
-from nanovlm.search.space import SearchSpace
-from nanovlm.search.study import StudyFileStorage, StudyPlace, open_study
+from nanovlm.search.study import StudyFileStorage, StudyPlace, open_study, patiently
 from nanovlm.search.told_study import IMPORTED, SEARCH, OpenTrial, ToldStudy
-from nanovlm.search.verdicts import Verdict
 
 T = TypeVar("T")
 

@@ -15,29 +15,28 @@ import ray
 from pyarrow.fs import LocalFileSystem
 from ray import tune
 
-from nanovlm.distributed.broker import Event
-from nanovlm.distributed.jobs import job_in, run_to_end, trial_id_of, trial_job
-from nanovlm.distributed.session import INTERRUPTED, OnEvent, OnStart, Session, StopSwitch, session
-from nanovlm.distributed.trainable import TrialRelay
-from nanovlm.distributed.worker_group import StartWorkers, worker_groups
+from nanovlm.cluster.broker import Event
+from nanovlm.cluster.jobs import job_in, run_to_end, trial_id_of, trial_job
+from nanovlm.cluster.relay import TrialRelay
+from nanovlm.cluster.session import INTERRUPTED, OnEvent, OnStart, Session, StopSwitch, session
+from nanovlm.cluster.worker_pool import StartWorkers, worker_groups
+from nanovlm.config.search_settings import Objective
 from nanovlm.errors import RunFailed, UserError, did_you_mean
 from nanovlm.files import remove_folder
-from nanovlm.messages import Decision, Job, Kind, Notice, TrialRecord
-from nanovlm.metrics import measured
-from nanovlm.results.kept_models import state_dir
+from nanovlm.messages import Decision, Job, Kind, Notice, TrialRecord, measured
+from nanovlm.pruning.decisions import Verdict
+from nanovlm.pruning.pausing import PausingRungs
+from nanovlm.pruning.rungs import Rungs, build_rungs
 from nanovlm.results.read import RUNGS_FILE
-from nanovlm.search.configurations import RunConfigurations
-from nanovlm.search.confirm_plan import ConfirmRun, plan_confirmation
+from nanovlm.results.retention import state_dir
+from nanovlm.samplers.configurations import RunConfigurations
+from nanovlm.search.confirm import ConfirmRun, plan_confirmation
 from nanovlm.search.limits import Limits, hours_reason
-from nanovlm.search.pausing import PausingRungs
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.rungs import Rungs, build_rungs
 from nanovlm.search.sampler_failures import SamplerFailures
 from nanovlm.search.scheduler import RungScheduler
 from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
-from nanovlm.search.sections import Objective
 from nanovlm.search.study import open_study
-from nanovlm.search.verdicts import Verdict
 from nanovlm.search.warm_start import learn_from
 
 _UNLIMITED_TRIALS = -1

@@ -6,35 +6,34 @@ so a study of another space under the same name is refused.
 
 import contextlib
 import json
+import logging
 import os
 import re
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
-from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from nanovlm.config_files import config_values, flat_values
+from nanovlm.cluster.session import StopSwitch
+from nanovlm.config.database_url import PLACEHOLDER, fill_in, without_password_of
+from nanovlm.config.search_settings import NO_SQLITE, Study
+from nanovlm.config.sources import config_values, flat_values
+from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
-from nanovlm.files import append, drop_cut_line, replace_text
-from nanovlm.identifiers import identifier
+from nanovlm.files import append, drop_cut_line, find_full_disk, identifier, replace_text
 from nanovlm.results.read import SEARCH_ID_FILE, STUDY_FILE, TRIALS_FILE, read_text
-from nanovlm.search.database_url import PLACEHOLDER, fill_in, without_password_of
-from nanovlm.search.sections import NO_SQLITE, Study
-from nanovlm.search.space import SearchSpace
+from nanovlm.samplers.history import STORAGE_ERRORS
 
 STUDY_NAME = "search"
 SPACE = "space"
 """The study's attribute that holds what it is bound to."""
-
-STORAGE_ERRORS = (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, OSError)
-"""What a full disk or a database that is away for a while raises."""
 
 _SEARCH_ID = re.compile("[0-9a-f]{32}")
 _CONNECT_SECONDS = 10
@@ -214,3 +213,46 @@ def read_search_id(folder: Path) -> str | None:
     """Return what `study.id` holds; None if it is gone, or damaged."""
     text = (read_text(folder / SEARCH_ID_FILE) or "").strip()
     return text if _SEARCH_ID.fullmatch(text) else None
+
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 600.0
+"""So long the storage may be away before the search ends."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+
+
+def patiently(
+    do: Callable[[], T], place: StudyPlace, switch: StopSwitch, tell: Callable[[str], None]
+) -> T | None:
+    """Return what `do` returns; try again while the storage is away, None if the search ends.
+
+    A full disk under the results folder ends it at once: all else is written there, too.
+
+    Args:
+        switch: ends the waiting; it is thrown when the patience is over.
+        tell: told in a sentence that the storage fails.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return do()
+        except STORAGE_ERRORS as error:
+            if find_full_disk(error) and isinstance(place.storage, StudyFileStorage):
+                switch.fail(error)
+                return None
+            reason = place.without_password(str(error))
+        text = f"the study's storage fails, trying again: {reason}"
+        logger.warning("%s", text)
+        if pause == _FIRST_PAUSE:
+            tell(text)
+        if time.monotonic() > deadline:
+            switch.stop(f"study.storage: cannot be written: {reason}")
+        switch.pause(pause)
+        if switch.is_thrown():
+            return None
+        pause = min(_LONGEST_PAUSE, 2 * pause)

@@ -16,13 +16,12 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from nanovlm.distributed.trainable import NUMBER, VALUES
-from nanovlm.messages import TrialRecord
-from nanovlm.metrics import measured
-from nanovlm.search.milestone_sampler import CURVE, SOURCE
-from nanovlm.search.samplers import distributions, encode
-from nanovlm.search.scalarized import OTHERS
-from nanovlm.search.space import SearchSpace
+from nanovlm.cluster.relay import NUMBER, VALUES
+from nanovlm.config.space import SearchSpace
+from nanovlm.messages import TrialRecord, measured
+from nanovlm.samplers.milestone_sampler import CURVE, SOURCE
+from nanovlm.samplers.optuna_samplers import distributions, encode
+from nanovlm.samplers.scalarized import OTHERS
 from nanovlm.search.study import StudyFileStorage, StudyPlace
 
 SEARCH = "search"

@@ -9,16 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanovlm.config_files import config_values, flat_values
+from nanovlm.config.sources import config_values, flat_values
+from nanovlm.config.space import SearchSpace
 from nanovlm.errors import Problems, UserError
 from nanovlm.files import user_path
-from nanovlm.messages import TrialRecord
-from nanovlm.metrics import measured
+from nanovlm.messages import TrialRecord, measured
 from nanovlm.results.read import TRIALS_FILE, FolderReader
 from nanovlm.results.summary import mmstar_rules
-from nanovlm.search.earlier_lengths import Lengths, find_lengths, is_as_long
+from nanovlm.samplers.earlier_lengths import Lengths, find_lengths, is_as_long
 from nanovlm.search.searcher import StudySearch
-from nanovlm.search.space import SearchSpace
 
 _SHOWN_DIFFERENCES = 5
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.config.schema import TrainConfig, VLMConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

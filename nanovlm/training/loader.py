@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanovlm.config import VLMConfig
+from nanovlm.config.schema import VLMConfig
 from nanovlm.data.batches import collate, count_answer_tokens, image_buffer, text_lengths
 from nanovlm.data.tensors import PreparedSamples
 from nanovlm.training.forward import ModelInput, model_input

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.data.batches import check_lengths
 from nanovlm.data.tensors import PreparedSamples
 from nanovlm.errors import UserError

@@ -29,7 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.messages import Speed
 from nanovlm.parallel import gather_objects, world_size
 from nanovlm.training.flops import model_flops, peak_flops_per_second, trained_parts

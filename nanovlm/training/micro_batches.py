@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import math
 from torch import nn
 from torch.optim import AdamW
 
-from nanovlm.config import Freeze, LearningRateSchedule, TrainConfig
+from nanovlm.config.schema import Freeze, LearningRateSchedule, TrainConfig
 from nanovlm.errors import UserError
 
 GROUP_PREFIXES = {"mp": ("MP.",), "backbones": ("vision_encoder.", "decoder.")}

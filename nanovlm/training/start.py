@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanovlm.config import TrainConfig, VLMConfig
-from nanovlm.config_files import TOKENIZERS_WITH_DEFAULT_EOS, Layer, get_value, given_values
+from nanovlm.config.schema import TrainConfig, VLMConfig
+from nanovlm.config.sources import TOKENIZERS_WITH_DEFAULT_EOS, Layer, get_value, given_values
 from nanovlm.data.processors import eos_token_id, load_tokenizer
 from nanovlm.errors import Problems, UserError
 from nanovlm.models.checkpoint import MODEL_FILES, read_config

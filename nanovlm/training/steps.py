@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.data.batches import count_answer_tokens, samples_in_order, text_lengths
 from nanovlm.data.tensors import PreparedSamples
 from nanovlm.models.vision_language_model import VisionLanguageModel

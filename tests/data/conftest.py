@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
-from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.data import cache
 from nanovlm.data.processors import load_tokenizer
 

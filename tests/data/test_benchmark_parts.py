@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from nanovlm.config import BenchmarkPart
+from nanovlm.config.schema import BenchmarkPart
 from nanovlm.data.prepared import prepare_benchmark
 from nanovlm.data.tensors import PreparedBenchmark, select_part
 from nanovlm.errors import UserError

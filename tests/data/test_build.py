@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.data import build_images
 from nanovlm.data.build import log_progress
 from nanovlm.data.cache import prepared_folders
@@ -34,7 +34,7 @@ NUM_ROWS = 1200
 PROGRAM = """
 if __name__ == "__main__":
     import signal
-    from nanovlm.config_files import Layer, build_config
+    from nanovlm.config.sources import Layer, build_config
     from nanovlm.data import build_images, build_text
     from nanovlm.data.prepared import prepare_training
     from nanovlm.data.processors import load_tokenizer

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.data.digits import digits_benchmark_rows, digits_tokenizer, digits_training_rows
 from nanovlm.data.processors import load_tokenizer
 from nanovlm.data.rows import Subset

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.data import recipes
 from nanovlm.data.cache import PreparedFolder
 from nanovlm.data.digits import digits_benchmark_rows

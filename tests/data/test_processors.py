@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models
 
-from nanovlm.config import VLMConfig
+from nanovlm.config.schema import VLMConfig
 from nanovlm.data import processors
 from nanovlm.data.digits import digits_tokenizer
 from nanovlm.data.processors import check_tokens, eos_token_id, image_to_uint8, load_tokenizer

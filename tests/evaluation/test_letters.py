@@ -7,7 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.data.digits import digits_benchmark_rows, digits_tokenizer
 from nanovlm.data.tensors import PreparedBenchmark
 from nanovlm.errors import UserError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanovlm.config import VLMConfig
+from nanovlm.config.schema import VLMConfig
 from tests.hub_files import Randomize, randomize
 
 

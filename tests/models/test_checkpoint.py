@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nanovlm.config import VLMConfig
+from nanovlm.config.schema import VLMConfig
 from nanovlm.errors import UserError
 from nanovlm.models import checkpoint
 from nanovlm.models.vision_language_model import VisionLanguageModel

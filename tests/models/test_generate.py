@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanovlm.config import VLMConfig
+from nanovlm.config.schema import VLMConfig
 from nanovlm.models.packing import pack
 from nanovlm.models.sampling import sample
 from nanovlm.models.vision_language_model import VisionLanguageModel

@@ -11,10 +11,10 @@ import torch
 from huggingface_hub import constants
 from torch import nn
 
-from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.errors import UserError
+from nanovlm.hub import Score, push_to_hub
 from nanovlm.models import model_files
-from nanovlm.models.model_card import Score
 from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.start import load_checkpoint
@@ -115,7 +115,7 @@ def test_what_the_hub_does_not_have(
 def test_what_is_pushed_comes_back(
     hub: FakeHub, model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address = model.push_to_hub("me/vlm", private=True, token=TOKEN)
+    address = push_to_hub(model, "me/vlm", private=True, token=TOKEN)
     repository = hub.repositories["model", "me/vlm"]
     assert repository.private
     assert address == f"{hub.url}/me/vlm/commit/{list(repository.commits)[-1]}"
@@ -129,7 +129,7 @@ def test_what_is_pushed_comes_back(
     score = Score(accuracy=0.353, interval_95=(0.329, 0.378), num_items=1500)
     training = TrainConfig(vlm=model.config, lr_mp=0.003)
     changed = VisionLanguageModel(model.config, seed=1)
-    changed.push_to_hub("me/vlm", token=TOKEN, training=training, score=score)
+    push_to_hub(changed, "me/vlm", token=TOKEN, training=training, score=score)
     assert_same_weights(VisionLanguageModel.from_pretrained("me/vlm"), changed)
     old, new = list(repository.commits.values())[-2:]
     assert old["config.json"] == new["config.json"]
@@ -149,7 +149,7 @@ def test_a_push_that_the_hub_refuses(
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(UserError, match=f"push_to_hub: '{repo}' was not written: .*hf auth login"):
-        model.push_to_hub(repo, token=token)
+        push_to_hub(model, repo, token=token)
     assert hub.repositories == {}
 
 

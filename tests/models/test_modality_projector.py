@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanovlm.config import VLMConfig
+from nanovlm.config.schema import VLMConfig
 from nanovlm.models.modality_projector import ModalityProjector, pixel_shuffle
 
 

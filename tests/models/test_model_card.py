@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from nanovlm.config import TrainConfig, VLMConfig
-from nanovlm.models.model_card import Score, model_card
+from nanovlm.config.schema import TrainConfig, VLMConfig
+from nanovlm.hub import Score, model_card
 
 SCORE = Score(accuracy=0.3532, interval_95=(0.3291, 0.3784), num_items=1500)
 

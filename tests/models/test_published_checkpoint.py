@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nanovlm.config import VLMConfig
-from nanovlm.config_files import Layer, build_config
+from nanovlm.config.schema import VLMConfig
+from nanovlm.config.sources import Layer, build_config
 from nanovlm.errors import UserError
 from nanovlm.models import checkpoint
 from nanovlm.models.model_files import read_tensors

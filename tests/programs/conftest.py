@@ -83,8 +83,7 @@ def ray_processes() -> set[psutil.Process]:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder in which the commands of the README can be typed."""
     folder = tmp_path_factory.mktemp("workplace")
-    for name in ("search_spaces", "presets"):
-        (folder / name).symlink_to(REPOSITORY / name)
+    (folder / "search_spaces").symlink_to(REPOSITORY / "search_spaces")
     digits_benchmark_rows()[0]["image"].save(folder / "digit.png")
     return folder
 

@@ -8,7 +8,7 @@ import ray
 import run_search
 import run_single
 from nanovlm import cli
-from nanovlm.distributed.cluster import Cluster, connect
+from nanovlm.cluster.ray_cluster import Cluster, connect
 from nanovlm.errors import UserError
 from tests.programs.conftest import run_program
 

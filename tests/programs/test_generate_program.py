@@ -12,7 +12,7 @@ from PIL import Image
 
 from nanovlm import cli
 from nanovlm.__main__ import main
-from nanovlm.config import VLMConfig
+from nanovlm.config.schema import VLMConfig
 from nanovlm.data.digits import digits_tokenizer
 from nanovlm.data.processors import image_to_uint8
 from nanovlm.data.samples import encode_prompts

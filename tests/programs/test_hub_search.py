@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 from nanovlm import cli
-from nanovlm.config_files import load_config, parse_overrides
-from nanovlm.distributed.recorder import RunOutcome
+from nanovlm.cluster.recorder import RunOutcome
+from nanovlm.config.sources import load_config, parse_overrides
+from nanovlm.config.space import load_space
+from nanovlm.config.yaml_text import read_mapping
 from nanovlm.messages import Job
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.resources import Resources
 from nanovlm.results.read import read_records
 from nanovlm.search.plan import plan_search
-from nanovlm.search.runner import run_plan
-from nanovlm.search.space import load_space
+from nanovlm.search.run import run_plan
 from nanovlm.trial import run_trial
-from nanovlm.yaml_text import read_mapping
 from tests.hub_data import AXES, write_hub
 from tests.worker_threads import worker_threads
 

@@ -8,11 +8,11 @@ from safetensors.torch import load, load_file
 
 from nanovlm import cli
 from nanovlm.__main__ import main
-from nanovlm.config import TrainConfig
-from nanovlm.config_files import config_values
+from nanovlm.config.schema import TrainConfig
+from nanovlm.config.search_settings import Objective
+from nanovlm.config.sources import config_values
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.results.store import ResultsStore
-from nanovlm.search.sections import Objective
+from nanovlm.results.write import ResultsStore
 from tests.fake_hub import FakeHub
 from tests.programs.test_generate_program import CONFIG
 from tests.records import make_record

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nanovlm.config_files import Layer, build_config, parse_overrides
+from nanovlm.config.sources import Layer, build_config, parse_overrides
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.results.read import answers_file
-from nanovlm.search.space import SearchSpace, load_space
 from tests.processes import output_of, start_command
 from tests.programs.conftest import REPOSITORY, SMALL, SPACE, Finished
 

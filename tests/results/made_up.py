@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanovlm.config_files import config_values
+from nanovlm.config.parameter import Parameter
+from nanovlm.config.search_settings import Objective
+from nanovlm.config.sources import config_values
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.messages import End, Kind, Leg, Report, TrialRecord
-from nanovlm.results.kept_models import model_dir
 from nanovlm.results.read import DATA_FILE, SPACE_FILE, answers_file
-from nanovlm.results.store import ResultsStore
-from nanovlm.search.parameter import Parameter
-from nanovlm.search.sections import Objective
-from nanovlm.search.space import SearchSpace, load_space
+from nanovlm.results.retention import model_dir
+from nanovlm.results.write import ResultsStore
 from tests.records import make_record, make_report, make_speed, one_leg
 from tests.results.answers import write_answers
 

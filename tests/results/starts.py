@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from nanovlm.observer import RunStart
-from nanovlm.search.sections import Budget
-from nanovlm.search.space import load_space
+from nanovlm.config.search_settings import Budget
+from nanovlm.config.space import load_space
+from nanovlm.watch.observer import RunStart
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from nanovlm.config.search_settings import Objective
 from nanovlm.errors import UserError
 from nanovlm.messages import End, Kind, TrialRecord
 from nanovlm.results.comparison import mcnemar_exact
 from nanovlm.results.confirmation import summarize_confirmation
-from nanovlm.results.confirmation_table import confirmation_table
 from nanovlm.results.verdict import left_the_race
-from nanovlm.search.sections import Objective
+from nanovlm.watch.terminal.tables import confirmation_table
 from tests.records import make_record
 from tests.results.answers import write_answers
 

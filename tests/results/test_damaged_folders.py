@@ -14,29 +14,28 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from nanovlm.cluster.session import StopSwitch
+from nanovlm.cluster.single_run import check_same_config
 from nanovlm.commands.dashboard import read_space, what_study_lacks
 from nanovlm.commands.push import read_summary
-from nanovlm.config_files import load_config
-from nanovlm.distributed.session import StopSwitch
-from nanovlm.distributed.single import check_same_config
+from nanovlm.config.sources import load_config
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.results.best import check_best_config
+from nanovlm.pruning.rungs import build_rungs
 from nanovlm.results.environment import describe_environment
 from nanovlm.results.load import load_results
 from nanovlm.results.read import SPACE_FILE
-from nanovlm.results.report_page.folder import read_search
 from nanovlm.results.same_data import check_same_data
-from nanovlm.results.store import ResultsStore
-from nanovlm.search.mending import mend_search
-from nanovlm.search.past_speed import past_speed
-from nanovlm.search.resume import check_same_space
-from nanovlm.search.rungs import build_rungs
+from nanovlm.results.summary import check_best_config
+from nanovlm.results.write import ResultsStore
+from nanovlm.search.read_only_study import show_study
+from nanovlm.search.resume import check_same_space, mend_search
 from nanovlm.search.searcher import build_searcher
-from nanovlm.search.shown_study import show_study
-from nanovlm.search.space import SearchSpace, load_space
+from nanovlm.search.throughput_history import past_speed
 from nanovlm.search.warm_start import read_earlier_trials
 from nanovlm.training.state import read_state, write_state
+from nanovlm.watch.report.folder import read_search
 from tests.results.made_up import MILESTONES
 from tests.results.whole_folders import (
     DATA_MADE,

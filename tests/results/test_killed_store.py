@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from nanovlm.config.search_settings import Objective
+from nanovlm.config.yaml_text import read_mapping
 from nanovlm.messages import Kind, TrialRecord
-from nanovlm.results.kept_models import model_dir, state_dir
-from nanovlm.results.store import ResultsStore
+from nanovlm.results.retention import model_dir, state_dir
 from nanovlm.results.summary import final_best
-from nanovlm.search.sections import Objective
-from nanovlm.yaml_text import read_mapping
+from nanovlm.results.write import ResultsStore
 from tests.records import make_record
 
 OBJECTIVE = Objective(metric="mmstar_accuracy", mode="max")

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from nanovlm.config_files import config_values, load_config
+from nanovlm.config.parameter import TUNABLE
+from nanovlm.config.search_settings import Objective
+from nanovlm.config.sources import config_values, load_config
+from nanovlm.config.space import load_space
+from nanovlm.config.yaml_text import read_mapping
 from nanovlm.errors import UserError
 from nanovlm.messages import End, Kind, TrialRecord, TrialState
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.records import record_line
 from nanovlm.results.load import _REPORT_COLUMNS, _RUN_COLUMNS, Results, load_results
 from nanovlm.results.read import answers_file
-from nanovlm.results.store import ResultsStore
-from nanovlm.search.parameter import TUNABLE
-from nanovlm.search.sections import Objective
-from nanovlm.search.space import load_space
-from nanovlm.yaml_text import read_mapping
+from nanovlm.results.write import ResultsStore
 from tests.records import make_record, make_report, make_speed
 from tests.results.answers import write_answers
 

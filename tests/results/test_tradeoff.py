@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from nanovlm.config.search_settings import Objective, join
 from nanovlm.messages import TrialRecord
 from nanovlm.results.confirmation import summarize_confirmation
-from nanovlm.results.kept_models import KeptModels, model_dir
+from nanovlm.results.pareto import choose, hypervolumes
 from nanovlm.results.read import FolderReader
-from nanovlm.results.report_page.folder import read_search
-from nanovlm.results.report_page.page import render
-from nanovlm.results.report_page.pareto_charts import (
+from nanovlm.results.retention import KeptModels, model_dir
+from nanovlm.results.summary import best_record, final_best, summarize
+from nanovlm.results.write import ResultsStore
+from nanovlm.watch.report.folder import read_search
+from nanovlm.watch.report.page import render
+from nanovlm.watch.report.pareto_charts import (
     front_chart,
     front_table,
     hypervolume_chart,
 )
-from nanovlm.results.store import ResultsStore
-from nanovlm.results.summary import best_record, final_best, summarize
-from nanovlm.results.terminal.ending import show_results
-from nanovlm.results.tradeoff import choose, hypervolumes
-from nanovlm.search.sections import Objective, join
+from nanovlm.watch.terminal.tables import show_results
 from tests.records import make_record, make_report, make_speed
 
 

@@ -9,21 +9,21 @@ from typing import Any
 
 import torch
 
-from nanovlm.config_files import config_values
-from nanovlm.distributed.session import StopSwitch
+from nanovlm.cluster.session import StopSwitch
+from nanovlm.config.search_settings import Objective
+from nanovlm.config.sources import config_values
+from nanovlm.config.space import SearchSpace, load_space
+from nanovlm.config.yaml_text import write_yaml
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.observer import RunStart
 from nanovlm.results.environment import describe_environment
-from nanovlm.results.kept_models import state_dir
 from nanovlm.results.read import CONFIG_FILE, DATA_FILE, ENVIRONMENT_FILE, SPACE_FILE
-from nanovlm.results.report_page.page import write_report
-from nanovlm.results.store import ResultsStore
+from nanovlm.results.retention import state_dir
+from nanovlm.results.write import ResultsStore
 from nanovlm.search.searcher import build_searcher
-from nanovlm.search.sections import Objective
-from nanovlm.search.space import SearchSpace, load_space
-from nanovlm.tracking.tensorboard import TensorBoardLogs
 from nanovlm.training.state import TrainingState, write_state
-from nanovlm.yaml_text import write_yaml
+from nanovlm.watch.observer import RunStart
+from nanovlm.watch.report.page import write_report
+from nanovlm.watch.tensorboard import TensorBoardLogs
 from tests.records import make_record, make_report
 from tests.results.answers import write_answers
 from tests.results.made_up import DATA, MILESTONES, NUM_ITEMS, make_results

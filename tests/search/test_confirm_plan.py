@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from nanovlm.config_files import config_values
+from nanovlm.config.sources import config_values
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.messages import Kind, TrialRecord
-from nanovlm.search.confirm_plan import (
+from nanovlm.search.confirm import (
     ConfirmPlan,
     first_confirm_seed,
     plan_confirmation,
     rank_configurations,
     with_holdout,
 )
-from nanovlm.search.space import SearchSpace, load_space
 from tests.records import make_record, make_report, make_speed
 
 SPACE = """

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
+from nanovlm.cluster.relay import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
+from nanovlm.cluster.session import INTERRUPTED, StopSwitch
 from nanovlm.commands.dashboard import read_space
-from nanovlm.distributed.session import INTERRUPTED, StopSwitch
-from nanovlm.distributed.trainable import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
+from nanovlm.search.read_only_study import show_study
 from nanovlm.search.searcher import StudySearch, build_searcher
-from nanovlm.search.shown_study import show_study
-from nanovlm.search.space import SearchSpace, load_space
 from tests.search.test_stages import Run
 
 pytest.importorskip("psycopg")

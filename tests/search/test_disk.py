@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.search.disk import POLICY, DiskPeak, check_disk, disk_peak, max_paused_states
-from nanovlm.search.space import SearchSpace, load_space
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -12,10 +12,10 @@ from typing import Any
 import optuna
 import pytest
 
-from nanovlm.distributed.recorder import RunOutcome
+from nanovlm.cluster.recorder import RunOutcome
+from nanovlm.config.space import load_space
 from nanovlm.errors import RunFailed
 from nanovlm.messages import Job, Report, TrialRecord
-from nanovlm.observer import Observer, RunStart
 from nanovlm.resources import Resources
 from nanovlm.results.read import (
     PAUSED_FILE,
@@ -26,9 +26,9 @@ from nanovlm.results.read import (
     read_records,
 )
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.runner import run_plan
-from nanovlm.search.space import load_space
+from nanovlm.search.run import run_plan
 from nanovlm.training.pulse import OnPulse, ignore
+from nanovlm.watch.observer import Observer, RunStart
 from tests.full_disk import limit_files
 from tests.results.starts import DATA
 from tests.search.pretend import pretend

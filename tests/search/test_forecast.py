@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.files import gib
 from nanovlm.records import record_line
 from nanovlm.search.forecast import Forecast, Range, forecast
-from nanovlm.search.past_speed import past_speed
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.space import SearchSpace, load_space
+from nanovlm.search.throughput_history import past_speed
 from tests.records import make_record, make_report, make_speed
 
 CUDA_FREE = {"resources.workers": 1, "resources.gpus_per_worker": 0}

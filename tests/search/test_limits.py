@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from nanovlm.distributed.session import StopSwitch
+from nanovlm.cluster.session import StopSwitch
+from nanovlm.config.search_settings import Objective, join
+from nanovlm.config.space import load_space
 from nanovlm.messages import End, TrialRecord, TrialState
 from nanovlm.search.limits import Limits, hours_reason
-from nanovlm.search.sections import Objective, join
-from nanovlm.search.space import load_space
 from tests.records import make_record, make_report, make_speed
 
 LOGS = Path("results/lr/logs")

@@ -6,15 +6,15 @@ from pathlib import Path
 import optuna
 import pytest
 
-from nanovlm.distributed.session import StopSwitch
+from nanovlm.cluster.session import StopSwitch
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.messages import End, TrialRecord
+from nanovlm.pruning.rungs import Rungs, build_rungs
 from nanovlm.results.read import RUNGS_FILE, SEARCH_ID_FILE
 from nanovlm.search import study as study_module
-from nanovlm.search.mending import mend_search
-from nanovlm.search.rungs import Rungs, build_rungs
+from nanovlm.search.resume import mend_search
 from nanovlm.search.searcher import build_searcher
-from nanovlm.search.space import SearchSpace, load_space
 from tests.records import make_record, make_report
 
 MILESTONES = (100, 300, 900)

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from nanovlm.distributed.recorder import RunOutcome
+from nanovlm.cluster.recorder import RunOutcome
+from nanovlm.config.space import load_space
 from nanovlm.messages import End, TrialRecord
-from nanovlm.observer import Observer
 from nanovlm.records import read_record
 from nanovlm.results.load import load_results
 from nanovlm.results.read import FolderReader, read_records
-from nanovlm.search import runner
+from nanovlm.search import run as runner
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.runner import run_plan
-from nanovlm.search.space import load_space
+from nanovlm.search.run import run_plan
+from nanovlm.watch.observer import Observer
 from tests.results.whole_folders import DATA_MADE
 from tests.search.pretend import pretend
 from tests.worker_threads import worker_threads

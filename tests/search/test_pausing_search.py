@@ -17,8 +17,7 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from nanovlm.distributed.session import StopSwitch
-from nanovlm.distributed.trainable import (
+from nanovlm.cluster.relay import (
     FAILURE,
     INFEASIBLE,
     IS_FINAL,
@@ -26,18 +25,19 @@ from nanovlm.distributed.trainable import (
     SAMPLES_SEEN,
     VALUES,
 )
+from nanovlm.cluster.session import StopSwitch
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.messages import End, TrialRecord
+from nanovlm.pruning.decisions import Verdict
+from nanovlm.pruning.pausing import PausingRungs
+from nanovlm.pruning.rungs import build_rungs
 from nanovlm.results.read import RUNGS_FILE
-from nanovlm.search.earlier_lengths import Lengths
-from nanovlm.search.pausing import PausingRungs
+from nanovlm.samplers.earlier_lengths import Lengths
+from nanovlm.samplers.scalarized import OTHERS
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.rungs import build_rungs
-from nanovlm.search.scalarized import OTHERS
 from nanovlm.search.scheduler import RungScheduler
 from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
-from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.stages import EarlierRun, Place, _Search
-from nanovlm.search.verdicts import Verdict
 from nanovlm.search.warm_start import EarlierTrials, learn_from
 from tests.full_disk import files_end_at
 from tests.records import make_record, make_report, make_speed

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
+from nanovlm.config.search_settings import Confirm
 from nanovlm.results.comparison import paired_interval
-from nanovlm.search.race import Race, Run, most_batches
-from nanovlm.search.sections import Confirm
+from nanovlm.search.confirm import Race, Run, most_batches
 
 Values = Callable[[int, int], float | None]
 

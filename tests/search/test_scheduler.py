@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from nanovlm.distributed.trainable import FAILURE, IS_FINAL, NUMBER, SAMPLES_SEEN
+from nanovlm.cluster.relay import FAILURE, IS_FINAL, NUMBER, SAMPLES_SEEN
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
+from nanovlm.pruning.decisions import Verdict
+from nanovlm.pruning.rungs import Rungs, build_rungs
 from nanovlm.results.read import RUNGS_FILE
-from nanovlm.search.rungs import Rungs, build_rungs
 from nanovlm.search.scheduler import RungScheduler, plan_milestones
-from nanovlm.search.space import SearchSpace, load_space
-from nanovlm.search.verdicts import Verdict
 from tests.full_disk import files_end_at
 
 

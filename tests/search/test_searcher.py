@@ -12,8 +12,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from nanovlm.distributed.session import INTERRUPTED, StopSwitch
-from nanovlm.distributed.trainable import (
+from nanovlm.cluster.relay import (
     FAILURE,
     INFEASIBLE,
     IS_FINAL,
@@ -21,14 +20,15 @@ from nanovlm.distributed.trainable import (
     SAMPLES_SEEN,
     VALUES,
 )
+from nanovlm.cluster.session import INTERRUPTED, StopSwitch
+from nanovlm.config.search_settings import Sampler
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.messages import End, TrialRecord, TrialState
 from nanovlm.results.read import STUDY_FILE
+from nanovlm.samplers.optuna_samplers import check_sampler
 from nanovlm.search.sampler_failures import SamplerFailures
-from nanovlm.search.samplers import check_sampler
 from nanovlm.search.searcher import StudySearch, build_searcher
-from nanovlm.search.sections import Sampler
-from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.study import STUDY_NAME
 from tests.full_disk import files_end_at
 from tests.records import make_record, make_report
@@ -340,7 +340,7 @@ def test_a_storage_that_stays_away_ends_the_search(
         raise OSError("disk full")
 
     monkeypatch.setattr(searcher.study, "ask", fail)
-    monkeypatch.setattr("nanovlm.search.patience.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("nanovlm.search.study.PATIENCE_SECONDS", 0.0)
     assert searcher.suggest("tune-0") is None
     assert switch.reason == "study.storage: cannot be written: disk full"
     searcher.on_trial_complete("tune-0", None)

@@ -17,22 +17,22 @@ from optuna.trial import TrialState as OptunaState
 
 from benchmarks.replay_clock import Trace, simulate
 from benchmarks.replay_search import our_search
+from nanovlm.config.metrics import loss_of
+from nanovlm.config.parameter import Parameter
+from nanovlm.config.search_settings import Objective, Scheduler, join
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialState
-from nanovlm.metrics import loss_of
+from nanovlm.pruning.decisions import Verdict
+from nanovlm.pruning.pausing import PausingRungs
+from nanovlm.pruning.rungs import Rungs, build_rungs
 from nanovlm.results.pareto import front_ranks, hypervolume
+from nanovlm.results.ranking import ParetoRanking, make_ranking
 from nanovlm.results.read import RUNGS_FILE
-from nanovlm.search.mending import mend_search
-from nanovlm.search.milestone_sampler import CURVE, SOURCE
-from nanovlm.search.parameter import Parameter
-from nanovlm.search.pausing import PausingRungs
-from nanovlm.search.ranking import ParetoRanking, make_ranking
-from nanovlm.search.rungs import Rungs, build_rungs
-from nanovlm.search.scalarized import OTHERS, Scalarized
-from nanovlm.search.sections import Objective, Scheduler, join
-from nanovlm.search.space import SearchSpace, load_space
+from nanovlm.samplers.milestone_sampler import CURVE, SOURCE
+from nanovlm.samplers.scalarized import OTHERS, Scalarized
+from nanovlm.search.resume import mend_search
 from nanovlm.search.study import open_study
-from nanovlm.search.verdicts import Verdict
 from tests.records import make_record, make_report, make_speed
 
 SECONDS = "seconds_per_sample"

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from nanovlm.distributed.broker import Event
+from nanovlm.cluster.broker import Event
+from nanovlm.config.space import load_space
 from nanovlm.errors import UserError
 from nanovlm.messages import End, Notice, TrialRecord
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.space import load_space
 from nanovlm.search.stages import EarlierRun, Place, run_stages
 from tests.search.pretend import HangOnce, pretend, pretend_to_diverge, pretend_without_objective
 from tests.worker_threads import worker_threads

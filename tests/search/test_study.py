@@ -6,9 +6,9 @@ from typing import Any
 import optuna
 import pytest
 
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.results.read import STUDY_FILE
-from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.study import open_study
 
 SPACE = "search: {lr_mp: {log_uniform: [1e-4, 1e-1]}, batch_size: {choice: [64, 256]}}\n"

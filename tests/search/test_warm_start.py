@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from nanovlm.config_files import config_values
-from nanovlm.distributed.session import StopSwitch
-from nanovlm.distributed.trainable import NUMBER, VALUES
+from nanovlm.cluster.relay import NUMBER, VALUES
+from nanovlm.cluster.session import StopSwitch
+from nanovlm.config.sources import config_values
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.records import record_line
-from nanovlm.search.scalarized import OTHERS
+from nanovlm.samplers.scalarized import OTHERS
 from nanovlm.search.searcher import build_searcher
-from nanovlm.search.space import SearchSpace, load_space
 from nanovlm.search.warm_start import learn_from, read_earlier_trials
 from tests.records import make_record, make_report, make_speed
 

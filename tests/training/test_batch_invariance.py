@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.padded import padded_batch, peer_loss
 from benchmarks.peer import Peer, plain_name, renamed
 from benchmarks.setups import Texts, make_texts
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.loop import train
 from tests.tiny import vlm_config

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.loop import train
 from tests.devices import on_each_device, use_bfloat16

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.models.packing import pack
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training import cuda_graphs, steps

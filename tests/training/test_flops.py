@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanovlm.config import TrainConfig, VLMConfig
+from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.flops import (
     PEAK_TFLOPS,

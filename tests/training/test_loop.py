@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nanovlm.config import Freeze, LearningRateSchedule, TrainConfig
+from nanovlm.config.schema import Freeze, LearningRateSchedule, TrainConfig
 from nanovlm.data.batches import collate, count_answer_tokens, samples_in_order, text_lengths
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel

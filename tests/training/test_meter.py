@@ -6,7 +6,7 @@ import resource
 import pytest
 import torch
 
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.messages import Speed
 from nanovlm.training.flops import PEAK_TFLOPS, model_flops, trained_parts
 from nanovlm.training.meter import Meter, StreamClock

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from nanovlm.config import TrainConfig
+from nanovlm.config.schema import TrainConfig
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.loop import Progress, train
 from nanovlm.training.micro_batches import CPU_PATCHES, MicroBatchSize

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nanovlm.config import Freeze, TrainConfig
+from nanovlm.config.schema import Freeze, TrainConfig
 from nanovlm.errors import UserError
 from nanovlm.training.optim import build_optimizer, group_parameters, set_learning_rates
 

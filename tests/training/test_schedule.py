@@ -2,7 +2,7 @@ from typing import get_args
 
 import pytest
 
-from nanovlm.config import LearningRateSchedule
+from nanovlm.config.schema import LearningRateSchedule
 from nanovlm.training.optim import learning_rate_factor
 
 

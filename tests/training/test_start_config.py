@@ -15,12 +15,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil, SiglipProcessor
 
 from nanovlm import cli
-from nanovlm.config import TrainConfig, VLMConfig
-from nanovlm.config_files import Layer, build_config, config_values, load_config
+from nanovlm.config.schema import TrainConfig, VLMConfig
+from nanovlm.config.sources import Layer, build_config, config_values, load_config
+from nanovlm.config.space import load_space
 from nanovlm.errors import UserError
 from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.search.space import load_space
 from nanovlm.training.start import load_checkpoint, start_layers
 from nanovlm.trial import check_backbones
 from tests.fake_hub import FakeHub
@@ -279,7 +279,7 @@ def test_both_programs_build_their_configuration_so(
 
 def test_a_configuration_without_other_weights_does_not_wait_for_torch() -> None:
     code = (
-        "import sys; from nanovlm import cli; from nanovlm.config_files import load_config\n"
+        "import sys; from nanovlm import cli; from nanovlm.config.sources import load_config\n"
         "load_config(None, 'digits', {'lr_mp': 1}, cli.start_layers)\n"
         "assert 'torch' not in sys.modules"
     )

@@ -1,0 +1,234 @@
+"""The mailbox between the search and the worker groups: jobs and decisions down, reports up.
+
+    relay ──submit, next_report──▶           ◀──next_job──────── rank 0 of a worker group
+                                   Channel   ◀──report, fail────
+    scheduler ──decide───────────▶    │
+                          next_events ▼
+                   driver: results folder, then whoever watches
+
+One channel serves a whole search. What becomes of the trials is the `Broker`'s matter; the channel
+is where everyone meets and waits. The search hears of a report only when the driver has taken in
+the event that brought it, so nothing is decided on what is not safe in the results folder.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from nanovlm.cluster.broker import Broker, Event
+from nanovlm.messages import (
+    Assignment,
+    Decision,
+    End,
+    Job,
+    Order,
+    Pulse,
+    Report,
+    TrialRecord,
+)
+
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 60.0
+
+
+@dataclass
+class GroupParts:
+    """What a worker group consists of, for whoever ends it."""
+
+    controllers: list[Any] = field(default_factory=list)
+    """Handles of actors."""
+    workers: list[tuple[int, float]] = field(default_factory=list)
+    """Process ids, with the times at which the processes began: ids are used again."""
+    placement_groups: dict[Any, Any] = field(default_factory=dict)
+    """What is reserved on the cluster, by id."""
+
+
+class Channel:
+    """An asyncio actor; `ray.remote(Channel)`. Each wait is one pending call, nothing polls."""
+
+    def __init__(self, stall_seconds: float | None = None) -> None:
+        """
+        Args:
+            stall_seconds: see `Broker`.
+        """
+        self._broker = Broker(stall_seconds)
+        self._calls: dict[str, object] = {}  # worker group -> its latest call of next_job
+        self._parts: dict[str, GroupParts] = {}  # by worker group
+        self._finished = False
+        self._is_followed = False  # someone waits in next_events, done with all before it
+        self._changed = asyncio.Condition()
+
+    async def _change(self, change: Callable[[], T]) -> T:
+        """Change something and wake everyone who waits for it."""
+        async with self._changed:
+            result = change()
+            self._changed.notify_all()
+        return result
+
+    async def _wait_for(self, ask: Callable[[], T | None]) -> T:
+        """Return the first answer that is not None."""
+        async with self._changed:
+            while (answer := ask()) is None:
+                await self._changed.wait()
+        return answer
+
+    # ------------------------------------------------------------------ the search's side
+
+    async def submit(self, job: Job) -> int:
+        """Queue a job for the next free worker group; return how many of its reports are decided.
+
+        One that is known goes on as it is, and whoever submits it again asks for the reports from
+        there on.
+        """
+        return await self._change(lambda: self._broker.submit(job, time.time()))
+
+    async def take_up(self, job: Job, record: TrialRecord) -> None:
+        """Take in a trial that has paused in an earlier run of the program: it is paused again."""
+        await self._change(lambda: self._broker.take_up(job, record))
+
+    async def next_report(self, trial_id: str, index: int) -> Report | TrialRecord:
+        """Return the trial's report number `index`, or its record if it ended before that.
+
+        Waits until it is in the results folder. After `close` an unfinished trial returns its
+        record as it is.
+        """
+        return await self._wait_for(lambda: self._broker.answer(trial_id, index))
+
+    async def decide(
+        self, trial_id: str, samples_seen: int, decision: Decision, reason: str | None = None
+    ) -> None:
+        """Answer the last report of the trial, once, or twice if the first answer is PAUSE.
+
+        STOP ends the trial for the reason. Whatever else is asked for changes nothing.
+        """
+        await self._change(lambda: self._broker.decide(trial_id, samples_seen, decision, reason))
+
+    async def give_up(self, reason: str) -> None:
+        """End the trials that are not over as failed: the search asks for them no more."""
+        await self._change(lambda: self._broker.give_up(reason))
+
+    async def close(self, reason: str | None = None) -> None:
+        """Hand out no more jobs and interrupt running trials at their next step.
+
+        A trial that makes its final report nevertheless is completed. With a reason, one that has
+        reported ends for it when its worker comes back; any other stays unfinished and leaves no
+        record, so that it can be run another day.
+        """
+        await self._change(lambda: self._broker.close(reason))
+
+    # ------------------------------------------------------------------ the driver's side
+
+    async def next_events(self) -> list[Event]:
+        """Wait for something to happen; an empty list once finished.
+
+        To ask again says that all before is taken in: it is in the results folder.
+        """
+        async with self._changed:
+            self._is_followed = True
+            events = self._broker.take_events()
+            self._changed.notify_all()
+            while not events and not self._finished:
+                await self._changed.wait()
+                events = self._broker.take_events()
+            self._is_followed = False
+        return events
+
+    async def wait_until_told(self) -> None:
+        """Wait until all that has happened until now was returned by `next_events` and taken in."""
+        await self._wait_for(
+            lambda: (self._is_followed and not self._broker.has_untold_records) or None
+        )
+
+    async def lose(self, group: str, reason: str) -> bool:
+        """Take a worker group for dead; return whether it had ever asked for a job."""
+        await self._change(lambda: self._broker.lose(group, reason))
+        return group in self._calls
+
+    async def lose_stalled(self) -> list[str]:
+        """Take the groups for dead that have been silent for too long; return them."""
+        return await self._change(lambda: self._broker.lose_stalled(time.monotonic()))
+
+    async def wait_until_home(self) -> None:
+        """Wait, after `close`, until no worker group is at work any more."""
+        await self._wait_for(lambda: self._broker.is_idle or None)
+
+    async def parts_of(self, group: str) -> GroupParts:
+        """Return what is known of a group's processes and of what they occupy."""
+        return self._parts.setdefault(group, GroupParts())
+
+    async def finish(self) -> None:
+        """Let `next_events` end: the workers have gone home, nothing comes any more."""
+        self._finished = True
+        await self._change(lambda: None)
+
+    # ------------------------------------------------------------------ the workers' side
+
+    async def add_controller(self, group: str, controller: Any) -> None:
+        """Keep the handle of a worker group's controller."""
+        (await self.parts_of(group)).controllers.append(controller)
+
+    async def add_worker(
+        self, group: str, pid: int, began_at: float, placement_group: Any = None
+    ) -> None:
+        """Keep a worker's process, and what of the cluster is reserved for its group."""
+        parts = await self.parts_of(group)
+        parts.workers.append((pid, began_at))
+        if placement_group is not None:
+            parts.placement_groups[placement_group.id] = placement_group
+
+    async def next_job(
+        self, group: str, patience_seconds: float = PATIENCE_SECONDS
+    ) -> Assignment | Order:
+        """Return the next job; that of a worker of the group which has died is the first.
+
+        After `patience_seconds` without a job the group is told to ask again: its other ranks wait
+        in a collective, which would take a long silence for the death of rank 0.
+        """
+        call = self._calls[group] = object()
+        # Also frees the call of a worker of the group that has died since.
+        await self._change(lambda: self._broker.come_back(group))
+
+        def answer() -> Assignment | Order | None:
+            is_stale = self._calls[group] is not call
+            if is_stale or self._broker.is_closed or self._broker.is_lost(group):
+                return Order.GO_HOME
+            return self._broker.next_job(group, time.monotonic())
+
+        try:
+            wait: Awaitable[Assignment | Order] = self._wait_for(answer)
+            found = await asyncio.wait_for(wait, patience_seconds)
+        except TimeoutError:
+            return Order.ASK_AGAIN
+        await self._change(lambda: None)  # a trial has changed hands
+        return found
+
+    async def report(self, lease: int, report: Report, first_step_at: float, at: float) -> Decision:
+        """Hand in a report and wait for the decision on it.
+
+        Args:
+            first_step_at: end of the trial's first optimizer step, by the worker's clock.
+            at: now, by the worker's clock.
+        """
+        now = time.monotonic()
+        await self._change(lambda: self._broker.report(lease, report, first_step_at, at, now))
+        return await self._wait_for(
+            lambda: self._broker.decision(lease, report.samples_seen, time.monotonic())
+        )
+
+    async def pulse(self, lease: int, pulse: Pulse) -> None:
+        """Take in how far a trial is; only the latest counts."""
+        await self._change(lambda: self._broker.pulse(lease, pulse, time.monotonic()))
+
+    async def fail(self, lease: int, end: End, reason: str, at: float) -> None:
+        """End the trial as failed; the first rank that says so gives the reason."""
+        await self._change(lambda: self._broker.fail(lease, end, reason, at))
+
+    async def abort(self, reason: str) -> None:
+        """End the run, which cannot go on; a trial that is not over stays unfinished."""
+        await self._change(lambda: self._broker.abort(reason))
+
+    async def wait_until_closed(self) -> None:
+        await self._wait_for(lambda: self._broker.is_closed or None)

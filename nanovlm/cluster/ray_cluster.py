@@ -1,0 +1,296 @@
+"""The Ray cluster: join one or start one, what fits on it, and why it cannot be had.
+
+Ray starts and ends in a thread of its own, so that signals reach this program and nobody else.
+"""
+
+import contextlib
+import functools
+import math
+import os
+import shutil
+import socket
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import ray
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private import services
+from ray._private.state import available_resources_per_node
+
+from nanovlm import process
+from nanovlm.config.search_settings import TrialResources
+from nanovlm.errors import UserError
+from nanovlm.watch.observer import Observer, RunStart
+
+_ENVIRONMENT = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a config mean the user's folder
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the results folder has its own records
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches the workers through the channel
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",  # short trials are meant
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for each worker group
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # worker groups in Ray's dashboard, by name
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune prints nothing of its own then
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns of a change to come
+    "RAY_worker_maximum_startup_concurrency": "8",  # a small machine starts more, and waits less
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connected cluster."""
+
+    dashboard_url: str | None
+    is_own: bool
+    """Started by this program, and ended with it."""
+
+
+@contextlib.contextmanager
+def connect(address: str | None) -> Iterator[Cluster]:
+    """Join the cluster at `address` (`auto`: the one on this machine), or start one if None.
+
+    A cluster that was started here ends with the context; one that was joined stays as it was. A
+    process that is connected already, by its own `ray.init`, stays with its cluster.
+
+    Raises:
+        UserError: if there is no cluster at `address`, Ray cannot be started, or this process is
+            connected to another cluster.
+    """
+    os.environ |= {key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()}
+    if ray.is_initialized():
+        yield _connected_before(address)
+        return
+    with RayThread() as thread:
+        try:
+            url = thread.run(lambda: start_ray(address)).dashboard_url
+            yield Cluster(dashboard_url=f"http://{url}" if url else None, is_own=address is None)
+        finally:
+            thread.run(ray.shutdown)
+
+
+def _connected_before(address: str | None) -> Cluster:
+    """Return the cluster that this process has been connected to before."""
+    present = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", present):
+        raise UserError(
+            f"address: this process is connected to the Ray cluster at {present} and cannot join "
+            f"{address!r} too; `ray.shutdown()` leaves it"
+        )
+    dashboard = ray.init(ignore_reinit_error=True).dashboard_url  # tells, and changes nothing
+    return Cluster(dashboard_url=f"http://{dashboard}" if dashboard else None, is_own=False)
+
+
+def num_concurrent_trials(resources: TrialResources, wanted: int | None) -> int:
+    """Return how many trials fit at once on what is free on the cluster, at most `wanted`.
+
+    Raises:
+        UserError: if not one trial fits, or fewer than `wanted`; gives need and stock.
+    """
+    need = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    free = available_resources_per_node().values()
+    num_workers = sum(
+        min(math.floor(node.get(kind, 0) / amount) for kind, amount in need.items() if amount)
+        for node in free
+    )
+    fits = num_workers // resources.workers
+    if fits >= (wanted or 1):
+        return wanted or fits
+    what = f"{wanted} trials at once need" if wanted and fits else "one trial needs"
+    factor = resources.workers * (wanted if wanted and fits else 1)
+    have = ray.cluster_resources()
+    stock = " and ".join(
+        f"{have.get(kind, 0):g} {kind}s ({sum(node.get(kind, 0) for node in free):g} free)"
+        for kind in need
+    )
+    raise UserError(
+        f"resources: {what} {need['CPU'] * factor:g} CPUs and {need['GPU'] * factor:g} GPUs "
+        f"({resources.workers} workers of {need['CPU']:g} CPUs and {need['GPU']:g} GPUs a trial), "
+        f"but the cluster has {stock}"
+    )
+
+
+_CONNECT_SECONDS = 5
+
+_SOCKET = "session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
+"""The longest socket of Ray below its folder."""
+_LONGEST_SOCKET = 107 if sys.platform == "linux" else 103
+"""Bytes of a socket's path that the system takes."""
+_FREE_BYTES = 200 * 2**20
+"""What Ray needs for its logs, a search of a day included."""
+
+_ELSEWHERE = "RAY_TMPDIR=FOLDER has Ray use another folder"
+
+
+def start_ray(address: str | None) -> Any:
+    """Start a cluster, or join the one at `address`; return what `ray.init` does.
+
+    Raises:
+        UserError: it cannot be; gives the reason and what helps.
+    """
+    if address:
+        _check_reachable(address)
+    else:
+        _check_temporary_folder(Path(get_default_ray_temp_dir()))
+    try:
+        return ray.init(
+            address=address or "local",
+            include_dashboard=None if address else True,
+            log_to_driver=False,
+            configure_logging=False,  # see driver_log.py
+        )
+    except Exception as error:
+        raise UserError(_explain_join(address, error) if address else _explain(error)) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Raise UserError if nothing listens at `address`."""
+    try:
+        target = services.canonicalize_bootstrap_address_or_die(address)
+        host, _, port = target.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--address: no Ray cluster answers at {address!r}: {error}") from None
+
+
+def _check_temporary_folder(folder: Path) -> None:
+    """Raise UserError if Ray cannot use the folder for its sockets and logs."""
+    room = _LONGEST_SOCKET - len(f"/{_SOCKET.format(pid=os.getpid())}")
+    length = len(os.fsencode(folder))
+    if length > room:
+        raise UserError(
+            f"TMPDIR: Ray makes sockets in {folder}, whose path must not exceed {room} bytes, got "
+            f"{length}; RAY_TMPDIR=/tmp gives Ray a shorter one"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UserError(
+            f"TMPDIR: Ray cannot use {folder}: {error.strerror}; {_ELSEWHERE}"
+        ) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"TMPDIR: Ray cannot use {folder}: it may not be written; {_ELSEWHERE}")
+    if free < _FREE_BYTES:
+        raise UserError(
+            f"TMPDIR: Ray needs {_FREE_BYTES / 1e6:.0f} MB for its logs in {folder}, where "
+            f"{free / 1e6:.0f} MB are free; {_ELSEWHERE}"
+        )
+
+
+def _explain(error: Exception) -> str:
+    """Return why no cluster could be started."""
+    reason = _first_line(error)
+    help = f"Ray's logs are in {get_default_ray_temp_dir()}/session_latest/logs"
+    if isinstance(error, OSError) and error.filename:
+        help = _ELSEWHERE
+    if "object store" in reason:
+        help = "make /dev/shm larger (docker run --shm-size=4g), or free memory"
+    return f"Ray cannot be started: {reason}; {help}"
+
+
+def _explain_join(address: str, error: Exception) -> str:
+    """Return why the cluster could not be joined."""
+    if "mismatch" in str(error):
+        detail = " ".join(str(error).split())
+        return (
+            f"--address: the Ray cluster at {address!r} is of another version, and all machines "
+            f"need the same packages: {detail}"
+        )
+    return (
+        f"--address: no Ray cluster answers at {address!r}: {_first_line(error)}. For a cluster "
+        "that asks for a token, set RAY_AUTH_MODE=token and have the token in ~/.ray/auth_token"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """Return what an error says first; Ray appends whole logs."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(" .:") if lines else type(error).__name__
+
+
+T = TypeVar("T")
+
+_SECONDS_BETWEEN_RENEWALS = 0.005
+
+_here = threading.local()
+
+
+class RayThread:
+    """The thread. It lives as long as the context: Linux ends processes of Ray with the thread that
+    has started them."""
+
+    def __init__(self) -> None:
+        _leave_group_at_fork()
+        self._pool = ThreadPoolExecutor(1, "ray", _mark)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown()
+
+    def run(self, do: Callable[[], T]) -> T:
+        """Return what `do` returns; the program's handlers of signals are there afterwards."""
+        future = self._pool.submit(do)
+        while wait([future], _SECONDS_BETWEEN_RENEWALS).not_done:
+            process.renew()
+        process.renew()
+        return future.result()
+
+
+def _mark() -> None:
+    _here.starts_ray = True
+
+
+@functools.cache
+def _leave_group_at_fork() -> None:
+    """Let what the thread starts leave the process group; once for this process, for good."""
+
+    def leave() -> None:  # in the new process, before it becomes the other program
+        if getattr(_here, "starts_ray", False):
+            os.setpgid(0, 0)
+
+    os.register_at_fork(after_in_child=leave)
+
+
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+class AuthTokenGuard(Observer):
+    """Takes the token's file from others, for whom Ray leaves it readable, and says so once."""
+
+    def __init__(self) -> None:
+        self._notes: list[str] = []
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return self._notes
+
+    def begin(self, start: RunStart) -> None:
+        path = token_file()
+        if not start.is_own_cluster or not path.is_file():
+            return
+        status = path.stat()
+        if status.st_uid == os.getuid() and status.st_mode & _OTHERS:
+            path.chmod(stat.S_IMODE(status.st_mode) & ~_OTHERS)
+            self._notes.append(
+                f"{path}, the token of Ray's clusters, was readable for other users of this machine"
+                "; it no longer is"
+            )
+
+
+def token_file() -> Path:
+    """Return where Ray has its token, unless an environment variable holds that itself."""
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(given) if given else Path.home() / ".ray" / "auth_token"

@@ -1,0 +1,275 @@
+"""A running set of worker groups on a Ray cluster, and the orderly ways to end it.
+
+Ctrl-C, SIGTERM, a time limit and a reached goal all take one way: the switch is thrown, the
+channel closes, trials under way end at their next optimizer step, the worker groups go home.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from nanovlm import process
+from nanovlm.cluster.broker import Event
+from nanovlm.cluster.ray_cluster import connect, num_concurrent_trials
+from nanovlm.cluster.worker_pool import (
+    StartWorkers,
+    WorkerPool,
+    opened_channel,
+    worker_groups,
+)
+from nanovlm.config.search_settings import TrialResources
+from nanovlm.errors import RunFailed
+from nanovlm.messages import Notice
+
+INTERRUPTED = "interrupted"
+DESERTED = "all worker groups have ended"
+LOST_CHANNEL = "the process between the search and its workers (Channel) is lost"
+
+_SECONDS_BETWEEN_STALL_CHECKS = 2.0
+
+OnStart = Callable[[str | None, bool, int], None]
+"""Called before any trial with the dashboard's URL, whether the cluster was started here, and the
+number of trials at once."""
+
+OnEvent = Callable[[Event], None]
+"""Called in another thread with a trial's record whenever it changes, with its pulses, and with
+what a person should know. The search hears of a record after this returns."""
+
+
+class StopSwitch:
+    """Ends a session from any thread or signal; the first reason counts."""
+
+    def __init__(
+        self, limit_seconds: float | None = None, limit_reason: str = "the time limit is reached"
+    ) -> None:
+        self.reason: str | None = None
+        self.error: Exception | None = None
+        """Why the session cannot go on, if it is that which has thrown the switch."""
+        self._limit_reason = limit_reason
+        self._thrown = threading.Event()
+        self._deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
+
+    def __reduce__(self) -> tuple[type["StopSwitch"], tuple[()]]:
+        return StopSwitch, ()  # Tune pickles what it is given into a state that nobody reads
+
+    def stop(self, reason: str) -> None:
+        if not self._thrown.is_set():
+            self.reason = reason
+            self._thrown.set()
+
+    def fail(self, error: Exception) -> None:
+        """End the session, which then raises the error; trials stay unfinished."""
+        if not self._thrown.is_set():
+            self.error = error
+            self.stop(str(error))
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but no longer once the switch is thrown."""
+        self._thrown.wait(seconds)
+
+    def release(self) -> None:
+        """Let `wait` return without a reason: the session is over."""
+        self._thrown.set()
+
+    def is_thrown(self) -> bool:
+        return self._thrown.is_set()
+
+    def lift_limit(self) -> None:
+        """Let the time limit go: what it limits is done."""
+        self._deadline = None
+
+    def wait(self) -> None:
+        """Return when the switch is thrown, which it is when the time is over."""
+        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        if not self._thrown.wait(left):
+            if self._deadline is None:  # it was lifted meanwhile
+                self._thrown.wait()
+            else:
+                self.stop(self._limit_reason)
+
+
+@dataclass(frozen=True)
+class Session:
+    """Worker groups at work."""
+
+    channel: Any  # handle of the Channel actor
+    num_slots: int
+    """Trials at once."""
+    wait_until_told: Callable[[], None]
+    """Returns when `on_event` has taken in all that has happened until now."""
+
+
+@contextlib.contextmanager
+def session(
+    address: str | None,
+    resources: TrialResources,
+    num_slots: int | None,
+    max_slots: int | None,
+    folder: Path,
+    switch: StopSwitch,
+    on_start: OnStart,
+    on_event: OnEvent,
+    start_workers: StartWorkers = worker_groups,
+) -> Iterator[Session]:
+    """Join or start Ray and run worker groups for as long as the context lasts.
+
+    Args:
+        address: of a Ray cluster to join; None starts one, which ends with the context.
+        resources: what one trial occupies.
+        num_slots: trials at once; None takes what fits on the cluster, at most `max_slots`.
+        folder: the results folder, made by `on_start`; logs go there.
+        start_workers: starts what serves the trials.
+
+    Raises:
+        UserError: if the cluster cannot run that many trials, or none.
+        RunFailed: if all worker groups have ended although there was work, the channel is lost, or
+            a worker cannot go on.
+        KeyboardInterrupt: by a signal, before anything has begun.
+    """
+    stall_minutes = resources.stall_minutes
+    stall_seconds = None if stall_minutes is None else 60 * stall_minutes
+    with _stopped_by_signals(switch), connect(address) as cluster:
+        _raise_if_interrupted(switch)
+        fitting = num_concurrent_trials(resources, num_slots)
+        num_slots = min(fitting, max_slots or fitting)
+        logs = folder / "logs"
+        on_start(cluster.dashboard_url, cluster.is_own, num_slots)
+        with (
+            opened_channel(folder.name, stall_seconds) as channel,
+            _events_passed_on(channel, on_event, switch) as wait_until_told,
+            start_workers(num_slots, channel, resources, logs, cluster.is_own) as pool,
+            _channel_closed_on_stop(channel, switch),
+            _stopped_when_deserted(pool, switch, logs),
+            _stalled_groups_ended(channel, pool),
+        ):
+            yield Session(channel, num_slots, wait_until_told)
+        if switch.error is not None:
+            raise switch.error
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(switch: StopSwitch) -> Iterator[None]:
+    """Let a signal end the session in order."""
+    with process.in_order(lambda: switch.stop(INTERRUPTED)):
+        _raise_if_interrupted(switch)
+        yield
+
+
+def _raise_if_interrupted(switch: StopSwitch) -> None:
+    """Nothing has begun that would have to end in order."""
+    if switch.reason == INTERRUPTED:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _events_passed_on(
+    channel: Any, on_event: OnEvent, switch: StopSwitch
+) -> Iterator[Callable[[], None]]:
+    """Pass everything that happens on, in a thread, until the last worker has gone home.
+
+    Yields `Session.wait_until_told`.
+    """
+    errors: list[Exception] = []
+
+    def follow() -> None:
+        try:
+            while events := ray.get(channel.next_events.remote()):
+                for event in events:
+                    if isinstance(event, Notice) and event.ends_run:
+                        switch.fail(RunFailed(event.text))
+                    else:
+                        on_event(event)
+        except RayActorError:
+            errors.append(RunFailed(LOST_CHANNEL))
+            switch.stop(LOST_CHANNEL)
+        except Exception as error:
+            errors.append(error)
+            switch.fail(error)  # what is not recorded has to be run again
+
+    def wait_until_told() -> None:
+        told = channel.wait_until_told.remote()
+        while thread.is_alive() and not ray.wait([told], timeout=1)[0]:
+            pass  # an error of `on_event` ends the thread
+
+    thread = threading.Thread(target=follow, name="events", daemon=True)
+    thread.start()
+    try:
+        yield wait_until_told
+    finally:
+        with contextlib.suppress(RayActorError):  # it is lost, as `follow` has found
+            ray.get(channel.finish.remote())
+        thread.join()
+        if errors:  # whatever else went wrong, this is why
+            raise errors[0]
+
+
+@contextlib.contextmanager
+def _channel_closed_on_stop(channel: Any, switch: StopSwitch) -> Iterator[None]:
+    """Close the channel as soon as the switch is thrown, in a thread."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        switch.wait()
+        if not finished.is_set():
+            # One that was interrupted or failed is to go on later; else it has stopped its trials.
+            is_over = switch.reason != INTERRUPTED and switch.error is None
+            reason = switch.reason if is_over else None
+            with contextlib.suppress(RayActorError):  # it is lost, which is why
+                ray.get(channel.close.remote(reason))
+
+    thread = threading.Thread(target=watch, name="stop-switch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        switch.release()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _stopped_when_deserted(pool: WorkerPool, switch: StopSwitch, logs: Path) -> Iterator[None]:
+    """Throw the switch if all worker groups have ended though there was work, and raise why."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        pool.wait()
+        if not finished.is_set():
+            switch.stop(DESERTED)
+
+    threading.Thread(target=watch, name="deserted", daemon=True).start()
+    try:
+        yield
+    finally:
+        finished.set()
+    if switch.reason == DESERTED:
+        raise RunFailed(f"{DESERTED}: {pool.error}; see {logs}") from pool.error
+
+
+@contextlib.contextmanager
+def _stalled_groups_ended(channel: Any, pool: WorkerPool) -> Iterator[None]:
+    """End worker groups that give no sign of life for too long, in a thread."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        while not finished.wait(_SECONDS_BETWEEN_STALL_CHECKS):
+            try:
+                for name in ray.get(channel.lose_stalled.remote()):
+                    pool.end_group(name)
+            except RayActorError:
+                return  # the channel is lost, which ends the session
+
+    thread = threading.Thread(target=watch, name="stalls", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()

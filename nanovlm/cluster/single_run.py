@@ -1,0 +1,175 @@
+"""Runs one job through the same worker group that serves the trials of a search."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from nanovlm import process
+from nanovlm.cluster.jobs import job_in, run_to_end
+from nanovlm.cluster.logs import logged_to
+from nanovlm.cluster.recorder import Recorder, RunOutcome, standard_observers
+from nanovlm.cluster.session import INTERRUPTED, StopSwitch, session
+from nanovlm.config.schema import TrainConfig
+from nanovlm.config.search_settings import Objective, TrialResources
+from nanovlm.config.sources import config_values
+from nanovlm.data.build import OnProgress, log_progress
+from nanovlm.data.sources import pin_data
+from nanovlm.errors import UserError
+from nanovlm.messages import Job
+from nanovlm.resources import Resources
+from nanovlm.results.full_disk import told_of_full_disk
+from nanovlm.results.read import CONFIG_FILE, LOGS_DIR, FolderReader
+from nanovlm.results.same_data import check_same_data
+from nanovlm.results.write import ResultsStore
+from nanovlm.training.loop import num_steps
+from nanovlm.trial import check_backbones, check_start, metric_names
+from nanovlm.watch.observer import Observer, RunStart
+from nanovlm.watch.wandb_runs import check_wandb
+
+TRIAL_ID = "trial-0000"
+OBJECTIVE = Objective()
+
+
+def trial_resources(config: TrainConfig, workers: int) -> TrialResources:
+    """Return what a single run occupies: a GPU for each worker where this machine has any.
+
+    Raises:
+        UserError: if there are more workers than samples in a batch.
+    """
+    if workers > config.batch_size:
+        raise UserError(f"--workers: must not exceed batch_size={config.batch_size}, got {workers}")
+    return TrialResources(
+        workers=workers,
+        cpus_per_worker=config.cpu_threads,
+        gpus_per_worker=1 if torch.cuda.is_available() else 0,
+    )
+
+
+class SinglePlan(NamedTuple):
+    """What a single run was made up to be, before it starts."""
+
+    config: TrainConfig
+    """With the version of each data set of the hub."""
+    milestones: tuple[int, ...]
+    """Samples seen at which it reports before the end."""
+    trial_samples: int
+    """Samples that it sees until its end."""
+    data: Mapping[str, Any]
+    """What the data was made from and what was left out of it; JSON."""
+
+
+def plan_single(config: TrainConfig, on_progress: OnProgress = log_progress) -> SinglePlan:
+    """Return the plan of a single run; prepares the data, since the epochs' ends follow from it.
+
+    It reports at the ends of the epochs and every `eval_interval` steps, unless `eval_in_epochs`
+    is off, and at the end.
+
+    Args:
+        on_progress: told how far it is when data has to be prepared.
+
+    Raises:
+        UserError: if the data cannot be had or is smaller than a batch.
+    """
+    check_wandb(config)
+    check_start(config)
+    check_backbones(config)
+    resources = Resources("cpu", on_progress)
+    resources.tokenizer(config.vlm.lm_tokenizer)
+    config = pin_data(config)
+    train_samples, _ = resources.training_data(config)
+    metric_names(config, resources)  # scores no answers: what cannot be scored is said here
+    milestones = _milestones(config, len(train_samples)) if config.eval_in_epochs else ()
+    total = num_steps(config, len(train_samples)) * config.batch_size
+    return SinglePlan(config, milestones, total, resources.describe_data(config))
+
+
+def _milestones(config: TrainConfig, num_samples: int) -> tuple[int, ...]:
+    last = num_steps(config, num_samples)
+    ends = {epoch * num_samples for epoch in range(1, config.epochs)}
+    if config.eval_interval:
+        steps = range(config.eval_interval, last, config.eval_interval)
+        ends |= {step * config.batch_size for step in steps}
+    return tuple(sorted(end for end in ends if end <= last * config.batch_size))
+
+
+def run_single(
+    plan: SinglePlan,
+    folder: Path,
+    resources: TrialResources,
+    *,
+    default_name: str | None = None,
+    resume: bool = False,
+    address: str | None = None,
+    observers: Sequence[Observer] = (),
+) -> RunOutcome:
+    """Run what `plan_single` has planned to its end, or until a signal ends it before.
+
+    Args:
+        folder: the results folder, which must not exist yet.
+        default_name: see `ResultsStore`.
+        resume: go on with the run that was interrupted in `folder`, from its last report.
+        address: of a Ray cluster to join; None starts one here and ends it afterwards.
+        observers: told what happens, besides those that every run has.
+
+    Raises:
+        UserError: if the cluster has not the resources, or there is no such run to go on with.
+        RunFailed: the disk is full, or a part of the cluster is lost.
+    """
+    unchecked: tuple[str, ...] = ()
+    if resume:
+        check_same_config(folder, plan.config)
+        unchecked = check_same_data(folder, plan.data)
+    store = ResultsStore(folder, OBJECTIVE, resources.gpus_per_trial, default_name=default_name)
+    watching = [*standard_observers(), *observers]
+    with (
+        process.in_order(),
+        store.opened(resume=resume),
+        logged_to(store.folder / LOGS_DIR),
+        told_of_full_disk(store.folder),
+    ):
+        start = RunStart(
+            folder=store.folder,
+            config=plan.config,
+            objective=OBJECTIVE,
+            milestones=plan.milestones,
+            trial_samples=plan.trial_samples,
+            data=plan.data,
+            earlier_seconds=store.earlier_seconds(),
+        )
+        recorder = Recorder(store, start, watching)
+        place, switch = store.folder.resolve(), StopSwitch()
+        with (
+            recorder.told_of_errors(),
+            session(
+                address, resources, 1, 1, place, switch, recorder.begin, recorder.take
+            ) as running,
+        ):
+            run_to_end(running.channel, lambda: [_job(plan, place)], running.num_slots)
+        ended = store.records
+        summary = recorder.end((ended[-1].reason or "completed") if ended else INTERRUPTED)
+        notes = (*unchecked, *store.notes, *recorder.notes())
+    return RunOutcome(store.folder, summary, notes)
+
+
+def check_same_config(folder: Path, config: TrainConfig) -> None:
+    """Raise UserError if the folder holds no run of this configuration that can go on."""
+    reader = FolderReader(folder)
+    if not reader.has(CONFIG_FILE):
+        raise UserError(f"--resume: {folder} holds no single run to go on with (no {CONFIG_FILE})")
+    records, _ = reader.ended()
+    before, now = reader.config() or {}, config_values(config)
+    reader.raise_if_damaged()
+    if records:
+        raise UserError(f"--resume: the run in {folder} is over; another --name starts a new one")
+    differing = [key for key in now if before.get(key) != now[key]]
+    if differing:
+        raise UserError(
+            f"--resume: the run in {folder} has another configuration; its {CONFIG_FILE} differs "
+            f"in {', '.join(differing)}"
+        )
+
+
+def _job(plan: SinglePlan, folder: Path) -> Job:
+    return job_in(folder, TRIAL_ID, config=plan.config, milestones=plan.milestones)

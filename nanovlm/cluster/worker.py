@@ -1,0 +1,186 @@
+"""What runs in each process of a worker group: one trial after another, from the channel.
+
+The process lives as long as the search, and so does its `Resources`: libraries, data, models and
+compiled code are there when the next trial comes. Rank 0 talks to the channel and tells the other
+ranks; all ranks go through the same reports, so they start and end each trial together.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+import ray.train.torch
+import torch
+from ray.util import get_current_placement_group
+
+from nanovlm import parallel
+from nanovlm.cluster.logs import LogFile
+from nanovlm.errors import UserError
+from nanovlm.files import find_full_disk
+from nanovlm.messages import Assignment, Decision, End, Job, Order, Pulse, Report
+from nanovlm.resources import Resources
+from nanovlm.training.pulse import OnPulse
+from nanovlm.training.steps import NonFiniteLossError, TrialInterrupted
+from nanovlm.trial import run_trial
+
+logger = logging.getLogger(__name__)
+
+_SEEN_BY_ALL_RANKS = (UserError, NonFiniteLossError)
+"""Failures that every rank meets at the same step; after any other one ranks may be out of step."""
+
+
+RunTrial = Callable[[Job, Resources, Callable[[], bool], OnPulse], Generator[Report, None, None]]
+"""`nanovlm.trial.run_trial`, or what takes its place in a measurement."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker group is told when it starts."""
+
+    group: str
+    channel: Any  # handle of the Channel actor
+    log_dir: str
+    run_trial: RunTrial = run_trial
+
+
+def serve_trials(settings: WorkerSettings) -> None:
+    """Run the channel's jobs until there are no more. The training function of a TorchTrainer."""
+    _log_to_file(settings)
+    began_at = psutil.Process().create_time()
+    known = settings.channel.add_worker.remote(
+        settings.group, os.getpid(), began_at, get_current_placement_group()
+    )
+    ray.get(known)
+    serve_channel(settings, ray.train.torch.get_device())
+
+
+def serve_channel(settings: WorkerSettings, device: torch.device) -> None:
+    """Run the channel's jobs on `device` until there are no more."""
+    channel = settings.channel
+    closed = threading.Event()
+    if parallel.rank() == 0:
+        threading.Thread(target=_wait_until_closed, args=(channel, closed), daemon=True).start()
+    resources = Resources(device)
+    while True:
+        given = _from_rank_0(lambda: ray.get(channel.next_job.remote(settings.group)))
+        if given is Order.GO_HOME:
+            return
+        if given is Order.ASK_AGAIN:
+            continue
+        logger.info("trial %s starts: %s", given.job.trial_id, dict(given.job.parameters))
+        _serve(settings, given, resources, closed.is_set)
+
+
+def _serve(
+    settings: WorkerSettings,
+    given: Assignment,
+    resources: Resources,
+    interrupted: Callable[[], bool],
+) -> None:
+    """Run one trial. Whatever goes wrong in it is reported and ends this trial alone."""
+    channel, job, lease = settings.channel, given.job, given.lease
+    started_at, made = time.time(), list[Report]()
+
+    def on_pulse(pulse: Pulse) -> None:
+        if parallel.rank() == 0:
+            channel.pulse.remote(lease, pulse)  # nobody waits for it
+
+    def hand_in(report: Report) -> Decision:
+        first_step_at = started_at + seconds_to_first_step(report, made)
+        made.append(report)
+        return ray.get(channel.report.remote(lease, report, first_step_at, time.time()))
+
+    try:
+        trial = settings.run_trial(job, resources, interrupted, on_pulse)
+        with contextlib.closing(trial) as reports:
+            for report in reports:
+                logger.info("trial %s reports at %d samples", job.trial_id, report.samples_seen)
+                if _from_rank_0(lambda: hand_in(report)) is Decision.STOP:  # noqa: B023
+                    break
+        logger.info("trial %s ended at %d samples", job.trial_id, report.samples_seen)
+    except TrialInterrupted:
+        logger.info("trial %s was interrupted", job.trial_id)
+    except Exception as error:
+        logger.exception("trial %s failed", job.trial_id)
+        _check_gpu()
+        if full_disk := find_full_disk(error):  # no fault of the trial's: the next one meets it too
+            ray.get(channel.abort.remote(f"{job.trial_id}: {full_disk}"))
+        else:
+            failure = (kind_of_failure(error), _reason(error), time.time())
+            ray.get(channel.fail.remote(lease, *failure))
+        if parallel.world_size() > 1 and not isinstance(error, _SEEN_BY_ALL_RANKS):
+            raise  # the other ranks may wait for this one: the group has to start again
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def _check_gpu() -> None:
+    """Raise if the GPU has failed for this process.
+
+    CUDA gives such an error at every later call, to every later trial. So the group has to start
+    again, in new processes, and the trial goes on from its last report.
+    """
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def seconds_to_first_step(report: Report, made: Sequence[Report]) -> float:
+    """Return how long after its own start the leg that has made a report took its first step.
+
+    Args:
+        made: the trial's reports before it; those of earlier legs were made before that step.
+    """
+    earlier = [r.seconds for r in made if r.seconds < report.first_step_seconds]
+    return report.first_step_seconds - max(earlier, default=0.0)
+
+
+def kind_of_failure(error: Exception) -> End:
+    """Return which kind of end a trial has that has raised this."""
+    if isinstance(error, NonFiniteLossError):
+        return End.NOT_FINITE
+    return End.OUT_OF_MEMORY if _is_out_of_memory(error) else End.ERROR
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # What the CPU allocator raises has no class of its own.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _reason(error: Exception) -> str:
+    if _is_out_of_memory(error):
+        return "out of memory: a smaller micro_batch_size needs less"
+    if isinstance(error, _SEEN_BY_ALL_RANKS):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _from_rank_0(ask: Callable[[], Any]) -> Any:
+    """Return on every rank what `ask` returns on rank 0."""
+    return parallel.broadcast_object(ask() if parallel.rank() == 0 else None)
+
+
+def _wait_until_closed(channel: Any, closed: threading.Event) -> None:
+    try:
+        ray.get(channel.wait_until_closed.remote())
+    except ray.exceptions.RayActorError:
+        logger.warning("the channel is gone: the search's program has ended")
+    closed.set()
+
+
+def _log_to_file(settings: WorkerSettings) -> None:
+    name = f"{settings.group}-rank-{parallel.rank()}.log"
+    handler = LogFile(Path(settings.log_dir) / name)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger("nanovlm")
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)

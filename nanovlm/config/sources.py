@@ -1,0 +1,180 @@
+"""From files and `key=value` arguments to a `TrainConfig`, and back.
+
+One precedence: defaults < numbers of the model to start from < preset < file < command line. Every
+value remembers the place it came from, so that an error can name it. Everything that is wrong is
+reported at once.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from nanovlm.config.schema import TrainConfig, VLMConfig
+from nanovlm.config.yaml_text import parse_yaml, read_mapping
+from nanovlm.errors import UserError, did_you_mean, plain_rule
+from nanovlm.files import user_path
+
+PRESETS_DIR = Path(__file__).resolve().parent / "presets"
+
+TRAIN_KEYS = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name != "vlm")
+VLM_KEYS = tuple(f"vlm.{f.name}" for f in dataclasses.fields(VLMConfig))
+CONFIG_KEYS = TRAIN_KEYS + VLM_KEYS
+"""Every key of a configuration; those of `VLMConfig` carry the prefix `vlm.`."""
+
+
+def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+    """Return the values of `key=value` arguments; a value is read as YAML (`1e-3`, `[a, b]`)."""
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            raise UserError(f"command line: {argument!r} is not of the form key=value")
+        values[key] = parse_yaml(text, f"command line: {key}")
+    return values
+
+
+TOKENIZERS_WITH_DEFAULT_EOS = ("builtin:digits", VLMConfig().lm_tokenizer)
+"""Their EOS is known without a look at their files."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Values of one place: a file, a preset or the command line."""
+
+    place: str
+    values: Mapping[str, Any]
+
+
+LayersBelow = Callable[[Sequence[Layer]], Sequence[Layer]]
+"""Looks at the layers of a configuration and returns what goes under them, over the defaults.
+
+The numbers of a model to start from are such layers. They lie on disk or on the hub, so this module
+only knows their place in the order (nanovlm/training/start.py)."""
+
+
+def no_layers(layers: Sequence[Layer]) -> Sequence[Layer]:
+    """Put nothing between the defaults and the layers."""
+    return ()
+
+
+def preset_layer(preset: str) -> Layer:
+    """Return the values of a preset: a name in `presets/` or the path of a YAML file."""
+    path = user_path(preset)
+    if path.suffix not in (".yaml", ".yml"):
+        names = sorted(p.stem for p in PRESETS_DIR.glob("*.yaml"))
+        if preset not in names:
+            raise UserError(f"preset: there is no {preset!r}.{did_you_mean(preset, names)}")
+        path = PRESETS_DIR / f"{preset}.yaml"
+    return Layer(str(path), read_mapping(path))
+
+
+def build_config(*layers: Layer, below: LayersBelow = no_layers) -> TrainConfig:
+    """Return the configuration of the layers, later ones first in rank, over the defaults.
+
+    Raises:
+        UserError: with a message for every unknown key and every value that does not fit.
+    """
+    values: dict[str, Any] = {}
+    places: dict[str, str] = {}
+    messages: list[str] = []
+    for layer in (*below(layers), *layers):
+        flat, bad = _flatten(layer)
+        messages += bad
+        for key, value in flat.items():
+            if key in CONFIG_KEYS:
+                values[key], places[key] = value, layer.place
+            else:
+                messages.append(f"{layer.place}: unknown key {key!r}.{nearest_key(key)}")
+    vlm_values = {k.removeprefix("vlm."): v for k, v in values.items() if k in VLM_KEYS}
+    train_values = {k: v for k, v in values.items() if k in TRAIN_KEYS}
+    vlm = VLMConfig()
+    try:
+        vlm = VLMConfig(**vlm_values)
+    except ValidationError as error:
+        messages += [_describe(details, "vlm.", places) for details in error.errors()]
+    try:
+        config = TrainConfig(**train_values, vlm=vlm)
+    except ValidationError as error:
+        messages += [_describe(details, "", places) for details in error.errors()]
+    if messages:
+        raise UserError(*messages)
+    return config
+
+
+def given_values(layers: Sequence[Layer]) -> dict[str, Any]:
+    """Return what the layers give, by key, later ones first in rank; nothing is checked."""
+    return {key: value for layer in layers for key, value in _flatten(layer)[0].items()}
+
+
+def nearest_key(key: str) -> str:
+    """Return ` Did you mean ...?` for a key that does not exist; `vlm.` may have been forgotten."""
+    full_names = {name.removeprefix("vlm."): name for name in CONFIG_KEYS}
+    near = difflib.get_close_matches(key.removeprefix("vlm."), full_names, n=1)
+    return f" Did you mean {full_names[near[0]]!r}?" if near else " See docs/config.md."
+
+
+def load_config(
+    file: Path | None,
+    preset: str | None,
+    overrides: Mapping[str, Any],
+    below: LayersBelow = no_layers,
+) -> TrainConfig:
+    """Return the configuration of a single run. A file may name its own `preset`."""
+    values = read_mapping(file) if file else {}
+    file_preset = values.pop("preset", None)
+    overrides = dict(overrides)
+    preset = overrides.pop("preset", None) or preset or file_preset
+    layers = [preset_layer(str(preset))] if preset else []
+    layers += [Layer(str(file), values), Layer("command line", overrides)]
+    return build_config(*layers, below=below)
+
+
+def config_values(config: TrainConfig) -> dict[str, Any]:
+    """Return all keys and values as plain YAML types; `build_config` takes them back."""
+    return dataclasses.asdict(config, dict_factory=_with_lists)
+
+
+def flat_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested mappings as one, with keys as on the command line: `vlm.lm_dropout`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": below for inner, below in flat_values(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def get_value(config: TrainConfig, key: str) -> Any:
+    """Return the value of a key such as `lr_mp` or `vlm.lm_dropout`."""
+    owner = config.vlm if key.startswith("vlm.") else config
+    return getattr(owner, key.removeprefix("vlm."))
+
+
+def _flatten(layer: Layer) -> tuple[dict[str, Any], list[str]]:
+    """Return `layer` with `vlm: {x: 1}` written as `vlm.x: 1`, and what is wrong with that."""
+    flat = {key: value for key, value in layer.values.items() if key != "vlm"}
+    vlm = layer.values.get("vlm") or {}
+    if not isinstance(vlm, Mapping):
+        return flat, [f"{layer.place}: vlm: must be a mapping, got {vlm!r}"]
+    nested = {f"vlm.{key}": value for key, value in vlm.items()}
+    twice = [f"{layer.place}: key stands twice: {key}" for key in sorted(flat.keys() & nested)]
+    return flat | nested, twice
+
+
+def _describe(details: ErrorDetails, prefix: str, places: Mapping[str, str]) -> str:
+    rule = plain_rule(details["msg"])
+    if not details["loc"]:  # a rule between several keys; its text names them
+        vlm_places = sorted({place for key, place in places.items() if key.startswith(prefix)})
+        return f"{' + '.join(vlm_places) or 'defaults'}: {rule}"
+    key = prefix + str(details["loc"][0])
+    return f"{places.get(key, 'defaults')}: {key}: {rule}, got {details['input']!r}"
+
+
+def _with_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in items}

@@ -1,0 +1,303 @@
+"""The search space: what `run_search.py --space FILE` reads, checked as a whole.
+
+A space is a `TrainConfig` (the base) and, for some of its keys, a range to search. Everything
+that is wrong in the file is reported at once, before anything starts.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError as PydanticError
+
+from nanovlm.config.database_url import hide_passwords
+from nanovlm.config.parameter import (
+    Parameter,
+    check_conditions,
+    count_configurations,
+    read_parameter,
+)
+from nanovlm.config.schema import TrainConfig
+from nanovlm.config.search_settings import (
+    ONE,
+    SECTIONS,
+    SETTINGS,
+    SEVERAL,
+    Budget,
+    Confirm,
+    Objective,
+    Sampler,
+    Scheduler,
+    SpaceFile,
+    Study,
+    TrialResources,
+)
+from nanovlm.config.sources import (
+    Layer,
+    LayersBelow,
+    build_config,
+    config_values,
+    get_value,
+    no_layers,
+    preset_layer,
+)
+from nanovlm.config.yaml_text import read_mapping, write_yaml
+from nanovlm.errors import Problems, UserError, did_you_mean, plain_rule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """A checked search space."""
+
+    name: str
+    """The file's name without its ending; the default name of the results folder."""
+    base: TrainConfig
+    """Every key's value; of a searched key: the value that trial 0 and inactive conditions use."""
+    parameters: tuple[Parameter, ...]
+    """In an order in which a condition's parameter comes before what depends on it."""
+    objective: Objective
+    sampler: Sampler
+    scheduler: Scheduler
+    budget: Budget
+    confirm: Confirm
+    study: Study
+    warm_start: tuple[str, ...]
+    """Results folders of earlier searches."""
+    resources: TrialResources
+
+    def default_values(self) -> dict[str, Any]:
+        """Return the searched keys' values of trial 0, the base configuration."""
+        values: dict[str, Any] = {}
+        for parameter in self.parameters:
+            if parameter.is_active(values):
+                values[parameter.key] = get_value(self.base, parameter.key)
+        return values
+
+    def config_for(self, values: Mapping[str, Any]) -> TrainConfig:
+        """Return the configuration of a trial that the sampler gave these values."""
+        return _with_values(self.base, values)
+
+    def batch_sizes(self) -> tuple[int, int]:
+        """Return the smallest and the largest batch that a trial may ask for, in samples."""
+        searched = [value for p in self.parameters if p.key == "batch_size" for value in p.values]
+        values: list[Any] = [self.base.batch_size, *searched]
+        return min(values), max(values)
+
+    @property
+    def most_trials(self) -> int | None:
+        """How many trials there can be, those aside that are tried again; None without limit."""
+        limits = (self.budget.trials, count_configurations(self.parameters))
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def differences(self, other: "SearchSpace") -> list[str]:
+        """Return the parts in which two spaces differ; the budget, the names and what only chooses
+        from the results (bounds of objectives) are left aside."""
+        ours, theirs = (
+            {
+                "base": space.base,
+                "parameters": space.parameters,
+                "objective": space.objective.without_bounds(),
+                "sampler": space.sampler,
+                "scheduler": space.scheduler,
+            }
+            for space in (self, other)
+        )
+        differing = [part for part in ours if ours[part] != theirs[part]]
+        if self.resources.occupied() != other.resources.occupied():
+            differing.append("resources")
+        return differing
+
+    def to_yaml(self) -> str:
+        """Return the resolved space as a space file that gives the same space again."""
+        content = {
+            "preset": "nanovlm-222m",
+            "base": config_values(self.base),
+            "search": {parameter.key: parameter.to_yaml() for parameter in self.parameters},
+            **{section: _plain(getattr(self, section)) for section in SETTINGS},
+        }
+        return write_yaml(content)
+
+
+def load_space(
+    path: Path, overrides: Mapping[str, Any] | None = None, below: LayersBelow = no_layers
+) -> SearchSpace:
+    """Return the space of a YAML file with the overrides of the command line.
+
+    An override is a key of the file (`budget.trials`, `preset`, `search.lr_mp`) or a key of the
+    base configuration (`epochs`, `vlm.lm_dropout`). For `below` see `build_config`.
+
+    Raises:
+        UserError: with a message for everything that is wrong.
+    """
+    place = str(path)
+    sections, base_overrides = _apply(read_mapping(path), overrides or {})
+    problems = Problems()
+    settings, base = SpaceFile(search={"-": 0}), TrainConfig()
+    with problems:
+        settings = _read_settings(place, sections)
+    with problems:
+        base = build_config(
+            preset_layer(str(sections.get("preset", settings.preset))),
+            Layer(f"{place}: base", _mapping_or_empty(sections.get("base"))),
+            Layer("command line", base_overrides),
+            below=below,
+        )
+    with problems:
+        parameters = _read_parameters(place, _mapping_or_empty(sections.get("search")), base)
+    problems.raise_if_any()
+    space = SearchSpace(
+        name=path.stem,
+        base=base,
+        parameters=parameters,
+        **{section: getattr(settings, section) for section in SETTINGS},
+    )
+    _check_together(place, space)
+    return space
+
+
+def _read_settings(place: str, sections: Mapping[str, Any]) -> SpaceFile:
+    try:
+        return SpaceFile(**sections)
+    except PydanticError as error:
+        raise UserError(*(_describe(place, dict(e)) for e in error.errors())) from None
+
+
+def _plain(section: Any) -> Any:
+    if isinstance(section, tuple):
+        return list(section)
+    if isinstance(section, Objective):
+        return section.to_yaml()
+    return (section.without_password() if isinstance(section, Study) else section).model_dump()
+
+
+def _mapping_or_empty(content: Any) -> dict[str, Any]:
+    return content if isinstance(content, dict) else {}  # what it is instead is said elsewhere
+
+
+def _apply(
+    content: dict[str, Any], overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the file's sections with the overrides in place, and those meant for `base`."""
+    sections = dict(content)
+    base_overrides: dict[str, Any] = {}
+    for key, value in overrides.items():
+        section, _, rest = key.partition(".")
+        if section not in SECTIONS or (section == "base" and rest):
+            base_overrides[key.removeprefix("base.")] = value
+        elif rest:
+            sections[section] = {**_section(sections, section, key), rest: value}
+        else:
+            sections[section] = value
+    return sections, base_overrides
+
+
+def _section(sections: Mapping[str, Any], section: str, key: str) -> dict[str, Any]:
+    """Return the section that the override `key` sets a value of."""
+    content = sections.get(section)
+    if isinstance(content, dict):
+        return content
+    if content is not None or section in ("preset", "warm_start"):
+        raise UserError(f"command line: {key}: {section} is not a mapping in which it could stand")
+    return {}
+
+
+def _read_parameters(
+    place: str, search: Mapping[str, Any], base: TrainConfig
+) -> tuple[Parameter, ...]:
+    parameters: list[Parameter] = []
+    problems = Problems()
+    for key, content in search.items():
+        with problems:
+            parameter = read_parameter(f"{place}: search.{key}", key, content)
+            _check_values(f"{place}: search.{key}", parameter, base)
+            parameters.append(parameter)
+    problems.raise_if_any()
+    return check_conditions(place, parameters)
+
+
+def _check_values(place: str, parameter: Parameter, base: TrainConfig) -> None:
+    """Raise if a choice or an end of the range makes a configuration that cannot be."""
+    for value in parameter.values:
+        try:
+            _with_values(base, {parameter.key: value})
+        except PydanticError as error:
+            rules = "; ".join(plain_rule(e["msg"]) for e in error.errors())
+            raise UserError(f"{place}: {rules}, got {value!r}") from None
+
+
+def _check_together(place: str, space: SearchSpace) -> None:
+    defaults = space.default_values()
+    messages = [
+        f"{place}: search.{parameter.key}: trial 0 runs the base configuration, whose "
+        f"{parameter.key}={defaults[parameter.key]!r} is outside {parameter}; "
+        f"set base.{parameter.key} to a value inside, or widen it"
+        for parameter in space.parameters
+        if parameter.key in defaults and not parameter.contains(defaults[parameter.key])
+    ]
+    smallest, _ = space.batch_sizes()
+    if smallest < space.resources.workers:
+        messages.append(
+            f"{place}: resources.workers: must not exceed the smallest batch_size={smallest}, "
+            f"got {space.resources.workers}"
+        )
+    budget = space.budget.model_dump()
+    if all(value is None for value in budget.values()):
+        messages.append(f"{place}: budget: one of {', '.join(budget)} must be given")
+    limits = [name for name, value in budget.items() if value is not None]
+    if limits == ["gpu_hours"] and not space.resources.gpus_per_worker:
+        messages.append(
+            f"{place}: budget.gpu_hours: trials on CPU spend none, so the search would not end; "
+            "give budget.trials or budget.hours, or resources.gpus_per_worker"
+        )
+    if space.scheduler.pauses and space.sampler.name == "cmaes":
+        messages.append(
+            f"{place}: sampler.name: cmaes learns from trials that have ended and not from those "
+            "that pause; choose auto, tpe, gp, qmc or random, or scheduler.type=stopping"
+        )
+    messages += _several_objectives_against(place, space)
+    if messages:
+        raise UserError(*messages)
+
+
+def _several_objectives_against(place: str, space: SearchSpace) -> Iterator[str]:
+    """Yield what cannot go with the objectives."""
+    if len(space.objective.all) == 1:
+        return
+    if space.sampler.name == "cmaes":
+        yield (
+            f"{place}: sampler.name: cmaes follows a single objective, and there are "
+            f"{len(space.objective.all)}; choose auto, tpe, gp, qmc or random"
+        )
+    if space.scheduler.name == "pasha":
+        yield (
+            f"{place}: scheduler.name: pasha goes by the gaps between values of a single "
+            f"objective, and there are {len(space.objective.all)}; choose asha, hyperband or none"
+        )
+    metrics = [objective.metric for objective in space.objective.all]
+    if "peak_memory_gib" in metrics and not space.resources.gpus_per_worker:
+        yield (
+            f"{place}: {space.objective.place(metrics.index('peak_memory_gib'))}.metric: "
+            "peak_memory_gib on the CPU is that of the whole process, earlier trials included; "
+            "choose gflops_per_sample or seconds_per_sample, or resources.gpus_per_worker"
+        )
+
+
+def _with_values(base: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+    vlm = {k.removeprefix("vlm."): v for k, v in values.items() if k.startswith("vlm.")}
+    train = {k: v for k, v in values.items() if not k.startswith("vlm.")}
+    return dataclasses.replace(base, **train, vlm=dataclasses.replace(base.vlm, **vlm))
+
+
+def _describe(place: str, error: Mapping[str, Any]) -> str:
+    path = [str(part) for part in error["loc"] if part not in (ONE, SEVERAL)]
+    key = re.sub(r"\.(\d+)", r"[\1]", ".".join(path)) if SEVERAL in error["loc"] else ".".join(path)
+    if error["type"] == "missing":
+        return f"{place}: {key}: must be given"
+    if error["type"] == "extra_forbidden":
+        section = SpaceFile.model_fields[path[0]].annotation if len(path) > 1 else SpaceFile
+        section = Objective if len(path) > 1 and path[0] == "objective" else section
+        known = section.model_fields if isinstance(section, type) else ()
+        return f"{place}: unknown key {key!r}.{did_you_mean(path[-1], known)}"
+    return f"{place}: {key}: {plain_rule(error['msg'])}, got {hide_passwords(repr(error['input']))}"

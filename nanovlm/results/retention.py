@@ -1,0 +1,132 @@
+"""Which models and training states of a results folder are kept: those that can still be needed.
+
+`checkpoints/` holds the final models of the best trials and the states of those that run. `best/`
+is a second name for the files of one of them, so it takes no disk of its own.
+"""
+
+import os
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from nanovlm.config.search_settings import Objective
+from nanovlm.files import remove_folder
+from nanovlm.messages import RUN_ID, TrialRecord
+from nanovlm.results.pareto import choose
+from nanovlm.results.read import BEST_MODEL_DIR, CHECKPOINTS_DIR
+from nanovlm.results.summary import rank
+
+_STATE_SUFFIX = ".state"
+
+
+def model_dir(folder: Path, trial_id: str) -> Path:
+    """Return where a trial of the results folder writes its model."""
+    return folder / CHECKPOINTS_DIR / trial_id
+
+
+def state_dir(folder: Path, trial_id: str) -> Path:
+    """Return where a trial of the results folder keeps the state of its training."""
+    return folder / CHECKPOINTS_DIR / f"{trial_id}{_STATE_SUFFIX}"
+
+
+class KeptModels:
+    """Keeps the models of the best trials, and removes the others as they come."""
+
+    def __init__(self, folder: Path, objective: Objective, num_best: int) -> None:
+        """
+        Args:
+            num_best: so many of the best trials keep their models; with several objectives those on
+                the front do, since any of them may come to be the one that is chosen.
+        """
+        self._folder = folder
+        self._objective = objective
+        self._num_best = num_best
+        self._best: list[TrialRecord] = []
+        self._shown: str | None = None
+        """The run that `best/` is of."""
+
+    def restore(self, records: Sequence[TrialRecord]) -> None:
+        """Take in the trials that ended before, and finish what a kill has kept from being done."""
+        for record in records:
+            self.settle(record)
+
+    def settle(self, record: TrialRecord) -> None:
+        """Keep or remove the model of a trial that has ended, and what it pushes out; remove its
+        state."""
+        remove_folder(state_dir(self._folder, record.trial_id))
+        for out in self._take(record):
+            if out.trial_id != self._shown:
+                remove_folder(model_dir(self._folder, out.trial_id))
+
+    def show_as_best(self, trial_id: str) -> bool:
+        """Make `best/` the model of a run; return whether it is, False if that model is gone."""
+        source, best = model_dir(self._folder, trial_id), self._folder / BEST_MODEL_DIR
+        part, previous = (self._folder / f".{BEST_MODEL_DIR}.{name}" for name in ("part", "old"))
+        for leftover in (part, previous):
+            remove_folder(leftover)
+        if not source.is_dir():
+            return False
+        self._shown = trial_id
+        if not _is_same(source, best):
+            _link(source, part)
+            if best.exists():
+                best.rename(previous)
+            part.rename(best)
+            remove_folder(previous)
+        return True
+
+    def clean(self, ended: Collection[str], confirmed: Collection[str]) -> None:
+        """Remove what nobody needs after the program: models that were cut off in being written,
+        and states of runs that have ended. The state of any other trial stays, to go on with.
+
+        Args:
+            ended: ids of the runs that have ended.
+            confirmed: ids of the runs whose models a later run of the program still chooses from.
+        """
+        kept = {record.trial_id for record in self._best} | {*confirmed, self._shown}
+        root = self._folder / CHECKPOINTS_DIR
+        for path in root.iterdir() if root.is_dir() else ():
+            run_id, is_state = path.name.removesuffix(_STATE_SUFFIX), path.suffix == _STATE_SUFFIX
+            if RUN_ID.fullmatch(run_id) and (run_id in ended if is_state else run_id not in kept):
+                remove_folder(path)
+        if root.is_dir() and not root.is_symlink() and not any(root.iterdir()):
+            root.rmdir()
+
+    def _take(self, record: TrialRecord) -> list[TrialRecord]:
+        """Put an ended trial among the best; return those that are not any more."""
+        if record.state != "completed":
+            return [record]
+        candidates = [*self._best, record]
+        self._best = self._worth_keeping(candidates)
+        kept = {best.trial_id for best in self._best}
+        return [out for out in candidates if out.trial_id not in kept]
+
+    def _worth_keeping(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+        if len(self._objective.all) == 1:
+            return rank(records, self._objective)[: self._num_best]
+        choice = choose(records, self._objective)
+        worth = [] if choice is None else [choice.record, *choice.front]
+        kept = {record.trial_id for record in worth}  # the chosen one is mostly on the front too
+        return [record for record in records if record.trial_id in kept]
+
+
+def _is_same(source: Path, best: Path) -> bool:
+    """Return whether `best` holds the files of `source`, under a second name or as copies."""
+    names = [path.name for path in source.iterdir()]
+    if not best.is_dir() or {path.name for path in best.iterdir()} != {*names}:
+        return False
+    stats = [((source / name).stat(), (best / name).stat()) for name in names]
+    return all(
+        os.path.samestat(ours, theirs)
+        or (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
+        for ours, theirs in stats
+    )
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make `target` a folder with the same files; a copy where the disk has no second names."""
+    try:
+        shutil.copytree(source, target, copy_function=os.link)
+    except OSError:
+        remove_folder(target)
+        shutil.copytree(source, target)

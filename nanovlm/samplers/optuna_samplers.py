@@ -1,0 +1,398 @@
+"""Optuna's samplers, as this project uses them: seeded for each trial, and never in the way.
+
+A sampler of its own for each trial, seeded by the trial's number, makes a search that was
+interrupted suggest what the undisturbed one would have.
+"""
+
+import importlib
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from nanovlm.config.parameter import Parameter
+from nanovlm.config.search_settings import Sampler
+from nanovlm.config.space import SearchSpace
+from nanovlm.errors import UserError
+from nanovlm.samplers.configurations import can_repeat, nearest_first
+from nanovlm.samplers.history import (
+    STORAGE_ERRORS,
+    BestAndLatest,
+    History,
+    OneBudget,
+    StudyView,
+    WorstForInfeasible,
+    looks_infeasible,
+)
+from nanovlm.samplers.milestone_sampler import MilestoneSampler
+from nanovlm.samplers.scalarized import Scalarized
+
+logger = logging.getLogger(__name__)
+
+HasRun = Callable[[Mapping[str, Any]], bool]
+OnFailure = Callable[[Exception], None]
+
+_PACKAGES = {"cmaes": "cmaes", "gp": "scipy"}
+"""What a sampler needs beside Optuna, which imports it when the sampler is asked."""
+
+STARTUP_TRIALS = 10
+"""Random trials before a model of the objective is asked, besides those that run meanwhile."""
+
+_MOST_DRAWS = 8
+"""While proposals have run before, and of TPE while they look infeasible: its model of the bad
+trials is too wide to keep away from a region by itself. The last draw that looks so is taken as it
+is, so no region is closed for ever."""
+
+
+def check_sampler(settings: Sampler) -> None:
+    """Raise UserError if the sampler lacks a package: it would draw at random all the time."""
+    package = _PACKAGES.get(settings.name)
+    try:
+        if package is not None:
+            importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(
+            f"sampler.name: {settings.name} needs the package {package}, which cannot be "
+            f"imported: {error}"
+        ) from None
+
+
+def build_history(space: SearchSpace) -> History | None:
+    """Return what the samplers of a search are shown; None shows them all trials."""
+    kind = _HISTORIES.get(_kind(space))
+    return None if kind is None else kind(space.objective.mode == "max", space.scheduler.pauses)
+
+
+def build_sampler(
+    space: SearchSpace,
+    concurrency: int,
+    number: int,
+    history: History | None,
+    has_run: HasRun = lambda values: False,
+    on_failure: OnFailure = lambda error: None,
+    milestones: Sequence[int] = (),
+) -> optuna.samplers.BaseSampler:
+    """Return the sampler for one trial of a space.
+
+    Args:
+        concurrency: trials at once; while the first of them run there is nothing to learn from.
+        number: of the trial; 0 is the default configuration.
+        history: one for the whole search, see `build_history`.
+        has_run: tells of a configuration whether it is not to be run again; there must be others.
+        on_failure: told of each error of the sampler, after which a value is drawn at random.
+        milestones: samples seen at which trials report before the end, ascending.
+    """
+    if number == 0:
+        return _Fixed(encode(space.parameters, space.default_values()))
+    learns = _kind(space) in ("auto", "tpe", "gp")
+    seed = hash((space.sampler.seed, number)) % 2**32  # of integers: the same in every process
+    if len(space.objective.all) > 1 and learns:
+        history = Scalarized(space.objective, seed, build_history(space))
+    relative = None if _is_conditional(space) else distributions(space.parameters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        inner = _build(space, STARTUP_TRIALS + concurrency, seed, milestones)
+    guarded = _Guarded(
+        inner,
+        fallback=RandomSampler(seed=seed),
+        relative=relative if learns else None,
+        history=history,
+        # A Gaussian process learns it from the worst values, and the others do not look back.
+        avoids_infeasible=_kind(space) == "tpe",
+        on_failure=on_failure,
+    )
+    if not can_repeat(space.parameters):
+        return guarded
+    # A Gaussian process comes to the same configuration again, and takes its time for it.
+    most_draws = 1 if _kind(space) in ("auto", "gp") else _MOST_DRAWS
+    return _New(guarded, space.parameters, has_run, most_draws)
+
+
+def _kind(space: SearchSpace) -> str:
+    """Return which sampler it is; `auto` learns from keys that are always active."""
+    name = space.sampler.name
+    return "tpe" if name == "auto" and _is_conditional(space) else name
+
+
+def _build(
+    space: SearchSpace, num_startup: int, seed: int, milestones: Sequence[int]
+) -> optuna.samplers.BaseSampler:
+    settings: Sampler = space.sampler
+    independent = RandomSampler(seed=seed)
+    if _kind(space) == "auto":
+        return MilestoneSampler(
+            seed,
+            maximize=space.objective.mode == "max",
+            milestones=milestones,
+            reduction_factor=space.scheduler.reduction_factor,
+            independent=independent,
+        )
+    if _kind(space) == "tpe":
+        return TPESampler(
+            seed=seed,
+            multivariate=True,
+            group=_is_conditional(space),
+            constant_liar=True,
+            n_startup_trials=num_startup,
+        )
+    if settings.name == "gp":
+        return GPSampler(
+            seed=seed,
+            n_startup_trials=STARTUP_TRIALS,
+            independent_sampler=independent,
+            warn_independent_sampling=False,
+        )
+    if settings.name == "cmaes":
+        return CmaEsSampler(
+            seed=seed,
+            n_startup_trials=STARTUP_TRIALS,
+            consider_pruned_trials=True,
+            independent_sampler=independent,
+            warn_independent_sampling=False,
+        )
+    if settings.name == "qmc":
+        # One sequence for the whole search, so the seed does not depend on the trial.
+        return QMCSampler(
+            seed=settings.seed,
+            scramble=True,
+            independent_sampler=independent,
+            warn_independent_sampling=False,
+        )
+    return independent
+
+
+def _is_conditional(space: SearchSpace) -> bool:
+    return any(parameter.when for parameter in space.parameters)
+
+
+def distribution(parameter: Parameter) -> BaseDistribution:
+    """Return Optuna's distribution of a searched key.
+
+    Choices among numbers, such as batch sizes, become their places in ascending order.
+    """
+    if parameter.is_ordered:
+        return IntDistribution(0, len(parameter.values) - 1)
+    if parameter.kind == "choice":
+        return CategoricalDistribution(parameter.values)
+    low, high = parameter.values
+    log = parameter.kind.startswith("log_")
+    if parameter.kind.endswith("int"):
+        return IntDistribution(low, high, log=log)  # type: ignore[arg-type]
+    return FloatDistribution(low, high, log=log)  # type: ignore[arg-type]
+
+
+def distributions(parameters: Sequence[Parameter]) -> dict[str, BaseDistribution]:
+    """Return Optuna's distributions of searched keys, by key."""
+    return {parameter.key: distribution(parameter) for parameter in parameters}
+
+
+def encode(parameters: Sequence[Parameter], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of searched keys as Optuna's parameters."""
+    return {
+        p.key: sorted(p.values).index(values[p.key]) if p.is_ordered else values[p.key]  # type: ignore[type-var]
+        for p in parameters
+        if p.key in values
+    }
+
+
+def suggest(parameters: Sequence[Parameter], trial: optuna.Trial) -> dict[str, Any]:
+    """Return the values of the searched keys that are active, as Optuna suggests them."""
+    return _choose(parameters, lambda parameter, asked: _suggest(trial, parameter.key, asked))
+
+
+def _choose(
+    parameters: Sequence[Parameter], choose: Callable[[Parameter, BaseDistribution], Any]
+) -> dict[str, Any]:
+    """Return the values of the keys that are active, each as its parameter of Optuna says."""
+    values: dict[str, Any] = {}
+    for parameter in parameters:
+        if parameter.is_active(values):
+            chosen = choose(parameter, distribution(parameter))
+            ordered = sorted(parameter.values) if parameter.is_ordered else None  # type: ignore[type-var]
+            values[parameter.key] = ordered[chosen] if ordered else chosen
+    return values
+
+
+def _suggest(trial: optuna.Trial, key: str, asked: BaseDistribution) -> Any:
+    if isinstance(asked, CategoricalDistribution):
+        return trial.suggest_categorical(key, asked.choices)
+    if isinstance(asked, IntDistribution):
+        return trial.suggest_int(key, asked.low, asked.high, log=asked.log)
+    assert isinstance(asked, FloatDistribution), f"{asked}: no such distribution"
+    return trial.suggest_float(key, asked.low, asked.high, log=asked.log)
+
+
+_HISTORIES: dict[str, type[History]] = {
+    "tpe": BestAndLatest, "gp": OneBudget, "cmaes": WorstForInfeasible
+}  # fmt: skip
+
+
+class _Fixed(optuna.samplers.BaseSampler):
+    """Gives parameters that are known."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self._params = params
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
+        return {}
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict) -> dict:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
+        return self._params[param_name]
+
+
+class _New(_Fixed):
+    """Gives a configuration that has not run: drawn by another sampler, as often as need be.
+
+    If each draw has run, which is so where the sampler is sure of the best one, it is the first
+    that has not among those near the last draw.
+    """
+
+    def __init__(
+        self,
+        inner: optuna.samplers.BaseSampler,
+        parameters: Sequence[Parameter],
+        has_run: HasRun,
+        most_draws: int,
+    ) -> None:
+        super().__init__({})
+        self._inner, self._parameters = inner, parameters
+        self._has_run, self._most_draws = has_run, most_draws
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
+        self._params = encode(self._parameters, self._new_values(study, trial))
+        return {}
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._inner.before_trial(study, trial)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any
+    ) -> None:
+        self._inner.after_trial(study, trial, state, values)
+
+    def _new_values(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        together = self._inner.infer_relative_search_space(study, trial)
+        for _ in range(self._most_draws):
+            values = self._draw(study, trial, together)
+            if not self._has_run(values):
+                return values
+        near = nearest_first(
+            self._parameters,
+            values,
+            lambda parameter: self._draw_one(study, trial, parameter, distribution(parameter)),
+        )
+        return next((other for other in near if not self._has_run(other)), values)
+
+    def _draw(self, study: optuna.Study, trial: FrozenTrial, together: dict) -> dict[str, Any]:
+        """Return the values that Optuna would get from the inner sampler."""
+        drawn = self._inner.sample_relative(study, trial, together)
+        return _choose(
+            self._parameters,
+            lambda parameter, asked: (
+                drawn[parameter.key]
+                if parameter.key in drawn
+                else self._draw_one(study, trial, parameter, asked)
+            ),
+        )
+
+    def _draw_one(
+        self, study: optuna.Study, trial: FrozenTrial, parameter: Parameter, asked: BaseDistribution
+    ) -> Any:
+        if asked.single():
+            return encode([parameter], {parameter.key: parameter.values[0]})[parameter.key]
+        return self._inner.sample_independent(study, trial, parameter.key, asked)
+
+
+class _Guarded(optuna.samplers.BaseSampler):
+    """A sampler whose errors do not end the search: the trial is drawn at random instead."""
+
+    def __init__(
+        self,
+        inner: optuna.samplers.BaseSampler,
+        fallback: optuna.samplers.BaseSampler,
+        relative: dict[str, BaseDistribution] | None,
+        history: History | None,
+        avoids_infeasible: bool,
+        on_failure: OnFailure,
+    ) -> None:
+        """
+        Args:
+            relative: the parameters that are drawn together; None lets the sampler find them out.
+            history: what the sampler learns from; None takes all trials.
+            avoids_infeasible: whether to draw again what looks infeasible.
+            on_failure: told of each error.
+        """
+        self._inner, self._fallback = inner, fallback
+        self._relative, self._history = relative, history
+        self._avoids_infeasible, self._on_failure = avoids_infeasible, on_failure
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
+        if self._relative is not None:
+            return {k: d for k, d in self._relative.items() if not d.single()}
+        return self._try(
+            lambda: self._inner.infer_relative_search_space(self._view(study), trial), dict
+        )
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict) -> dict:
+        return self._try(lambda: self._draw(self._view(study), trial, search_space), dict)
+
+    def _draw(self, view: optuna.Study, trial: FrozenTrial, search_space: dict) -> dict:
+        params = self._inner.sample_relative(view, trial, search_space)
+        if not (self._avoids_infeasible and params):
+            return params
+        trials = view.get_trials(deepcopy=False)
+        for _ in range(_MOST_DRAWS - 1):
+            if not looks_infeasible(params, search_space, trials):
+                break
+            params = self._inner.sample_relative(view, trial, search_space)
+        return params
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
+        arguments = (trial, param_name, param_distribution)
+        return self._try(
+            lambda: self._inner.sample_independent(self._view(study), *arguments),
+            lambda: self._fallback.sample_independent(study, *arguments),
+        )
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._try(lambda: self._inner.before_trial(study, trial), lambda: None)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any
+    ) -> None:
+        with warnings.catch_warnings():
+            # CMA-ES knows no constraints; it is shown a bad value instead (`WorstForInfeasible`).
+            warnings.filterwarnings("ignore", "Constraints have been set")
+            self._try(lambda: self._inner.after_trial(study, trial, state, values), lambda: None)
+
+    def _view(self, study: optuna.Study) -> optuna.Study:
+        if self._history is None:
+            return study
+        return StudyView(study, self._history(study.get_trials(deepcopy=False)))
+
+    def _try(self, ask: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except STORAGE_ERRORS:
+            raise  # no fault of the sampler: the study is waited for
+        except Exception as error:  # of a model of the objective, whatever it meets
+            logger.warning("the sampler failed; this trial is drawn at random", exc_info=True)
+            self._on_failure(error)
+            return otherwise()

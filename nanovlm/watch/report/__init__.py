@@ -1,0 +1,4 @@
+"""The page `report.html` of a results folder.
+
+Begin with `page.py`.
+"""

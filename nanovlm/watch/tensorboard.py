@@ -1,0 +1,155 @@
+"""TensorBoard follows every run: `tensorboard/<trial_id>/` of the results folder.
+
+    tensorboard --logdir results/NAME/tensorboard
+
+Always there, since it costs next to nothing. The curves are against samples seen, and the HPARAMS
+page compares the trials by their configurations.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanovlm.files import remove_folder
+from nanovlm.messages import RUN_ID, Pulse, TrialRecord
+from nanovlm.watch.curves import Background, config_texts, new_reports, pulse_values, report_values
+from nanovlm.watch.observer import Observer, RunStart
+
+if TYPE_CHECKING:
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.summary_pb2 import Summary
+
+FOLDER = "tensorboard"
+
+END_SECONDS = 10.0
+"""How long the end of a run may wait for what is not written yet."""
+
+
+class TensorBoardLogs(Observer):
+    """Writes event files, in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._background = Background("TensorBoard")
+        self._curves: dict[str, _Curves] = {}
+
+    @property
+    def problem(self) -> str | None:
+        return self._background.problem
+
+    def begin(self, start: RunStart) -> None:
+        self._folder = start.folder / FOLDER
+        self._metric = start.objective.metric
+        ended = {record.trial_id: record for record in (*start.records, *start.confirmed)}
+        self._background.do(lambda: self._catch_up(ended))
+
+    def pulse(self, pulse: Pulse) -> None:
+        if pulse.stage == "training" and not self._background.is_behind():
+            self._background.do(lambda: self._write_pulse(pulse))
+
+    def trial_changed(self, record: TrialRecord) -> None:
+        self._background.do(lambda: self._write(record))
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        self._background.do(self._close)
+        self._background.close(END_SECONDS)
+
+    # ------------------------------------------------------------------ in the thread
+
+    def _catch_up(self, ended: Mapping[str, TrialRecord]) -> None:
+        """Remove what there is of unfinished trials: all their reports are told again."""
+        found = {path.name for path in self._folder.glob("*")}
+        for name in found - ended.keys():
+            if RUN_ID.fullmatch(name):
+                remove_folder(self._folder / name)
+        for trial_id in ended.keys() - found:
+            self._write(ended[trial_id])
+
+    def _write(self, record: TrialRecord) -> None:
+        curves = self._curves.get(record.trial_id)
+        if curves is None:
+            curves = _Curves(self._folder / record.trial_id)
+            curves.begin(record, self._metric)
+            self._curves[record.trial_id] = curves
+        curves.add_reports(record)
+        if record.end is not None:
+            self._curves.pop(record.trial_id).end(record)
+        elif record.is_paused:
+            curves.close()
+
+    def _write_pulse(self, pulse: Pulse) -> None:
+        curves = self._curves.get(pulse.trial_id)
+        if curves is not None:
+            curves.add(pulse_values(pulse), pulse.samples_seen)
+
+    def _close(self) -> None:
+        for curves in self._curves.values():
+            curves.close()
+        self._curves.clear()
+
+
+class _Curves:
+    """The event files of one trial: a new one after each pause, in which none is held open."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._file: EventsWriter | None = None
+        self._num_files = 0
+        self._sent = -1.0
+        self._end: Summary | None = None
+
+    def begin(self, record: TrialRecord, metric: str) -> None:
+        """Write the configuration, for the HPARAMS page."""
+        from tensorboardX.summary import hparams
+
+        parts = hparams(config_texts(record.config), {metric: 0.0})
+        experiment, session, self._end = parts
+        self._add_summary(experiment, 0)
+        self._add_summary(session, 0)
+        self._opened().flush()
+
+    def add_reports(self, record: TrialRecord) -> None:
+        for report in new_reports(record, self._sent):
+            self._sent = report.samples_seen
+            self.add(report_values(report), report.samples_seen)
+            self._opened().flush()
+
+    def add(self, values: Mapping[str, float], samples_seen: int) -> None:
+        """Write points of curves; they reach the disk with the next report."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._add_summary(Summary(value=scalars), samples_seen)
+
+    def end(self, record: TrialRecord) -> None:
+        """Write how the trial ended, and close the file."""
+        from tensorboardX.summary import text
+
+        how = record.state if record.reason is None else f"{record.state}: {record.reason}"
+        self._add_summary(text("state", how), record.samples_seen)
+        self._add_summary(self._end, record.samples_seen)
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what comes after goes into another one."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _opened(self) -> "EventsWriter":
+        # Imported late: it wants torch, which a program has not loaded before its first run.
+        from tensorboardX.event_file_writer import EventsWriter
+
+        if self._file is None:
+            # Its own name has the time in whole seconds.
+            suffix = f".{self._num_files}" if self._num_files else ""
+            self._file = EventsWriter(str(self._folder / "events"), filename_suffix=suffix)
+            self._num_files += 1
+        return self._file
+
+    def _add_summary(self, summary: "Summary | None", samples_seen: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        event = Event(wall_time=time.time(), step=samples_seen, summary=summary)
+        self._opened().write_event(event)

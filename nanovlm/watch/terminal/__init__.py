@@ -1,0 +1,4 @@
+"""What a run shows on the terminal.
+
+Begin with `search_display.py`.
+"""

@@ -1,0 +1,130 @@
+"""The console that the programs write to."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from nanovlm.messages import BuildProgress, TrialRecord
+
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+"""How to print what others read: as it is, without line breaks."""
+
+_FILE_WIDTH = 200
+
+
+def make_console() -> Console:
+    """Return the console of the programs; a file or a pipe gets lines that are not cut.
+
+    A terminal whose encoding lacks a character gets a question mark for it, and not the end of the
+    program.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    return Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
+
+
+def can_redraw(console: Console) -> bool:
+    """Return whether what was written can be written over."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+class LiveDisplay:
+    """Something on a terminal that changes; a context, so that nothing of it stays behind."""
+
+    def stop(self) -> None:
+        """Take what changes off the terminal; once more does nothing."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+class NotesDisplay:
+    """Prints each note the first time that it comes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown = set[str]()
+
+    def update(self, record: TrialRecord) -> None:
+        """Take in a change of a trial."""
+        for text in (note for report in record.reports for note in report.notes):
+            self.show(text)
+
+    def show(self, text: str) -> None:
+        """Print a note."""
+        if text not in self._shown:
+            self._shown.add(text)
+            self._console.print(f"note: {text}", style="yellow", **PLAIN)
+
+
+class PreparationDisplay(LiveDisplay):
+    """Shows how far the preparation of a data set is. What is there at once stays quiet.
+
+    A terminal gets a bar for each stage; anything else gets a line now and then.
+    """
+
+    def __init__(
+        self, console: Console, is_quiet: bool = False, seconds_between_lines: float = 10.0
+    ) -> None:
+        self._console = console
+        self._seconds_between_lines = seconds_between_lines
+        self._has_bars = can_redraw(console) and not is_quiet
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self._has_bars,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._last_line = time.monotonic()
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+    def update(self, progress: BuildProgress) -> None:
+        """Take in how far it is."""
+        name = f"preparing the {progress.what}: {progress.stage}"
+        if progress.stage == "waiting":
+            name = f"waiting for another program that prepares the {progress.what}"
+        if name not in self._tasks:
+            self._progress.start()
+            self._tasks[name] = self._progress.add_task(name, total=progress.total)
+        self._progress.update(self._tasks[name], completed=progress.done)
+        is_due = time.monotonic() - self._last_line >= self._seconds_between_lines
+        if not self._has_bars and (is_due or progress.stage == "waiting"):
+            self._last_line = time.monotonic()
+            self._console.print(f"{name}, {progress.done} of {progress.total}", **PLAIN)
+
+
+class _RateColumn(ProgressColumn):
+    """Rows or images a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.0f}/s")

@@ -1,0 +1,93 @@
+"""What a person sees while a single run trains."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.results.read import REPORT_FILE
+from nanovlm.results.summary import by_rules, describe_accuracy
+from nanovlm.watch.observer import Observer, RunStart
+from nanovlm.watch.terminal.console import PLAIN, LiveDisplay, NotesDisplay, can_redraw
+from nanovlm.watch.terminal.tables import (
+    describe_cluster,
+    describe_data,
+    describe_speed,
+    two_digits,
+)
+
+
+class SingleDisplay(LiveDisplay, Observer):
+    """Shows a line for each report and, on a terminal, a bar below them."""
+
+    def __init__(self, console: Console, is_quiet: bool = False) -> None:
+        self._console = console
+        self._notes = NotesDisplay(console)
+        self._num_shown = 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed:.0f} of {task.total:.0f} samples"),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not can_redraw(console) or is_quiet,
+        )
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+    def begin(self, start: RunStart) -> None:
+        self._folder = start.folder
+        cluster = describe_cluster(start.dashboard_url, start.is_own_cluster)
+        self._console.print(
+            f"{cluster}\nresults: {start.folder}\n{describe_data(start.data)}", **PLAIN
+        )
+        self._task = self._progress.add_task("starting", total=start.trial_samples, state="")
+        self._progress.start()
+
+    def notice(self, text: str) -> None:
+        self._notes.show(text)
+
+    def pulse(self, pulse: Pulse) -> None:
+        parts = [f"loss {pulse.train_loss:.3g}"]
+        if pulse.samples_per_second:
+            parts.append(f"{two_digits(pulse.samples_per_second)}/s")
+            parts.append(f"data {100 * pulse.data_wait_fraction:.1f} %")
+        self._progress.update(
+            self._task,
+            completed=pulse.samples_seen,
+            description=pulse.stage,
+            state=", ".join(parts),
+        )
+
+    def trial_changed(self, record: TrialRecord) -> None:
+        self._notes.update(record)
+        if len(record.reports) > self._num_shown:
+            self._num_shown = len(record.reports)
+            self._console.print(_line(record), **PLAIN)
+        if record.state == "failed":
+            self._console.print(f"failed: {record.reason}", style="red", **PLAIN)
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        self.stop()
+        report = self._folder / REPORT_FILE
+        if report.exists():
+            self._console.print(f"report: {report}", **PLAIN)
+
+
+def _line(record: TrialRecord) -> str:
+    """Return a trial's last report in a line."""
+    report, speed = record.reports[-1], describe_speed(record)
+    metrics = report.metrics
+    return (
+        f"{report.samples_seen} samples, step {report.step}: "
+        f"train_loss {metrics['train_loss']:.4f}, mmstar_accuracy "
+        f"{describe_accuracy(metrics, 'mmstar_accuracy')}"
+        f"{by_rules(record.config, 'mmstar_accuracy')}  "
+        f"({report.seconds:.1f} s{speed and f', {speed}'})"
+    )

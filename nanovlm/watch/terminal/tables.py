@@ -1,0 +1,259 @@
+"""The tables and texts that a person sees in the terminal."""
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from nanovlm.config.search_settings import Objective
+from nanovlm.messages import TrialRecord
+from nanovlm.results.pareto import values_of
+from nanovlm.results.read import ANSWERS_DIR, BEST_CONFIG_FILE, REPORT_FILE
+from nanovlm.results.summary import by_rules, describe_accuracy, final_best
+from nanovlm.results.verdict import DEFAULT_NUMBER, describe_unconfirmed_gain, left_the_race
+from nanovlm.results.write import describe_run
+from nanovlm.watch.terminal.console import PLAIN
+
+
+def describe_data(data: Mapping[str, Any]) -> str:
+    """Return in a line what the content of `data.json` comes to, and what was left out."""
+    training = data["training"]
+    subsets = training["subsets"]
+    empty = [name for name, subset in subsets.items() if subset["rows"] and not subset["samples"]]
+    left_out = [f"{number} {what}" for what, number in count_left_out(training).items()]
+    left_out += [f"all of {name}" for name in empty]
+    line = (
+        f"data: {training['samples']} samples of {training['rows']} rows, "
+        f"{data['benchmark']['samples']} questions"
+    )
+    return f"{line}; left out: {', '.join(left_out)} (data.json)" if left_out else line
+
+
+def describe_cluster(dashboard_url: str | None, is_own: bool) -> str:
+    """Return the line on the Ray cluster and its dashboard."""
+    kind = "own Ray cluster" if is_own else "joined Ray cluster"
+    if dashboard_url is None:
+        return f"{kind}, without a dashboard"
+    return f"{kind}, dashboard: {dashboard_url} (token: `ray get-auth-token`)"
+
+
+def describe_places(records: Iterable[TrialRecord], milestones: Sequence[int]) -> str:
+    """Return at which milestones trials are, such as `8 at 1000 samples, 2 at 3000`.
+
+    Args:
+        milestones: samples seen, of which each report has reached one; ascending.
+    """
+    places = Counter(
+        max((m for m in milestones if m <= r.samples_seen), default=r.samples_seen) for r in records
+    )
+    return ", ".join(
+        f"{number} at {milestone}" + (" samples" if place == 0 else "")
+        for place, (milestone, number) in enumerate(sorted(places.items()))
+    )
+
+
+def describe_speed(record: TrialRecord) -> str:
+    """Return the speed at the last report, such as `812 samples/s, data 0.4 %, MFU 41 %`.
+
+    Nothing for a trial without one: it has not reported, or an earlier version wrote it down.
+    """
+    speed = record.reports[-1].speed if record.reports else None
+    if speed is None:
+        return ""
+    utilization = speed.model_flops_utilization
+    parts = [
+        f"{two_digits(speed.samples_per_second)} samples/s",
+        f"data {100 * speed.data_wait_fraction:.1f} %",
+    ]
+    if utilization is not None:
+        parts.append(f"MFU {two_digits(100 * utilization)} %")
+    return ", ".join(parts)
+
+
+def two_digits(value: float) -> str:
+    """Return `812`, `41` or `8.3`: two digits that count, and all before the point."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def describe_duration(seconds: float) -> str:
+    """Return `8 s`, `4:07` (minutes), `3:04:07` (hours) or `2 d 3:04 h`."""
+    if not math.isfinite(seconds):
+        return "-"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24} d {hours % 24}:{minutes:02} h"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def format_parameters(parameters: Mapping[str, Any]) -> str:
+    """Return `lr_mp=0.0021 batch_size=64`."""
+    return " ".join(f"{key}={format_value(value)}" for key, value in parameters.items())
+
+
+def format_value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+_KINDS = {
+    "over_long_turns": "over-long turns",
+    "incomplete_turns": "incomplete turns",
+    "rows_without_turns": "rows without turns",
+    "rows_without_image": "rows without an image",
+}
+
+
+def count_left_out(training: Mapping[str, Any]) -> dict[str, int]:
+    """Return how much of the training data was left out, by kind; kinds without any are left away.
+
+    Args:
+        training: of `data.json`, which may be an earlier version's.
+    """
+    subsets = training.get("subsets", {}).values()
+    counts = {words: sum(subset.get(key, 0) for subset in subsets) for key, words in _KINDS.items()}
+    bad = training.get("bad_rows", training.get("unreadable_images", ()))
+    counts["unreadable rows"] = len(bad)
+    return {words: number for words, number in counts.items() if number}
+
+
+MAX_ROWS = 20
+"""Trials in the final table."""
+
+COLORS = {
+    "completed": "green", "paused": "cyan", "stopped": "yellow", "failed": "red", "running": "blue",
+}  # fmt: skip
+"""Of a trial's state."""
+
+
+def results_table(records: Sequence[TrialRecord], objective: Objective) -> Table:
+    """Return the trials as a table, the best first; a shorter trial never before a full one."""
+    sign = -1 if objective.mode == "max" else 1
+    order = {"completed": 0, "stopped": 1, "failed": 2}
+
+    def rank(record: TrialRecord) -> tuple[int, int, float]:
+        value = record.metrics.get(objective.metric, math.inf)
+        length = 0 if record.state == "completed" else record.samples_seen
+        return order[record.state], -length, sign * value
+
+    shown = sorted(records, key=rank)[:MAX_ROWS]
+    metric = objective.metric + (by_rules(records[0].config, objective.metric) if records else "")
+    keys = sorted({key for record in records for key in record.parameters})
+    table = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
+    others = objective.all[1:]
+    for name in ("trial", "state", "samples", metric, *(o.metric for o in others), *keys):
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+    for record in shown:
+        values = values_of(objective, record) or (math.nan,) * len(objective.all)
+        has_score = objective.metric in record.metrics
+        table.add_row(
+            str(record.number),
+            f"[{COLORS[record.state]}]{record.state}[/]",
+            str(record.samples_seen),
+            escape(describe_accuracy(record.metrics, objective.metric) if has_score else "-"),
+            *("-" if math.isnan(value) else f"{value:.4g}" for value in values[1:]),
+            *(escape(format_value(record.parameters.get(key, "-"))) for key in keys),
+        )
+    return table
+
+
+def confirmation_table(confirmation: Mapping[str, Any], objective: Objective) -> Table:
+    """Return a row for each configuration, the best first.
+
+    Args:
+        confirmation: as in `summary.json`.
+    """
+    configurations = confirmation["configurations"]
+    keys = sorted({key for c in configurations for key in c["parameters"]})
+    table = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
+    columns = ["trial", "runs", f"mean {objective.metric}", "in the search", "to the default", "p"]
+    for name in (*columns, "left the race", *keys):
+        table.add_column(name, justify="right", no_wrap=True)
+    for c in configurations:
+        difference = c["difference_to_default"] or {}
+        p_value = difference.get("p_value")
+        table.add_row(
+            "default" if c["number"] == DEFAULT_NUMBER else str(c["number"]),
+            _runs(c),
+            _mean(c["mean"], c["standard_error"]),
+            _number(c["search_value"]),
+            escape(_difference(difference)),
+            "-" if p_value is None else f"{p_value:.2g}",
+            left_the_race(c, objective) or "-",
+            *(escape(format_value(c["parameters"].get(key, "-"))) for key in keys),
+        )
+    return table
+
+
+def _runs(configuration: Mapping[str, Any]) -> str:
+    finished, failed = len(configuration["runs"]), len(configuration["failed"])
+    return f"{finished}, {failed} failed" if failed else str(finished)
+
+
+def _mean(mean: float | None, standard_error: float | None) -> str:
+    return _number(mean) + ("" if standard_error is None else f" ± {standard_error:.2g}")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _difference(difference: Mapping[str, Any]) -> str:
+    if not difference:
+        return "-"
+    interval: Sequence[float] | None = difference["interval_95"] or difference["seeds_interval_95"]
+    text = f"{difference['mean']:+.3g}"
+    return text if interval is None else f"{text} [{interval[0]:+.3g}, {interval[1]:+.3g}]"
+
+
+def show_results(
+    console: Console,
+    folder: Path,
+    objective: Objective,
+    records: Sequence[TrialRecord],
+    confirmed: Sequence[TrialRecord],
+    summary: Mapping[str, Any],
+    left_behind: str = "",
+) -> None:
+    """Print what a search has come to.
+
+    Args:
+        records: of the ended trials.
+        confirmed: of the ended runs that confirm.
+        summary: the content of `summary.json`.
+        left_behind: how many trials did not come to their end.
+    """
+    console.print(f"\nended: {summary['ended_by']}\n", **PLAIN)
+    if records:
+        console.print(results_table(records, objective))
+    if left_behind:
+        console.print(f"\n{left_behind}", **PLAIN)
+    confirmation = summary["confirmation"]
+    if confirmation is not None:
+        console.print()
+        console.print(confirmation_table(confirmation, objective))
+        console.print(f"\n{confirmation['verdict']}", **PLAIN)
+    if (pareto := summary.get("pareto")) and pareto["front"]:
+        console.print(f"\nchosen: {pareto['reason']}", **PLAIN)
+    best = final_best(records, objective, confirmed, confirmation)
+    report = folder / REPORT_FILE
+    if report.exists():
+        console.print(f"\nreport: {report}", **PLAIN)
+    if best is None:
+        console.print("\nno trial ran its full budget, so there is no best.yaml")
+        return
+    score = describe_accuracy(best.metrics, objective.metric)
+    line = f"best: {describe_run(best)}, {objective.metric} {score}"
+    line += by_rules(best.config, objective.metric)
+    gain = None
+    if confirmation is None:
+        gain = describe_unconfirmed_gain(best, records, objective, folder / ANSWERS_DIR)
+    command = f"python run_single.py --config {shlex.quote(str(folder / BEST_CONFIG_FILE))}"
+    console.print(f"\n{line}{(gain and f'; {gain}') or ''}; run it again:\n{command}", **PLAIN)

@@ -1,0 +1,207 @@
+"""Which group works on which trial: single rules of the broker."""
+
+from nanovlm.cluster.broker import MAX_STARTS, Broker
+from nanovlm.cluster.silence import FIRST_STALL_SECONDS, LEAST_STALL_SECONDS, STALL_FACTOR
+from nanovlm.messages import Assignment, Decision, End, Leg, Notice, TrialRecord
+from tests.cluster.short_trials import ENDS, job, pulse, report
+from tests.records import make_record
+
+
+def take(broker: Broker, group: str, now: float = 0.0) -> Assignment:
+    given = broker.next_job(group, now)
+    assert given is not None, f"{group} gets a job"
+    return given
+
+
+def texts(broker: Broker) -> list[str]:
+    return [event.text for event in broker.take_events() if isinstance(event, Notice)]
+
+
+def records(broker: Broker) -> list[TrialRecord]:
+    return [event for event in broker.take_events() if isinstance(event, TrialRecord)]
+
+
+def test_a_lost_group_s_trial_goes_on_elsewhere_and_its_lease_has_ended() -> None:
+    broker = Broker()
+    broker.submit(job(0), 0.0)
+    first = take(broker, "group-0")
+    broker.report(first.lease, report(0), 1.0, 2.0, 1.0)
+    broker.decide("trial-0", 10, Decision.CONTINUE)
+    broker.take_events()
+    broker.lose("group-0", "its controller has ended (killed)")
+    assert texts(broker) == [
+        "group-0: its controller has ended (killed); trial-0 goes on from its last report in a "
+        "free group"
+    ]
+    second = take(broker, "group-1")
+    assert second.job == first.job
+    broker.report(first.lease, report(1), 1.0, 3.0, 2.0)  # the group was alive after all
+    broker.fail(first.lease, End.ERROR, "too late", 3.0)
+    broker.pulse(first.lease, pulse(0), 3.0)
+    assert broker.decision(first.lease, 20, 3.0) is Decision.STOP
+    assert broker.next_job("group-0", 3.0) is None and broker.is_lost("group-0")
+    broker.report(second.lease, report(0), 5.0, 6.0, 4.0)  # made again from the state
+    assert broker.decision(second.lease, 10, 4.0) is Decision.CONTINUE
+    broker.report(second.lease, report(1), 5.0, 7.0, 5.0)
+    *_, last = records(broker)
+    assert (last.worker_group, last.samples_seen, last.first_step_at) == ("group-1", 20, 1.0)
+
+
+def test_a_trial_that_kills_its_workers_is_given_up_unless_it_comes_further() -> None:
+    broker = Broker()
+    broker.submit(job(0), 0.0)
+    for index in range(2):
+        for _ in range(MAX_STARTS - 1 - index):  # the group of the report before counts too
+            take(broker, "group-0")
+        broker.report(take(broker, "group-0").lease, report(index), 1.0, 2.0, 1.0)
+        broker.decide("trial-0", ENDS[index], Decision.CONTINUE)
+    for _ in range(MAX_STARTS - 1):
+        take(broker, "group-0")
+    assert broker.next_job("group-0", 0.0) is None
+    *_, last = records(broker)
+    assert last.end is End.WORKERS_DIED and last.is_infeasible
+    assert last.reason == (
+        "its workers died 3 times without coming further; last group-0: a worker has ended"
+    )
+
+
+def test_silence_is_measured_where_a_group_is_at_work() -> None:
+    broker = Broker()
+    broker.submit(job(0), 0.0)
+    assert broker.stall_seconds() == FIRST_STALL_SECONDS
+    lease = take(broker, "group-0", now=100.0).lease
+    broker.pulse(lease, pulse(0), 190.0)
+    broker.report(lease, report(0), 1.0, 2.0, now=200.0)
+    assert broker.stall_seconds() == STALL_FACTOR * 90.0
+    waited = 200.0 + 10 * FIRST_STALL_SECONDS
+    assert broker.lose_stalled(waited) == []  # it waits for the search, which may take its time
+    broker.decide("trial-0", 10, Decision.CONTINUE)
+    assert broker.decision(lease, 10, waited) is Decision.CONTINUE
+    assert broker.lose_stalled(waited + 900.0) == []
+    assert broker.lose_stalled(waited + 901.0) == ["group-0"]
+    assert texts(broker) == [
+        "group-0: no sign of life for 15 minutes; trial-0 goes on from its last report in a free "
+        "group"
+    ]
+
+
+def test_the_least_silence_and_a_given_one() -> None:
+    broker, given = Broker(), Broker(stall_seconds=7.0)
+    for one in (broker, given):
+        one.submit(job(0), 0.0)
+        one.report(take(one, "group-0").lease, report(0), 1.0, 2.0, now=1.0)
+    assert broker.stall_seconds() == LEAST_STALL_SECONDS
+    assert given.stall_seconds() == 7.0
+
+
+def test_a_trial_that_the_search_gives_up_has_failed() -> None:
+    broker = Broker()
+    for number in range(2):
+        broker.submit(job(number), 0.0)
+    lease = take(broker, "group-0").lease
+    broker.give_up("its actor was lost")
+    assert broker.decision(lease, 10, 0.0) is Decision.STOP
+    ended = [record for record in records(broker) if record.end is not None]
+    assert [(record.number, record.end, record.reason) for record in ended] == [
+        (0, End.ERROR, "its actor was lost"),
+        (1, End.ERROR, "its actor was lost"),
+    ]
+    assert broker.next_job("group-0", 0.0) is None
+
+
+def test_a_metric_that_is_not_finite_ends_the_trial() -> None:
+    broker = Broker()
+    broker.submit(job(0), 0.0)
+    lease = take(broker, "group-0").lease
+    broker.report(lease, report(0, float("nan")), 1.0, 2.0, 1.0)
+    *_, last = records(broker)
+    assert (last.end, last.reports) == (End.NOT_FINITE, ())
+    assert last.reason == "mmstar_accuracy is nan after 10 samples"
+
+
+def test_a_run_that_cannot_go_on_ends_no_trial() -> None:
+    """Such as on a full disk: it is no failure of the trial's, whatever ranks say afterwards."""
+    broker = Broker()
+    for number in range(3):
+        broker.submit(job(number), at=0.0)
+    first, second = take(broker, "a"), take(broker, "b")
+    broker.report(second.lease, report(0), 0.5, 1.0, now=1.0)
+    broker.take_events()
+    broker.abort("trial-0: no space left")
+    broker.abort("trial-1: no space left")
+    broker.fail(first.lease, End.ERROR, "rank 1 has lost rank 0", at=2.0)
+    assert broker.next_job("a", now=3.0) is broker.next_job("b", now=3.0) is None
+    assert broker.take_events() == [Notice(text="trial-0: no space left", ends_run=True)]
+    assert broker.is_closed and broker.is_idle
+
+
+def test_a_paused_trial_waits_until_it_is_told_and_goes_on_elsewhere() -> None:
+    broker = Broker()
+    assert broker.submit(job(0), 0.0) == 0
+    first = take(broker, "group-0")
+    broker.report(first.lease, report(0), 1.0, 2.0, 1.0)
+    broker.decide("trial-0", 10, Decision.PAUSE)
+    *_, paused = records(broker)
+    assert (paused.state, paused.end, paused.worker_group) == ("paused", None, "group-0")
+    assert broker.decision(first.lease, 10, 2.0) is Decision.STOP
+    assert broker.next_job("group-0", 3.0) is None and broker.is_idle
+    assert broker.submit(job(0), 4.0) == 1
+    broker.decide("trial-0", 10, Decision.CONTINUE)
+    broker.decide("trial-0", 10, Decision.STOP, "too late")
+    *_, queued = records(broker)
+    assert (queued.state, queued.worker_group) == ("running", None)
+    second = take(broker, "group-1")
+    broker.report(second.lease, report(0), 5.0, 6.0, 5.0)  # made again from the state
+    assert broker.decision(second.lease, 10, 5.0) is Decision.CONTINUE
+    broker.report(second.lease, report(1), 5.0, 7.0, 6.0)
+    broker.decide("trial-0", 20, Decision.PAUSE)
+    broker.decide("trial-0", 20, Decision.STOP, "not among the best")
+    *_, last = records(broker)
+    assert (last.end, last.reason) == (End.PRUNED, "not among the best")
+    assert (last.is_paused, last.samples_seen, last.ended_at) == (False, 20, 7.0)
+    assert last.legs == (
+        Leg(worker_group="group-0", first_step_at=1.0, ended_at=2.0),
+        Leg(worker_group="group-1", first_step_at=5.0, ended_at=7.0),
+    )
+
+
+def test_promoted_trials_are_taken_up_in_the_order_in_which_they_were_asked_for() -> None:
+    broker = Broker()
+    broker.take_up(job(0), make_record(0, "paused", reports=[report(0)], trial_id="trial-0"))
+    broker.submit(job(1), 0.0)
+    assert [record.state for record in records(broker)] == ["paused", "running"]
+    broker.decide("trial-0", 10, Decision.CONTINUE)
+    assert [take(broker, name).job.number for name in ("a", "b")] == [1, 0]
+
+
+def test_a_pause_counts_for_a_trial_whose_group_was_lost_meanwhile() -> None:
+    broker = Broker()
+    broker.submit(job(0), 0.0)
+    broker.report(take(broker, "a").lease, report(0), 1.0, 2.0, 1.0)
+    broker.lose("a", "its controller has ended")
+    broker.decide("trial-0", 10, Decision.PAUSE)
+    assert broker.next_job("b", 1.0) is None
+    broker.decide("trial-0", 10, Decision.CONTINUE)
+    for _ in range(MAX_STARTS - 1):  # each pause begins anew to count lost groups
+        take(broker, "b")
+    assert take(broker, "b").job.number == 0
+
+
+def test_each_group_that_brings_a_trial_further_has_a_leg_of_it() -> None:
+    broker = Broker()
+    broker.submit(job(0), 0.0)
+    first = take(broker, "a")
+    for index in range(2):
+        broker.report(first.lease, report(index), 1.0, 2.0 + index, 1.0)
+        broker.decide("trial-0", ENDS[index], Decision.CONTINUE)
+    broker.lose("a", "its controller has ended")
+    lost = take(broker, "b")
+    broker.report(lost.lease, report(1), 3.5, 3.6, 2.0)  # made again from the state
+    broker.lose("b", "its controller has ended")
+    last = take(broker, "c")
+    broker.fail(last.lease, End.ERROR, "a fault", 5.0)
+    *_, record = records(broker)
+    assert record.legs == (
+        Leg(worker_group="a", first_step_at=1.0, ended_at=3.0),
+        Leg(worker_group="c", first_step_at=None, ended_at=5.0),
+    )

@@ -1,0 +1,370 @@
+"""The channel between search and workers, driven without Ray: it is plain asyncio."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from nanovlm.cluster.channel import Channel
+from nanovlm.config.schema import TrainConfig
+from nanovlm.messages import (
+    Assignment,
+    Decision,
+    End,
+    Job,
+    Notice,
+    Order,
+    Pulse,
+    Report,
+    TrialRecord,
+)
+from tests.records import make_pulse, make_record
+
+
+def job(number: int) -> Job:
+    return Job(trial_id=f"trial-{number}", number=number, config=TrainConfig())
+
+
+def report(samples: int, is_final: bool = False) -> Report:
+    return Report(
+        samples_seen=samples,
+        step=samples,
+        metrics={"mmstar_accuracy": samples / 100},
+        seconds=1.0,
+        is_final=is_final,
+    )
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scenario, timeout=5))
+
+
+async def records(channel: Channel) -> list[TrialRecord]:
+    return [event for event in await channel.next_events() if isinstance(event, TrialRecord)]
+
+
+async def ended(channel: Channel) -> list[TrialRecord]:
+    return [record for record in await records(channel) if record.end is not None]
+
+
+async def take(channel: Channel, group: str) -> Assignment:
+    given = await channel.next_job(group)
+    assert isinstance(given, Assignment)
+    return given
+
+
+class Follower:
+    """Takes in all events at once, as the driver does."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.ended: list[TrialRecord] = []
+        self._channel = channel
+        self.task = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        while events := await self._channel.next_events():
+            for event in events:
+                if isinstance(event, TrialRecord) and event.end is not None:
+                    self.ended.append(event)
+
+
+def test_a_trial_that_is_stopped_at_its_second_report() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        follower = Follower(channel)
+        await channel.submit(job(0))
+        given = await take(channel, "group-0")
+        assert given.job == job(0)
+
+        async def worker() -> list[Decision]:
+            first = await channel.report(given.lease, report(10), first_step_at=1.0, at=2.0)
+            second = await channel.report(given.lease, report(20), first_step_at=1.0, at=3.0)
+            return [first, second]
+
+        decisions = asyncio.create_task(worker())
+        assert await channel.next_report("trial-0", 0) == report(10)
+        await channel.decide("trial-0", 10, Decision.CONTINUE)
+        assert await channel.next_report("trial-0", 1) == report(20)
+        await channel.decide("trial-0", 20, Decision.STOP, "below the cutoff")
+        assert await decisions == [Decision.CONTINUE, Decision.STOP]
+        await channel.wait_until_told()
+        (record,) = follower.ended
+        assert (record.end, record.reason) == (End.PRUNED, "below the cutoff")
+        assert (record.samples_seen, record.worker_group) == (20, "group-0")
+        assert (record.first_step_at, record.ended_at) == (1.0, 3.0)
+        assert record.reports == (report(10), report(20))
+
+    run(scenario())
+
+
+def test_the_search_hears_of_a_report_when_it_is_taken_in() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        await channel.submit(job(0))
+        given = await take(channel, "group-0")
+        final = asyncio.create_task(channel.report(given.lease, report(10, True), 1.0, 2.0))
+        heard = asyncio.create_task(channel.next_report("trial-0", 0))
+        assert await final is Decision.STOP
+        (record,) = await ended(channel)  # on its way into the results folder
+        assert (record.end, record.reports) == (End.COMPLETED, (report(10, True),))
+        await asyncio.sleep(0.01)
+        assert not heard.done()
+        Follower(channel)
+        assert await heard == report(10, True)
+
+    run(scenario())
+
+
+def test_a_failed_trial_tells_its_reason_and_frees_the_group() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        Follower(channel)
+        await channel.submit(job(0))
+        await channel.submit(job(1))
+        lease = (await take(channel, "group-0")).lease
+        await channel.fail(lease, End.NOT_FINITE, "loss is nan at step 3", at=5.0)
+        await channel.fail(lease, End.ERROR, "a later rank's words", at=6.0)
+        answer = await channel.next_report("trial-0", 0)
+        assert isinstance(answer, TrialRecord)
+        assert (answer.end, answer.reason) == (End.NOT_FINITE, "loss is nan at step 3")
+        assert answer.ended_at == 5.0
+        assert (await take(channel, "group-0")).job == job(1)
+
+    run(scenario())
+
+
+def test_a_restarted_group_gets_its_job_again_and_known_decisions_at_once() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        follower = Follower(channel)
+        await channel.submit(job(0))
+        first = await take(channel, "group-0")
+        lost = asyncio.create_task(channel.report(first.lease, report(10), 1.0, 2.0))
+        await channel.next_report("trial-0", 0)
+        await channel.decide("trial-0", 10, Decision.CONTINUE)
+        await lost
+        # The worker dies here; its successor starts over.
+        again = await take(channel, "group-0")
+        assert again.job == job(0)
+        assert await channel.report(again.lease, report(10), 7.0, 8.0) is Decision.CONTINUE
+        await channel.report(again.lease, report(20, is_final=True), 7.0, 9.0)
+        await channel.wait_until_told()
+        (record,) = follower.ended
+        assert [entry.samples_seen for entry in record.reports] == [10, 20]
+
+    run(scenario())
+
+
+def test_a_lost_group_s_trial_goes_to_one_that_waits() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        await channel.submit(job(0))
+        await take(channel, "group-0")
+        waiting = asyncio.create_task(take(channel, "group-1"))
+        await asyncio.sleep(0)
+        assert await channel.lose("group-0", "its controller has ended")
+        assert (await waiting).job == job(0)
+        assert await channel.next_job("group-0") is Order.GO_HOME
+        assert not await channel.lose("group-2", "it could not start")  # never asked for a job
+        (notice, last) = [e for e in await channel.next_events() if isinstance(e, Notice)]
+        assert notice.text.startswith("group-0: its controller has ended; trial-0 goes on from its")
+        assert last.text == "group-2: it could not start"
+
+    run(scenario())
+
+
+def test_a_job_never_goes_to_a_call_of_a_dead_worker() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        dead = asyncio.create_task(channel.next_job("group-0"))
+        await asyncio.sleep(0)
+        alive = asyncio.create_task(take(channel, "group-0"))
+        assert await dead is Order.GO_HOME
+        await channel.submit(job(0))
+        assert (await alive).job == job(0)
+
+    run(scenario())
+
+
+def test_two_groups_share_the_queue() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        waiting = [asyncio.create_task(take(channel, f"group-{i}")) for i in range(2)]
+        await asyncio.sleep(0)
+        for number in range(2):
+            await channel.submit(job(number))
+        assert {given.job.number for given in await asyncio.gather(*waiting)} == {0, 1}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("reason", [None, "the target is reached"])
+def test_closing_frees_everyone(reason: str | None) -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        follower = Follower(channel)
+        for number in range(2):
+            await channel.submit(job(number))
+        leases = [(await take(channel, f"group-{number}")).lease for number in range(2)]
+        idle = asyncio.create_task(channel.next_job("group-2"))
+        asking = asyncio.create_task(channel.report(leases[0], report(10), 1.0, 2.0))
+        closed = asyncio.create_task(channel.wait_until_closed())
+        assert await channel.next_report("trial-0", 0) == report(10)
+        reading = asyncio.create_task(channel.next_report("trial-0", 1))
+        await asyncio.sleep(0)
+        await channel.close(reason)
+        await channel.decide("trial-0", 10, Decision.STOP)  # too late
+        await closed
+        assert await idle is Order.GO_HOME
+        assert await asking is Decision.STOP
+        answer = await reading
+        assert isinstance(answer, TrialRecord)
+        assert answer.state == "running"
+        home = asyncio.create_task(channel.wait_until_home())
+        await asyncio.sleep(0.01)
+        assert not home.done()
+        for number in range(2):
+            assert await channel.next_job(f"group-{number}") is Order.GO_HOME
+        await home
+        await channel.finish()
+        await follower.task
+        told = [(r.number, r.end, r.reason) for r in follower.ended]
+        # Interrupted, or without a report, it stays unfinished, to go on another day.
+        assert told == ([] if reason is None else [(0, End.SEARCH_ENDED, reason)])
+
+    run(scenario())
+
+
+def test_a_pause_frees_the_group_and_the_trial_goes_on_when_it_is_told() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        Follower(channel)
+        assert await channel.submit(job(0)) == 0
+        lease = (await take(channel, "group-0")).lease
+        asking = asyncio.create_task(channel.report(lease, report(10), 1.0, 2.0))
+        assert await channel.next_report("trial-0", 0) == report(10)
+        await channel.decide("trial-0", 10, Decision.PAUSE)
+        assert await asking is Decision.STOP
+        waiting = asyncio.create_task(take(channel, "group-0"))
+        assert await channel.submit(job(0)) == 1  # its next leg, for which it is told to go on
+        following = asyncio.create_task(channel.next_report("trial-0", 1))
+        await asyncio.sleep(0.01)
+        assert not waiting.done() and not following.done()
+        await channel.decide("trial-0", 10, Decision.CONTINUE)
+        lease = (await waiting).lease
+        assert await channel.report(lease, report(10), 3.0, 4.0) is Decision.CONTINUE
+        await channel.report(lease, report(20, is_final=True), 3.0, 5.0)
+        assert await following == report(20, is_final=True)
+
+    run(scenario())
+
+
+def test_a_trial_that_paused_before_the_program_started_is_taken_up() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        before = make_record(0, "paused", reports=[report(10)], trial_id="trial-0")
+        await channel.take_up(job(0), before)
+        assert await records(channel) == [before]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(take(channel, "group-0"), 0.01)
+        assert await channel.submit(job(0)) == 1
+        await channel.decide("trial-0", 10, Decision.CONTINUE)
+        assert (await take(channel, "group-0")).job == job(0)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("reason", [None, "budget.hours: 1 hours have passed"])
+def test_a_paused_trial_ends_with_the_search_unless_it_is_interrupted(reason: str | None) -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        before = make_record(0, "paused", reports=[report(10)], trial_id="trial-0")
+        await channel.take_up(job(0), before)
+        await channel.next_events()
+        await channel.close(reason)
+        answer = await channel.next_report("trial-0", 1)
+        assert isinstance(answer, TrialRecord)
+        assert answer.state == ("paused" if reason is None else "stopped")
+        await channel.wait_until_home()
+
+    run(scenario())
+
+
+def test_a_trial_that_completes_after_the_close_is_not_lost() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        await channel.submit(job(0))
+        lease = (await take(channel, "group-0")).lease
+        await channel.next_events()
+        await channel.close("the target is reached")
+        await channel.report(lease, report(10, is_final=True), 1.0, 2.0)
+        assert await channel.next_job("group-0") is Order.GO_HOME
+        (record,) = await ended(channel)
+        assert record.state == "completed"
+
+    run(scenario())
+
+
+def test_a_group_without_a_job_asks_again_and_loses_nothing() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        assert await channel.next_job("group-0", patience_seconds=0.01) is Order.ASK_AGAIN
+        asking = asyncio.create_task(take(channel, "group-0"))
+        await asyncio.sleep(0)
+        await channel.submit(job(0))
+        assert (await asking).job == job(0)
+
+    run(scenario())
+
+
+def pulse(number: int, samples: int) -> Pulse:
+    return make_pulse(f"trial-{number}", samples)
+
+
+def test_only_the_latest_pulse_of_a_running_trial_is_told() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        for number in range(3):
+            await channel.submit(job(number))
+        leases = [(await take(channel, f"group-{number}")).lease for number in range(3)]
+        await channel.next_events()
+        for number, samples in ((0, 1), (1, 1), (2, 1), (0, 2)):
+            await channel.pulse(leases[number], pulse(number, samples))
+        await channel.fail(leases[1], End.OUT_OF_MEMORY, "out of memory", at=1.0)
+        await channel.pulse(leases[1], pulse(1, 3))
+        record, *pulses = await channel.next_events()
+        assert isinstance(record, TrialRecord)
+        assert (record.number, record.state) == (1, "failed")
+        assert pulses == [pulse(0, 2), pulse(2, 1)]
+
+    run(scenario())
+
+
+def test_records_are_told_when_the_next_events_are_asked_for() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        await channel.submit(job(0))
+        told = asyncio.create_task(channel.wait_until_told())
+        (record,) = await records(channel)
+        await asyncio.sleep(0.01)
+        assert not told.done()  # whoever has got it may still be at it
+        following = asyncio.create_task(channel.next_events())
+        await told
+        await channel.finish()
+        assert record.number == 0 and await following == []
+
+    run(scenario())
+
+
+def test_a_trial_is_told_before_a_group_takes_it_up() -> None:
+    async def scenario() -> None:
+        channel = Channel()
+        await channel.submit(job(0))
+        (queued,) = await records(channel)
+        assert (queued.state, queued.worker_group) == ("running", None)
+        await channel.next_job("group-0")
+        (taken,) = await records(channel)
+        assert (taken.state, taken.worker_group) == ("running", "group-0")
+
+    run(scenario())
