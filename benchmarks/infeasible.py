@@ -23,7 +23,7 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from nanovlm.cluster.relay import FAILURE, INFEASIBLE, IS_FINAL, SAMPLES_SEEN, VALUES
-from nanovlm.cluster.session import StopSwitch
+from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.space import load_space
 from nanovlm.search.searcher import build_searcher
 

@@ -29,14 +29,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
 from nanovlm.cluster.relay import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
-from nanovlm.cluster.session import StopSwitch
+from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.search_settings import Objective
 from nanovlm.config.sources import config_values
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.messages import End, Leg, Report, TrialRecord
-from nanovlm.pruning.decisions import Verdict
-from nanovlm.pruning.pausing import PausingRungs
-from nanovlm.pruning.rungs import build_rungs
+from nanovlm.pruning.decisions import PruningDecision
+from nanovlm.pruning.pausing_halving import PausingHalving
+from nanovlm.pruning.successive_halving import build_rungs
 from nanovlm.results.read import RUNGS_FILE, read_records
 from nanovlm.results.write import ResultsStore
 from nanovlm.search.scheduler import RungScheduler
@@ -103,7 +103,7 @@ class Driver:
         """Run `num_trials` trials to their end."""
         self.num_trials = num_trials
         rungs = build_rungs(self.space, ENDS[:-1], self.store.folder / RUNGS_FILE)
-        assert isinstance(rungs, PausingRungs)
+        assert isinstance(rungs, PausingHalving)
         self.searcher = build_searcher(
             self.space,
             self.store.folder,
@@ -148,10 +148,10 @@ class Driver:
             self.scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]  # not looked at
         self._wait(now, len(trial.reports), trial)
 
-    def _end_waiting(self, verdict: Verdict) -> None:
+    def _end_waiting(self, decision: PruningDecision) -> None:
         """Write down that a trial which waited will not go on."""
-        if not verdict.goes_on:
-            self._end(self.trials[verdict.number], is_final=False)
+        if not decision.goes_on:
+            self._end(self.trials[decision.number], is_final=False)
 
     def _wait(self, now: float, rung: int, trial: Any) -> None:
         samples = ENDS[rung] - (ENDS[rung - 1] if rung else 0)

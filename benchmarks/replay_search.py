@@ -20,11 +20,11 @@ from ray.tune.search.optuna import OptunaSearch
 from benchmarks.replay_clock import Run
 from benchmarks.replay_table import Curves, TradeoffCurves
 from nanovlm.cluster.relay import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
-from nanovlm.cluster.session import StopSwitch
+from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.parameter import Parameter
 from nanovlm.config.space import SearchSpace
-from nanovlm.pruning.pausing import PausingRungs
-from nanovlm.pruning.rungs import build_rungs
+from nanovlm.pruning.pausing_halving import PausingHalving
+from nanovlm.pruning.successive_halving import build_rungs
 from nanovlm.results.read import RUNGS_FILE
 from nanovlm.search.scheduler import RungScheduler, plan_milestones
 from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
@@ -136,7 +136,7 @@ def our_search(
         return {**measured, SAMPLES_SEEN: run.samples(curves), IS_FINAL: run.is_final}
 
     rungs = build_rungs(space, milestones, folder / RUNGS_FILE)
-    pauses = Pauses(rungs) if isinstance(rungs, PausingRungs) else None
+    pauses = Pauses(rungs) if isinstance(rungs, PausingHalving) else None
     return TuneLoop(
         curves,
         build_searcher(space, folder, concurrency, StopSwitch(), milestones, pauses=pauses),

@@ -22,7 +22,7 @@ from playwright.sync_api import Browser
 
 from nanovlm.watch.report.page import write_report
 from tests.browser import DRAWN, MILLISECONDS, chromium
-from tests.results.made_up import make_results
+from tests.results.fake_records import make_results
 
 IN_VIEW = ".plot .main-svg"
 """What the first chart that is drawn brings with it."""

@@ -29,16 +29,16 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from nanovlm.cluster.broker import Event
+from nanovlm.cluster.broker_state import Event
 from nanovlm.cluster.ray_cluster import connect
-from nanovlm.cluster.worker_pool import worker_groups
+from nanovlm.cluster.worker_group import worker_groups
 from nanovlm.config.space import load_space
 from nanovlm.messages import Job, Report, TrialRecord
 from nanovlm.resources import Resources
 from nanovlm.results.summary import turnarounds
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.stages import Place, run_stages
-from nanovlm.training.pulse import OnPulse, ignore
+from nanovlm.training.progress import OnUpdate, ignore
 
 NUM_REPORTS = 8
 SECONDS_PER_REPORT = 0.2
@@ -111,7 +111,7 @@ def run_recipe(num_trials: int, folder: Path) -> list[float]:
 
 
 def fake_trial(
-    job: Job, resources: Resources, interrupted: Callable[[], bool], on_pulse: OnPulse = ignore
+    job: Job, resources: Resources, interrupted: Callable[[], bool], on_update: OnUpdate = ignore
 ) -> Generator[Report, None, None]:
     started = time.perf_counter()
     for report in range(NUM_REPORTS):

@@ -35,7 +35,7 @@ import yaml
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
 from benchmarks.figures import Figures
-from nanovlm.cluster.worker_pool import worker_groups
+from nanovlm.cluster.worker_group import worker_groups
 from nanovlm.config.schema import VLMConfig
 from nanovlm.config.space import load_space
 from nanovlm.messages import Job, Report, TrialRecord
@@ -44,7 +44,7 @@ from nanovlm.results.read import LOGS_DIR
 from nanovlm.results.summary import turnarounds
 from nanovlm.search.plan import plan_search
 from nanovlm.search.run import run_plan
-from nanovlm.training.pulse import OnPulse, ignore
+from nanovlm.training.progress import OnUpdate, ignore
 from nanovlm.trial import run_trial
 from nanovlm.watch.observer import Observer, RunStart
 from tests import hub_data
@@ -239,7 +239,7 @@ def watched_trial(
     job: Job,
     resources: Resources,
     interrupted: Callable[[], bool],
-    on_pulse: OnPulse = ignore,
+    on_update: OnUpdate = ignore,
     *,
     log: Path,
     short_trial: int | None,
@@ -260,7 +260,7 @@ def watched_trial(
         peak = json.loads(log.read_text().splitlines()[-1])["peak_gb"]
         limit_gpu_memory(MEMORY_SHARE * peak)
     try:
-        yield from run_trial(job, resources, interrupted, on_pulse)
+        yield from run_trial(job, resources, interrupted, on_update)
     finally:
         peak = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None
         reserved = torch.cuda.max_memory_reserved() / 1e9 if on_gpu else None

@@ -56,7 +56,7 @@ def plain_rule(message: str) -> str:
     return rule[:1].lower() + rule[1:]
 
 
-class Problems:
+class ErrorCollector:
     """Collects the UserErrors of several independent checks, to raise them as one.
 
     with problems:

@@ -25,8 +25,8 @@ class Decision(Enum):
 class Order(Enum):
     """What a worker group is told when there is no job for it."""
 
-    ASK_AGAIN = "ask again"
-    GO_HOME = "go home"
+    RETRY = "ask again"
+    SHUTDOWN = "go home"
 
 
 class Kind(StrEnum):
@@ -139,7 +139,7 @@ Stage = Literal["training", "evaluating"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pulse:
+class ProgressUpdate:
     """How far a running trial is, between two reports; about one a second."""
 
     trial_id: str

@@ -24,7 +24,7 @@ import torch
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.sources import config_values
 from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples
-from nanovlm.errors import Problems, UserError
+from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult
 from nanovlm.evaluation.validation import validation_loss
@@ -36,7 +36,7 @@ from nanovlm.parallel import gather_objects, rank, world_size
 from nanovlm.resources import Resources
 from nanovlm.training.forward import choose_algorithms
 from nanovlm.training.loop import Progress, never, num_steps, train
-from nanovlm.training.pulse import OnPulse, PulseTaker, ignore
+from nanovlm.training.progress import OnUpdate, UpdateTimer, ignore
 from nanovlm.training.start import check_decoder_tokenizer, find_checkpoint
 from nanovlm.training.state import SavedTrial, read_state, write_state
 from nanovlm.training.steps import NonFiniteLossError
@@ -48,7 +48,7 @@ def run_trial(
     job: Job,
     resources: Resources,
     interrupted: Callable[[], bool] = never,
-    on_pulse: OnPulse = ignore,
+    on_update: OnUpdate = ignore,
 ) -> Generator[Report, None, None]:
     """Train and evaluate `job`; yield a report at each milestone and at the end.
 
@@ -59,7 +59,7 @@ def run_trial(
 
     Args:
         interrupted: asked once an optimizer step whether to end.
-        on_pulse: told about once a second how far the trial is.
+        on_update: told about once a second how far the trial is.
 
     Raises:
         UserError: the configuration, the data or the checkpoint cannot be used.
@@ -70,7 +70,7 @@ def run_trial(
     started = time.perf_counter()
     resources.start_trial()
     config = job.config
-    problems = Problems()
+    problems = ErrorCollector()
     with problems:
         model = resources.model(config, job.checkpoint)
         train_samples, val_samples = resources.training_data(config)
@@ -83,8 +83,8 @@ def run_trial(
         logger.info("trial %s goes on after %d samples", job.trial_id, reports[-1].samples_seen)
     yield from reports
     total_steps = num_steps(config, len(train_samples))
-    pulses = PulseTaker(job.trial_id, config.batch_size, total_steps, on_pulse)
-    trial = _Trial(job, resources, model, val_samples, benchmark, pulses, started, reports)
+    updates = UpdateTimer(job.trial_id, config.batch_size, total_steps, on_update)
+    trial = _Trial(job, resources, model, val_samples, benchmark, updates, started, reports)
     training = train(
         model,
         train_samples,
@@ -92,7 +92,7 @@ def run_trial(
         job.milestones,
         device=resources.device,
         interrupted=interrupted,
-        on_step=pulses.after_step,
+        on_step=updates.after_step,
         micro_batch_size=resources.micro_batch_size(config),
         start=None if saved is None else saved.training,
     )
@@ -115,7 +115,7 @@ class _Trial:
     model: VisionLanguageModel
     val_samples: PreparedSamples
     benchmark: PreparedBenchmark
-    pulses: PulseTaker
+    updates: UpdateTimer
     started: float
     """On the clock of `time.perf_counter`."""
     reports: list[Report]
@@ -125,7 +125,7 @@ class _Trial:
         """Evaluate the model and write down what is wanted; all workers do this together."""
         job, resources, device = self.job, self.resources, self.resources.device
         trained_at = time.perf_counter()
-        self.pulses.evaluation_begins()
+        self.updates.evaluation_begins()
         result = _ask(self.model, self.benchmark, job.config, resources)
         metrics = result.metrics() | _validate(self.model, self.val_samples, device)
         evaluated_at = time.perf_counter()
@@ -147,7 +147,7 @@ class _Trial:
         self.reports.append(report)
         if job.state_dir is not None and not progress.is_final:
             _write_state(job, progress, self.reports)
-        self.pulses.training_goes_on()
+        self.updates.training_goes_on()
         return report
 
 

@@ -1,10 +1,10 @@
-"""Makes records and pulses of trials as a search leaves them."""
+"""Makes records and updates of trials as a search leaves them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nanovlm.messages import End, Leg, Pulse, Report, Speed, TrialRecord, TrialState
+from nanovlm.messages import End, Leg, ProgressUpdate, Report, Speed, TrialRecord, TrialState
 
 ENDS: Mapping[TrialState, End | None] = {
     "running": None,
@@ -74,7 +74,7 @@ def make_speed(**values: Any) -> Speed:
     return Speed(**usual | values)
 
 
-def make_pulse(trial_id: str, samples_seen: int, **values: Any) -> Pulse:
+def make_update(trial_id: str, samples_seen: int, **values: Any) -> ProgressUpdate:
     """Return how far a trial is; `values` are those that matter."""
     usual: dict[str, Any] = {
         "stage": "training",
@@ -84,4 +84,4 @@ def make_pulse(trial_id: str, samples_seen: int, **values: Any) -> Pulse:
         "samples_per_second": 2.0,
         "data_wait_fraction": 0.5,
     }
-    return Pulse(**usual | values, trial_id=trial_id, samples_seen=samples_seen)
+    return ProgressUpdate(**usual | values, trial_id=trial_id, samples_seen=samples_seen)

@@ -98,6 +98,6 @@ def test_the_architecture_names_every_folder() -> None:
     assert all(
         (REPOSITORY / name).exists()
         or (REPOSITORY / "nanovlm" / name).exists()
-        or (REPOSITORY / "nanovlm/results" / name).exists()
+        or (REPOSITORY / "nanovlm/watch" / name).exists()
         for name in named
     )

@@ -8,7 +8,7 @@ from benchmarks.draw_search import _stretches, draw
 from nanovlm.watch.report.folder import read_search
 from nanovlm.watch.report.worker_time import Work
 from tests.records import make_record, make_report
-from tests.results.made_up import add_paused, make_results
+from tests.results.fake_records import add_paused, make_results
 
 
 def work(leg: int, begun_at: float, ended_at: float) -> Work:

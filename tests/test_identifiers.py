@@ -14,7 +14,7 @@ from nanovlm.results.load import load_results
 from nanovlm.results.read import BEST_CONFIG_FILE, read_records
 from nanovlm.results.write import choose_folder
 from nanovlm.watch.report.page import write_report
-from tests.results.made_up import make_results
+from tests.results.fake_records import make_results
 
 ODD = ("größe", "🙂 two words", 'it\'s "that"', "new\nline", "-x", "a#b?c%20d", "[b]", "x" * 255)
 

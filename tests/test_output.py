@@ -12,7 +12,7 @@ import pytest
 
 from nanovlm.cluster.recorder import Recorder
 from nanovlm.config.search_settings import Objective
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.messages import ProgressUpdate, TrialRecord
 from nanovlm.process import enduring_streams, name_results
 from nanovlm.results.read import read_records
 from nanovlm.results.write import ResultsStore
@@ -91,7 +91,7 @@ def test_a_search_is_recorded_though_nobody_reads_what_it_prints(
     ended: list[TrialRecord] = [
         record("completed", trial_id=f"trial-{number:04}") for number in range(3)
     ]
-    events: list[TrialRecord | Pulse] = [record("running"), PULSE, *ended]
+    events: list[TrialRecord | ProgressUpdate] = [record("running"), PULSE, *ended]
     store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), 0.0)
     with standard_output(writer, monkeypatch), store.opened(resume=False):
         name_results(folder)

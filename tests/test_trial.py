@@ -21,7 +21,7 @@ from torch._dynamo.utils import counters
 from nanovlm.config.schema import Freeze
 from nanovlm.config.sources import Layer, build_config, config_values, parse_overrides
 from nanovlm.errors import UserError
-from nanovlm.messages import Job, Pulse, Report
+from nanovlm.messages import Job, ProgressUpdate, Report
 from nanovlm.models.checkpoint import PUBLISHED_IMAGES
 from nanovlm.models.compiled import find_compile_obstacle
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -402,11 +402,11 @@ def test_trials_with_dropout_share_what_is_compiled() -> None:
 
 
 def test_a_trial_that_is_watched_gives_the_same_numbers(resources: Resources) -> None:
-    pulses: list[Pulse] = []
+    updates: list[ProgressUpdate] = []
     job = Job(trial_id="t", config=CONFIG, milestones=(20,))
-    watched = list(run_trial(job, resources, on_pulse=pulses.append))
+    watched = list(run_trial(job, resources, on_update=updates.append))
     assert numbers(watched) == numbers(run(resources, milestones=(20,)))
-    asked = [pulse for pulse in pulses if pulse.stage == "evaluating"]
+    asked = [update for update in updates if update.stage == "evaluating"]
     assert [(p.step, p.samples_seen) for p in asked] == [(r.step, r.samples_seen) for r in watched]
-    assert {(p.trial_id, p.total_samples) for p in pulses} == {("t", watched[-1].samples_seen)}
+    assert {(p.trial_id, p.total_samples) for p in updates} == {("t", watched[-1].samples_seen)}
     assert [p.train_loss for p in asked] == [r.metrics["train_loss"] for r in watched]

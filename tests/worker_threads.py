@@ -9,23 +9,23 @@ from typing import Any
 import ray
 import torch
 
-from nanovlm.cluster.worker import RunTrial, WorkerSettings, serve_channel
-from nanovlm.cluster.worker_pool import WorkerPool
+from nanovlm.cluster.worker import RunTrial, WorkerSettings, serve_broker
+from nanovlm.cluster.worker_group import WorkerGroups
 from nanovlm.config.search_settings import TrialResources
 
 
 class ThreadPool:
-    """Serves the trials of each slot on the CPU until the channel closes."""
+    """Serves the trials of each slot on the CPU until the broker closes."""
 
-    def __init__(self, channel: Any, log_dir: Path, run_trial: RunTrial) -> None:
+    def __init__(self, broker: Any, log_dir: Path, run_trial: RunTrial) -> None:
         self.error: Exception | None = None
-        self._channel, self._log_dir, self._run_trial = channel, log_dir, run_trial
+        self._broker, self._log_dir, self._run_trial = broker, log_dir, run_trial
         self._threads: list[threading.Thread] = []
 
     def start(self, num_groups: int) -> None:
         for _ in range(num_groups):
             name = f"group-{len(self._threads)}"
-            settings = WorkerSettings(name, self._channel, str(self._log_dir), self._run_trial)
+            settings = WorkerSettings(name, self._broker, str(self._log_dir), self._run_trial)
             thread = threading.Thread(target=self._serve, args=(settings,), name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -39,14 +39,14 @@ class ThreadPool:
         self.start(1)
 
     def leave(self) -> None:
-        ray.get(self._channel.close.remote())
+        ray.get(self._broker.close.remote())
         for thread in self._threads:
             thread.join(20)
             assert not thread.is_alive(), f"{thread.name} has not gone home"
 
     def _serve(self, settings: WorkerSettings) -> None:
         try:
-            serve_channel(settings, torch.device("cpu"))
+            serve_broker(settings, torch.device("cpu"))
         except Exception as error:
             self.error = error
 
@@ -54,14 +54,14 @@ class ThreadPool:
 @contextlib.contextmanager
 def worker_threads(
     num_groups: int,
-    channel: Any,
+    broker: Any,
     resources: TrialResources,
     log_dir: Path,
     is_own_cluster: bool,
     run_trial: RunTrial,
-) -> Iterator[WorkerPool]:
-    """Do what `nanovlm.cluster.worker_pool.worker_groups` does, in threads."""
-    pool = ThreadPool(channel, log_dir, run_trial)
+) -> Iterator[WorkerGroups]:
+    """Do what `nanovlm.cluster.worker_group.worker_groups` does, in threads."""
+    pool = ThreadPool(broker, log_dir, run_trial)
     pool.start(num_groups)
     yield pool
     pool.leave()

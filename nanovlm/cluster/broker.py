@@ -1,390 +1,234 @@
-"""Which worker group works on which trial, and what becomes of a trial whose group is lost.
+"""The mailbox between the search and the worker groups: jobs and decisions down, reports up.
 
-    submit ──▶ queued ──next_job──▶ working ──report──▶ deciding ──PAUSE──▶ paused ◀── take_up
-               ▲  ▲                 │  │  ▲                │ │               │ │
-               │  └─ lost, stalled, ┘  │  └── CONTINUE ────┘ │ STOP     STOP │ │
-               │     asks for a job    │ final report, fail  ▼               │ │
-               │                       └─────────────────▶ ended ◀───────────┘ │
-               └─────────────────────────── CONTINUE ──────────────────────────┘
+    relay ──submit, next_report──▶           ◀──next_job──────── rank 0 of a worker group
+                                   Broker   ◀──report, fail────
+    scheduler ──decide───────────▶    │
+                          next_events ▼
+                   driver: results folder, then whoever watches
 
-Trials belong to nobody: one whose group is gone or silent goes back to the head of the queue, and
-any free group takes it from its last report. One that is paused has given its group back, and waits
-until the search lets it go on, in whichever group is free then, or says that it is over. A lease
-says which group has a trial now; what comes with an older one counts for nothing. There is no
-clock, no Ray and no waiting here: `Channel` adds them.
+One broker serves a whole search. What becomes of the trials is the matter of `BrokerState`; the
+broker is where everyone meets and waits. The search hears of a report only when the driver has
+taken in the event that brought it, so nothing is decided on what is not safe in the results folder.
 """
 
-import itertools
-import math
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from nanovlm.cluster.silence import Silence
-from nanovlm.config.sources import config_values
-from nanovlm.messages import Assignment, Decision, End, Job, Leg, Notice, Pulse, Report, TrialRecord
+from nanovlm.cluster.broker_state import BrokerState, Event
+from nanovlm.messages import (
+    Assignment,
+    Decision,
+    End,
+    Job,
+    Order,
+    ProgressUpdate,
+    Report,
+    TrialRecord,
+)
 
-MAX_STARTS = 3
-"""A trial that so many groups have begun or taken up, none of which has come any further than the
-one before, is given up."""
+T = TypeVar("T")
 
-Event = TrialRecord | Pulse | Notice
+PATIENCE_SECONDS = 60.0
 
 
-@dataclass(eq=False)
-class _Trial:
-    job: Job
-    record: TrialRecord
-    lease: int | None = None
-    """None while it is in the queue or paused, and after its end."""
-    told: TrialRecord | None = None
-    """The record as it is safe in the results folder; the search hears of nothing before."""
-    decisions: dict[int, Decision] = field(default_factory=dict)
-    """On its reports, by the samples seen."""
-    num_starts: int = 0
-    """Since its last report."""
-    num_legs_before: int = 0
-    """Of other groups, or of this one before a pause."""
+@dataclass
+class GroupParts:
+    """What a worker group consists of, for whoever ends it."""
 
-    @property
-    def is_open(self) -> bool:
-        return self.record.end is None
-
-    @property
-    def awaits_decision(self) -> bool:
-        return bool(self.record.reports) and self.record.samples_seen not in self.decisions
-
-    def work(self, first_step_at: float | None, at: float) -> None:
-        """Take down that the group that has the trial was at work until now."""
-        group, legs = self.record.worker_group, self.record.legs
-        assert group is not None, f"{self.job.trial_id} is in no group"
-        if len(legs) > self.num_legs_before:
-            leg = replace(legs[-1], ended_at=at)
-        else:
-            leg = Leg(worker_group=group, first_step_at=first_step_at, ended_at=at)
-        self.record = replace(self.record, legs=(*legs[: self.num_legs_before], leg))
+    controllers: list[Any] = field(default_factory=list)
+    """Handles of actors."""
+    workers: list[tuple[int, float]] = field(default_factory=list)
+    """Process ids, with the times at which the processes began: ids are used again."""
+    placement_groups: dict[Any, Any] = field(default_factory=dict)
+    """What is reserved on the cluster, by id."""
 
 
 class Broker:
-    """The trials of a search, each queued, at work in one group, paused, or ended."""
+    """An asyncio actor; `ray.remote(Broker)`. Each wait is one pending call, nothing polls."""
 
     def __init__(self, stall_seconds: float | None = None) -> None:
         """
         Args:
-            stall_seconds: see `Silence`.
+            stall_seconds: see `BrokerState`.
         """
-        self._trials: dict[str, _Trial] = {}
-        self._queue: deque[_Trial] = deque()
-        self._serving: dict[str, _Trial] = {}  # worker group -> the trial that it works on
-        self._leases: dict[int, str] = {}  # those that hold -> worker group
-        self._silence = Silence(stall_seconds)  # of the worker groups at work
-        self._lost: set[str] = set()  # worker groups
-        self._next_lease = itertools.count()
-        self._events: list[TrialRecord | Notice] = []
-        self._pulses: dict[str, Pulse] = {}  # trial id -> the latest that was not taken
-        self._untold: list[TrialRecord] = []  # taken, and perhaps not in the results folder yet
-        self.is_closed = False
-        self._close_reason: str | None = None
-        self._is_aborted = False
+        self._state = BrokerState(stall_seconds)
+        self._calls: dict[str, object] = {}  # worker group -> its latest call of next_job
+        self._parts: dict[str, GroupParts] = {}  # by worker group
+        self._finished = False
+        self._is_followed = False  # someone waits in next_events, done with all before it
+        self._changed = asyncio.Condition()
+
+    async def _change(self, change: Callable[[], T]) -> T:
+        """Change something and wake everyone who waits for it."""
+        async with self._changed:
+            result = change()
+            self._changed.notify_all()
+        return result
+
+    async def _wait_for(self, ask: Callable[[], T | None]) -> T:
+        """Return the first answer that is not None."""
+        async with self._changed:
+            while (answer := ask()) is None:
+                await self._changed.wait()
+        return answer
 
     # ------------------------------------------------------------------ the search's side
 
-    def submit(self, job: Job, at: float) -> int:
-        """Queue a job; return how many of its reports have a decision.
+    async def submit(self, job: Job) -> int:
+        """Queue a job for the next free worker group; return how many of its reports are decided.
 
-        One that is known already goes on as it is: it was paused before, or whoever asked for it
-        was lost.
-
-        Args:
-            at: now, in seconds since the epoch.
+        One that is known goes on as it is, and whoever submits it again asks for the reports from
+        there on.
         """
-        if known := self._trials.get(job.trial_id):
-            return sum(report.samples_seen in known.decisions for report in known.record.reports)
-        record = TrialRecord(
-            trial_id=job.trial_id,
-            number=job.number,
-            kind=job.kind,
-            parameters=job.parameters,
-            config=config_values(job.config),
-            submitted_at=at,
-        )
-        trial = self._trials[job.trial_id] = _Trial(job, record)
-        self._queue.append(trial)
-        self._events.append(record)
-        return 0
+        return await self._change(lambda: self._state.submit(job, time.time()))
 
-    def take_up(self, job: Job, record: TrialRecord) -> None:
+    async def take_up(self, job: Job, record: TrialRecord) -> None:
         """Take in a trial that has paused in an earlier run of the program: it is paused again."""
-        trial = self._trials[job.trial_id] = _Trial(job, record)
-        trial.decisions = {report.samples_seen: Decision.CONTINUE for report in record.reports}
-        self._events.append(record)
+        await self._change(lambda: self._state.take_up(job, record))
 
-    def answer(self, trial_id: str, index: int) -> Report | TrialRecord | None:
-        """Return the trial's report number `index`, its record if it has ended before that, None if
-        neither is in the results folder yet. After `close` there is always an answer."""
-        trial = self._trials[trial_id]
-        told = trial.told
-        if told is not None and len(told.reports) > index:
-            return told.reports[index]
-        if told is not None and told.end is not None:
-            return told
-        return trial.record if self.is_closed else None
+    async def next_report(self, trial_id: str, index: int) -> Report | TrialRecord:
+        """Return the trial's report number `index`, or its record if it ended before that.
 
-    def decide(
+        Waits until it is in the results folder. After `close` an unfinished trial returns its
+        record as it is.
+        """
+        return await self._wait_for(lambda: self._state.answer(trial_id, index))
+
+    async def decide(
         self, trial_id: str, samples_seen: int, decision: Decision, reason: str | None = None
     ) -> None:
         """Answer the last report of the trial, once, or twice if the first answer is PAUSE.
 
         STOP ends the trial for the reason. Whatever else is asked for changes nothing.
         """
-        trial = self._trials.get(trial_id)
-        if trial is None or not trial.is_open or self.is_closed:
-            return
-        is_open_to_it = trial.awaits_decision or (
-            trial.record.is_paused and decision is not Decision.PAUSE
-        )
-        if samples_seen != trial.record.samples_seen or not is_open_to_it:
-            return
-        trial.decisions[samples_seen] = decision
-        match decision:
-            case Decision.STOP:
-                self._end(trial, End.PRUNED, reason, at=trial.record.ended_at)
-            case Decision.PAUSE:
-                self._pause(trial)
-            case Decision.CONTINUE if trial.record.is_paused:
-                self._go_on(trial)
+        await self._change(lambda: self._state.decide(trial_id, samples_seen, decision, reason))
 
-    def give_up(self, reason: str) -> None:
+    async def give_up(self, reason: str) -> None:
         """End the trials that are not over as failed: the search asks for them no more."""
-        for trial in self._open_trials():
-            self._end(trial, End.ERROR, reason, at=trial.record.ended_at)
+        await self._change(lambda: self._state.give_up(reason))
 
-    def abort(self, reason: str) -> None:
-        """End everything: the run cannot go on, and not for a trial's sake. All that is not over
-        stays unfinished, to be run another day."""
-        if not self._is_aborted:
-            self._is_aborted = True
-            self._events.append(Notice(text=reason, ends_run=True))
-        self.close(None)
+    async def close(self, reason: str | None = None) -> None:
+        """Hand out no more jobs and interrupt running trials at their next step.
 
-    def close(self, reason: str | None) -> None:
-        """Hand out no more jobs; a trial at work is to be broken off at its next step.
-
-        With a reason, a trial that has reported ends for it, as soon as its group comes back. Any
-        other stays unfinished, to be run another day.
+        A trial that makes its final report nevertheless is completed. With a reason, one that has
+        reported ends for it when its worker comes back; any other stays unfinished and leaves no
+        record, so that it can be run another day.
         """
-        self.is_closed = True
-        self._close_reason = self._close_reason or reason
-        for trial in self._open_trials():
-            if trial.lease is None:
-                self._end_with_search(trial)
+        await self._change(lambda: self._state.close(reason))
 
-    def take_events(self) -> list[Event]:
-        """Return what has happened: changed records in their order, and the latest pulses.
+    # ------------------------------------------------------------------ the driver's side
 
-        To ask again says that all before is safe in the results folder.
+    async def next_events(self) -> list[Event]:
+        """Wait for something to happen; an empty list once finished.
+
+        To ask again says that all before is taken in: it is in the results folder.
         """
-        for record in self._untold:
-            self._trials[record.trial_id].told = record
-        events, self._events = self._events, []
-        pulses, self._pulses = self._pulses, {}
-        self._untold = [event for event in events if isinstance(event, TrialRecord)]
-        return [*events, *pulses.values()]
+        async with self._changed:
+            self._is_followed = True
+            events = self._state.take_events()
+            self._changed.notify_all()
+            while not events and not self._finished:
+                await self._changed.wait()
+                events = self._state.take_events()
+            self._is_followed = False
+        return events
 
-    @property
-    def has_untold_records(self) -> bool:
-        return bool(self._untold or self._events)
+    async def wait_until_told(self) -> None:
+        """Wait until all that has happened until now was returned by `next_events` and taken in."""
+        await self._wait_for(
+            lambda: (self._is_followed and not self._state.has_untold_records) or None
+        )
+
+    async def lose(self, group: str, reason: str) -> bool:
+        """Take a worker group for dead; return whether it had ever asked for a job."""
+        await self._change(lambda: self._state.lose(group, reason))
+        return group in self._calls
+
+    async def lose_stalled(self) -> list[str]:
+        """Take the groups for dead that have been silent for too long; return them."""
+        return await self._change(lambda: self._state.lose_stalled(time.monotonic()))
+
+    async def wait_until_home(self) -> None:
+        """Wait, after `close`, until no worker group is at work any more."""
+        await self._wait_for(lambda: self._state.is_idle or None)
+
+    async def parts_of(self, group: str) -> GroupParts:
+        """Return what is known of a group's processes and of what they occupy."""
+        return self._parts.setdefault(group, GroupParts())
+
+    async def finish(self) -> None:
+        """Let `next_events` end: the workers have gone home, nothing comes any more."""
+        self._finished = True
+        await self._change(lambda: None)
 
     # ------------------------------------------------------------------ the workers' side
 
-    def next_job(self, group: str, now: float) -> Assignment | None:
-        """Return a job for the group, None if there is none or the group is not to have any.
+    async def add_controller(self, group: str, controller: Any) -> None:
+        """Keep the handle of a worker group's controller."""
+        (await self.parts_of(group)).controllers.append(controller)
 
-        A group that was at work has lost its workers, and its trial goes back to the queue first.
-
-        Args:
-            now: in seconds, on a clock that only goes forward.
-        """
-        self.come_back(group)
-        if not self.has_job_for(group):
-            return None
-        trial = self._queue.popleft()
-        trial.num_starts += 1
-        trial.num_legs_before = len(trial.record.legs)
-        trial.lease = next(self._next_lease)
-        self._leases[trial.lease] = group
-        self._serving[group] = trial
-        self._silence.begin(group, now)
-        trial.record = replace(trial.record, worker_group=group)
-        self._events.append(trial.record)
-        return Assignment(job=trial.job, lease=trial.lease)
-
-    def come_back(self, group: str) -> None:
-        """Take in that nobody in the group works on a trial any more."""
-        trial = self._serving.get(group)
-        if trial is None:
-            return
-        if self.is_closed:
-            self._release(trial)
-            self._end_with_search(trial)
-        else:
-            self._requeue(trial, f"{group}: a worker has ended")
-
-    def has_job_for(self, group: str) -> bool:
-        return bool(self._queue) and not self.is_closed and group not in self._lost
-
-    def is_lost(self, group: str) -> bool:
-        return group in self._lost
-
-    def report(
-        self, lease: int, report: Report, first_step_at: float, at: float, now: float
+    async def add_worker(
+        self, group: str, pid: int, began_at: float, placement_group: Any = None
     ) -> None:
-        """Take a report in; one that was made before, by an earlier group, changes nothing.
+        """Keep a worker's process, and what of the cluster is reserved for its group."""
+        parts = await self.parts_of(group)
+        parts.workers.append((pid, began_at))
+        if placement_group is not None:
+            parts.placement_groups[placement_group.id] = placement_group
+
+    async def next_job(
+        self, group: str, patience_seconds: float = PATIENCE_SECONDS
+    ) -> Assignment | Order:
+        """Return the next job; that of a worker of the group which has died is the first.
+
+        After `patience_seconds` without a job the group is told to ask again: its other ranks wait
+        in a collective, which would take a long silence for the death of rank 0.
+        """
+        call = self._calls[group] = object()
+        # Also frees the call of a worker of the group that has died since.
+        await self._change(lambda: self._state.come_back(group))
+
+        def answer() -> Assignment | Order | None:
+            is_stale = self._calls[group] is not call
+            if is_stale or self._state.is_closed or self._state.is_lost(group):
+                return Order.SHUTDOWN
+            return self._state.next_job(group, time.monotonic())
+
+        try:
+            wait: Awaitable[Assignment | Order] = self._wait_for(answer)
+            found = await asyncio.wait_for(wait, patience_seconds)
+        except TimeoutError:
+            return Order.RETRY
+        await self._change(lambda: None)  # a trial has changed hands
+        return found
+
+    async def report(self, lease: int, report: Report, first_step_at: float, at: float) -> Decision:
+        """Hand in a report and wait for the decision on it.
 
         Args:
             first_step_at: end of the trial's first optimizer step, by the worker's clock.
             at: now, by the worker's clock.
         """
-        trial = self._heard(lease, now)
-        if trial is None:
-            return
-        is_known = trial.record.reports and report.samples_seen <= trial.record.samples_seen
-        if not is_known:
-            trial.work(first_step_at, at)
-        if not_finite := [n for n, value in report.metrics.items() if not math.isfinite(value)]:
-            name = not_finite[0]
-            reason = f"{name} is {report.metrics[name]} after {report.samples_seen} samples"
-            self._end(trial, End.NOT_FINITE, reason, at)
-            return
-        if is_known:
-            return
-        self._silence.has_report = True
-        trial.num_starts = 1
-        trial.record = replace(
-            trial.record,
-            reports=(*trial.record.reports, report),
-            first_step_at=trial.record.first_step_at or first_step_at,
-            ended_at=at,
+        now = time.monotonic()
+        await self._change(lambda: self._state.report(lease, report, first_step_at, at, now))
+        return await self._wait_for(
+            lambda: self._state.decision(lease, report.samples_seen, time.monotonic())
         )
-        if report.is_final:
-            self._end(trial, End.COMPLETED, None, at)
-        else:
-            self._events.append(trial.record)
 
-    def decision(self, lease: int, samples_seen: int, now: float) -> Decision | None:
-        """Return the decision on a report, None until there is one. The group goes on at `now`."""
-        trial = self._serving_by(lease)
-        if trial is None or self.is_closed:
-            return Decision.STOP
-        found = trial.decisions.get(samples_seen)
-        if found is not None:
-            self._silence.begin(self._leases[lease], now)
-        return found
-
-    def pulse(self, lease: int, pulse: Pulse, now: float) -> None:
+    async def progress(self, lease: int, update: ProgressUpdate) -> None:
         """Take in how far a trial is; only the latest counts."""
-        if self._heard(lease, now) is not None:
-            self._pulses[pulse.trial_id] = pulse
+        await self._change(lambda: self._state.progress(lease, update, time.monotonic()))
 
-    def fail(self, lease: int, end: End, reason: str, at: float) -> None:
+    async def fail(self, lease: int, end: End, reason: str, at: float) -> None:
         """End the trial as failed; the first rank that says so gives the reason."""
-        trial = self._serving_by(lease)
-        if trial is not None and not self._is_aborted:  # else a rank fails since another one did
-            trial.work(None, at)
-            self._end(trial, end, reason, at)
+        await self._change(lambda: self._state.fail(lease, end, reason, at))
 
-    def lose(self, group: str, reason: str) -> None:
-        """Take a group for dead: its trial goes on in another one, and it gets no job any more."""
-        if group in self._lost:
-            return
-        self._lost.add(group)
-        trial = self._serving.get(group)
-        if trial is not None:
-            self._requeue(trial, f"{group}: {reason}")
-        elif not self.is_closed:
-            self._events.append(Notice(text=f"{group}: {reason}"))
+    async def abort(self, reason: str) -> None:
+        """End the run, which cannot go on; a trial that is not over stays unfinished."""
+        await self._change(lambda: self._state.abort(reason))
 
-    def lose_stalled(self, now: float) -> list[str]:
-        """Take the groups for dead that have been silent for too long; return them."""
-        silent = self._silence.too_long(now)
-        lost = [group for group in silent if not self._serving[group].awaits_decision]
-        for group in lost:
-            self.lose(group, f"no sign of life for {self._silence.limit() / 60:.3g} minutes")
-        return lost
-
-    def stall_seconds(self) -> float:
-        """Return the silence after which a group at work is taken for dead."""
-        return self._silence.limit()
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no group is at work."""
-        return not self._serving
-
-    # ------------------------------------------------------------------ inside
-
-    def _open_trials(self) -> Iterable[_Trial]:
-        return [trial for trial in self._trials.values() if trial.is_open]
-
-    def _serving_by(self, lease: int) -> _Trial | None:
-        group = self._leases.get(lease)
-        return None if group is None else self._serving[group]
-
-    def _heard(self, lease: int, now: float) -> _Trial | None:
-        """Return the trial of a lease that holds, after a sign of life of its group."""
-        trial = self._serving_by(lease)
-        if trial is not None:
-            self._silence.hear(self._leases[lease], now, was_at_work=not trial.awaits_decision)
-        return trial
-
-    def _release(self, trial: _Trial) -> None:
-        """End the lease of a trial that is at work."""
-        assert trial.lease is not None, f"{trial.job.trial_id} is not at work"
-        group = self._leases.pop(trial.lease)
-        del self._serving[group]
-        self._silence.end(group)
-        trial.lease = None
-        self._pulses.pop(trial.job.trial_id, None)
-
-    def _pause(self, trial: _Trial) -> None:
-        """Take the trial from the group that has it, which is told to stop as its lease is over."""
-        if trial.lease is not None:
-            self._release(trial)
-        elif trial in self._queue:  # its group was lost while the search decided
-            self._queue.remove(trial)
-        trial.record = replace(trial.record, is_paused=True)
-        self._events.append(trial.record)
-
-    def _go_on(self, trial: _Trial) -> None:
-        """Queue a paused trial; the groups that it had before count no more."""
-        trial.num_starts = 0
-        trial.record = replace(trial.record, is_paused=False, worker_group=None)
-        self._queue.append(trial)
-        self._events.append(trial.record)
-
-    def _end_with_search(self, trial: _Trial) -> None:
-        """End a trial that nobody works on when the search is over, if it has something to show."""
-        if trial.record.reports and self._close_reason:
-            self._end(trial, End.SEARCH_ENDED, self._close_reason, trial.record.ended_at)
-
-    def _requeue(self, trial: _Trial, reason: str) -> None:
-        self._release(trial)
-        if self.is_closed:
-            self._end_with_search(trial)
-            return
-        if trial.num_starts >= MAX_STARTS:
-            why = f"its workers died {MAX_STARTS} times without coming further; last {reason}"
-            self._end(trial, End.WORKERS_DIED, why, at=trial.record.ended_at)
-            return
-        self._queue.appendleft(trial)
-        begin = "from its last report" if trial.record.reports else "from its beginning"
-        name = trial.job.trial_id
-        self._events.append(Notice(text=f"{reason}; {name} goes on {begin} in a free group"))
-
-    def _end(self, trial: _Trial, end: End, reason: str | None, at: float | None) -> None:
-        if trial.lease is not None:
-            self._release(trial)
-        elif trial in self._queue:
-            self._queue.remove(trial)
-        trial.record = trial.record.ended(end, reason, at)
-        self._events.append(trial.record)
+    async def wait_until_closed(self) -> None:
+        await self._wait_for(lambda: self._state.is_closed or None)

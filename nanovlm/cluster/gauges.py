@@ -14,7 +14,7 @@ import ray
 from ray.util.metrics import Gauge
 
 from nanovlm.files import identifier
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.messages import ProgressUpdate, TrialRecord
 from nanovlm.watch.observer import Observer, RunStart
 
 logger = logging.getLogger(__name__)
@@ -70,10 +70,10 @@ class Gauges(Observer):
             self._count(record)
         self._thread.start()
 
-    def pulse(self, pulse: Pulse) -> None:
-        if pulse.stage == "training":
-            self._set(SAMPLES_PER_SECOND, pulse.trial_id, pulse.samples_per_second)
-            self._set(DATA_WAIT_FRACTION, pulse.trial_id, pulse.data_wait_fraction)
+    def progress(self, update: ProgressUpdate) -> None:
+        if update.stage == "training":
+            self._set(SAMPLES_PER_SECOND, update.trial_id, update.samples_per_second)
+            self._set(DATA_WAIT_FRACTION, update.trial_id, update.data_wait_fraction)
 
     def trial_changed(self, record: TrialRecord) -> None:
         if not record.confirms:

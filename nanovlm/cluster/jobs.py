@@ -50,15 +50,15 @@ def trial_job(
     )
 
 
-def run_to_end(channel: Any, next_jobs: Callable[[], Sequence[Job]], num_slots: int) -> None:
-    """Submit jobs and return when they have ended, or when the channel has closed.
+def run_to_end(broker: Any, next_jobs: Callable[[], Sequence[Job]], concurrency: int) -> None:
+    """Submit jobs and return when they have ended, or when the broker has closed.
 
     What becomes of each is in its records.
 
     Args:
         next_jobs: returns all jobs that may run now; asked at the start, and again whenever one has
             ended and `on_event` has taken that in. Those that it returned before are left out.
-        num_slots: so many run at once; no more are submitted, so that the first of `next_jobs` is
+        concurrency: so many run at once; no more are submitted, so that the first of `next_jobs` is
             always the next one.
     """
     begun = set[str]()
@@ -66,10 +66,10 @@ def run_to_end(channel: Any, next_jobs: Callable[[], Sequence[Job]], num_slots: 
 
     def begin() -> None:
         for job in next_jobs():
-            if job.trial_id not in begun and len(waiting) < num_slots:
+            if job.trial_id not in begun and len(waiting) < concurrency:
                 begun.add(job.trial_id)
-                ray.get(channel.submit.remote(job))
-                waiting[channel.next_report.remote(job.trial_id, 0)] = job.trial_id, 0
+                ray.get(broker.submit.remote(job))
+                waiting[broker.next_report.remote(job.trial_id, 0)] = job.trial_id, 0
 
     begin()
     while waiting:
@@ -77,7 +77,7 @@ def run_to_end(channel: Any, next_jobs: Callable[[], Sequence[Job]], num_slots: 
         trial_id, index = waiting.pop(ready)
         answer = ray.get(ready)
         if isinstance(answer, Report):
-            ray.get(channel.decide.remote(trial_id, answer.samples_seen, Decision.CONTINUE))
-            waiting[channel.next_report.remote(trial_id, index + 1)] = trial_id, index + 1
-        elif answer.end is not None:  # else the channel has closed
+            ray.get(broker.decide.remote(trial_id, answer.samples_seen, Decision.CONTINUE))
+            waiting[broker.next_report.remote(trial_id, index + 1)] = trial_id, index + 1
+        elif answer.end is not None:  # else the broker has closed
             begin()

@@ -32,7 +32,7 @@ from nanovlm.watch.observer import Observer, RunStart
 _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a config mean the user's folder
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the results folder has its own records
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches the workers through the channel
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches the workers through the broker
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",  # short trials are meant
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for each worker group
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # worker groups in Ray's dashboard, by name

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanovlm.cluster.broker import Event
+from nanovlm.cluster.broker_state import Event
 from nanovlm.cluster.gauges import Gauges
 from nanovlm.cluster.logs import DRIVER_LOG
 from nanovlm.cluster.ray_cluster import AuthTokenGuard
-from nanovlm.cluster.session import INTERRUPTED
+from nanovlm.cluster.worker_pool import INTERRUPTED
 from nanovlm.config.sources import config_values
 from nanovlm.config.yaml_text import write_yaml
 from nanovlm.errors import RunFailed
-from nanovlm.messages import Notice, Pulse, TrialRecord
+from nanovlm.messages import Notice, ProgressUpdate, TrialRecord
 from nanovlm.results.read import CONFIG_FILE, DATA_FILE, LOGS_DIR, SPACE_FILE
 from nanovlm.results.write import ResultsStore
 from nanovlm.watch.observer import Observer, RunStart
@@ -72,7 +72,7 @@ class Recorder:
         self._started = time.monotonic() - start.earlier_seconds
         self._has_begun = False
 
-    def begin(self, dashboard_url: str | None, is_own_cluster: bool, num_slots: int) -> None:
+    def begin(self, dashboard_url: str | None, is_own_cluster: bool, concurrency: int) -> None:
         """The cluster is there. Once more, for the runs that confirm, it changes nothing."""
         if self._has_begun:
             return
@@ -89,7 +89,7 @@ class Recorder:
             start,
             dashboard_url=dashboard_url,
             is_own_cluster=is_own_cluster,
-            num_slots=num_slots,
+            concurrency=concurrency,
         )
         self._audience.tell(lambda observer: observer.begin(start))
 
@@ -103,8 +103,8 @@ class Recorder:
         if isinstance(event, Notice):
             logger.warning(event.text)
             self._audience.notice(event.text)
-        elif isinstance(event, Pulse):
-            self._audience.tell(lambda observer: observer.pulse(event))
+        elif isinstance(event, ProgressUpdate):
+            self._audience.tell(lambda observer: observer.progress(event))
         else:
             self._take_record(event)
         self._audience.tell_problems()

@@ -1,7 +1,7 @@
 """The face that a worker group shows to Ray Tune: one step is one report.
 
-The trainable does no training. It hands the trial to the channel and waits for one report after
-another; the scheduler tells the channel what it decides. Tune reuses the actor for the next trial.
+The trainable does no training. It hands the trial to the broker and waits for one report after
+another; the scheduler tells the broker what it decides. Tune reuses the actor for the next trial.
 What Tune takes for a trial is one *leg* of it: from its start, or from a pause, to the next pause
 or to its end. Nothing of the training lives here: Tune starts an actor that is lost again, which
 asks for the reports from the first one on that has no decision.
@@ -28,18 +28,18 @@ SAMPLES_SEEN = "samples_seen"
 
 
 class TrialRelay(tune.Trainable):
-    """Passes trials of one concurrent slot from Tune to the channel."""
+    """Passes trials of one concurrent slot from Tune to the broker."""
 
     def setup(  # type: ignore[override]  # tune.with_parameters gives what follows `config`
         self,
         config: dict[str, Any],
         *,
-        channel: Any,
+        broker: Any,
         space: SearchSpace,
         milestones: tuple[int, ...],
         folder: Path,
     ) -> None:
-        self._channel = channel
+        self._broker = broker
         self._space = space
         self._milestones = milestones
         self._folder = folder
@@ -53,7 +53,7 @@ class TrialRelay(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        answer = ray.get(self._channel.next_report.remote(self._job.trial_id, self._num_reports))
+        answer = ray.get(self._broker.next_report.remote(self._job.trial_id, self._num_reports))
         if isinstance(answer, TrialRecord):  # the trial has ended without another report
             return self._ending(answer)
         self._num_reports += 1
@@ -69,7 +69,7 @@ class TrialRelay(tune.Trainable):
         self._job = trial_job(
             self._space, self._milestones, self._folder, config[NUMBER], config[VALUES]
         )
-        self._num_reports = ray.get(self._channel.submit.remote(self._job))
+        self._num_reports = ray.get(self._broker.submit.remote(self._job))
 
     def _result(self, report: Report) -> dict[str, Any]:
         wanted = [objective.metric for objective in self._space.objective.all]

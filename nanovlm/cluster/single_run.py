@@ -10,7 +10,7 @@ from nanovlm import process
 from nanovlm.cluster.jobs import job_in, run_to_end
 from nanovlm.cluster.logs import logged_to
 from nanovlm.cluster.recorder import Recorder, RunOutcome, standard_observers
-from nanovlm.cluster.session import INTERRUPTED, StopSwitch, session
+from nanovlm.cluster.worker_pool import INTERRUPTED, StopSwitch, worker_pool
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import Objective, TrialResources
 from nanovlm.config.sources import config_values
@@ -142,11 +142,11 @@ def run_single(
         place, switch = store.folder.resolve(), StopSwitch()
         with (
             recorder.told_of_errors(),
-            session(
+            worker_pool(
                 address, resources, 1, 1, place, switch, recorder.begin, recorder.take
             ) as running,
         ):
-            run_to_end(running.channel, lambda: [_job(plan, place)], running.num_slots)
+            run_to_end(running.broker, lambda: [_job(plan, place)], running.concurrency)
         ended = store.records
         summary = recorder.end((ended[-1].reason or "completed") if ended else INTERRUPTED)
         notes = (*unchecked, *store.notes, *recorder.notes())

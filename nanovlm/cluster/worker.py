@@ -1,7 +1,7 @@
-"""What runs in each process of a worker group: one trial after another, from the channel.
+"""What runs in each process of a worker group: one trial after another, from the broker.
 
 The process lives as long as the search, and so does its `Resources`: libraries, data, models and
-compiled code are there when the next trial comes. Rank 0 talks to the channel and tells the other
+compiled code are there when the next trial comes. Rank 0 talks to the broker and tells the other
 ranks; all ranks go through the same reports, so they start and end each trial together.
 """
 
@@ -25,9 +25,9 @@ from nanovlm import parallel
 from nanovlm.cluster.logs import LogFile
 from nanovlm.errors import UserError
 from nanovlm.files import find_full_disk
-from nanovlm.messages import Assignment, Decision, End, Job, Order, Pulse, Report
+from nanovlm.messages import Assignment, Decision, End, Job, Order, ProgressUpdate, Report
 from nanovlm.resources import Resources
-from nanovlm.training.pulse import OnPulse
+from nanovlm.training.progress import OnUpdate
 from nanovlm.training.steps import NonFiniteLossError, TrialInterrupted
 from nanovlm.trial import run_trial
 
@@ -37,7 +37,7 @@ _SEEN_BY_ALL_RANKS = (UserError, NonFiniteLossError)
 """Failures that every rank meets at the same step; after any other one ranks may be out of step."""
 
 
-RunTrial = Callable[[Job, Resources, Callable[[], bool], OnPulse], Generator[Report, None, None]]
+RunTrial = Callable[[Job, Resources, Callable[[], bool], OnUpdate], Generator[Report, None, None]]
 """`nanovlm.trial.run_trial`, or what takes its place in a measurement."""
 
 
@@ -46,34 +46,34 @@ class WorkerSettings:
     """What a worker group is told when it starts."""
 
     group: str
-    channel: Any  # handle of the Channel actor
+    broker: Any  # handle of the Broker actor
     log_dir: str
     run_trial: RunTrial = run_trial
 
 
 def serve_trials(settings: WorkerSettings) -> None:
-    """Run the channel's jobs until there are no more. The training function of a TorchTrainer."""
+    """Run the broker's jobs until there are no more. The training function of a TorchTrainer."""
     _log_to_file(settings)
     began_at = psutil.Process().create_time()
-    known = settings.channel.add_worker.remote(
+    known = settings.broker.add_worker.remote(
         settings.group, os.getpid(), began_at, get_current_placement_group()
     )
     ray.get(known)
-    serve_channel(settings, ray.train.torch.get_device())
+    serve_broker(settings, ray.train.torch.get_device())
 
 
-def serve_channel(settings: WorkerSettings, device: torch.device) -> None:
-    """Run the channel's jobs on `device` until there are no more."""
-    channel = settings.channel
+def serve_broker(settings: WorkerSettings, device: torch.device) -> None:
+    """Run the broker's jobs on `device` until there are no more."""
+    broker = settings.broker
     closed = threading.Event()
     if parallel.rank() == 0:
-        threading.Thread(target=_wait_until_closed, args=(channel, closed), daemon=True).start()
+        threading.Thread(target=_wait_until_closed, args=(broker, closed), daemon=True).start()
     resources = Resources(device)
     while True:
-        given = _from_rank_0(lambda: ray.get(channel.next_job.remote(settings.group)))
-        if given is Order.GO_HOME:
+        given = _from_rank_0(lambda: ray.get(broker.next_job.remote(settings.group)))
+        if given is Order.SHUTDOWN:
             return
-        if given is Order.ASK_AGAIN:
+        if given is Order.RETRY:
             continue
         logger.info("trial %s starts: %s", given.job.trial_id, dict(given.job.parameters))
         _serve(settings, given, resources, closed.is_set)
@@ -86,20 +86,20 @@ def _serve(
     interrupted: Callable[[], bool],
 ) -> None:
     """Run one trial. Whatever goes wrong in it is reported and ends this trial alone."""
-    channel, job, lease = settings.channel, given.job, given.lease
+    broker, job, lease = settings.broker, given.job, given.lease
     started_at, made = time.time(), list[Report]()
 
-    def on_pulse(pulse: Pulse) -> None:
+    def on_update(update: ProgressUpdate) -> None:
         if parallel.rank() == 0:
-            channel.pulse.remote(lease, pulse)  # nobody waits for it
+            broker.progress.remote(lease, update)  # nobody waits for it
 
     def hand_in(report: Report) -> Decision:
         first_step_at = started_at + seconds_to_first_step(report, made)
         made.append(report)
-        return ray.get(channel.report.remote(lease, report, first_step_at, time.time()))
+        return ray.get(broker.report.remote(lease, report, first_step_at, time.time()))
 
     try:
-        trial = settings.run_trial(job, resources, interrupted, on_pulse)
+        trial = settings.run_trial(job, resources, interrupted, on_update)
         with contextlib.closing(trial) as reports:
             for report in reports:
                 logger.info("trial %s reports at %d samples", job.trial_id, report.samples_seen)
@@ -112,10 +112,10 @@ def _serve(
         logger.exception("trial %s failed", job.trial_id)
         _check_gpu()
         if full_disk := find_full_disk(error):  # no fault of the trial's: the next one meets it too
-            ray.get(channel.abort.remote(f"{job.trial_id}: {full_disk}"))
+            ray.get(broker.abort.remote(f"{job.trial_id}: {full_disk}"))
         else:
             failure = (kind_of_failure(error), _reason(error), time.time())
-            ray.get(channel.fail.remote(lease, *failure))
+            ray.get(broker.fail.remote(lease, *failure))
         if parallel.world_size() > 1 and not isinstance(error, _SEEN_BY_ALL_RANKS):
             raise  # the other ranks may wait for this one: the group has to start again
         if torch.cuda.is_initialized():
@@ -169,11 +169,11 @@ def _from_rank_0(ask: Callable[[], Any]) -> Any:
     return parallel.broadcast_object(ask() if parallel.rank() == 0 else None)
 
 
-def _wait_until_closed(channel: Any, closed: threading.Event) -> None:
+def _wait_until_closed(broker: Any, closed: threading.Event) -> None:
     try:
-        ray.get(channel.wait_until_closed.remote())
+        ray.get(broker.wait_until_closed.remote())
     except ray.exceptions.RayActorError:
-        logger.warning("the channel is gone: the search's program has ended")
+        logger.warning("the broker is gone: the search's program has ended")
     closed.set()
 
 

@@ -1,313 +1,275 @@
-"""Worker groups: each a `TorchTrainer` that lives as long as the search and serves its trials.
+"""A running set of worker groups on a Ray cluster, and the orderly ways to end it.
 
-Starting a TorchTrainer takes 10 to 40 s (controller, workers, imports, process group); here it is
-paid once per concurrent trial instead of once per trial.
+Ctrl-C, SIGTERM, a time limit and a reached goal all take one way: the switch is thrown, the
+broker closes, trials under way end at their next optimizer step, the worker groups go home.
 """
 
 import contextlib
-import functools
-import itertools
-import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import psutil
 import ray
-from pyarrow.fs import LocalFileSystem
-from ray._private.ray_constants import env_bool
 from ray.exceptions import RayActorError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.constants import RAY_TRAIN_ENABLE_STATE_TRACKING
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.worker_group import WorkerGroup as ray_workers
-from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
-from ray.util import placement_group_table, remove_placement_group
-from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from nanovlm.cluster.channel import Channel, GroupParts
-from nanovlm.cluster.worker import RunTrial, WorkerSettings, serve_trials
+from nanovlm import process
+from nanovlm.cluster.broker_state import Event
+from nanovlm.cluster.ray_cluster import connect, num_concurrent_trials
+from nanovlm.cluster.worker_group import (
+    StartWorkers,
+    WorkerGroups,
+    opened_broker,
+    worker_groups,
+)
 from nanovlm.config.search_settings import TrialResources
-from nanovlm.files import identifier
-from nanovlm.trial import run_trial
+from nanovlm.errors import RunFailed
+from nanovlm.messages import Notice
 
-logger = logging.getLogger(__name__)
+INTERRUPTED = "interrupted"
+DESERTED = "all worker groups have ended"
+LOST_BROKER = "the process between the search and its workers (Broker) is lost"
 
-_GOODBYE_SECONDS = 20
-"""How long a group may take to leave: a training step, an evaluation, or Ray's own clean-up."""
+_SECONDS_BETWEEN_STALL_CHECKS = 2.0
 
-_GIVE_BACK_SECONDS = 10
-"""How long Ray may take to free what a group has occupied."""
+OnStart = Callable[[str | None, bool, int], None]
+"""Called before any trial with the dashboard's URL, whether the cluster was started here, and the
+number of trials at once."""
 
-_REFRESH_SECONDS = 0.5
-"""Until all nodes of a cluster have told what is free on them; Ray does ten times a second."""
-
-_MAX_RESTARTS = 100
-"""Of the workers of one group; a job that kills its workers is given up long before that."""
-
-_MAX_FALSE_STARTS = 3
-"""A slot whose groups have ended so often in a row before they asked for a job stays empty."""
-
-_MAX_WAITING_CALLS = 10_000
-"""Of the channel: a few for each trial that runs."""
-
-_SAME_TIME_SECONDS = 0.1
-"""By how much the times at which one process began may differ, as read at different moments."""
+OnEvent = Callable[[Event], None]
+"""Called in another thread with a trial's record whenever it changes, with its updates, and with
+what a person should know. The search hears of a record after this returns."""
 
 
-class WorkerPool(Protocol):
-    """What serves the trials of a session, wherever it runs."""
-
-    error: Exception | None
-    """Why the last worker group has ended although there was work."""
-
-    def wait(self) -> None:
-        """Return when there is no worker group any more."""
-
-    def end_group(self, name: str) -> None:
-        """End a group that does not answer; another one takes its place."""
-
-
-StartWorkers = Callable[[int, Any, TrialResources, Path, bool], AbstractContextManager[WorkerPool]]
-"""`worker_groups`, or what takes its place in a test or a measurement; the arguments are its."""
-
-
-class RayWorkerPool:
-    """Slots for worker groups; one that ends is replaced as long as there is work."""
+class StopSwitch:
+    """Ends a session from any thread or signal; the first reason counts."""
 
     def __init__(
-        self,
-        channel: Any,
-        resources: TrialResources,
-        log_dir: Path,
-        is_own_cluster: bool,
-        run_trial: RunTrial,
+        self, limit_seconds: float | None = None, limit_reason: str = "the time limit is reached"
     ) -> None:
+        self.reason: str | None = None
         self.error: Exception | None = None
-        self._channel = channel
-        self._resources = resources
-        self._log_dir = log_dir
-        self._is_own_cluster = is_own_cluster
-        self._run_trial = run_trial
-        self._numbers = itertools.count()
-        self._groups: set[str] = set()  # those that there are
-        self._is_leaving = False
-        self._slots: list[threading.Thread] = []
+        """Why the session cannot go on, if it is that which has thrown the switch."""
+        self._limit_reason = limit_reason
+        self._thrown = threading.Event()
+        self._deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
 
-    def start(self, num_slots: int) -> None:
-        """Start a worker group in each slot."""
-        for _ in range(num_slots):
-            name = self._next_name()
-            slot = threading.Thread(target=self._fill_slot, args=(name,), name=name, daemon=True)
-            self._slots.append(slot)
-            slot.start()
+    def __reduce__(self) -> tuple[type["StopSwitch"], tuple[()]]:
+        return StopSwitch, ()  # Tune pickles what it is given into a state that nobody reads
+
+    def stop(self, reason: str) -> None:
+        if not self._thrown.is_set():
+            self.reason = reason
+            self._thrown.set()
+
+    def fail(self, error: Exception) -> None:
+        """End the session, which then raises the error; trials stay unfinished."""
+        if not self._thrown.is_set():
+            self.error = error
+            self.stop(str(error))
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but no longer once the switch is thrown."""
+        self._thrown.wait(seconds)
+
+    def release(self) -> None:
+        """Let `wait` return without a reason: the session is over."""
+        self._thrown.set()
+
+    def is_thrown(self) -> bool:
+        return self._thrown.is_set()
+
+    def lift_limit(self) -> None:
+        """Let the time limit go: what it limits is done."""
+        self._deadline = None
 
     def wait(self) -> None:
-        for slot in self._slots:
-            slot.join()
-
-    def end_group(self, name: str) -> None:
-        self._end_parts([self._parts_of(name)])
-
-    def leave(self) -> None:
-        """Close the channel and end all groups."""
-        try:
-            ray.get(self._channel.close.remote())
-            ray.wait([self._channel.wait_until_home.remote()], timeout=_GOODBYE_SECONDS)
-        except RayActorError:
-            return  # with the channel all knowledge of the groups is gone; they end with the driver
-        finally:
-            self._is_leaving = True
-        self._end_parts([self._parts_of(name) for name in sorted(self._groups)])
-        for slot in self._slots:
-            slot.join(_GOODBYE_SECONDS)
-
-    def _next_name(self) -> str:
-        name = f"group-{next(self._numbers)}"
-        self._groups.add(name)
-        return name
-
-    def _fill_slot(self, name: str) -> None:
-        """Run one group after another, until one goes home because there is no more work."""
-        false_starts = 0
-        while (error := self._run_group(name)) is not None and not self._is_leaving:
-            logger.error("worker group %s has ended", name, exc_info=error)
-            reason = f"its controller has ended ({_first_line(error)})"
-            try:
-                had_asked = ray.get(self._channel.lose.remote(name, reason))
-                self.end_group(name)
-            except RayActorError:
-                return  # the channel is gone too
-            self._groups.discard(name)
-            false_starts = 0 if had_asked else false_starts + 1
-            if false_starts == _MAX_FALSE_STARTS:
-                self.error = error
-                return
-            name = self._next_name()
-
-    def _run_group(self, name: str) -> Exception | None:
-        """Run a worker group to its end; return why it has ended although there was work."""
-        settings = WorkerSettings(name, self._channel, str(self._log_dir), self._run_trial)
-        try:
-            _make_trainer(settings, self._resources).fit()
-        except Exception as error:
-            return error
-        return None
-
-    def _parts_of(self, name: str) -> GroupParts:
-        try:
-            parts: GroupParts = ray.get(self._channel.parts_of.remote(name))
-        except RayActorError:  # the cluster's own clean-up has to do
-            return GroupParts()
-        return parts
-
-    def _end_parts(self, groups: Iterable[GroupParts]) -> None:
-        """End controllers and workers, and give back what they had reserved on the cluster."""
-        groups = list(groups)
-        for parts in groups:
-            for controller in parts.controllers:
-                ray.kill(controller)
-            if self._is_own_cluster:  # all processes are on this machine
-                for pid, began_at in parts.workers:
-                    _kill_worker(pid, began_at)
-        if not (self._is_own_cluster and self._is_leaving):  # else all ends with the cluster
-            _give_back([place for parts in groups for place in parts.placement_groups.values()])
+        """Return when the switch is thrown, which it is when the time is over."""
+        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        if not self._thrown.wait(left):
+            if self._deadline is None:  # it was lifted meanwhile
+                self._thrown.wait()
+            else:
+                self.stop(self._limit_reason)
 
 
-def _make_trainer(settings: WorkerSettings, resources: TrialResources) -> TorchTrainer:
-    scaling = ScalingConfig(
-        num_workers=resources.workers,
-        use_gpu=resources.gpus_per_worker > 0,
-        resources_per_worker=_per_worker(resources),
-    )
-    folder = Path(settings.log_dir).parent
-    run_name = f"{identifier(folder.name)}-{settings.group}"  # for Ray's dashboard
-    known = _ControllerKnown(settings.channel, settings.group, run_name)
-    return TorchTrainer(
-        functools.partial(serve_trials, settings),
-        scaling_config=scaling,
-        run_config=RunConfig(
-            name=run_name,
-            storage_path=f"{settings.log_dir}/ray",
-            storage_filesystem=LocalFileSystem(),  # a path is a path, whatever it looks like
-            failure_config=FailureConfig(max_failures=_MAX_RESTARTS),
-            callbacks=[known],  # type: ignore[list-item]
-        ),
-    )
+@dataclass(frozen=True)
+class WorkerPool:
+    """Worker groups at work."""
 
-
-class _ControllerKnown(ControllerCallback):
-    """Makes the controller of a TorchTrainer known to the channel, so that it can be ended.
-
-    In the controller's process, which serves this one group, it also sees to it that the workers
-    bear the run's name in Ray's dashboard.
-    """
-
-    def __init__(self, channel: Any, group: str, run_name: str) -> None:
-        self._channel = channel
-        self._group = group
-        self._run_name = run_name
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        controller = ray.get_runtime_context().current_actor
-        self._channel.add_controller.remote(self._group, controller)
-        ray_workers._worker_cls = _shown_as(self._run_name, ray_workers._worker_cls)
-
-
-def _shown_as(name: str, actor_class: type[Any]) -> Any:
-    """Return the class of an actor that Ray's dashboard shows under a name."""
-    return type(actor_class.__name__, (actor_class,), {"__repr__": lambda self: name})
+    broker: Any  # handle of the Broker actor
+    concurrency: int
+    """Trials at once."""
+    wait_until_told: Callable[[], None]
+    """Returns when `on_event` has taken in all that has happened until now."""
 
 
 @contextlib.contextmanager
-def opened_channel(run_name: str, stall_seconds: float | None = None) -> Iterator[Any]:
-    """Give the handle of a new Channel actor, which bears the run's name and ends with the context.
-
-    Names of actors are unique within what one program does on a cluster, so runs of the same name
-    do not meet. The actor is on the node of this program: it is lost with that one alone.
-
-    Args:
-        stall_seconds: see `nanovlm.cluster.broker.Broker`.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    channel: Any = (
-        ray.remote(Channel)
-        .options(
-            name=f"nanovlm-channel-{identifier(run_name)}",
-            num_cpus=0,
-            max_concurrency=_MAX_WAITING_CALLS,
-            scheduling_strategy=here,
-        )
-        .remote(stall_seconds)
-    )
-    try:
-        yield channel
-    finally:
-        ray.kill(channel)
-
-
-@contextlib.contextmanager
-def worker_groups(
-    num_groups: int,
-    channel: Any,
+def worker_pool(
+    address: str | None,
     resources: TrialResources,
-    log_dir: Path,
-    is_own_cluster: bool,
-    run_trial: RunTrial = run_trial,
+    concurrency: int | None,
+    max_concurrency: int | None,
+    folder: Path,
+    switch: StopSwitch,
+    on_start: OnStart,
+    on_event: OnEvent,
+    start_workers: StartWorkers = worker_groups,
 ) -> Iterator[WorkerPool]:
-    """Start worker groups on the connected cluster; close the channel and end them at last.
-
-    A TorchTrainer takes some 12 s to end by itself, since Ray 2.60 waits for the time-out of its
-    PlacementGroupCleaner. So the controllers are ended as soon as the work is done, and what they
-    had reserved on the cluster is given back here.
+    """Join or start Ray and run worker groups for as long as the context lasts.
 
     Args:
-        log_dir: for the logs of workers and controllers.
-        is_own_cluster: whether all processes are on this machine and none is anyone else's.
-        run_trial: what the workers run for each trial.
+        address: of a Ray cluster to join; None starts one, which ends with the context.
+        resources: what one trial occupies.
+        concurrency: trials at once; None takes what fits on the cluster, at most `max_concurrency`.
+        folder: the results folder, made by `on_start`; logs go there.
+        start_workers: starts what serves the trials.
+
+    Raises:
+        UserError: if the cluster cannot run that many trials, or none.
+        RunFailed: if all worker groups have ended although there was work, the broker is lost, or
+            a worker cannot go on.
+        KeyboardInterrupt: by a signal, before anything has begun.
     """
-    if env_bool(RAY_TRAIN_ENABLE_STATE_TRACKING, False):
-        # Each controller waits for Ray Train's record of runs; so it starts beside them.
-        get_or_create_state_actor()
-    pool = RayWorkerPool(channel, resources, log_dir, is_own_cluster, run_trial)
-    pool.start(num_groups)
+    stall_minutes = resources.stall_minutes
+    stall_seconds = None if stall_minutes is None else 60 * stall_minutes
+    with _stopped_by_signals(switch), connect(address) as cluster:
+        _raise_if_interrupted(switch)
+        fitting = num_concurrent_trials(resources, concurrency)
+        concurrency = min(fitting, max_concurrency or fitting)
+        logs = folder / "logs"
+        on_start(cluster.dashboard_url, cluster.is_own, concurrency)
+        with (
+            opened_broker(folder.name, stall_seconds) as broker,
+            _events_passed_on(broker, on_event, switch) as wait_until_told,
+            start_workers(concurrency, broker, resources, logs, cluster.is_own) as pool,
+            _broker_closed_on_stop(broker, switch),
+            _stopped_when_deserted(pool, switch, logs),
+            _stalled_groups_ended(broker, pool),
+        ):
+            yield WorkerPool(broker, concurrency, wait_until_told)
+        if switch.error is not None:
+            raise switch.error
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(switch: StopSwitch) -> Iterator[None]:
+    """Let a signal end the session in order."""
+    with process.in_order(lambda: switch.stop(INTERRUPTED)):
+        _raise_if_interrupted(switch)
+        yield
+
+
+def _raise_if_interrupted(switch: StopSwitch) -> None:
+    """Nothing has begun that would have to end in order."""
+    if switch.reason == INTERRUPTED:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _events_passed_on(
+    broker: Any, on_event: OnEvent, switch: StopSwitch
+) -> Iterator[Callable[[], None]]:
+    """Pass everything that happens on, in a thread, until the last worker has gone home.
+
+    Yields `WorkerPool.wait_until_told`.
+    """
+    errors: list[Exception] = []
+
+    def follow() -> None:
+        try:
+            while events := ray.get(broker.next_events.remote()):
+                for event in events:
+                    if isinstance(event, Notice) and event.ends_run:
+                        switch.fail(RunFailed(event.text))
+                    else:
+                        on_event(event)
+        except RayActorError:
+            errors.append(RunFailed(LOST_BROKER))
+            switch.stop(LOST_BROKER)
+        except Exception as error:
+            errors.append(error)
+            switch.fail(error)  # what is not recorded has to be run again
+
+    def wait_until_told() -> None:
+        told = broker.wait_until_told.remote()
+        while thread.is_alive() and not ray.wait([told], timeout=1)[0]:
+            pass  # an error of `on_event` ends the thread
+
+    thread = threading.Thread(target=follow, name="events", daemon=True)
+    thread.start()
     try:
-        yield pool
+        yield wait_until_told
     finally:
-        pool.leave()
+        with contextlib.suppress(RayActorError):  # it is lost, as `follow` has found
+            ray.get(broker.finish.remote())
+        thread.join()
+        if errors:  # whatever else went wrong, this is why
+            raise errors[0]
 
 
-def _kill_worker(pid: int, began_at: float) -> None:
-    """End a worker at once: it may sit in a compiler or an evaluation, or be stopped."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        if abs(process.create_time() - began_at) < _SAME_TIME_SECONDS:  # else the id is another's
-            process.kill()
+@contextlib.contextmanager
+def _broker_closed_on_stop(broker: Any, switch: StopSwitch) -> Iterator[None]:
+    """Close the broker as soon as the switch is thrown, in a thread."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        switch.wait()
+        if not finished.is_set():
+            # One that was interrupted or failed is to go on later; else it has stopped its trials.
+            is_over = switch.reason != INTERRUPTED and switch.error is None
+            reason = switch.reason if is_over else None
+            with contextlib.suppress(RayActorError):  # it is lost, which is why
+                ray.get(broker.close.remote(reason))
+
+    thread = threading.Thread(target=watch, name="stop-switch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        switch.release()
+        thread.join()
 
 
-def _give_back(placement_groups: list[PlacementGroup]) -> None:
-    """Free what is reserved on the cluster, and the workers in it; return when it is free."""
-    for placement_group in placement_groups:
-        remove_placement_group(placement_group)
-    deadline = time.monotonic() + _GIVE_BACK_SECONDS
-    while time.monotonic() < deadline and any(
-        placement_group_table(placement_group)["state"] != "REMOVED"
-        for placement_group in placement_groups
-    ):
-        time.sleep(0.1)
-    if placement_groups:
-        time.sleep(_REFRESH_SECONDS)
+@contextlib.contextmanager
+def _stopped_when_deserted(pool: WorkerGroups, switch: StopSwitch, logs: Path) -> Iterator[None]:
+    """Throw the switch if all worker groups have ended though there was work, and raise why."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        pool.wait()
+        if not finished.is_set():
+            switch.stop(DESERTED)
+
+    threading.Thread(target=watch, name="deserted", daemon=True).start()
+    try:
+        yield
+    finally:
+        finished.set()
+    if switch.reason == DESERTED:
+        raise RunFailed(f"{DESERTED}: {pool.error}; see {logs}") from pool.error
 
 
-def _per_worker(resources: TrialResources) -> dict[str, float]:
-    need = {"CPU": resources.cpus_per_worker}
-    return need | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
+@contextlib.contextmanager
+def _stalled_groups_ended(broker: Any, pool: WorkerGroups) -> Iterator[None]:
+    """End worker groups that give no sign of life for too long, in a thread."""
+    finished = threading.Event()
 
+    def watch() -> None:
+        while not finished.wait(_SECONDS_BETWEEN_STALL_CHECKS):
+            try:
+                for name in ray.get(broker.lose_stalled.remote()):
+                    pool.end_group(name)
+            except RayActorError:
+                return  # the broker is lost, which ends the session
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    thread = threading.Thread(target=watch, name="stalls", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()

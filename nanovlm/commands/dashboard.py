@@ -23,7 +23,7 @@ from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
 from nanovlm.results.read import SPACE_FILE, STUDY_FILE, FolderReader
-from nanovlm.search.read_only_study import ShownStudy, show_study
+from nanovlm.search.read_only_study import ReadOnlyStudy, show_study
 from nanovlm.watch.terminal.console import PLAIN, make_console
 
 EXAMPLES = """examples:
@@ -128,7 +128,7 @@ def _check_password(storage: str) -> None:
         raise UserError(f"{error}; or give the URL with its password to --storage") from None
 
 
-def what_study_lacks(study: ShownStudy, folder: Path) -> list[str]:
+def what_study_lacks(study: ReadOnlyStudy, folder: Path) -> list[str]:
     """Return what the folder's files say of its trials and the study does not, or what is wrong
     with them."""
     reader = FolderReader(folder)
@@ -144,7 +144,7 @@ def what_study_lacks(study: ShownStudy, folder: Path) -> list[str]:
     return notes
 
 
-def dashboard_application(study: ShownStudy) -> Application:
+def dashboard_application(study: ReadOnlyStudy) -> Application:
     """Return Optuna's dashboard of a study."""
     package = importlib.import_module("optuna_dashboard")  # an optional one
     application: Application = package.wsgi(study)

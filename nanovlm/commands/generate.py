@@ -14,7 +14,7 @@ from nanovlm.config.schema import VLMConfig
 from nanovlm.data.images import UnreadableImage, read_image
 from nanovlm.data.processors import image_to_uint8, load_tokenizer
 from nanovlm.data.samples import encode_prompts, training_prompt
-from nanovlm.errors import Problems, UserError
+from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.files import user_path
 from nanovlm.models.checkpoint import MODEL_FILES
 from nanovlm.models.model_files import find_folder
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    problems = Problems()
+    problems = ErrorCollector()
     with problems:
         check_sampling_arguments(arguments)
     with problems:

@@ -44,7 +44,7 @@ from nanovlm.config.sources import (
     preset_layer,
 )
 from nanovlm.config.yaml_text import read_mapping, write_yaml
-from nanovlm.errors import Problems, UserError, did_you_mean, plain_rule
+from nanovlm.errors import ErrorCollector, UserError, did_you_mean, plain_rule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def load_space(
     """
     place = str(path)
     sections, base_overrides = _apply(read_mapping(path), overrides or {})
-    problems = Problems()
+    problems = ErrorCollector()
     settings, base = SpaceFile(search={"-": 0}), TrainConfig()
     with problems:
         settings = _read_settings(place, sections)
@@ -207,7 +207,7 @@ def _read_parameters(
     place: str, search: Mapping[str, Any], base: TrainConfig
 ) -> tuple[Parameter, ...]:
     parameters: list[Parameter] = []
-    problems = Problems()
+    problems = ErrorCollector()
     for key, content in search.items():
         with problems:
             parameter = read_parameter(f"{place}: search.{key}", key, content)

@@ -23,7 +23,7 @@ from nanovlm.config.schema import TrainConfig
 from nanovlm.data.digits import BUILTIN_DIGITS, digits_benchmark_rows, digits_training_rows
 from nanovlm.data.hub import DEFAULT_NAME, card_folder, data_files, split_revision
 from nanovlm.data.rows import Subset, TableGroup, parquet_groups
-from nanovlm.errors import Problems, UserError, did_you_mean
+from nanovlm.errors import ErrorCollector, UserError, did_you_mean
 from nanovlm.files import check_whole, find_local_folder, fingerprint
 
 _STORED_IMAGE = {"bytes": pa.binary(), "path": pa.string()}
@@ -76,7 +76,7 @@ def training_source(path: str, names: tuple[str, ...]) -> Source:
     folder = find_local_folder(place, path)
     if folder is None:
         return _hub(place, path, names, "train", _TRAINING_COLUMNS)
-    problems = Problems()
+    problems = ErrorCollector()
     files: dict[str, list[Path]] = {}
     for name in names:
         with problems:
@@ -167,7 +167,7 @@ def _hub(place: str, path: str, names: tuple[str, ...], split: str, columns: Col
 
 
 def _subsets(place: str, files: Mapping[str, list[Path]], columns: Columns) -> tuple[Subset, ...]:
-    problems = Problems()
+    problems = ErrorCollector()
     with problems:
         _check_all_different(place, files)
     for listed in files.values():

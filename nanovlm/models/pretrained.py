@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nanovlm.config.schema import VLMConfig
-from nanovlm.errors import Problems, UserError
+from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.models.language_model import LanguageModel
 from nanovlm.models.model_files import (
     CONFIG_FILE,
@@ -90,7 +90,7 @@ def _find_backbones(model: VisionLanguageModel) -> _Backbones:
     vision_path, decoder_path = (
         find_folder(place, name, (CONFIG_FILE,)) / CONFIG_FILE for place, name in towers.items()
     )
-    problems = Problems()
+    problems = ErrorCollector()
     with problems:
         check_vision_config(vision_path, config)
     with problems:

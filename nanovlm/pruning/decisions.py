@@ -1,7 +1,7 @@
 """What was decided on reports at milestones, and the log of it: `rungs.jsonl`.
 
-Each verdict is written before anyone acts on it, so after a kill the rungs are as they were, and a
-report that is made again gets the verdict that it got.
+Each decision is written before anyone acts on it, so after a kill the rungs are as they were, and a
+report that is made again gets the decision that it got.
 """
 
 import json
@@ -14,7 +14,7 @@ from nanovlm.files import append, drop_cut_line
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PruningDecision:
     """What became of a trial at a milestone; a line of the log.
 
     The last one of a trial and a milestone counts: a trial that paused may go on or end later.
@@ -49,19 +49,19 @@ class Verdict:
         return line if self.others else {k: v for k, v in line.items() if k != "others"}
 
     @staticmethod
-    def of_line(line: Mapping[str, Any]) -> "Verdict":
-        return Verdict(**{**line, "others": tuple(line.get("others", ()))})
+    def of_line(line: Mapping[str, Any]) -> "PruningDecision":
+        return PruningDecision(**{**line, "others": tuple(line.get("others", ()))})
 
 
 @dataclass(frozen=True)
 class Withdrawal:
-    """A trial has failed: its verdicts do not count any more."""
+    """A trial has failed: its decisions do not count any more."""
 
     withdrawn: int
     """The number of the trial."""
 
 
-class VerdictLog:
+class DecisionLog:
     """Appends to the log of a search, and reads it again."""
 
     def __init__(self, path: Path | None) -> None:
@@ -71,19 +71,19 @@ class VerdictLog:
         """
         self._path = path
 
-    def add(self, verdict: Verdict) -> None:
-        self._write(verdict.as_line())
+    def add(self, decision: PruningDecision) -> None:
+        self._write(decision.as_line())
 
     def withdraw(self, number: int) -> None:
         self._write(asdict(Withdrawal(number)))
 
-    def read(self) -> Iterator[Verdict | Withdrawal]:
+    def read(self) -> Iterator[PruningDecision | Withdrawal]:
         """Yield what is there; a last line that was cut was not acted upon and is taken away."""
         if self._path is None or not self._path.exists():
             return
         drop_cut_line(self._path)
         for line in map(json.loads, self._path.read_text(encoding="utf-8").splitlines()):
-            yield Withdrawal(**line) if "withdrawn" in line else Verdict.of_line(line)
+            yield Withdrawal(**line) if "withdrawn" in line else PruningDecision.of_line(line)
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._path is not None:

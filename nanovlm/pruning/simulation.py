@@ -12,8 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from nanovlm.pruning.decisions import Verdict
-from nanovlm.pruning.pausing import PausingRungs
+from nanovlm.pruning.decisions import PruningDecision
+from nanovlm.pruning.pausing_halving import PausingHalving
 
 CORRELATIONS = (1.0, 0.8)
 """Of a trial's values with its quality: the order at a milestone is that at the end, or mostly. Two
@@ -21,9 +21,9 @@ milestones are correlated by the square of it."""
 
 
 class Rule(Protocol):
-    """What decides on reports; `PausingRungs` also says which trials that wait go on."""
+    """What decides on reports; `PausingHalving` also says which trials that wait go on."""
 
-    def judge(self, number: int, samples_seen: int, value: float) -> Verdict:
+    def decide(self, number: int, samples_seen: int, value: float) -> PruningDecision:
         """Return what becomes of a trial at a milestone."""
 
 
@@ -89,7 +89,7 @@ class _Search:
             values: float[trials, reports].
         """
         self._rule = rule
-        self._pausing = rule if isinstance(rule, PausingRungs) else None
+        self._pausing = rule if isinstance(rule, PausingHalving) else None
         self._ends = ends
         self._values = values
         self._report_cost = report_cost
@@ -124,17 +124,17 @@ class _Search:
         self._reached[rung] += 1
         if rung + 1 == len(self._ends):
             return False
-        verdict = self._rule.judge(number, self._ends[rung], float(self._values[number, rung]))
-        if verdict.goes_on:
+        decision = self._rule.decide(number, self._ends[rung], float(self._values[number, rung]))
+        if decision.goes_on:
             self._begin(now, number, rung + 1)
         elif self._pausing is not None:
             self._most_paused = max(self._most_paused, len(self._pausing.paused))
-        return verdict.goes_on
+        return decision.goes_on
 
     def _begin_next(self, now: float) -> bool:
         """Let a free slot take what a searcher would give it; return whether there is something."""
-        if self._pausing is not None and (verdict := self._promoted(self._pausing)) is not None:
-            self._begin(now, verdict.number, self._ends.index(verdict.milestone) + 1)
+        if self._pausing is not None and (decision := self._promoted(self._pausing)) is not None:
+            self._begin(now, decision.number, self._ends.index(decision.milestone) + 1)
             return True
         if self._begun == len(self._values):
             return False
@@ -142,11 +142,11 @@ class _Search:
         self._begun += 1
         return True
 
-    def _promoted(self, rungs: PausingRungs) -> Verdict | None:
-        verdict = rungs.promote(is_last=self._begun == len(self._values))
+    def _promoted(self, rungs: PausingHalving) -> PruningDecision | None:
+        decision = rungs.promote(is_last=self._begun == len(self._values))
         rungs.end_hopeless(len(self._values))
         self._let_go.update(rungs.least_promising(self._most_states))
-        return verdict
+        return decision
 
     def _begin(self, now: float, number: int, rung: int) -> None:
         """Train a trial until its next report, from its last one if its state was kept."""

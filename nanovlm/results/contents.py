@@ -50,7 +50,7 @@ class _Environment(BaseModel):
     packages: dict[str, str | None]
 
 
-class _Verdict(BaseModel):
+class _Decision(BaseModel):
     """A line of `rungs.jsonl`: what became of a trial at a milestone."""
 
     model_config = ConfigDict(strict=True, extra="allow")
@@ -65,7 +65,7 @@ class _Verdict(BaseModel):
 
 
 class _Withdrawn(BaseModel):
-    """The other kind of line there: the verdicts of a trial do not count any more."""
+    """The other kind of line there: the decisions of a trial do not count any more."""
 
     model_config = ConfigDict(strict=True)
 
@@ -86,4 +86,4 @@ class Answer(TypedDict):
 ANSWER = TypeAdapter(Answer)
 SUMMARY, DATA = TypeAdapter(_Summary), TypeAdapter(_Data)
 ENVIRONMENT = TypeAdapter(_Environment)
-VERDICT = TypeAdapter(_Verdict | _Withdrawn)
+VERDICT = TypeAdapter(_Decision | _Withdrawn)

@@ -111,7 +111,7 @@ def read_answer_lines(path: Path) -> list[Answer]:
     return answers
 
 
-def judged_reports(record: TrialRecord) -> list[tuple[Report, bool]]:
+def decided_reports(record: TrialRecord) -> list[tuple[Report, bool]]:
     """Return each report of an ended trial that was compared with those of others, and whether the
     trial went on after it. A failed one was withdrawn later."""
     if record.state == "failed":
@@ -257,7 +257,7 @@ class FolderReader:
         """Return `environment.json`; nothing if it is gone or damaged."""
         return self._object(ENVIRONMENT_FILE, ENVIRONMENT, self.problems) or {}
 
-    def verdicts(self, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    def decisions(self, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
         """Return the lines of `rungs.jsonl`: verdicts, and trials that were withdrawn.
 
         Args:
@@ -270,7 +270,7 @@ class FolderReader:
         known = {(line["number"], line["samples_seen"]) for line in found if "number" in line}
         withdrawn = {line["withdrawn"] for line in found if "withdrawn" in line}
         stand = [record for record in records if record.state != "failed"]
-        judged = [(r.number, made.samples_seen) for r in stand for made, _ in judged_reports(r)]
+        judged = [(r.number, made.samples_seen) for r in stand for made, _ in decided_reports(r)]
         failed = {r.number for r in records if r.state == "failed"} & {
             number for number, _ in known
         }

@@ -29,7 +29,7 @@ def state_dir(folder: Path, trial_id: str) -> Path:
     return folder / CHECKPOINTS_DIR / f"{trial_id}{_STATE_SUFFIX}"
 
 
-class KeptModels:
+class CheckpointRetention:
     """Keeps the models of the best trials, and removes the others as they come."""
 
     def __init__(self, folder: Path, objective: Objective, num_best: int) -> None:

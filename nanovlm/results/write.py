@@ -47,7 +47,7 @@ from nanovlm.results.read import (
     TRIALS_FILE,
     FolderReader,
 )
-from nanovlm.results.retention import KeptModels, state_dir
+from nanovlm.results.retention import CheckpointRetention, state_dir
 from nanovlm.results.summary import (
     best_record,
     busy_seconds,
@@ -159,7 +159,7 @@ class ResultsStore:
         """Of the trials that wait to go on, by number."""
         self._num_models = num_models
         self._default_name = default_name
-        self._models = KeptModels(folder, objective, num_models)
+        self._models = CheckpointRetention(folder, objective, num_models)
         self._ended: set[str] = set()
         self.best: TrialRecord | None = None
         """The trial, or the run that confirms it, that `best.yaml` and `best/` are of."""
@@ -181,7 +181,7 @@ class ResultsStore:
         parents: list[Path] = []
         if not resume:
             self.folder, parents = _make(self.folder, self._default_name)
-            self._models = KeptModels(self.folder, self.objective, self._num_models)
+            self._models = CheckpointRetention(self.folder, self.objective, self._num_models)
         with _open_lock(self.folder) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -129,7 +129,7 @@ def _shares(
     A report counts at its milestone, whatever the batch size was.
     """
     reader = FolderReader(user_path(folder))
-    verdicts = [line for line in reader.verdicts(()) if "number" in line]
+    verdicts = [line for line in reader.decisions(()) if "number" in line]
     if reader.problems:
         raise UserError(*(f"warm_start: {problem}" for problem in reader.problems))
     milestones = {(line["number"], line["samples_seen"]): line["milestone"] for line in verdicts}

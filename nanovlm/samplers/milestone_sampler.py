@@ -235,7 +235,7 @@ class MilestoneSampler(BaseSampler):
         lengths = reports.lengths
         return float(lengths.min()) if len(lengths) else float(-len(self._milestones))
 
-    def _judged_length(self, reports: _Reports) -> float:
+    def _decided_length(self, reports: _Reports) -> float:
         """Return the last milestone that enough trials have reached, else the shortest one."""
         levels, counts = np.unique(reports.lengths, return_counts=True)
         enough = levels[counts >= _ENOUGH_VALUES]
@@ -257,7 +257,7 @@ class MilestoneSampler(BaseSampler):
         past: Mapping[str, _Past],
     ) -> None:
         """Note how well the earlier searches foresaw what trials came to, once there are enough."""
-        here = (reports.lengths == self._judged_length(reports)) & ~reports.infeasible
+        here = (reports.lengths == self._decided_length(reports)) & ~reports.infeasible
         values, points = reports.values[here], cube.features(reports.coordinates[here])
         if past and len(values) >= _ENOUGH_VALUES:
             found = {
@@ -272,7 +272,7 @@ class MilestoneSampler(BaseSampler):
         """Return the coordinates with the largest expected improvement, float[keys]."""
         features = cube.features(reports.coordinates)
         process = self._process(cube, reports, past)
-        length = self._judged_length(reports)
+        length = self._decided_length(reports)
         process.believe(cube.features(reports.pending), self._shortest(reports))
         tried = np.vstack([reports.coordinates, reports.pending])
         known = np.vstack([tried, *(each.reports.coordinates for each in past)])

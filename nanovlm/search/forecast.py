@@ -17,13 +17,13 @@ from nanovlm.config.search_settings import TrialResources
 from nanovlm.config.space import SearchSpace
 from nanovlm.files import free_bytes, gib
 from nanovlm.process import usable_cpus
-from nanovlm.pruning.rungs import build_rungs
 from nanovlm.pruning.simulation import CORRELATIONS, SimulatedSearch, simulate
+from nanovlm.pruning.successive_halving import build_rungs
 from nanovlm.results.verdict import DEFAULT_NUMBER
 from nanovlm.search.confirm import Race, most_batches
 from nanovlm.search.disk import DiskPeak, disk_peak, max_paused_states
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.throughput_history import PastSearches, past_speed
+from nanovlm.search.throughput_history import ThroughputHistory, past_speed
 
 UNKNOWN_TRIALS = 100
 """Trials of the forecast where nothing known limits their number."""
@@ -306,7 +306,7 @@ def local_slots(resources: TrialResources) -> int:
     return max(1, math.floor(fits) // resources.workers)
 
 
-def _rate(searches: PastSearches, samples_per_second: float | None) -> Rate | None:
+def _rate(searches: ThroughputHistory, samples_per_second: float | None) -> Rate | None:
     past = searches.speed
     if samples_per_second is not None:
         source = "as given"

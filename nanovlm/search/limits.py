@@ -6,7 +6,7 @@ Trials are counted by Tune, and hours by the switch, which wakes up by itself.
 from collections.abc import Iterable
 from pathlib import Path
 
-from nanovlm.cluster.session import StopSwitch
+from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.search_settings import Budget
 from nanovlm.config.space import SearchSpace
 from nanovlm.messages import TrialRecord

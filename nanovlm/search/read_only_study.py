@@ -32,7 +32,7 @@ class ReadOnly(Exception):
     """Something was to be written to a study that is only shown."""
 
 
-class ShownStudy(BaseStorage):
+class ReadOnlyStudy(BaseStorage):
     """The storage of one study, of which everything can be read and nothing written."""
 
     def __init__(self, storage: BaseStorage, name: str, space: SearchSpace) -> None:
@@ -126,7 +126,7 @@ class ShownStudy(BaseStorage):
             shown.values = [steps[max(told)], *others[str(max(told))]]
 
 
-def show_study(space: SearchSpace, folder: Path) -> ShownStudy:
+def show_study(space: SearchSpace, folder: Path) -> ReadOnlyStudy:
     """Return the study of a results folder, which is not touched. It follows a search that runs.
 
     Raises:
@@ -143,7 +143,7 @@ def show_study(space: SearchSpace, folder: Path) -> ShownStudy:
             raise UserError(f"{folder}: the search has made no study yet (no {STUDY_FILE})")
         with readable(path):  # only ever read: takes no lock
             storage = JournalStorage(JournalFileBackend(str(path)))
-    shown = ShownStudy(storage, name, space)
+    shown = ReadOnlyStudy(storage, name, space)
     if not shown.get_all_studies():
         raise UserError(f"{where} holds no study {name!r}")
     return shown

@@ -13,7 +13,7 @@ from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
 from nanovlm.files import replace_text
 from nanovlm.messages import RUN_ID, Report, TrialRecord, measured
-from nanovlm.pruning.decisions import Verdict
+from nanovlm.pruning.decisions import PruningDecision
 from nanovlm.results.read import (
     CHECKPOINTS_DIR,
     RUNGS_FILE,
@@ -22,7 +22,7 @@ from nanovlm.results.read import (
     STUDY_FILE,
     TRIALS_FILE,
     FolderReader,
-    judged_reports,
+    decided_reports,
 )
 from nanovlm.results.write import choose_folder, is_there
 from nanovlm.search.study import open_study, read_search_id
@@ -108,7 +108,7 @@ def _with_state(folder: Path) -> set[int]:
 def _mend_rungs(
     folder: Path, milestones: Sequence[int], records: Sequence[TrialRecord], objective: Objective
 ) -> list[str]:
-    """Write verdicts that are lost from what the trials have reported and become.
+    """Write decisions that are lost from what the trials have reported and become.
 
     Where a trial was compared, and whether it went on, is in its record; with what it was compared
     is not, and nobody asks for that again.
@@ -116,16 +116,16 @@ def _mend_rungs(
     if not milestones:
         return []
     reader = FolderReader(folder)
-    lines = reader.verdicts(records)
+    lines = reader.decisions(records)
     if not reader.problems:
         return []
     withdrawn = [line["withdrawn"] for line in lines if "withdrawn" in line]
     known = {(line["number"], line["samples_seen"]) for line in lines if "number" in line}
     recovered = [
-        _verdict(record, report, objective, goes_on, milestones).as_line()
+        _decision(record, report, objective, goes_on, milestones).as_line()
         for record in records
         if record.number not in withdrawn
-        for report, goes_on in judged_reports(record)
+        for report, goes_on in decided_reports(record)
         if (record.number, report.samples_seen) not in known
         and all(each.metric in measured(report) for each in objective.all)
     ]
@@ -135,25 +135,27 @@ def _mend_rungs(
     lines += [{"withdrawn": number} for number in sorted(failed)]
     replace_text(folder / RUNGS_FILE, "".join(f"{json.dumps(line)}\n" for line in lines))
     return [
-        f"{folder / RUNGS_FILE}: was damaged; {len(recovered)} verdicts of ended trials were made "
+        f"{folder / RUNGS_FILE}: was damaged; {len(recovered)} decisions of ended trials were made "
         "up for from their reports; trials under way are compared again"
     ]
 
 
-def _verdict(
+def _decision(
     record: TrialRecord,
     report: Report,
     objective: Objective,
     goes_on: bool,
     milestones: Sequence[int],
-) -> Verdict:
+) -> PruningDecision:
     samples = report.samples_seen
     milestone = max((m for m in milestones if m <= samples), default=milestones[0])
     reason = "went on; with what it was compared is lost"
     if not goes_on:
         reason = record.reason or "was stopped; with what it was compared is lost"
     value, *others = objective.values_in(measured(report))
-    return Verdict(record.number, milestone, samples, value, goes_on, reason, others=tuple(others))
+    return PruningDecision(
+        record.number, milestone, samples, value, goes_on, reason, others=tuple(others)
+    )
 
 
 def _mend_search_id(

@@ -10,8 +10,8 @@ from pathlib import Path
 from nanovlm import process
 from nanovlm.cluster.logs import logged_to
 from nanovlm.cluster.recorder import Recorder, RunOutcome, standard_observers
-from nanovlm.cluster.session import INTERRUPTED
-from nanovlm.cluster.worker_pool import StartWorkers, worker_groups
+from nanovlm.cluster.worker_group import StartWorkers, worker_groups
+from nanovlm.cluster.worker_pool import INTERRUPTED
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.errors import UserError
@@ -28,7 +28,7 @@ from nanovlm.search.forecast import UNKNOWN_TRIALS, local_slots
 from nanovlm.search.plan import SearchPlan, plan_search
 from nanovlm.search.resume import check_same_space, mend_search
 from nanovlm.search.sampler_failures import SamplerFailures
-from nanovlm.search.stages import EarlierRun, Place, run_stages
+from nanovlm.search.stages import Place, ResumeState, run_stages
 from nanovlm.watch.observer import Observer, RunStart
 
 
@@ -109,7 +109,7 @@ def run_plan(
     ):
         mended = mend_search(space, folder, plan.milestones, store.records) if resume else []
         recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])
-        earlier = EarlierRun(
+        earlier = ResumeState(
             tuple(store.records), tuple(store.confirmed), store.paused, store.earlier_seconds()
         )
         failures = SamplerFailures(lambda text: recorder.take(Notice(text=text)))

@@ -22,9 +22,9 @@ from nanovlm.cluster.relay import (
 )
 from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
-from nanovlm.pruning.decisions import Verdict
-from nanovlm.pruning.pausing import PausingRungs
-from nanovlm.pruning.rungs import Rungs
+from nanovlm.pruning.decisions import PruningDecision
+from nanovlm.pruning.pausing_halving import PausingHalving
+from nanovlm.pruning.successive_halving import SuccessiveHalving
 
 
 def plan_milestones(space: SearchSpace, budget: int) -> tuple[int, ...]:
@@ -51,7 +51,7 @@ def plan_milestones(space: SearchSpace, budget: int) -> tuple[int, ...]:
     return tuple(first * factor**rung for rung in range(rungs - 1))
 
 
-OnVerdict = Callable[[Verdict], None]
+OnDecision = Callable[[PruningDecision], None]
 OnFailure = Callable[[Exception], None]
 
 
@@ -69,20 +69,20 @@ class RungScheduler(FIFOScheduler):
 
     def __init__(
         self,
-        rungs: Rungs | PausingRungs,
-        on_verdict: OnVerdict = lambda verdict: None,
+        rungs: SuccessiveHalving | PausingHalving,
+        on_decision: OnDecision = lambda decision: None,
         on_failure: OnFailure = _raise,
     ) -> None:
         """
         Args:
-            on_verdict: told of each verdict when it is safe in the folder.
-            on_failure: told why a verdict could not be written; nothing is decided then. Tune
+            on_decision: told of each decision when it is safe in the folder.
+            on_failure: told why a decision could not be written; nothing is decided then. Tune
                 would take the error for the trial's.
         """
         super().__init__()
         self._on_failure = on_failure
         self.rungs = rungs
-        self._on_verdict = on_verdict
+        self._on_decision = on_decision
 
     def __reduce__(self) -> tuple[type[FIFOScheduler], tuple[()]]:
         return FIFOScheduler, ()  # Tune pickles it into a state that nobody reads
@@ -95,12 +95,12 @@ class RungScheduler(FIFOScheduler):
         number, samples_seen = trial.config[NUMBER], result[SAMPLES_SEEN]
         try:
             values = self.rungs.objective.values_in(result)
-            verdict = self.rungs.judge(number, samples_seen, *values)
+            decision = self.rungs.decide(number, samples_seen, *values)
         except OSError as error:
             self._on_failure(error)
             return TrialScheduler.CONTINUE
-        self._on_verdict(verdict)
-        return TrialScheduler.CONTINUE if verdict.goes_on else TrialScheduler.STOP
+        self._on_decision(decision)
+        return TrialScheduler.CONTINUE if decision.goes_on else TrialScheduler.STOP
 
     def on_trial_complete(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]

@@ -26,11 +26,11 @@ from nanovlm.cluster.relay import (
     UNFINISHED,
     VALUES,
 )
-from nanovlm.cluster.session import StopSwitch
+from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.space import SearchSpace
 from nanovlm.messages import TrialRecord
-from nanovlm.pruning.decisions import Verdict
-from nanovlm.pruning.pausing import PausingRungs
+from nanovlm.pruning.decisions import PruningDecision
+from nanovlm.pruning.pausing_halving import PausingHalving
 from nanovlm.samplers.configurations import RunConfigurations, can_repeat
 from nanovlm.samplers.milestone_sampler import CORRELATIONS
 from nanovlm.samplers.optuna_samplers import build_history, build_sampler, suggest
@@ -47,8 +47,8 @@ _JUDGED = (TrialState.COMPLETE, TrialState.PRUNED)
 class Pauses:
     """How trials that pause are gone on with and ended."""
 
-    rungs: PausingRungs
-    on_verdict: Callable[[Verdict], None] = lambda verdict: None
+    rungs: PausingHalving
+    on_decision: Callable[[PruningDecision], None] = lambda decision: None
     """Told what becomes of a trial that has paused."""
     max_states: int | None = None
     """Paused trials whose states are kept at most; None keeps all."""
@@ -149,7 +149,7 @@ class StudySearch(OptunaSearch):
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return number and values of the next trial: one to go on with, or else a new one.
 
-        FINISHED if nothing is left to run; None if the storage or a verdict cannot be written, or
+        FINISHED if nothing is left to run; None if the storage or a decision cannot be written, or
         as long as what a trial comes to may let another one run.
         """
         try:
@@ -185,7 +185,7 @@ class StudySearch(OptunaSearch):
         has_ended = result and (result.get(IS_FINAL) or FAILURE in result)
         if self._switch.is_thrown() and not has_ended:
             return  # it ends because the search does; the records tell how
-        judged = None if error else _judged(result)
+        judged = None if error else _decided(result)
         if judged is None:
             self._run.fail(opened.values)
         self._patiently(lambda: self._tell(opened, judged))
@@ -224,28 +224,28 @@ class StudySearch(OptunaSearch):
             return None
         rungs = self._pauses.rungs
         # A trial is judged before Tune has ended it: until then its slot is not free again.
-        verdict = rungs.promote(is_last=not self._has_new_trials(), arrived=self._paused)
-        if verdict is not None:
-            self._pauses.on_verdict(verdict)
-            self._let_go.discard(verdict.number)
+        decision = rungs.promote(is_last=not self._has_new_trials(), arrived=self._paused)
+        if decision is not None:
+            self._pauses.on_decision(decision)
+            self._let_go.discard(decision.number)
         if self._most_trials is not None:
-            self._end_verdicts(rungs.end_hopeless(self._most_trials, self._paused))
+            self._end_decisions(rungs.end_hopeless(self._most_trials, self._paused))
         for number in rungs.least_promising(self._pauses.max_states):
             if number in self._paused and number not in self._let_go:
                 self._let_go.add(number)
                 self._pauses.let_go(number)
-        return None if verdict is None else self._paused.pop(verdict.number)
+        return None if decision is None else self._paused.pop(decision.number)
 
     def _end_paused(self) -> None:
         """End the trials that still wait: nothing runs with which they could be compared."""
         if self._pauses is not None:
-            self._end_verdicts(self._pauses.rungs.end_all())
+            self._end_decisions(self._pauses.rungs.end_all())
 
-    def _end_verdicts(self, verdicts: Iterable[Verdict]) -> None:
-        assert self._pauses is not None, "only these verdicts come without a report"
-        for verdict in verdicts:
-            self._pauses.on_verdict(verdict)
-            opened = self._paused.pop(verdict.number)
+    def _end_decisions(self, decisions: Iterable[PruningDecision]) -> None:
+        assert self._pauses is not None, "only these decisions come without a report"
+        for decision in decisions:
+            self._pauses.on_decision(decision)
+            opened = self._paused.pop(decision.number)
             self._patiently(lambda: self._told.prune(opened))  # noqa: B023
 
     # ------------------------------------------------------------------ what Optuna is told
@@ -351,7 +351,7 @@ class StudySearch(OptunaSearch):
         return patiently(do, self._place, self._switch, self._failures.tell)
 
 
-def _judged(result: dict[str, Any] | None) -> dict[str, Any] | None:
+def _decided(result: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return a trial's last result, None if it failed for no fault of its values."""
     if not result or (FAILURE in result and not result.get(INFEASIBLE)):
         return None

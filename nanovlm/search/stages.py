@@ -15,18 +15,25 @@ import ray
 from pyarrow.fs import LocalFileSystem
 from ray import tune
 
-from nanovlm.cluster.broker import Event
+from nanovlm.cluster.broker_state import Event
 from nanovlm.cluster.jobs import job_in, run_to_end, trial_id_of, trial_job
 from nanovlm.cluster.relay import TrialRelay
-from nanovlm.cluster.session import INTERRUPTED, OnEvent, OnStart, Session, StopSwitch, session
-from nanovlm.cluster.worker_pool import StartWorkers, worker_groups
+from nanovlm.cluster.worker_group import StartWorkers, worker_groups
+from nanovlm.cluster.worker_pool import (
+    INTERRUPTED,
+    OnEvent,
+    OnStart,
+    StopSwitch,
+    WorkerPool,
+    worker_pool,
+)
 from nanovlm.config.search_settings import Objective
 from nanovlm.errors import RunFailed, UserError, did_you_mean
 from nanovlm.files import remove_folder
 from nanovlm.messages import Decision, Job, Kind, Notice, TrialRecord, measured
-from nanovlm.pruning.decisions import Verdict
-from nanovlm.pruning.pausing import PausingRungs
-from nanovlm.pruning.rungs import Rungs, build_rungs
+from nanovlm.pruning.decisions import PruningDecision
+from nanovlm.pruning.pausing_halving import PausingHalving
+from nanovlm.pruning.successive_halving import SuccessiveHalving, build_rungs
 from nanovlm.results.read import RUNGS_FILE
 from nanovlm.results.retention import state_dir
 from nanovlm.samplers.configurations import RunConfigurations
@@ -48,7 +55,7 @@ _MAX_LOST_RELAYS = 20
 
 
 @dataclass(frozen=True)
-class EarlierRun:
+class ResumeState:
     """What there is already of a search that goes on."""
 
     records: Sequence[TrialRecord] = ()
@@ -70,7 +77,7 @@ class Place:
     on_start: OnStart
     """Told once for each time that worker groups start."""
     on_event: OnEvent
-    """Told of every change of a trial or of a run of the second stage, of their pulses, and of what
+    """Told of every change of a trial or of a run of the second stage, of updates, and of what
     a person should know."""
     address: str | None = None
     """Of a Ray cluster to join; None starts one here and ends it afterwards."""
@@ -84,7 +91,7 @@ class Place:
     """Of paused trials that are kept on the disk at most; None keeps all."""
 
 
-def run_stages(plan: SearchPlan, place: Place, earlier: EarlierRun | None = None) -> str:
+def run_stages(plan: SearchPlan, place: Place, earlier: ResumeState | None = None) -> str:
     """Run the search of `plan` in a results folder that exists; return why it ended.
 
     `INTERRUPTED` is by a signal; any other reason is that of the first stage's end, after which the
@@ -95,11 +102,11 @@ def run_stages(plan: SearchPlan, place: Place, earlier: EarlierRun | None = None
             objective.
         RunFailed: a part of the cluster is lost without which the search cannot go on.
     """
-    search = _Search(plan, replace(place, folder=place.folder.resolve()), earlier or EarlierRun())
+    search = _Search(plan, replace(place, folder=place.folder.resolve()), earlier or ResumeState())
     open_study(plan.space, search.place.folder)  # before Ray takes its time
     reason = search.reason_to_end()
     if reason is None:
-        with search.session(search.switch, max_slots=search.slots_needed()) as running:
+        with search.worker_pool(search.switch, max_concurrency=search.slots_needed()) as running:
             search.run_trials(running)
             reason = search.switch.reason or search.reason_to_end()
             if search.switch.reason is None:  # the workers are there
@@ -113,7 +120,7 @@ def run_stages(plan: SearchPlan, place: Place, earlier: EarlierRun | None = None
         return reason
     # A limit has sent the workers home, or the search was interrupted in its second stage.
     switch = StopSwitch()
-    with search.session(switch, max_slots=len(search.runs_to_confirm())) as running:
+    with search.worker_pool(switch, max_concurrency=len(search.runs_to_confirm())) as running:
         search.confirm(running)
     return switch.reason or reason
 
@@ -124,7 +131,7 @@ class _Search:
 
     plan: SearchPlan
     place: Place
-    earlier: EarlierRun
+    earlier: ResumeState
     switch: StopSwitch = field(init=False)
     logs: Path = field(init=False)
     _ended: list[TrialRecord] = field(init=False)
@@ -143,14 +150,14 @@ class _Search:
         self._limits = Limits(self.plan.space, self.switch, self.logs)
         self._limits.replay(self.earlier.records)
 
-    def session(self, switch: StopSwitch, max_slots: int | None) -> Any:
+    def worker_pool(self, switch: StopSwitch, max_concurrency: int | None) -> Any:
         """Return the context of the worker groups."""
         place = self.place
-        return session(
+        return worker_pool(
             place.address,
             self.plan.space.resources,
-            num_slots=place.concurrency,
-            max_slots=max_slots,
+            concurrency=place.concurrency,
+            max_concurrency=max_concurrency,
             folder=place.folder,
             switch=switch,
             on_start=place.on_start,
@@ -183,19 +190,19 @@ class _Search:
             hours_reason(self.plan.space.budget) if seconds is not None and seconds <= 0 else None
         )
 
-    def run_trials(self, running: Session) -> None:
+    def run_trials(self, running: WorkerPool) -> None:
         """Run the first stage; returns when the budget is used up or the switch is thrown."""
         space, folder = self.plan.space, self.place.folder
         rungs = build_rungs(space, self.plan.milestones, folder / RUNGS_FILE)
-        answer = functools.partial(self._take_verdict, running.channel, rungs)
+        answer = functools.partial(self._take_decision, running.broker, rungs)
         pauses = None
-        if isinstance(rungs, PausingRungs):
+        if isinstance(rungs, PausingHalving):
             self._take_up_paused(running, rungs)
             pauses = Pauses(rungs, answer, self.place.max_states, self._let_go)
         searcher = build_searcher(
             space,
             folder,
-            running.num_slots,
+            running.concurrency,
             self.switch,
             self.plan.milestones,
             self.earlier.records,
@@ -221,7 +228,7 @@ class _Search:
             )
             self.place.on_event(Notice(text=text))
 
-    def _take_up_paused(self, running: Session, rungs: PausingRungs) -> None:
+    def _take_up_paused(self, running: WorkerPool, rungs: PausingHalving) -> None:
         """Let the trials wait that had paused when the search was interrupted."""
         waiting = {
             number: record
@@ -232,12 +239,14 @@ class _Search:
         plan, folder = self.plan, self.place.folder
         for number, record in waiting.items():
             job = trial_job(plan.space, plan.milestones, folder, number, record.parameters)
-            ray.get(running.channel.take_up.remote(job, record))
+            ray.get(running.broker.take_up.remote(job, record))
 
-    def _take_verdict(self, channel: Any, rungs: Rungs | PausingRungs, verdict: Verdict) -> None:
+    def _take_decision(
+        self, broker: Any, rungs: SuccessiveHalving | PausingHalving, decision: PruningDecision
+    ) -> None:
         """Let the trial know what was decided, and a person if a milestone has ceased to decide."""
-        _answer(channel, verdict)
-        silent = rungs.silent_milestones() if isinstance(rungs, PausingRungs) else {}
+        _answer(broker, decision)
+        silent = rungs.silent_milestones() if isinstance(rungs, PausingHalving) else {}
         for milestone in silent.keys() - self._silent:
             self._silent.add(milestone)
             text = (
@@ -255,12 +264,12 @@ class _Search:
         """Return the runs of the second stage that are certain now and have not ended."""
         return plan_confirmation(self.plan.space, self._ended, self._confirmed).runs
 
-    def confirm(self, running: Session) -> None:
+    def confirm(self, running: WorkerPool) -> None:
         """Run the second stage: what has ended decides what follows."""
         run_to_end(
-            running.channel,
+            running.broker,
             lambda: [self._job(run) for run in self.runs_to_confirm()],
-            running.num_slots,
+            running.concurrency,
         )
 
     def raise_problem(self) -> None:
@@ -300,12 +309,12 @@ class _Search:
         self.place.on_event(record)
         self._limits.check(record)
 
-    def _tune(self, running: Session, searcher: StudySearch, scheduler: RungScheduler) -> None:
+    def _tune(self, running: WorkerPool, searcher: StudySearch, scheduler: RungScheduler) -> None:
         """Let Ray Tune run the trials; returns after them or when the switch is thrown."""
-        space, folder, channel = self.plan.space, self.place.folder, running.channel
+        space, folder, broker = self.plan.space, self.place.folder, running.broker
         trainable = tune.with_parameters(
             TrialRelay,
-            channel=channel,
+            broker=broker,
             space=space,
             milestones=self.plan.milestones,
             folder=folder,
@@ -317,7 +326,7 @@ class _Search:
                 num_samples=_UNLIMITED_TRIALS,
                 search_alg=searcher,
                 scheduler=scheduler,
-                max_concurrent_trials=running.num_slots,
+                max_concurrent_trials=running.concurrency,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -332,16 +341,16 @@ class _Search:
         tuner.fit()
         if not self.switch.is_thrown():
             given_up = f"Ray Tune has lost its actor {_MAX_LOST_RELAYS} times; see {self.logs}"
-            ray.get(channel.give_up.remote(given_up))
+            ray.get(broker.give_up.remote(given_up))
 
 
-def _answer(channel: Any, verdict: Verdict) -> None:
+def _answer(broker: Any, decision: PruningDecision) -> None:
     """Let the trial know what was decided on its report."""
-    decision = Decision.PAUSE if verdict.is_paused else Decision.STOP
-    if verdict.goes_on:
-        decision = Decision.CONTINUE
-    reason = None if verdict.goes_on else verdict.reason
-    channel.decide.remote(trial_id_of(verdict.number), verdict.samples_seen, decision, reason)
+    answer = Decision.PAUSE if decision.is_paused else Decision.STOP
+    if decision.goes_on:
+        answer = Decision.CONTINUE
+    reason = None if decision.goes_on else decision.reason
+    broker.decide.remote(trial_id_of(decision.number), decision.samples_seen, answer, reason)
 
 
 class _StopperOf(tune.Stopper):

@@ -21,7 +21,7 @@ import sqlalchemy
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
-from nanovlm.cluster.session import StopSwitch
+from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.database_url import PLACEHOLDER, fill_in, without_password_of
 from nanovlm.config.search_settings import NO_SQLITE, Study
 from nanovlm.config.sources import config_values, flat_values

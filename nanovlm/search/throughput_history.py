@@ -35,7 +35,7 @@ _NO_WORK = (
 
 
 @dataclass(frozen=True)
-class PastSpeed:
+class Throughput:
     """Medians over the reports of earlier trials."""
 
     samples_per_second: float
@@ -47,16 +47,16 @@ class PastSpeed:
 
 
 @dataclass(frozen=True)
-class PastSearches:
+class ThroughputHistory:
     """What the results folders say of the speed."""
 
-    speed: PastSpeed | None
+    speed: Throughput | None
     """None if no report of such a search has a speed."""
     left_out: tuple[str, ...]
     """Why folders could not be asked: what in them is damaged."""
 
 
-def past_speed(space: SearchSpace, results: Path) -> PastSearches:
+def past_speed(space: SearchSpace, results: Path) -> ThroughputHistory:
     """Return how fast such trials were in the folders of `results` and of `warm_start`.
 
     A folder counts if its space has the same model, data, benchmark, settings of execution and
@@ -78,9 +78,9 @@ def past_speed(space: SearchSpace, results: Path) -> PastSearches:
             evaluations += [report.evaluation_seconds for report, _ in measured]
             folders.append(folder)
     if not speeds:
-        return PastSearches(None, tuple(left_out))
-    speed = PastSpeed(statistics.median(speeds), statistics.median(evaluations), tuple(folders))
-    return PastSearches(speed, tuple(left_out))
+        return ThroughputHistory(None, tuple(left_out))
+    speed = Throughput(statistics.median(speeds), statistics.median(evaluations), tuple(folders))
+    return ThroughputHistory(speed, tuple(left_out))
 
 
 def _fitting(reader: FolderReader, wanted: Mapping[str, Any]) -> list[TrialRecord]:

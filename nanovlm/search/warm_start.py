@@ -11,7 +11,7 @@ from typing import Any
 
 from nanovlm.config.sources import config_values, flat_values
 from nanovlm.config.space import SearchSpace
-from nanovlm.errors import Problems, UserError
+from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.files import user_path
 from nanovlm.messages import TrialRecord, measured
 from nanovlm.results.read import TRIALS_FILE, FolderReader
@@ -61,7 +61,7 @@ def read_earlier_trials(space: SearchSpace) -> tuple[EarlierTrials, ...]:
     Raises:
         UserError: a folder holds no trials, or none that fits the space; says why.
     """
-    problems = Problems()
+    problems = ErrorCollector()
     taken = list[EarlierTrials]()
     for name in space.warm_start:
         with problems:
@@ -101,7 +101,7 @@ def compare_lengths(
     Raises:
         UserError: lengths are unknown or cannot be ordered; says why.
     """
-    problems = Problems()
+    problems = ErrorCollector()
     compared = list[EarlierTrials]()
     for trials in earlier:
         with problems:

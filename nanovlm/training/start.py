@@ -13,7 +13,7 @@ from typing import Any
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.config.sources import TOKENIZERS_WITH_DEFAULT_EOS, Layer, get_value, given_values
 from nanovlm.data.processors import eos_token_id, load_tokenizer
-from nanovlm.errors import Problems, UserError
+from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.models.checkpoint import MODEL_FILES, read_config
 from nanovlm.models.model_files import CONFIG_FILE, find_folder
 from nanovlm.models.pretrained_config import (
@@ -120,7 +120,7 @@ def _backbone_layers(given: Mapping[str, Any]) -> list[Layer]:
     if _value(given, "vlm.vlm_load_backbone_weights") is not True:
         return []
     found: list[Layer] = []
-    problems = Problems()
+    problems = ErrorCollector()
     for key, read_layer in BACKBONES.items():
         if (name := _value(given, key)) != get_value(TrainConfig(), key):
             with problems:

@@ -1,4 +1,4 @@
-"""What trackers draw of a trial: its reports and pulses, each as numbers at samples seen."""
+"""What trackers draw of a trial: its reports and updates, each as numbers at samples seen."""
 
 import logging
 import queue
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nanovlm.config.sources import flat_values
-from nanovlm.messages import Pulse, Report, TrialRecord
+from nanovlm.messages import ProgressUpdate, Report, TrialRecord
 
 
 def report_values(report: Report) -> dict[str, float]:
@@ -23,12 +23,12 @@ def report_values(report: Report) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def pulse_values(pulse: Pulse) -> dict[str, float]:
-    """Return the numbers of a training pulse, as `live/...`."""
+def update_values(update: ProgressUpdate) -> dict[str, float]:
+    """Return the numbers of a training update, as `live/...`."""
     return {
-        "live/train_loss": pulse.train_loss,
-        "live/samples_per_second": pulse.samples_per_second,
-        "live/data_wait_fraction": pulse.data_wait_fraction,
+        "live/train_loss": update.train_loss,
+        "live/samples_per_second": update.samples_per_second,
+        "live/data_wait_fraction": update.data_wait_fraction,
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import Objective
 from nanovlm.config.space import SearchSpace
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.messages import ProgressUpdate, TrialRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class RunStart:
     """Of Ray."""
     is_own_cluster: bool = True
     """Whether the cluster was started by this program."""
-    num_slots: int = 1
+    concurrency: int = 1
     """Trials at once."""
     records: Sequence[TrialRecord] = ()
     """Trials that ended before the search was interrupted, in the order of their end."""
@@ -71,7 +71,7 @@ class Observer:
     def begin(self, start: RunStart) -> None:
         """The cluster is there; trials are about to begin."""
 
-    def pulse(self, pulse: Pulse) -> None:
+    def progress(self, update: ProgressUpdate) -> None:
         """A running trial is so far."""
 
     def trial_changed(self, record: TrialRecord) -> None:

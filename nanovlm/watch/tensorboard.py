@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanovlm.files import remove_folder
-from nanovlm.messages import RUN_ID, Pulse, TrialRecord
-from nanovlm.watch.curves import Background, config_texts, new_reports, pulse_values, report_values
+from nanovlm.messages import RUN_ID, ProgressUpdate, TrialRecord
+from nanovlm.watch.curves import Background, config_texts, new_reports, report_values, update_values
 from nanovlm.watch.observer import Observer, RunStart
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ class TensorBoardLogs(Observer):
         ended = {record.trial_id: record for record in (*start.records, *start.confirmed)}
         self._background.do(lambda: self._catch_up(ended))
 
-    def pulse(self, pulse: Pulse) -> None:
-        if pulse.stage == "training" and not self._background.is_behind():
-            self._background.do(lambda: self._write_pulse(pulse))
+    def progress(self, update: ProgressUpdate) -> None:
+        if update.stage == "training" and not self._background.is_behind():
+            self._background.do(lambda: self._write_update(update))
 
     def trial_changed(self, record: TrialRecord) -> None:
         self._background.do(lambda: self._write(record))
@@ -77,10 +77,10 @@ class TensorBoardLogs(Observer):
         elif record.is_paused:
             curves.close()
 
-    def _write_pulse(self, pulse: Pulse) -> None:
-        curves = self._curves.get(pulse.trial_id)
+    def _write_update(self, update: ProgressUpdate) -> None:
+        curves = self._curves.get(update.trial_id)
         if curves is not None:
-            curves.add(pulse_values(pulse), pulse.samples_seen)
+            curves.add(update_values(update), update.samples_seen)
 
     def _close(self) -> None:
         for curves in self._curves.values():

@@ -23,8 +23,8 @@ from nanovlm.config.schema import TrainConfig
 from nanovlm.config.yaml_text import parse_yaml
 from nanovlm.errors import UserError
 from nanovlm.files import remove_folder, replace_text
-from nanovlm.messages import Pulse, TrialRecord
-from nanovlm.watch.curves import Background, new_reports, pulse_values, report_values
+from nanovlm.messages import ProgressUpdate, TrialRecord
+from nanovlm.watch.curves import Background, new_reports, report_values, update_values
 from nanovlm.watch.observer import Observer, RunStart
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class WandbRuns(Observer):
 
     @property
     def notes(self) -> Sequence[str]:
-        """Problems, or where the runs are if W&B could not be reached."""
+        """ErrorCollector, or where the runs are if W&B could not be reached."""
         if self.problem is not None:
             return (self.problem,)
         is_offline = self._mode is not None and self._mode.mode == "offline"
@@ -98,9 +98,9 @@ class WandbRuns(Observer):
         self._ended = {r.trial_id: r for r in (*start.records, *start.confirmed)}
         self._background.do(self._catch_up)
 
-    def pulse(self, pulse: Pulse) -> None:
-        if self._is_wanted and pulse.stage == "training" and not self._background.is_behind():
-            self._background.do(lambda: self._send_pulse(pulse))
+    def progress(self, update: ProgressUpdate) -> None:
+        if self._is_wanted and update.stage == "training" and not self._background.is_behind():
+            self._background.do(lambda: self._send_update(update))
 
     def trial_changed(self, record: TrialRecord) -> None:
         if self._is_wanted:
@@ -169,10 +169,10 @@ class WandbRuns(Observer):
         with self._done.open("a") as file:
             file.write(f"{record.trial_id}\n")
 
-    def _send_pulse(self, pulse: Pulse) -> None:
-        trial = self._trials.get(pulse.trial_id)
+    def _send_update(self, update: ProgressUpdate) -> None:
+        trial = self._trials.get(update.trial_id)
         if trial is not None:
-            trial.run.log({LIVE_SAMPLES_SEEN: pulse.samples_seen, **pulse_values(pulse)})
+            trial.run.log({LIVE_SAMPLES_SEEN: update.samples_seen, **update_values(update)})
 
     def _finish(self, summary: Mapping[str, Any]) -> None:
         for trial in self._trials.values():  # they may go on another day

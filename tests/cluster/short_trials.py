@@ -1,8 +1,8 @@
 """Trials of three reports, for the tests of the broker."""
 
 from nanovlm.config.schema import TrainConfig
-from nanovlm.messages import Job, Pulse, Report
-from tests.records import make_pulse
+from nanovlm.messages import Job, ProgressUpdate, Report
+from tests.records import make_update
 
 ENDS = (10, 20, 30)
 """Samples seen at the reports of a trial."""
@@ -23,5 +23,5 @@ def report(index: int, value: float = 0.5) -> Report:
     )
 
 
-def pulse(number: int) -> Pulse:
-    return make_pulse(f"trial-{number}", 1)
+def update(number: int) -> ProgressUpdate:
+    return make_update(f"trial-{number}", 1)

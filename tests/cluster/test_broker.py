@@ -1,207 +1,370 @@
-"""Which group works on which trial: single rules of the broker."""
+"""The broker between search and workers, driven without Ray: it is plain asyncio."""
 
-from nanovlm.cluster.broker import MAX_STARTS, Broker
-from nanovlm.cluster.silence import FIRST_STALL_SECONDS, LEAST_STALL_SECONDS, STALL_FACTOR
-from nanovlm.messages import Assignment, Decision, End, Leg, Notice, TrialRecord
-from tests.cluster.short_trials import ENDS, job, pulse, report
-from tests.records import make_record
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from nanovlm.cluster.broker import Broker
+from nanovlm.config.schema import TrainConfig
+from nanovlm.messages import (
+    Assignment,
+    Decision,
+    End,
+    Job,
+    Notice,
+    Order,
+    ProgressUpdate,
+    Report,
+    TrialRecord,
+)
+from tests.records import make_record, make_update
 
 
-def take(broker: Broker, group: str, now: float = 0.0) -> Assignment:
-    given = broker.next_job(group, now)
-    assert given is not None, f"{group} gets a job"
+def job(number: int) -> Job:
+    return Job(trial_id=f"trial-{number}", number=number, config=TrainConfig())
+
+
+def report(samples: int, is_final: bool = False) -> Report:
+    return Report(
+        samples_seen=samples,
+        step=samples,
+        metrics={"mmstar_accuracy": samples / 100},
+        seconds=1.0,
+        is_final=is_final,
+    )
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scenario, timeout=5))
+
+
+async def records(broker: Broker) -> list[TrialRecord]:
+    return [event for event in await broker.next_events() if isinstance(event, TrialRecord)]
+
+
+async def ended(broker: Broker) -> list[TrialRecord]:
+    return [record for record in await records(broker) if record.end is not None]
+
+
+async def take(broker: Broker, group: str) -> Assignment:
+    given = await broker.next_job(group)
+    assert isinstance(given, Assignment)
     return given
 
 
-def texts(broker: Broker) -> list[str]:
-    return [event.text for event in broker.take_events() if isinstance(event, Notice)]
+class Follower:
+    """Takes in all events at once, as the driver does."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.ended: list[TrialRecord] = []
+        self._broker = broker
+        self.task = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        while events := await self._broker.next_events():
+            for event in events:
+                if isinstance(event, TrialRecord) and event.end is not None:
+                    self.ended.append(event)
 
 
-def records(broker: Broker) -> list[TrialRecord]:
-    return [event for event in broker.take_events() if isinstance(event, TrialRecord)]
+def test_a_trial_that_is_stopped_at_its_second_report() -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        follower = Follower(broker)
+        await broker.submit(job(0))
+        given = await take(broker, "group-0")
+        assert given.job == job(0)
+
+        async def worker() -> list[Decision]:
+            first = await broker.report(given.lease, report(10), first_step_at=1.0, at=2.0)
+            second = await broker.report(given.lease, report(20), first_step_at=1.0, at=3.0)
+            return [first, second]
+
+        decisions = asyncio.create_task(worker())
+        assert await broker.next_report("trial-0", 0) == report(10)
+        await broker.decide("trial-0", 10, Decision.CONTINUE)
+        assert await broker.next_report("trial-0", 1) == report(20)
+        await broker.decide("trial-0", 20, Decision.STOP, "below the cutoff")
+        assert await decisions == [Decision.CONTINUE, Decision.STOP]
+        await broker.wait_until_told()
+        (record,) = follower.ended
+        assert (record.end, record.reason) == (End.PRUNED, "below the cutoff")
+        assert (record.samples_seen, record.worker_group) == (20, "group-0")
+        assert (record.first_step_at, record.ended_at) == (1.0, 3.0)
+        assert record.reports == (report(10), report(20))
+
+    run(scenario())
 
 
-def test_a_lost_group_s_trial_goes_on_elsewhere_and_its_lease_has_ended() -> None:
-    broker = Broker()
-    broker.submit(job(0), 0.0)
-    first = take(broker, "group-0")
-    broker.report(first.lease, report(0), 1.0, 2.0, 1.0)
-    broker.decide("trial-0", 10, Decision.CONTINUE)
-    broker.take_events()
-    broker.lose("group-0", "its controller has ended (killed)")
-    assert texts(broker) == [
-        "group-0: its controller has ended (killed); trial-0 goes on from its last report in a "
-        "free group"
-    ]
-    second = take(broker, "group-1")
-    assert second.job == first.job
-    broker.report(first.lease, report(1), 1.0, 3.0, 2.0)  # the group was alive after all
-    broker.fail(first.lease, End.ERROR, "too late", 3.0)
-    broker.pulse(first.lease, pulse(0), 3.0)
-    assert broker.decision(first.lease, 20, 3.0) is Decision.STOP
-    assert broker.next_job("group-0", 3.0) is None and broker.is_lost("group-0")
-    broker.report(second.lease, report(0), 5.0, 6.0, 4.0)  # made again from the state
-    assert broker.decision(second.lease, 10, 4.0) is Decision.CONTINUE
-    broker.report(second.lease, report(1), 5.0, 7.0, 5.0)
-    *_, last = records(broker)
-    assert (last.worker_group, last.samples_seen, last.first_step_at) == ("group-1", 20, 1.0)
+def test_the_search_hears_of_a_report_when_it_is_taken_in() -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        await broker.submit(job(0))
+        given = await take(broker, "group-0")
+        final = asyncio.create_task(broker.report(given.lease, report(10, True), 1.0, 2.0))
+        heard = asyncio.create_task(broker.next_report("trial-0", 0))
+        assert await final is Decision.STOP
+        (record,) = await ended(broker)  # on its way into the results folder
+        assert (record.end, record.reports) == (End.COMPLETED, (report(10, True),))
+        await asyncio.sleep(0.01)
+        assert not heard.done()
+        Follower(broker)
+        assert await heard == report(10, True)
+
+    run(scenario())
 
 
-def test_a_trial_that_kills_its_workers_is_given_up_unless_it_comes_further() -> None:
-    broker = Broker()
-    broker.submit(job(0), 0.0)
-    for index in range(2):
-        for _ in range(MAX_STARTS - 1 - index):  # the group of the report before counts too
-            take(broker, "group-0")
-        broker.report(take(broker, "group-0").lease, report(index), 1.0, 2.0, 1.0)
-        broker.decide("trial-0", ENDS[index], Decision.CONTINUE)
-    for _ in range(MAX_STARTS - 1):
-        take(broker, "group-0")
-    assert broker.next_job("group-0", 0.0) is None
-    *_, last = records(broker)
-    assert last.end is End.WORKERS_DIED and last.is_infeasible
-    assert last.reason == (
-        "its workers died 3 times without coming further; last group-0: a worker has ended"
-    )
+def test_a_failed_trial_tells_its_reason_and_frees_the_group() -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        Follower(broker)
+        await broker.submit(job(0))
+        await broker.submit(job(1))
+        lease = (await take(broker, "group-0")).lease
+        await broker.fail(lease, End.NOT_FINITE, "loss is nan at step 3", at=5.0)
+        await broker.fail(lease, End.ERROR, "a later rank's words", at=6.0)
+        answer = await broker.next_report("trial-0", 0)
+        assert isinstance(answer, TrialRecord)
+        assert (answer.end, answer.reason) == (End.NOT_FINITE, "loss is nan at step 3")
+        assert answer.ended_at == 5.0
+        assert (await take(broker, "group-0")).job == job(1)
+
+    run(scenario())
 
 
-def test_silence_is_measured_where_a_group_is_at_work() -> None:
-    broker = Broker()
-    broker.submit(job(0), 0.0)
-    assert broker.stall_seconds() == FIRST_STALL_SECONDS
-    lease = take(broker, "group-0", now=100.0).lease
-    broker.pulse(lease, pulse(0), 190.0)
-    broker.report(lease, report(0), 1.0, 2.0, now=200.0)
-    assert broker.stall_seconds() == STALL_FACTOR * 90.0
-    waited = 200.0 + 10 * FIRST_STALL_SECONDS
-    assert broker.lose_stalled(waited) == []  # it waits for the search, which may take its time
-    broker.decide("trial-0", 10, Decision.CONTINUE)
-    assert broker.decision(lease, 10, waited) is Decision.CONTINUE
-    assert broker.lose_stalled(waited + 900.0) == []
-    assert broker.lose_stalled(waited + 901.0) == ["group-0"]
-    assert texts(broker) == [
-        "group-0: no sign of life for 15 minutes; trial-0 goes on from its last report in a free "
-        "group"
-    ]
+def test_a_restarted_group_gets_its_job_again_and_known_decisions_at_once() -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        follower = Follower(broker)
+        await broker.submit(job(0))
+        first = await take(broker, "group-0")
+        lost = asyncio.create_task(broker.report(first.lease, report(10), 1.0, 2.0))
+        await broker.next_report("trial-0", 0)
+        await broker.decide("trial-0", 10, Decision.CONTINUE)
+        await lost
+        # The worker dies here; its successor starts over.
+        again = await take(broker, "group-0")
+        assert again.job == job(0)
+        assert await broker.report(again.lease, report(10), 7.0, 8.0) is Decision.CONTINUE
+        await broker.report(again.lease, report(20, is_final=True), 7.0, 9.0)
+        await broker.wait_until_told()
+        (record,) = follower.ended
+        assert [entry.samples_seen for entry in record.reports] == [10, 20]
+
+    run(scenario())
 
 
-def test_the_least_silence_and_a_given_one() -> None:
-    broker, given = Broker(), Broker(stall_seconds=7.0)
-    for one in (broker, given):
-        one.submit(job(0), 0.0)
-        one.report(take(one, "group-0").lease, report(0), 1.0, 2.0, now=1.0)
-    assert broker.stall_seconds() == LEAST_STALL_SECONDS
-    assert given.stall_seconds() == 7.0
+def test_a_lost_group_s_trial_goes_to_one_that_waits() -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        await broker.submit(job(0))
+        await take(broker, "group-0")
+        waiting = asyncio.create_task(take(broker, "group-1"))
+        await asyncio.sleep(0)
+        assert await broker.lose("group-0", "its controller has ended")
+        assert (await waiting).job == job(0)
+        assert await broker.next_job("group-0") is Order.SHUTDOWN
+        assert not await broker.lose("group-2", "it could not start")  # never asked for a job
+        (notice, last) = [e for e in await broker.next_events() if isinstance(e, Notice)]
+        assert notice.text.startswith("group-0: its controller has ended; trial-0 goes on from its")
+        assert last.text == "group-2: it could not start"
+
+    run(scenario())
 
 
-def test_a_trial_that_the_search_gives_up_has_failed() -> None:
-    broker = Broker()
-    for number in range(2):
-        broker.submit(job(number), 0.0)
-    lease = take(broker, "group-0").lease
-    broker.give_up("its actor was lost")
-    assert broker.decision(lease, 10, 0.0) is Decision.STOP
-    ended = [record for record in records(broker) if record.end is not None]
-    assert [(record.number, record.end, record.reason) for record in ended] == [
-        (0, End.ERROR, "its actor was lost"),
-        (1, End.ERROR, "its actor was lost"),
-    ]
-    assert broker.next_job("group-0", 0.0) is None
+def test_a_job_never_goes_to_a_call_of_a_dead_worker() -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        dead = asyncio.create_task(broker.next_job("group-0"))
+        await asyncio.sleep(0)
+        alive = asyncio.create_task(take(broker, "group-0"))
+        assert await dead is Order.SHUTDOWN
+        await broker.submit(job(0))
+        assert (await alive).job == job(0)
+
+    run(scenario())
 
 
-def test_a_metric_that_is_not_finite_ends_the_trial() -> None:
-    broker = Broker()
-    broker.submit(job(0), 0.0)
-    lease = take(broker, "group-0").lease
-    broker.report(lease, report(0, float("nan")), 1.0, 2.0, 1.0)
-    *_, last = records(broker)
-    assert (last.end, last.reports) == (End.NOT_FINITE, ())
-    assert last.reason == "mmstar_accuracy is nan after 10 samples"
+def test_two_groups_share_the_queue() -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        waiting = [asyncio.create_task(take(broker, f"group-{i}")) for i in range(2)]
+        await asyncio.sleep(0)
+        for number in range(2):
+            await broker.submit(job(number))
+        assert {given.job.number for given in await asyncio.gather(*waiting)} == {0, 1}
+
+    run(scenario())
 
 
-def test_a_run_that_cannot_go_on_ends_no_trial() -> None:
-    """Such as on a full disk: it is no failure of the trial's, whatever ranks say afterwards."""
-    broker = Broker()
-    for number in range(3):
-        broker.submit(job(number), at=0.0)
-    first, second = take(broker, "a"), take(broker, "b")
-    broker.report(second.lease, report(0), 0.5, 1.0, now=1.0)
-    broker.take_events()
-    broker.abort("trial-0: no space left")
-    broker.abort("trial-1: no space left")
-    broker.fail(first.lease, End.ERROR, "rank 1 has lost rank 0", at=2.0)
-    assert broker.next_job("a", now=3.0) is broker.next_job("b", now=3.0) is None
-    assert broker.take_events() == [Notice(text="trial-0: no space left", ends_run=True)]
-    assert broker.is_closed and broker.is_idle
+@pytest.mark.parametrize("reason", [None, "the target is reached"])
+def test_closing_frees_everyone(reason: str | None) -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        follower = Follower(broker)
+        for number in range(2):
+            await broker.submit(job(number))
+        leases = [(await take(broker, f"group-{number}")).lease for number in range(2)]
+        idle = asyncio.create_task(broker.next_job("group-2"))
+        asking = asyncio.create_task(broker.report(leases[0], report(10), 1.0, 2.0))
+        closed = asyncio.create_task(broker.wait_until_closed())
+        assert await broker.next_report("trial-0", 0) == report(10)
+        reading = asyncio.create_task(broker.next_report("trial-0", 1))
+        await asyncio.sleep(0)
+        await broker.close(reason)
+        await broker.decide("trial-0", 10, Decision.STOP)  # too late
+        await closed
+        assert await idle is Order.SHUTDOWN
+        assert await asking is Decision.STOP
+        answer = await reading
+        assert isinstance(answer, TrialRecord)
+        assert answer.state == "running"
+        home = asyncio.create_task(broker.wait_until_home())
+        await asyncio.sleep(0.01)
+        assert not home.done()
+        for number in range(2):
+            assert await broker.next_job(f"group-{number}") is Order.SHUTDOWN
+        await home
+        await broker.finish()
+        await follower.task
+        told = [(r.number, r.end, r.reason) for r in follower.ended]
+        # Interrupted, or without a report, it stays unfinished, to go on another day.
+        assert told == ([] if reason is None else [(0, End.SEARCH_ENDED, reason)])
+
+    run(scenario())
 
 
-def test_a_paused_trial_waits_until_it_is_told_and_goes_on_elsewhere() -> None:
-    broker = Broker()
-    assert broker.submit(job(0), 0.0) == 0
-    first = take(broker, "group-0")
-    broker.report(first.lease, report(0), 1.0, 2.0, 1.0)
-    broker.decide("trial-0", 10, Decision.PAUSE)
-    *_, paused = records(broker)
-    assert (paused.state, paused.end, paused.worker_group) == ("paused", None, "group-0")
-    assert broker.decision(first.lease, 10, 2.0) is Decision.STOP
-    assert broker.next_job("group-0", 3.0) is None and broker.is_idle
-    assert broker.submit(job(0), 4.0) == 1
-    broker.decide("trial-0", 10, Decision.CONTINUE)
-    broker.decide("trial-0", 10, Decision.STOP, "too late")
-    *_, queued = records(broker)
-    assert (queued.state, queued.worker_group) == ("running", None)
-    second = take(broker, "group-1")
-    broker.report(second.lease, report(0), 5.0, 6.0, 5.0)  # made again from the state
-    assert broker.decision(second.lease, 10, 5.0) is Decision.CONTINUE
-    broker.report(second.lease, report(1), 5.0, 7.0, 6.0)
-    broker.decide("trial-0", 20, Decision.PAUSE)
-    broker.decide("trial-0", 20, Decision.STOP, "not among the best")
-    *_, last = records(broker)
-    assert (last.end, last.reason) == (End.PRUNED, "not among the best")
-    assert (last.is_paused, last.samples_seen, last.ended_at) == (False, 20, 7.0)
-    assert last.legs == (
-        Leg(worker_group="group-0", first_step_at=1.0, ended_at=2.0),
-        Leg(worker_group="group-1", first_step_at=5.0, ended_at=7.0),
-    )
+def test_a_pause_frees_the_group_and_the_trial_goes_on_when_it_is_told() -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        Follower(broker)
+        assert await broker.submit(job(0)) == 0
+        lease = (await take(broker, "group-0")).lease
+        asking = asyncio.create_task(broker.report(lease, report(10), 1.0, 2.0))
+        assert await broker.next_report("trial-0", 0) == report(10)
+        await broker.decide("trial-0", 10, Decision.PAUSE)
+        assert await asking is Decision.STOP
+        waiting = asyncio.create_task(take(broker, "group-0"))
+        assert await broker.submit(job(0)) == 1  # its next leg, for which it is told to go on
+        following = asyncio.create_task(broker.next_report("trial-0", 1))
+        await asyncio.sleep(0.01)
+        assert not waiting.done() and not following.done()
+        await broker.decide("trial-0", 10, Decision.CONTINUE)
+        lease = (await waiting).lease
+        assert await broker.report(lease, report(10), 3.0, 4.0) is Decision.CONTINUE
+        await broker.report(lease, report(20, is_final=True), 3.0, 5.0)
+        assert await following == report(20, is_final=True)
+
+    run(scenario())
 
 
-def test_promoted_trials_are_taken_up_in_the_order_in_which_they_were_asked_for() -> None:
-    broker = Broker()
-    broker.take_up(job(0), make_record(0, "paused", reports=[report(0)], trial_id="trial-0"))
-    broker.submit(job(1), 0.0)
-    assert [record.state for record in records(broker)] == ["paused", "running"]
-    broker.decide("trial-0", 10, Decision.CONTINUE)
-    assert [take(broker, name).job.number for name in ("a", "b")] == [1, 0]
+def test_a_trial_that_paused_before_the_program_started_is_taken_up() -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        before = make_record(0, "paused", reports=[report(10)], trial_id="trial-0")
+        await broker.take_up(job(0), before)
+        assert await records(broker) == [before]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(take(broker, "group-0"), 0.01)
+        assert await broker.submit(job(0)) == 1
+        await broker.decide("trial-0", 10, Decision.CONTINUE)
+        assert (await take(broker, "group-0")).job == job(0)
+
+    run(scenario())
 
 
-def test_a_pause_counts_for_a_trial_whose_group_was_lost_meanwhile() -> None:
-    broker = Broker()
-    broker.submit(job(0), 0.0)
-    broker.report(take(broker, "a").lease, report(0), 1.0, 2.0, 1.0)
-    broker.lose("a", "its controller has ended")
-    broker.decide("trial-0", 10, Decision.PAUSE)
-    assert broker.next_job("b", 1.0) is None
-    broker.decide("trial-0", 10, Decision.CONTINUE)
-    for _ in range(MAX_STARTS - 1):  # each pause begins anew to count lost groups
-        take(broker, "b")
-    assert take(broker, "b").job.number == 0
+@pytest.mark.parametrize("reason", [None, "budget.hours: 1 hours have passed"])
+def test_a_paused_trial_ends_with_the_search_unless_it_is_interrupted(reason: str | None) -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        before = make_record(0, "paused", reports=[report(10)], trial_id="trial-0")
+        await broker.take_up(job(0), before)
+        await broker.next_events()
+        await broker.close(reason)
+        answer = await broker.next_report("trial-0", 1)
+        assert isinstance(answer, TrialRecord)
+        assert answer.state == ("paused" if reason is None else "stopped")
+        await broker.wait_until_home()
+
+    run(scenario())
 
 
-def test_each_group_that_brings_a_trial_further_has_a_leg_of_it() -> None:
-    broker = Broker()
-    broker.submit(job(0), 0.0)
-    first = take(broker, "a")
-    for index in range(2):
-        broker.report(first.lease, report(index), 1.0, 2.0 + index, 1.0)
-        broker.decide("trial-0", ENDS[index], Decision.CONTINUE)
-    broker.lose("a", "its controller has ended")
-    lost = take(broker, "b")
-    broker.report(lost.lease, report(1), 3.5, 3.6, 2.0)  # made again from the state
-    broker.lose("b", "its controller has ended")
-    last = take(broker, "c")
-    broker.fail(last.lease, End.ERROR, "a fault", 5.0)
-    *_, record = records(broker)
-    assert record.legs == (
-        Leg(worker_group="a", first_step_at=1.0, ended_at=3.0),
-        Leg(worker_group="c", first_step_at=None, ended_at=5.0),
-    )
+def test_a_trial_that_completes_after_the_close_is_not_lost() -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        await broker.submit(job(0))
+        lease = (await take(broker, "group-0")).lease
+        await broker.next_events()
+        await broker.close("the target is reached")
+        await broker.report(lease, report(10, is_final=True), 1.0, 2.0)
+        assert await broker.next_job("group-0") is Order.SHUTDOWN
+        (record,) = await ended(broker)
+        assert record.state == "completed"
+
+    run(scenario())
+
+
+def test_a_group_without_a_job_asks_again_and_loses_nothing() -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        assert await broker.next_job("group-0", patience_seconds=0.01) is Order.RETRY
+        asking = asyncio.create_task(take(broker, "group-0"))
+        await asyncio.sleep(0)
+        await broker.submit(job(0))
+        assert (await asking).job == job(0)
+
+    run(scenario())
+
+
+def update(number: int, samples: int) -> ProgressUpdate:
+    return make_update(f"trial-{number}", samples)
+
+
+def test_only_the_latest_pulse_of_a_running_trial_is_told() -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        for number in range(3):
+            await broker.submit(job(number))
+        leases = [(await take(broker, f"group-{number}")).lease for number in range(3)]
+        await broker.next_events()
+        for number, samples in ((0, 1), (1, 1), (2, 1), (0, 2)):
+            await broker.progress(leases[number], update(number, samples))
+        await broker.fail(leases[1], End.OUT_OF_MEMORY, "out of memory", at=1.0)
+        await broker.progress(leases[1], update(1, 3))
+        record, *updates = await broker.next_events()
+        assert isinstance(record, TrialRecord)
+        assert (record.number, record.state) == (1, "failed")
+        assert updates == [update(0, 2), update(2, 1)]
+
+    run(scenario())
+
+
+def test_records_are_told_when_the_next_events_are_asked_for() -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        await broker.submit(job(0))
+        told = asyncio.create_task(broker.wait_until_told())
+        (record,) = await records(broker)
+        await asyncio.sleep(0.01)
+        assert not told.done()  # whoever has got it may still be at it
+        following = asyncio.create_task(broker.next_events())
+        await told
+        await broker.finish()
+        assert record.number == 0 and await following == []
+
+    run(scenario())
+
+
+def test_a_trial_is_told_before_a_group_takes_it_up() -> None:
+    async def scenario() -> None:
+        broker = Broker()
+        await broker.submit(job(0))
+        (queued,) = await records(broker)
+        assert (queued.state, queued.worker_group) == ("running", None)
+        await broker.next_job("group-0")
+        (taken,) = await records(broker)
+        assert (taken.state, taken.worker_group) == ("running", "group-0")
+
+    run(scenario())

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from nanovlm.cluster.broker import MAX_STARTS, Broker
+from nanovlm.cluster.broker_state import MAX_STARTS, BrokerState
 from nanovlm.messages import Assignment, Decision, End, Report, TrialRecord
 from tests.cluster.short_trials import ENDS, job, report
 from tests.records import make_record
@@ -28,7 +28,7 @@ class World:
     """A search, its groups, and whoever follows; each step is one event."""
 
     random: random.Random
-    broker: Broker = field(default_factory=Broker)
+    state: BrokerState = field(default_factory=BrokerState)
     groups: list[Group] = field(default_factory=list)
     ghosts: list[Group] = field(default_factory=list)
     """Groups that were taken for dead and are not."""
@@ -47,7 +47,7 @@ class World:
     def submit(self) -> None:
         number = len(self.told)
         self.told[f"trial-{number}"] = []
-        self.broker.submit(job(number), 0.0)
+        self.state.submit(job(number), 0.0)
 
     def submit_again(self) -> None:
         """The actor that had asked was lost."""
@@ -55,7 +55,7 @@ class World:
             self.submit_known(self.random.choice(list(self.told)))
 
     def submit_known(self, name: str) -> None:
-        index = self.broker.submit(job(int(name.partition("-")[2])), 0.0)
+        index = self.state.submit(job(int(name.partition("-")[2])), 0.0)
         if self.record(name).end is None:
             assert index == self.heard.get(name, 0), "what is decided is not told again"
 
@@ -65,7 +65,7 @@ class World:
         name, reports = f"trial-{number}", tuple(report(index) for index in range(count))
         self.told[name], self.heard[name] = [], count
         self.states[name] = self.random.choice((0, count))
-        self.broker.take_up(
+        self.state.take_up(
             job(number), make_record(number, "paused", reports=reports, trial_id=name)
         )
         self.paused[name] = ENDS[count - 1]
@@ -77,7 +77,7 @@ class World:
             decision = Decision.CONTINUE if self.random.random() < 0.7 else Decision.STOP
             if decision is Decision.CONTINUE and self.random.random() < 0.5:
                 self.submit_known(name)  # the actor may come before the decision
-            self.broker.decide(name, self.paused.pop(name), decision, "not among the best")
+            self.state.decide(name, self.paused.pop(name), decision, "not among the best")
             if decision is Decision.CONTINUE:
                 self.submit_known(name)
                 self.deaths[name] = 0
@@ -86,14 +86,14 @@ class World:
         """What comes twice or too late, or is of nothing that is known, changes nothing."""
         decision = self.random.choice(list(Decision))
         before = self.queued_served_paused()
-        self.broker.decide("trial-999", 10, decision)
+        self.state.decide("trial-999", 10, decision)
         for name, count in self.heard.items():
             is_last = name in self.paused
             for index in range(count - is_last):
-                self.broker.decide(name, ENDS[index], decision)
+                self.state.decide(name, ENDS[index], decision)
             if is_last:
-                self.broker.decide(name, self.paused[name], Decision.PAUSE)
-            self.broker.decide(name, 999, decision)
+                self.state.decide(name, self.paused[name], Decision.PAUSE)
+            self.state.decide(name, 999, decision)
         assert self.queued_served_paused() == before
 
     def add_group(self) -> None:
@@ -111,24 +111,24 @@ class World:
         if given is None:
             self.ask_for_job(group)
         elif group.waits:
-            decision = self.broker.decision(given.lease, ENDS[group.index], self.now)
+            decision = self.state.decision(given.lease, ENDS[group.index], self.now)
             if decision is Decision.STOP:
                 self.ask_for_job(group)
             elif decision is Decision.CONTINUE:
                 group.index, group.waits = group.index + 1, False
         elif self.random.random() < 0.05:
-            self.broker.fail(given.lease, End.ERROR, "a fault", 1.0)
+            self.state.fail(given.lease, End.ERROR, "a fault", 1.0)
             self.ask_for_job(group)
         else:
             name, before = given.job.trial_id, self.record(given.job.trial_id).reports
             self.states[name] = max(self.states.get(name, 0), group.index + 1)
-            self.broker.report(given.lease, report(group.index), 1.0, 2.0, self.now)
+            self.state.report(given.lease, report(group.index), 1.0, 2.0, self.now)
             if len(self.record(name).reports) > len(before):
                 self.deaths[name] = 0
             group.waits = True
 
     def ask_for_job(self, group: Group) -> None:
-        group.given, group.index, group.waits = self.broker.next_job(group.name, self.now), 0, False
+        group.given, group.index, group.waits = self.state.next_job(group.name, self.now), 0, False
 
     def restart(self) -> None:
         """The workers of a group die, and Ray Train starts them again."""
@@ -141,15 +141,15 @@ class World:
         if self.groups:
             group = self.groups.pop(self.random.randrange(len(self.groups)))
             self.count_death(group)
-            self.broker.lose(group.name, "its controller has ended")
+            self.state.lose(group.name, "its controller has ended")
             if self.random.random() < 0.5:
                 self.ghosts.append(group)
 
     def stall(self) -> None:
         """All groups at work are silent for too long."""
-        self.now += self.broker.stall_seconds() + 1
+        self.now += self.state.stall_seconds() + 1
         held = [group for group in self.groups if group.given and self.holds(group)]
-        for name in self.broker.lose_stalled(self.now):
+        for name in self.state.lose_stalled(self.now):
             (group,) = [group for group in held if group.name == name]
             assert group.given is not None
             trial = group.given.job.trial_id
@@ -164,7 +164,7 @@ class World:
 
     def holds(self, group: Group) -> bool:
         assert group.given is not None
-        return self.broker._leases.get(group.given.lease) == group.name
+        return self.state._leases.get(group.given.lease) == group.name
 
     def search(self) -> None:
         """The search hears of a report and decides."""
@@ -173,20 +173,20 @@ class World:
             return
         name = self.random.choice(names)
         index = self.heard.get(name, 0)
-        answer = self.broker.answer(name, index)
+        answer = self.state.answer(name, index)
         if isinstance(answer, Report):
             assert answer in self.told[name][-1].reports, "it is in the results folder"
             self.heard[name] = index + 1
             kinds = (Decision.STOP, Decision.PAUSE, Decision.CONTINUE)
             (decision,) = self.random.choices(kinds, (0.2, 0.3, 0.5))
             is_open = self.record(name).end is None
-            self.broker.decide(name, answer.samples_seen, decision, "below the cutoff")
+            self.state.decide(name, answer.samples_seen, decision, "below the cutoff")
             if decision is Decision.PAUSE and is_open:
                 self.paused[name] = answer.samples_seen
 
     def follow(self) -> None:
         """Whoever keeps the results folder takes in what has happened."""
-        for event in self.broker.take_events():
+        for event in self.state.take_events():
             if isinstance(event, TrialRecord):
                 before = self.told[event.trial_id]
                 assert not before or before[-1].end is None, "nothing comes after the end"
@@ -194,7 +194,7 @@ class World:
                 before.append(event)
 
     def record(self, name: str) -> TrialRecord:
-        return self.broker._trials[name].record
+        return self.state._trials[name].record
 
     def is_over(self, name: str) -> bool:
         return bool(self.told[name]) and self.told[name][-1].end is not None
@@ -217,8 +217,8 @@ class World:
     def queued_served_paused(self) -> tuple[list[str], list[str], list[str]]:
         """Return the trials in each state."""
         return (
-            [trial.job.trial_id for trial in self.broker._queue],
-            [trial.job.trial_id for trial in self.broker._serving.values()],
+            [trial.job.trial_id for trial in self.state._queue],
+            [trial.job.trial_id for trial in self.state._serving.values()],
             [name for name in self.told if self.record(name).state == "paused"],
         )
 
@@ -236,7 +236,7 @@ class World:
                 break
         self.check()
         assert [name for name in self.told if not self.is_over(name)] == []
-        assert self.broker.is_idle
+        assert self.state.is_idle
 
 
 EVENTS = (
@@ -262,21 +262,21 @@ def test_after_the_close_everyone_gets_an_answer(reason: str | None) -> None:
         world = World(random.Random(f"{reason} {history}"))
         for _ in range(60):
             world.random.choice(EVENTS)(world)
-        world.broker.close(reason)
+        world.state.close(reason)
         for name, samples in world.paused.items():
-            world.broker.decide(name, samples, Decision.CONTINUE)  # too late
+            world.state.decide(name, samples, Decision.CONTINUE)  # too late
             assert world.record(name).end is (End.SEARCH_ENDED if reason else None)
             assert world.record(name).is_paused == (reason is None)
         for _ in range(3):
             for group in world.groups + world.ghosts:
                 world.work_in(group)
         for group in world.groups + world.ghosts:
-            assert world.broker.next_job(group.name, 0.0) is None
+            assert world.state.next_job(group.name, 0.0) is None
         world.follow()
         world.follow()
-        assert world.broker.is_idle
+        assert world.state.is_idle
         for name in world.told:
-            assert world.broker.answer(name, len(ENDS)) is not None
+            assert world.state.answer(name, len(ENDS)) is not None
             record = world.record(name)
             if record.end is None:
                 assert reason is None or not record.reports, "what has a report is not thrown away"

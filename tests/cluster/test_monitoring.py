@@ -18,14 +18,14 @@ import ray
 from nanovlm.cluster.gauges import GAUGES, Gauges
 from nanovlm.cluster.jobs import run_to_end
 from nanovlm.cluster.ray_cluster import Cluster
-from nanovlm.cluster.worker_pool import opened_channel, worker_groups
+from nanovlm.cluster.worker_group import opened_broker, worker_groups
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import TrialResources
 from nanovlm.files import identifier
 from nanovlm.messages import Job
 from tests.browser import chromium
-from tests.search.pretend import pretend
-from tests.watch.example_run import COMPLETED, FAILED, STOPPED, pulse, record, start
+from tests.search.fake_trials import pretend
+from tests.watch.example_run import COMPLETED, FAILED, STOPPED, record, start, update
 
 _SAMPLE = re.compile(r"^(ray_nanovlm_\w+){(.*)} (\S+)$", re.MULTILINE)
 
@@ -61,10 +61,10 @@ def test_the_gauges_are_on_rays_endpoint(ray_cluster: Cluster, tmp_path: Path) -
     observer.trial_changed(record(0, 0, "running"))
     observer.trial_changed(COMPLETED)
     observer.trial_changed(record(1, 0, "running"))
-    observer.pulse(pulse(1, 50))
+    observer.progress(update(1, 50))
     observer.trial_changed(record(1, 1, "running"))
     observer.trial_changed(record(3, 1, "running"))
-    observer.pulse(pulse(3, 150))
+    observer.progress(update(3, 150))
     observer.trial_changed(record(4, 1, "running"))
     observer.trial_changed(record(4, 1, "paused"))  # its count stays alone
     counts = {
@@ -104,18 +104,18 @@ def test_the_dashboard_shows_the_run_under_its_name(ray_cluster: Cluster, tmp_pa
     logs.mkdir(parents=True)
     pretending = functools.partial(worker_groups, run_trial=pretend)
     with (
-        opened_channel("größe") as channel,
-        pretending(1, channel, TrialResources(), logs, is_own_cluster=False),
+        opened_broker("größe") as broker,
+        pretending(1, broker, TrialResources(), logs, is_own_cluster=False),
     ):
-        threading.Thread(target=take_in_all_events, args=(channel,), daemon=True).start()
-        run_to_end(channel, lambda: [Job(trial_id="trial-0000", config=TrainConfig())], 1)
+        threading.Thread(target=take_in_all_events, args=(broker,), daemon=True).start()
+        run_to_end(broker, lambda: [Job(trial_id="trial-0000", config=TrainConfig())], 1)
         with chromium() as browser:
             page = browser.new_page()
             sign_in(page, str(ray_cluster.dashboard_url))
             page.goto(f"{ray_cluster.dashboard_url}/#/actors")
             page.get_by_text(f"{name}-group-0", exact=True).wait_for(timeout=60_000)
             assert "RayTrainWorker" in row_with(page, f"{name}-group-0")
-            assert "Channel" in row_with(page, f"nanovlm-channel-{name}")
+            assert "Broker" in row_with(page, f"nanovlm-broker-{name}")
             page.goto(f"{ray_cluster.dashboard_url}/api/train/v2/runs/v1")
             runs = json.loads(page.inner_text("body"))["train_runs"]
     (run,) = [run for run in runs if run["name"] == f"{name}-group-0"]
@@ -125,10 +125,10 @@ def test_the_dashboard_shows_the_run_under_its_name(ray_cluster: Cluster, tmp_pa
     assert (worker["world_rank"], worker["status"]) == (0, "ALIVE")
 
 
-def take_in_all_events(channel: Any) -> None:
+def take_in_all_events(broker: Any) -> None:
     """Do what the driver does, so that whoever waits for a report hears of it."""
-    with contextlib.suppress(ray.exceptions.RayActorError):  # the end of the channel
-        while ray.get(channel.next_events.remote()):
+    with contextlib.suppress(ray.exceptions.RayActorError):  # the end of the broker
+        while ray.get(broker.next_events.remote()):
             pass
 
 

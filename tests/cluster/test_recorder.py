@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from nanovlm.cluster.broker import Event
+from nanovlm.cluster.broker_state import Event
 from nanovlm.cluster.logs import DRIVER_LOG, logged_to
 from nanovlm.cluster.recorder import Recorder, RunOutcome
-from nanovlm.cluster.session import INTERRUPTED
+from nanovlm.cluster.worker_pool import INTERRUPTED
 from nanovlm.config.search_settings import Objective
 from nanovlm.errors import RunFailed
-from nanovlm.messages import Notice, Pulse, TrialRecord
+from nanovlm.messages import Notice, ProgressUpdate, TrialRecord
 from nanovlm.results.read import FolderReader, read_records
 from nanovlm.results.write import ResultsStore
 from nanovlm.watch.observer import Observer, RunStart
-from tests.records import make_pulse, make_record, make_report
+from tests.records import make_record, make_report, make_update
 from tests.results.starts import search_start, single_start
 
 METRICS = {"mmstar_accuracy": 0.5, "mmstar_num_items": 1224.0}
@@ -29,7 +29,7 @@ def record(state: Any, *, has_report: bool = True, **changes: Any) -> TrialRecor
     return make_record(changes.pop("number", 0), state, **known | changes)
 
 
-PULSE = make_pulse("trial-0000", 9, step=1)
+PULSE = make_update("trial-0000", 9, step=1)
 NOTICE = Notice(text="group-0 is lost")
 
 
@@ -43,10 +43,10 @@ class Witness(Observer):
 
     def begin(self, start: RunStart) -> None:
         files = sorted(path.name for path in start.folder.iterdir() if path.is_file())
-        self.told.append(("begin", start.num_slots, start.dashboard_url, files))
+        self.told.append(("begin", start.concurrency, start.dashboard_url, files))
 
-    def pulse(self, pulse: Pulse) -> None:
-        self.told.append(("pulse", pulse.step))
+    def progress(self, update: ProgressUpdate) -> None:
+        self.told.append(("progress", update.step))
 
     def trial_changed(self, record: TrialRecord) -> None:
         paused = FolderReader(self.folder).paused(())
@@ -80,8 +80,8 @@ class Failing(Observer):
     def begin(self, start: RunStart) -> None:
         self._hear("begin")
 
-    def pulse(self, pulse: Pulse) -> None:
-        self._hear("pulse")
+    def progress(self, update: ProgressUpdate) -> None:
+        self._hear("progress")
 
     def trial_changed(self, record: TrialRecord) -> None:
         self._hear("trial_changed")
@@ -120,7 +120,7 @@ def test_what_has_ended_is_on_disk_when_it_is_told(tmp_path: Path) -> None:
     assert witness.told == [
         ("begin", 3, "http://127.0.0.1:8265", ["data.json", "space.yaml"]),
         ("running", 0),
-        ("pulse", 1),
+        ("progress", 1),
         ("notice", "group-0 is lost"),
         ("completed", 1),
         ("running", 1),
@@ -130,7 +130,7 @@ def test_what_has_ended_is_on_disk_when_it_is_told(tmp_path: Path) -> None:
     ]
 
 
-ORDER = ["begin", "trial_changed", "pulse", "trial_changed", "end", "notes"]
+ORDER = ["begin", "trial_changed", "progress", "trial_changed", "end", "notes"]
 
 
 @pytest.mark.parametrize("error", [OSError("no such screen"), SystemExit(1)], ids=repr)
@@ -163,7 +163,7 @@ def test_ctrl_c_is_no_failure_of_an_observer(tmp_path: Path) -> None:
 
 
 class Troubled(Observer):
-    """Something goes wrong in a thread of its own after the first pulse."""
+    """Something goes wrong in a thread of its own after the first update."""
 
     trouble: str | None = None
 
@@ -171,7 +171,7 @@ class Troubled(Observer):
     def problem(self) -> str | None:
         return self.trouble
 
-    def pulse(self, pulse: Pulse) -> None:
+    def progress(self, update: ProgressUpdate) -> None:
         self.trouble = "the pen is empty"
 
 
@@ -180,15 +180,15 @@ def test_what_a_person_should_know_is_told_when_it_happens_and_at_the_end(tmp_pa
     events: list[Event] = [Notice(text="all is slow"), PULSE, PULSE, record("completed")]
     failing = Failing("trial_changed", OSError("no screen"))
     witness = record_run(folder, search_start(folder), events, "over", (Troubled(), failing))
-    notices = [entry for entry in witness.told if entry[0] in ("notice", "pulse", "completed")]
+    notices = [entry for entry in witness.told if entry[0] in ("notice", "progress", "completed")]
     failed = (
         "Failing has failed, and was told nothing after: OSError: no screen (see logs/driver.log)"
     )
     assert notices == [
         ("notice", "all is slow"),
-        ("pulse", 1),
+        ("progress", 1),
         ("notice", "the pen is empty"),
-        ("pulse", 1),
+        ("progress", 1),
         ("completed", 1),
         ("notice", failed),
     ]

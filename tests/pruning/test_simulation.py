@@ -9,10 +9,10 @@ import pytest
 
 from nanovlm.config.search_settings import Objective, Scheduler
 from nanovlm.config.space import load_space
-from nanovlm.pruning.decisions import Verdict
-from nanovlm.pruning.pausing import PausingRungs
-from nanovlm.pruning.rungs import build_rungs
+from nanovlm.pruning.decisions import PruningDecision
+from nanovlm.pruning.pausing_halving import PausingHalving
 from nanovlm.pruning.simulation import SimulatedSearch, simulate
+from nanovlm.pruning.successive_halving import build_rungs
 
 MILESTONES = (100, 300)
 
@@ -23,9 +23,11 @@ class Rule:
 
     goes_on: Callable[[int, int, float], bool]
 
-    def judge(self, number: int, samples_seen: int, value: float, *others: float) -> Verdict:
+    def decide(
+        self, number: int, samples_seen: int, value: float, *others: float
+    ) -> PruningDecision:
         goes_on = self.goes_on(number, samples_seen, value)
-        return Verdict(number, samples_seen, samples_seen, value, goes_on, "")
+        return PruningDecision(number, samples_seen, samples_seen, value, goes_on, "")
 
 
 def test_all_go_on() -> None:
@@ -75,7 +77,7 @@ def test_asha_stops_most_trials_and_none_stops_none(tmp_path: Path) -> None:
 
 def pausing(num_trials: int, concurrency: int = 1, **more: Any) -> SimulatedSearch:
     scheduler = Scheduler(name="asha", type="pausing", reduction_factor=3)
-    rule = PausingRungs(scheduler, MILESTONES, objective=Objective())
+    rule = PausingHalving(scheduler, MILESTONES, objective=Objective())
     settings: dict[str, Any] = {"num_trials": num_trials, "concurrency": concurrency, **more}
     return simulate(rule, MILESTONES, 900, **settings)
 
@@ -111,7 +113,7 @@ def test_trials_whose_state_was_let_go_train_again() -> None:
     assert pausing(60, correlation=0.8, most_states=60) == kept
 
 
-class AtTheEnd(PausingRungs):
+class AtTheEnd(PausingHalving):
     """Lets every trial wait at its first milestone until no more begin, and keeps no state."""
 
     def __init__(self) -> None:
@@ -120,22 +122,26 @@ class AtTheEnd(PausingRungs):
         self.asked_as_last: list[bool] = []
         self.asked_for_hopeless: set[int] = set()
 
-    def judge(self, number: int, samples_seen: int, value: float, *others: float) -> Verdict:
+    def decide(
+        self, number: int, samples_seen: int, value: float, *others: float
+    ) -> PruningDecision:
         waits = samples_seen == MILESTONES[0]
-        verdict = Verdict(number, samples_seen, samples_seen, value, not waits, "", is_paused=waits)
+        decision = PruningDecision(
+            number, samples_seen, samples_seen, value, not waits, "", is_paused=waits
+        )
         if waits:
-            self._paused[number] = verdict
-        return verdict
+            self._paused[number] = decision
+        return decision
 
     def promote(
         self, is_last: bool = False, arrived: Container[int] | None = None
-    ) -> Verdict | None:
+    ) -> PruningDecision | None:
         self.asked_as_last.append(is_last)
         return self._paused.pop(min(self._paused)) if is_last and self._paused else None
 
     def end_hopeless(
         self, most_trials: int, arrived: Container[int] | None = None
-    ) -> list[Verdict]:
+    ) -> list[PruningDecision]:
         self.asked_for_hopeless.add(most_trials)
         return []
 

@@ -30,11 +30,11 @@ def search_start(folder: Path = Path("results/digits"), **changes: Any) -> RunSt
         "data": DATA,
         "description": "digits: trials of 900 samples, compared at 100, 300",
         "dashboard_url": "http://127.0.0.1:8265",
-        "num_slots": 2,
+        "concurrency": 2,
     }
     return RunStart(**known | changes)
 
 
 def single_start(folder: Path = Path("results/single"), **changes: Any) -> RunStart:
     """Return the start of a single run."""
-    return search_start(folder, **{"space": None, "num_slots": 1, **changes})
+    return search_start(folder, **{"space": None, "concurrency": 1, **changes})

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from nanovlm.cluster.session import StopSwitch
 from nanovlm.cluster.single_run import check_same_config
+from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.commands.dashboard import read_space, what_study_lacks
 from nanovlm.commands.push import read_summary
 from nanovlm.config.sources import load_config
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.pruning.rungs import build_rungs
+from nanovlm.pruning.successive_halving import build_rungs
 from nanovlm.results.environment import describe_environment
 from nanovlm.results.load import load_results
 from nanovlm.results.read import SPACE_FILE
@@ -36,7 +36,7 @@ from nanovlm.search.throughput_history import past_speed
 from nanovlm.search.warm_start import read_earlier_trials
 from nanovlm.training.state import read_state, write_state
 from nanovlm.watch.report.folder import read_search
-from tests.results.made_up import MILESTONES
+from tests.results.fake_records import MILESTONES
 from tests.results.whole_folders import (
     DATA_MADE,
     NUM_TRIALS,
@@ -221,7 +221,7 @@ def resumed(folder: Path, space: SearchSpace) -> Seen:
         seconds = store.earlier_seconds()
         rungs = build_rungs(space, MILESTONES, folder / "rungs.jsonl")
         searcher = build_searcher(space, folder, 1, StopSwitch(), MILESTONES, store.records)
-        verdicts = rungs._verdicts
+        verdicts = rungs._decisions
         study = searcher.study.get_trials()
         store.close(seconds, "budget.trials: all trials are done")
         content = (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nanovlm.config.search_settings import Objective
 from nanovlm.messages import TrialRecord, TrialState
-from nanovlm.results.retention import KeptModels, model_dir, state_dir
+from nanovlm.results.retention import CheckpointRetention, model_dir, state_dir
 from tests.records import make_record
 
 OBJECTIVE = Objective(metric="mmstar_accuracy", mode="max")
@@ -28,7 +28,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_the_models_of_the_best_trials_stay(tmp_path: Path) -> None:
-    kept = KeptModels(tmp_path, OBJECTIVE, num_best=2)
+    kept = CheckpointRetention(tmp_path, OBJECTIVE, num_best=2)
     for number, accuracy in enumerate([0.5, 0.4, 0.7, 0.1]):
         kept.settle(ended(tmp_path, number, accuracy))
     kept.settle(ended(tmp_path, 4, 0.9, "stopped"))
@@ -37,17 +37,17 @@ def test_the_models_of_the_best_trials_stay(tmp_path: Path) -> None:
 
 def test_they_stay_when_the_search_goes_on(tmp_path: Path) -> None:
     records = [ended(tmp_path, number, accuracy) for number, accuracy in enumerate([0.5, 0.7])]
-    first = KeptModels(tmp_path, OBJECTIVE, num_best=2)
+    first = CheckpointRetention(tmp_path, OBJECTIVE, num_best=2)
     for record in records:
         first.settle(record)
-    again = KeptModels(tmp_path, OBJECTIVE, num_best=2)
+    again = CheckpointRetention(tmp_path, OBJECTIVE, num_best=2)
     again.restore(records)
     again.settle(ended(tmp_path, 2, 0.6))
     assert names(tmp_path) == ["trial-0001", "trial-0002"]
 
 
 def test_best_takes_no_disk_of_its_own(tmp_path: Path) -> None:
-    kept = KeptModels(tmp_path, OBJECTIVE, num_best=1)
+    kept = CheckpointRetention(tmp_path, OBJECTIVE, num_best=1)
     for number, accuracy in enumerate([0.5, 0.7]):
         record = ended(tmp_path, number, accuracy)
         kept.settle(record)
@@ -59,7 +59,7 @@ def test_best_takes_no_disk_of_its_own(tmp_path: Path) -> None:
 
 
 def test_what_a_kill_left_half_done_is_no_obstacle(tmp_path: Path) -> None:
-    kept = KeptModels(tmp_path, OBJECTIVE, num_best=1)
+    kept = CheckpointRetention(tmp_path, OBJECTIVE, num_best=1)
     for name in (".best.part", ".best.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text("half")
@@ -70,7 +70,7 @@ def test_what_a_kill_left_half_done_is_no_obstacle(tmp_path: Path) -> None:
 
 
 def test_cleaning_leaves_what_a_later_run_needs(tmp_path: Path) -> None:
-    kept = KeptModels(tmp_path, OBJECTIVE, num_best=1)
+    kept = CheckpointRetention(tmp_path, OBJECTIVE, num_best=1)
     best = ended(tmp_path, 0, 0.5)
     kept.settle(best)
     state_dir(tmp_path, best.trial_id).mkdir()  # the program was killed before it was removed
@@ -81,7 +81,7 @@ def test_cleaning_leaves_what_a_later_run_needs(tmp_path: Path) -> None:
 
 
 def test_what_the_search_has_not_made_stays(tmp_path: Path) -> None:
-    kept = KeptModels(tmp_path, OBJECTIVE, num_best=1)
+    kept = CheckpointRetention(tmp_path, OBJECTIVE, num_best=1)
     kept.settle(ended(tmp_path, 0, 0.5))
     root, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
     for folder in (
@@ -107,7 +107,7 @@ def test_nothing_is_removed_through_a_link_to_the_models(tmp_path: Path) -> None
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "trial-0001").mkdir(parents=True)
     (tmp_path / "checkpoints").symlink_to(elsewhere)
-    kept = KeptModels(tmp_path, OBJECTIVE, num_best=1)
+    kept = CheckpointRetention(tmp_path, OBJECTIVE, num_best=1)
     kept.settle(make_record(1, "failed"))
     kept.clean({"trial-0001"}, ())
     assert (elsewhere / "trial-0001").is_dir()

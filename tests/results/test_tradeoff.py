@@ -13,7 +13,7 @@ from nanovlm.messages import TrialRecord
 from nanovlm.results.confirmation import summarize_confirmation
 from nanovlm.results.pareto import choose, hypervolumes
 from nanovlm.results.read import FolderReader
-from nanovlm.results.retention import KeptModels, model_dir
+from nanovlm.results.retention import CheckpointRetention, model_dir
 from nanovlm.results.summary import best_record, final_best, summarize
 from nanovlm.results.write import ResultsStore
 from nanovlm.watch.report.folder import read_search
@@ -101,7 +101,7 @@ def test_the_hypervolume_never_falls() -> None:
 
 def test_models_of_the_front_are_kept(tmp_path: Path) -> None:
     """Any of them may come to be the one that is chosen, so no number limits them."""
-    models = KeptModels(tmp_path, objective_of(), num_best=1)
+    models = CheckpointRetention(tmp_path, objective_of(), num_best=1)
     for record in TRIALS:
         model_dir(tmp_path, record.trial_id).mkdir(parents=True)
         models.settle(record)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nanovlm.cluster.session import StopSwitch
+from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.search_settings import Objective
 from nanovlm.config.sources import config_values
 from nanovlm.config.space import SearchSpace, load_space
@@ -26,7 +26,7 @@ from nanovlm.watch.report.page import write_report
 from nanovlm.watch.tensorboard import TensorBoardLogs
 from tests.records import make_record, make_report
 from tests.results.answers import write_answers
-from tests.results.made_up import DATA, MILESTONES, NUM_ITEMS, make_results
+from tests.results.fake_records import DATA, MILESTONES, NUM_ITEMS, make_results
 from tests.tiny import VLM, digits_config
 
 OBJECTIVE = Objective(metric="mmstar_accuracy", mode="max")

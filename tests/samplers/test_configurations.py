@@ -10,7 +10,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from nanovlm.cluster.relay import FAILURE, INFEASIBLE, IS_FINAL, SAMPLES_SEEN, VALUES
-from nanovlm.cluster.session import StopSwitch
+from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.parameter import count_configurations
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.messages import End, TrialRecord, TrialState

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nanovlm.cluster.session import StopSwitch
+from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.sources import config_values
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError

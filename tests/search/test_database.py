@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nanovlm.cluster.relay import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
-from nanovlm.cluster.session import INTERRUPTED, StopSwitch
+from nanovlm.cluster.worker_pool import INTERRUPTED, StopSwitch
 from nanovlm.commands.dashboard import read_space
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError

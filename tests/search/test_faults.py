@@ -27,11 +27,11 @@ from nanovlm.results.read import (
 )
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.run import run_plan
-from nanovlm.training.pulse import OnPulse, ignore
+from nanovlm.training.progress import OnUpdate, ignore
 from nanovlm.watch.observer import Observer, RunStart
 from tests.full_disk import limit_files
 from tests.results.starts import DATA
-from tests.search.pretend import pretend
+from tests.search.fake_trials import pretend
 from tests.worker_threads import worker_threads
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120), pytest.mark.usefixtures("ray_cluster")]
@@ -140,7 +140,7 @@ class FullDisk(Observer):
 
 
 def pretend_where_no_room_is(
-    job: Job, resources: Resources, interrupted: Callable[[], bool], on_pulse: OnPulse = ignore
+    job: Job, resources: Resources, interrupted: Callable[[], bool], on_update: OnUpdate = ignore
 ) -> Generator[Report, None, None]:
     """Have no room for what trial 1 writes."""
     for report in pretend(job, resources, interrupted):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nanovlm.cluster.session import StopSwitch
+from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.search_settings import Objective, join
 from nanovlm.config.space import load_space
 from nanovlm.messages import End, TrialRecord, TrialState

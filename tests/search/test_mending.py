@@ -6,11 +6,11 @@ from pathlib import Path
 import optuna
 import pytest
 
-from nanovlm.cluster.session import StopSwitch
+from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.messages import End, TrialRecord
-from nanovlm.pruning.rungs import Rungs, build_rungs
+from nanovlm.pruning.successive_halving import SuccessiveHalving, build_rungs
 from nanovlm.results.read import RUNGS_FILE, SEARCH_ID_FILE
 from nanovlm.search import study as study_module
 from nanovlm.search.resume import mend_search
@@ -30,16 +30,16 @@ def space_of(folder: Path, scheduler: str) -> SearchSpace:
     return load_space(path)
 
 
-def run_search(space: SearchSpace, folder: Path) -> tuple[list[TrialRecord], Rungs]:
+def run_search(space: SearchSpace, folder: Path) -> tuple[list[TrialRecord], SuccessiveHalving]:
     """Let trials be judged, one after another; the last one fails after two reports."""
     rungs = build_rungs(space, MILESTONES, folder / RUNGS_FILE)
-    assert isinstance(rungs, Rungs)
+    assert isinstance(rungs, SuccessiveHalving)
     records = []
     for number, values in enumerate(VALUES):
         reports, end = [], End.COMPLETED
         for milestone, value in zip((*MILESTONES, 2700), values, strict=True):
             reports.append(make_report(milestone + 4, {"mmstar_accuracy": value}))
-            if milestone in MILESTONES and not rungs.judge(number, milestone + 4, value).goes_on:
+            if milestone in MILESTONES and not rungs.decide(number, milestone + 4, value).goes_on:
                 end = End.PRUNED
                 break
             if number == len(VALUES) - 1 and len(reports) == 2:
@@ -69,13 +69,13 @@ def test_trials_are_judged_as_before(
     (note, *_) = mend_search(space, tmp_path, MILESTONES, records)
     assert RUNGS_FILE in note
     again = build_rungs(space, MILESTONES, log)
-    assert isinstance(again, Rungs)
+    assert isinstance(again, SuccessiveHalving)
     ours, theirs = ({k: v for k, v in r._rungs.items() if v} for r in (again, before))
     assert ours == theirs
     assert again._limit == before._limit
     for number in range(4, 9):
         value = 0.1 * (number - 3)
-        one, other = (rungs.judge(number, 104, value) for rungs in (again, before))
+        one, other = (rungs.decide(number, 104, value) for rungs in (again, before))
         assert (one.goes_on, one.cutoff) == (other.goes_on, other.cutoff)
     assert [again.reason(n) for n in range(3)] == [before.reason(n) for n in range(3)]
 

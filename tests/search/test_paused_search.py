@@ -20,7 +20,7 @@ from nanovlm.search.plan import SearchPlan
 from nanovlm.search.run import run_plan
 from nanovlm.watch.observer import Observer
 from tests.results.whole_folders import DATA_MADE
-from tests.search.pretend import pretend
+from tests.search.fake_trials import pretend
 from tests.worker_threads import worker_threads
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180), pytest.mark.usefixtures("ray_cluster")]

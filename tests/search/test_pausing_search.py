@@ -25,19 +25,19 @@ from nanovlm.cluster.relay import (
     SAMPLES_SEEN,
     VALUES,
 )
-from nanovlm.cluster.session import StopSwitch
+from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.messages import End, TrialRecord
-from nanovlm.pruning.decisions import Verdict
-from nanovlm.pruning.pausing import PausingRungs
-from nanovlm.pruning.rungs import build_rungs
+from nanovlm.pruning.decisions import PruningDecision
+from nanovlm.pruning.pausing_halving import PausingHalving
+from nanovlm.pruning.successive_halving import build_rungs
 from nanovlm.results.read import RUNGS_FILE
 from nanovlm.samplers.earlier_lengths import Lengths
 from nanovlm.samplers.scalarized import OTHERS
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.scheduler import RungScheduler
 from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
-from nanovlm.search.stages import EarlierRun, Place, _Search
+from nanovlm.search.stages import Place, ResumeState, _Search
 from nanovlm.search.warm_start import EarlierTrials, learn_from
 from tests.full_disk import files_end_at
 from tests.records import make_record, make_report, make_speed
@@ -101,7 +101,7 @@ class Program:
     ) -> None:
         self.space = space_of(folder, **more.pop("overrides", {}))
         rungs = build_rungs(self.space, MILESTONES, folder / RUNGS_FILE)
-        assert isinstance(rungs, PausingRungs)
+        assert isinstance(rungs, PausingHalving)
         self.rungs, self.records, self.may_go_on = rungs, records, may_go_on
         self.searcher: StudySearch = build_searcher(
             self.space,
@@ -111,14 +111,14 @@ class Program:
             MILESTONES,
             list(records.ended.values()),
             most_trials=NUM_TRIALS,
-            pauses=Pauses(rungs, self._on_verdict, **more),
+            pauses=Pauses(rungs, self._on_decision, **more),
         )
         learn_from(self.searcher, earlier, ENDS[-1])
-        self.scheduler = RungScheduler(rungs, self._on_verdict)
+        self.scheduler = RungScheduler(rungs, self._on_decision)
 
-    def _on_verdict(self, verdict: Verdict) -> None:
-        if not (verdict.goes_on or verdict.is_paused):
-            self._end(verdict.number, End.PRUNED)
+    def _on_decision(self, decision: PruningDecision) -> None:
+        if not (decision.goes_on or decision.is_paused):
+            self._end(decision.number, End.PRUNED)
 
     def _end(self, number: int, end: End) -> None:
         values = self.records.values[number]
@@ -265,7 +265,7 @@ def test_a_search_that_is_killed_anywhere_is_the_same(
 
 
 def test_a_slot_asks_while_another_gives_a_trial_back(tmp_path: Path) -> None:
-    """Between the verdict on a trial and its end for Tune it neither goes on nor ends elsewhere."""
+    """Between the decision on a trial and its end for Tune it neither goes on nor ends."""
     ids = itertools.count()
     asked: deque[tuple[str, int, dict[str, Any]]] = deque()
     in_slots: set[int] = set()
@@ -323,7 +323,7 @@ def test_a_person_is_told_how_well_an_earlier_search_foresaw_the_trials(tmp_path
     program, _ = undisturbed(tmp_path / "a", earlier=(shorter_search(),))
     events: list[Any] = []
     plan = SearchPlan(space_of(tmp_path), MILESTONES, ENDS[-1], data={})
-    search = _Search(plan, Place(tmp_path, lambda *_: None, events.append), EarlierRun())
+    search = _Search(plan, Place(tmp_path, lambda *_: None, events.append), ResumeState())
     search._tell_correlations(program.searcher)
     (told,) = [event.text for event in events]
     (correlation,) = program.searcher.correlations().values()
@@ -336,17 +336,17 @@ def test_a_person_is_told_of_a_milestone_that_ceases_to_decide(tmp_path: Path) -
     events: list[Any] = []
     plan = SearchPlan(space_of(tmp_path), MILESTONES, ENDS[-1], data={})
     place = Place(tmp_path, on_start=lambda *_: None, on_event=events.append)
-    search = _Search(plan, place, EarlierRun())
+    search = _Search(plan, place, ResumeState())
     rungs = build_rungs(plan.space, MILESTONES)
-    assert isinstance(rungs, PausingRungs)
-    channel: Any = SimpleNamespace(decide=SimpleNamespace(remote=lambda *_: None))
+    assert isinstance(rungs, PausingHalving)
+    broker: Any = SimpleNamespace(decide=SimpleNamespace(remote=lambda *_: None))
     for number in range(60):
-        verdict = rungs.judge(number, 100, 0.5 + (number * 7 % 60) / 200)
-        search._take_verdict(channel, rungs, verdict)
-        promoted = verdict if verdict.goes_on else rungs.promote()
+        decision = rungs.decide(number, 100, 0.5 + (number * 7 % 60) / 200)
+        search._take_decision(broker, rungs, decision)
+        promoted = decision if decision.goes_on else rungs.promote()
         if promoted is not None:
-            verdict = rungs.judge(promoted.number, 300, 1 - promoted.value)
-            search._take_verdict(channel, rungs, verdict)
+            decision = rungs.decide(promoted.number, 300, 1 - promoted.value)
+            search._take_decision(broker, rungs, decision)
     assert [event.text for event in events] == [
         "mmstar_accuracy at 100 samples says nothing of what trials come to later (rank "
         "correlation -1.00), so trials pass that milestone without a comparison"

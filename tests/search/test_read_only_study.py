@@ -10,12 +10,12 @@ from optuna.distributions import CategoricalDistribution
 from optuna.storages import BaseStorage
 
 from nanovlm.cluster.relay import IS_FINAL, SAMPLES_SEEN
-from nanovlm.cluster.session import StopSwitch
+from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.results.read import STUDY_FILE
 from nanovlm.samplers.optuna_samplers import suggest
-from nanovlm.search.read_only_study import ReadOnly, ShownStudy, show_study
+from nanovlm.search.read_only_study import ReadOnly, ReadOnlyStudy, show_study
 from nanovlm.search.searcher import build_searcher
 from nanovlm.search.study import open_study
 
@@ -114,7 +114,7 @@ def test_a_study_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     running_study(searched, tmp_path)
     with pytest.raises(UserError, match="holds no study 'other'"):
         show_study(space(tmp_path, **{"study.name": "other"}), tmp_path)
-    assert isinstance(show_study(searched, tmp_path), ShownStudy)
+    assert isinstance(show_study(searched, tmp_path), ReadOnlyStudy)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"space.yaml", STUDY_FILE, "study.id"}
 

@@ -12,7 +12,7 @@ import ray
 from nanovlm.config.sources import config_values
 from nanovlm.config.space import load_space
 from nanovlm.errors import UserError
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.messages import ProgressUpdate, TrialRecord
 from nanovlm.results.read import read_records
 from nanovlm.results.write import ResultsStore
 from nanovlm.search import run
@@ -39,14 +39,14 @@ class Witness(Observer):
     def __init__(self) -> None:
         self.starts: list[RunStart] = []
         self.records: list[TrialRecord] = []
-        self.pulses: list[Pulse] = []
+        self.updates: list[ProgressUpdate] = []
         self.ends: list[Mapping[str, Any]] = []
 
     def begin(self, start: RunStart) -> None:
         self.starts.append(start)
 
-    def pulse(self, pulse: Pulse) -> None:
-        self.pulses.append(pulse)
+    def progress(self, update: ProgressUpdate) -> None:
+        self.updates.append(update)
 
     def trial_changed(self, record: TrialRecord) -> None:
         self.records.append(record)
@@ -100,9 +100,9 @@ def check_what_was_told(witness: Witness, folder: Path, summary: Mapping[str, An
     ended = [r for r in witness.records if r.end is not None]
     assert [r for r in ended if not r.confirms] == read_records(folder)
     assert next(r.state for r in witness.records if r.number == 0) == "running"
-    asked = {pulse.trial_id for pulse in witness.pulses if pulse.stage == "evaluating"}
+    asked = {update.trial_id for update in witness.updates if update.stage == "evaluating"}
     assert asked <= {r.trial_id for r in ended}
-    assert all(p.total_samples >= p.samples_seen > 0 for p in witness.pulses)
+    assert all(p.total_samples >= p.samples_seen > 0 for p in witness.updates)
 
 
 def test_a_folder_that_cannot_be_gone_on_with(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from nanovlm.cluster.relay import FAILURE, IS_FINAL, NUMBER, SAMPLES_SEEN
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
-from nanovlm.pruning.decisions import Verdict
-from nanovlm.pruning.rungs import Rungs, build_rungs
+from nanovlm.pruning.decisions import PruningDecision
+from nanovlm.pruning.successive_halving import SuccessiveHalving, build_rungs
 from nanovlm.results.read import RUNGS_FILE
 from nanovlm.search.scheduler import RungScheduler, plan_milestones
 from tests.full_disk import files_end_at
@@ -63,11 +63,11 @@ def scheduler_of(
     space: SearchSpace,
     milestones: tuple[int, ...],
     folder: Path | None = None,
-    on_verdict: Callable[[Verdict], None] = lambda verdict: None,
+    on_decision: Callable[[PruningDecision], None] = lambda decision: None,
     **more: Any,
 ) -> RungScheduler:
     rungs = build_rungs(space, milestones, folder and folder / RUNGS_FILE)
-    return RungScheduler(rungs, on_verdict, **more)
+    return RungScheduler(rungs, on_decision, **more)
 
 
 def trial(number: int, begins_again: bool = False) -> Any:
@@ -87,7 +87,7 @@ def test_a_bad_trial_is_stopped_with_a_reason(tmp_path: Path) -> None:
     for number, value in enumerate([0.5, 0.6, 0.7]):
         assert report(scheduler, number, 1000, value) == "CONTINUE"
     assert report(scheduler, 3, 1000, 0.4) == "STOP"
-    assert isinstance(scheduler.rungs, Rungs)
+    assert isinstance(scheduler.rungs, SuccessiveHalving)
     assert scheduler.rungs.reason(3) == (
         "mmstar_accuracy 0.4 below 0.6333, the cutoff of 3 trials at 1000 samples"
     )
@@ -116,14 +116,14 @@ def test_a_failed_trial_leaves_no_value_behind(tmp_path: Path, how: str) -> None
 
 
 def test_a_trial_that_tune_begins_again_keeps_its_values_and_verdicts(tmp_path: Path) -> None:
-    verdicts: list[Verdict] = []
-    scheduler = scheduler_of(space(tmp_path), (1000, 3000), tmp_path, verdicts.append)
+    decisions: list[PruningDecision] = []
+    scheduler = scheduler_of(space(tmp_path), (1000, 3000), tmp_path, decisions.append)
     assert report(scheduler, 0, 1000, 0.5) == "CONTINUE"
     assert report(scheduler, 1, 1000, 0.9) == "CONTINUE"
     none: Any = None
     scheduler.on_trial_error(none, trial(0, begins_again=True))
     assert report(scheduler, 0, 1000, 0.5) == "CONTINUE"  # though it is the worse one by now
-    assert verdicts[2] == verdicts[0] and verdicts[1].rung_size == 1
+    assert decisions[2] == decisions[0] and decisions[1].rung_size == 1
 
 
 def test_what_was_decided_is_there_when_the_search_goes_on(tmp_path: Path) -> None:
@@ -142,9 +142,9 @@ def test_what_was_decided_is_there_when_the_search_goes_on(tmp_path: Path) -> No
 def test_a_verdict_that_cannot_be_written_ends_the_search_and_no_trial(tmp_path: Path) -> None:
     """Tune would take the error for one of the trial's and begin it again."""
     failures: list[Exception] = []
-    verdicts: list[Verdict] = []
+    decisions: list[PruningDecision] = []
     scheduler = scheduler_of(
-        space(tmp_path), (1000, 3000), tmp_path, verdicts.append, on_failure=failures.append
+        space(tmp_path), (1000, 3000), tmp_path, decisions.append, on_failure=failures.append
     )
     assert report(scheduler, 0, 1000, 0.5) == "CONTINUE"
     before = (tmp_path / RUNGS_FILE).read_bytes()
@@ -153,5 +153,5 @@ def test_a_verdict_that_cannot_be_written_ends_the_search_and_no_trial(tmp_path:
         none: Any = None
         scheduler.on_trial_complete(none, trial(0), {FAILURE: "no memory"})
     assert [str(error) for error in failures] == ["[Errno 27] File too large"] * 2
-    assert [verdict.number for verdict in verdicts] == [0]
+    assert [decision.number for decision in decisions] == [0]
     assert (tmp_path / RUNGS_FILE).read_bytes() == before

@@ -20,7 +20,7 @@ from nanovlm.cluster.relay import (
     SAMPLES_SEEN,
     VALUES,
 )
-from nanovlm.cluster.session import INTERRUPTED, StopSwitch
+from nanovlm.cluster.worker_pool import INTERRUPTED, StopSwitch
 from nanovlm.config.search_settings import Sampler
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError

@@ -23,9 +23,9 @@ from nanovlm.config.search_settings import Objective, Scheduler, join
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialState
-from nanovlm.pruning.decisions import Verdict
-from nanovlm.pruning.pausing import PausingRungs
-from nanovlm.pruning.rungs import Rungs, build_rungs
+from nanovlm.pruning.decisions import PruningDecision
+from nanovlm.pruning.pausing_halving import PausingHalving
+from nanovlm.pruning.successive_halving import SuccessiveHalving, build_rungs
 from nanovlm.results.pareto import front_ranks, hypervolume
 from nanovlm.results.ranking import ParetoRanking, make_ranking
 from nanovlm.results.read import RUNGS_FILE
@@ -139,15 +139,15 @@ def test_an_objective_that_is_always_the_same_orders_nothing(seed: int) -> None:
         assert [one.place(n) for n in known] == [both.place(n) for n in known]
 
 
-def judge(rungs: PausingRungs, number: int, *values: float) -> Verdict:
-    return rungs.judge(number, 103, *values)
+def decide(rungs: PausingHalving, number: int, *values: float) -> PruningDecision:
+    return rungs.decide(number, 103, *values)
 
 
 def test_trials_go_on_that_are_worth_having(tmp_path: Path) -> None:
     log = tmp_path / RUNGS_FILE
-    rungs = PausingRungs(Scheduler(), MILESTONES, objective=BOTH, log=log)
+    rungs = PausingHalving(Scheduler(), MILESTONES, objective=BOTH, log=log)
     values = [(0.9, 0.010), (0.5, 0.001), (0.4, 0.011), (0.3, 0.002), (0.2, 0.020), (0.85, 0.030)]
-    verdicts = [judge(rungs, number, *row) for number, row in enumerate(values)]
+    verdicts = [decide(rungs, number, *row) for number, row in enumerate(values)]
     assert verdicts[2].reason.startswith(
         "mmstar_accuracy 0.4, seconds_per_sample 0.011 is number 3 of 3 trials at 100 samples"
     )
@@ -156,24 +156,24 @@ def test_trials_go_on_that_are_worth_having(tmp_path: Path) -> None:
     while (promoted := rungs.promote()) is not None:
         gone_on.append(promoted.number)
     assert sorted(gone_on) == [0, 1], "the best third: both ends of the front"
-    again = PausingRungs(Scheduler(), MILESTONES, objective=BOTH, log=log)
-    assert again.paused == rungs.paused and again._verdicts == rungs._verdicts
+    again = PausingHalving(Scheduler(), MILESTONES, objective=BOTH, log=log)
+    assert again.paused == rungs.paused and again._decisions == rungs._decisions
     again.withdraw(0)
     last = again.promote(is_last=True)
     assert last is not None and last.number == 5, "the best accuracy that is left"
 
 
 def test_of_trials_that_stop_the_best_third_goes_on() -> None:
-    rungs = Rungs(Scheduler(type="stopping"), MILESTONES, objective=BOTH)
+    rungs = SuccessiveHalving(Scheduler(type="stopping"), MILESTONES, objective=BOTH)
     values = [(0.5, 0.01), (0.9, 0.01), (0.4, 0.02), (0.3, 0.001), (0.45, 0.03), (0.95, 0.009)]
-    verdicts = [rungs.judge(number, 100, *row) for number, row in enumerate(values)]
+    verdicts = [rungs.decide(number, 100, *row) for number, row in enumerate(values)]
     assert [verdict.goes_on for verdict in verdicts] == [True, True, False, True, False, True]
     assert "is number 5 of 5 trials at 100 samples, of which the best 2" in verdicts[4].reason
 
 
 def test_with_one_objective_the_log_does_not_speak_of_others(tmp_path: Path) -> None:
     log = tmp_path / RUNGS_FILE
-    judge(PausingRungs(Scheduler(), MILESTONES, objective=Objective(), log=log), 0, 0.5)
+    decide(PausingHalving(Scheduler(), MILESTONES, objective=Objective(), log=log), 0, 0.5)
     assert "others" not in log.read_text()
 
 
@@ -388,7 +388,7 @@ def test_lost_verdicts_are_made_up_for_with_all_values(tmp_path: Path) -> None:
     records = []
     for number, (accuracy, seconds) in enumerate([(0.5, 0.01), (0.6, 0.005), (0.4, 0.02)]):
         speed = make_speed(samples_per_second=1 / seconds)
-        verdict = rungs.judge(number, 104, accuracy, 1 / speed.samples_per_second)
+        verdict = rungs.decide(number, 104, accuracy, 1 / speed.samples_per_second)
         reports = [make_report(104, {"mmstar_accuracy": accuracy}, speed=speed)]
         if verdict.goes_on:
             reports.append(make_report(900, {"mmstar_accuracy": 0.9}, speed=speed, is_final=True))
@@ -398,7 +398,7 @@ def test_lost_verdicts_are_made_up_for_with_all_values(tmp_path: Path) -> None:
     (tmp_path / RUNGS_FILE).unlink()
     mend_search(space, tmp_path, (100,), records)
     again = build_rungs(space, MILESTONES, tmp_path / RUNGS_FILE)
-    assert isinstance(rungs, Rungs) and isinstance(again, Rungs)
+    assert isinstance(rungs, SuccessiveHalving) and isinstance(again, SuccessiveHalving)
     assert again._rungs == rungs._rungs
-    (tried,) = (v for v in again._verdicts.values() if v.number == 2)
+    (tried,) = (v for v in again._decisions.values() if v.number == 2)
     assert tried.others == pytest.approx((0.02,)) and not tried.goes_on

@@ -6,13 +6,18 @@ from typing import Any
 
 import pytest
 
-from nanovlm.cluster.broker import Event
+from nanovlm.cluster.broker_state import Event
 from nanovlm.config.space import load_space
 from nanovlm.errors import UserError
 from nanovlm.messages import End, Notice, TrialRecord
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.stages import EarlierRun, Place, run_stages
-from tests.search.pretend import HangOnce, pretend, pretend_to_diverge, pretend_without_objective
+from nanovlm.search.stages import Place, ResumeState, run_stages
+from tests.search.fake_trials import (
+    HangOnce,
+    pretend,
+    pretend_to_diverge,
+    pretend_without_objective,
+)
 from tests.worker_threads import worker_threads
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120), pytest.mark.usefixtures("ray_cluster")]
@@ -38,7 +43,7 @@ class Run:
         self.notices: list[str] = []
 
     def __call__(
-        self, run_trial: Any = pretend, earlier: EarlierRun | None = None, concurrency: int = 1
+        self, run_trial: Any = pretend, earlier: ResumeState | None = None, concurrency: int = 1
     ) -> str:
         place = Place(
             self.folder,
@@ -71,7 +76,7 @@ def test_a_limit_ends_the_first_stage_and_the_second_one_follows(tmp_path: Path)
     assert [(r.number, r.config["seed"]) for r in run.confirmed] == wanted
 
     again = Run(tmp_path, **overrides)
-    earlier = EarlierRun(tuple(run.ended), tuple(run.confirmed[:2]), seconds=10.0)
+    earlier = ResumeState(tuple(run.ended), tuple(run.confirmed[:2]), seconds=10.0)
     assert again(earlier=earlier) == reason
     assert again.ended == []
     assert [(r.number, r.config["seed"]) for r in again.confirmed] == wanted[2:]
@@ -117,7 +122,7 @@ def test_more_trials_may_be_asked_for(tmp_path: Path) -> None:
     run = Run(tmp_path, **{"budget.trials": 3, "confirm.top": 0})
     assert run() == "budget.trials: 3 trials are done"
     more = Run(tmp_path, **{"budget.trials": 5, "confirm.top": 0})
-    assert more(earlier=EarlierRun(tuple(run.ended))) == "budget.trials: 5 trials are done"
+    assert more(earlier=ResumeState(tuple(run.ended))) == "budget.trials: 5 trials are done"
     assert sorted(record.number for record in more.ended) == [3, 4]
 
 
@@ -131,7 +136,7 @@ def test_a_space_that_is_used_up_ends_the_search(tmp_path: Path) -> None:
     assert len(run.confirmed) == 2
 
     again = Run(tmp_path, **changes)
-    assert again(earlier=EarlierRun(tuple(run.ended), tuple(run.confirmed))) == reason
+    assert again(earlier=ResumeState(tuple(run.ended), tuple(run.confirmed))) == reason
     assert again.ended == again.confirmed == []
 
 

@@ -9,7 +9,7 @@ from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import Objective
 from nanovlm.config.sources import config_values
 from nanovlm.config.space import load_space
-from nanovlm.messages import Pulse, Report, TrialRecord, TrialState
+from nanovlm.messages import ProgressUpdate, Report, TrialRecord, TrialState
 from nanovlm.watch.observer import Observer, RunStart
 from tests.records import make_record, make_report, make_speed
 
@@ -70,8 +70,8 @@ FAILED = record(2, 1, "failed", reason="loss is nan at step 17")
 ENDED = (COMPLETED, STOPPED, FAILED)
 
 
-def pulse(number: int, samples_seen: int) -> Pulse:
-    return Pulse(
+def update(number: int, samples_seen: int) -> ProgressUpdate:
+    return ProgressUpdate(
         trial_id=f"trial-{number:04d}",
         stage="training",
         step=samples_seen // 10,
@@ -96,5 +96,5 @@ def follow_trial(observer: Observer, ended: TrialRecord) -> None:
     """Tell of a trial from its first step to its end."""
     for count in range(len(ended.reports) + 1):
         observer.trial_changed(record(ended.number, count, "running"))
-        observer.pulse(pulse(ended.number, 100 * count + 50))
+        observer.progress(update(ended.number, 100 * count + 50))
     observer.trial_changed(ended)

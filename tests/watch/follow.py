@@ -19,10 +19,10 @@ from tests.watch.example_run import (
     FAILED,
     STOPPED,
     follow_trial,
-    pulse,
     record,
     start,
     summary,
+    update,
 )
 
 
@@ -35,7 +35,7 @@ def main(folder: Path, stage: str) -> None:
         observer.begin(start(folder, log_wandb=True))
         follow_trial(observer, COMPLETED)
         observer.trial_changed(record(1, 0, "running"))
-        observer.pulse(pulse(1, 50))
+        observer.progress(update(1, 50))
         observer.trial_changed(record(1, 1, "running"))
         observer.trial_changed(record(2, 1, "running"))
         observer.trial_changed(record(2, 1, "paused"))

@@ -27,7 +27,7 @@ from nanovlm.watch.report.page import embedded_json, write_report
 from nanovlm.watch.report.tables import trials_table
 from nanovlm.watch.report.wording import duration
 from nanovlm.watch.report.worker_time import spent_time, works
-from tests.results.made_up import (
+from tests.results.fake_records import (
     BEGIN,
     FULL,
     NUM_GROUPS,

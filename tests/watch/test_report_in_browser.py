@@ -14,7 +14,7 @@ from nanovlm.results.read import SUMMARY_FILE
 from nanovlm.watch.report.folder import read_search
 from nanovlm.watch.report.page import render, write_report
 from tests.browser import DRAWN, OpenPage, chromium, opened
-from tests.results.made_up import make_results, make_single
+from tests.results.fake_records import make_results, make_single
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -67,14 +67,14 @@ def test_every_chart_has_its_points(seen: OpenPage, folder: Path) -> None:
     records = read_search(folder).records
     drawn = seen.run(DRAWN_CHARTS)
     reports = sum(len(record.reports) for record in records)
-    num_judged = sum(bool(record.reports) for record in records)
+    num_decided = sum(bool(record.reports) for record in records)
     assert set(drawn) == {
         "best-so-far", "learning-curves", "parallel", "importance", "capabilities", "workers",
         *(f"slice-{number}" for number in range(6)),
     }  # fmt: skip
     assert drawn["best-so-far"]["points"] >= len(records)
     assert drawn["learning-curves"]["points"] >= reports
-    assert drawn["parallel"]["points"] >= 2 * 7 * num_judged  # lines, and dots to point at
+    assert drawn["parallel"]["points"] >= 2 * 7 * num_decided  # lines, and dots to point at
     assert drawn["importance"]["points"] == 6
     assert drawn["slice-0"]["points"] == len(records)
     assert drawn["capabilities"]["points"] == 2 * 3

@@ -14,11 +14,11 @@ from nanovlm.results.read import ENVIRONMENT_FILE
 from nanovlm.watch.observer import RunStart
 from nanovlm.watch.report.folder import read_search
 from nanovlm.watch.report.writer import ReportWriter
-from tests.records import make_pulse, make_record
-from tests.results.made_up import make_results
+from tests.records import make_record, make_update
+from tests.results.fake_records import make_results
 
 RECORD = make_record(0)
-PULSE = make_pulse("trial-0000", 32, step=1)
+PULSE = make_update("trial-0000", 32, step=1)
 
 
 def start(folder: Path) -> RunStart:
@@ -102,7 +102,7 @@ def test_a_long_trial_gives_signs_of_life(tmp_path: Path) -> None:
     writer.begin(start(tmp_path))
     until = time.monotonic() + 30
     while writes.count < 3 and time.monotonic() < until:
-        writer.pulse(PULSE)
+        writer.progress(PULSE)
         time.sleep(0.01)
     writer.end({})
     assert writes.count >= 3

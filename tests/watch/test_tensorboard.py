@@ -12,7 +12,7 @@ from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from nanovlm.messages import TrialRecord
 from nanovlm.watch.tensorboard import TensorBoardLogs
 from tests.results.starts import search_start
-from tests.watch.example_run import COMPLETED, ENDED, STOPPED, follow_trial, pulse, record, start
+from tests.watch.example_run import COMPLETED, ENDED, STOPPED, follow_trial, record, start, update
 
 
 def events(folder: Path) -> list[Any]:
@@ -91,7 +91,7 @@ def test_a_search_that_goes_on_has_no_point_twice(tmp_path: Path) -> None:
     first.begin(start(tmp_path / "demo"))
     follow_trial(first, COMPLETED)
     first.trial_changed(record(1, 1, "running"))
-    first.pulse(pulse(1, 150))
+    first.progress(update(1, 150))
     first.end({})
     (finished,) = (logs / "trial-0000").iterdir()
     before = finished.read_bytes()

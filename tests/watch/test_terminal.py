@@ -1,4 +1,4 @@
-"""What a person sees of a run, from made-up records and pulses."""
+"""What a person sees of a run, from made-up records and updates."""
 
 import io
 import os
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from nanovlm.config.search_settings import Budget, Objective
-from nanovlm.messages import End, Kind, Pulse, Speed, Stage, TrialRecord
+from nanovlm.messages import End, Kind, ProgressUpdate, Speed, Stage, TrialRecord
 from nanovlm.results.summary import summarize
 from nanovlm.results.write import ResultsStore
 from nanovlm.watch.terminal.console import can_redraw
@@ -57,8 +57,10 @@ def running(number: int, **changes: Any) -> TrialRecord:
     return record(number, state="running", reports=(), **changes)
 
 
-def pulse(number: int, samples: int, stage: Stage = "training", rate: float = 30.0) -> Pulse:
-    return Pulse(
+def update(
+    number: int, samples: int, stage: Stage = "training", rate: float = 30.0
+) -> ProgressUpdate:
+    return ProgressUpdate(
         trial_id=f"trial-{number:04d}",
         stage=stage,
         step=samples // 10,
@@ -170,7 +172,7 @@ def test_a_terminal_is_left_clean(is_quiet: bool) -> None:
     with pytest.raises(KeyboardInterrupt), SearchDisplay(console, is_quiet) as display:
         display.begin(search_start())
         display.trial_changed(running(1))
-        display.pulse(pulse(1, 100))
+        display.progress(update(1, 100))
         raise KeyboardInterrupt
     text = written(console)
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == (0 if is_quiet else 1)
@@ -196,8 +198,8 @@ def test_a_long_reason_takes_one_line_of_a_terminal_and_all_of_a_file() -> None:
 @pytest.mark.parametrize("width", [80, 200])
 def test_the_rows_of_running_trials(width: int) -> None:
     trials = [
-        RunningTrial(record(1, state="running"), pulse(1, 300)),
-        RunningTrial(running(2), pulse(2, 40, "evaluating", rate=0.0)),
+        RunningTrial(record(1, state="running"), update(1, 300)),
+        RunningTrial(running(2), update(2, 40, "evaluating", rate=0.0)),
         RunningTrial(running(3), None),
         RunningTrial(running(4), None),
         RunningTrial(running(5), None),
@@ -353,7 +355,7 @@ def test_the_bar_of_a_single_run() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120, height=24)
     with SingleDisplay(console) as display:
         display.begin(single_start())
-        display.pulse(pulse(0, 300))
+        display.progress(update(0, 300))
         (line,) = shown(display._progress, 120)
     assert line.startswith("training ")
     assert "300 of 900 samples loss 0.712, 30/s, data 1.6 %" in line

@@ -154,7 +154,7 @@ def read_search(folder: Path) -> SearchFolder:
         confirmed, records, objective, folder / ANSWERS_DIR
     )
     summary = reader.summary(records)
-    verdicts = _standing(reader.verdicts(records if reader.is_search(records) else ()))
+    verdicts = _standing(reader.decisions(records if reader.is_search(records) else ()))
     data, environment = reader.data(), reader.environment()
     if data is None and not reader.has(DATA_FILE):
         reader.notes.append(f"{DATA_FILE} is not there")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.files import replace_json
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.messages import ProgressUpdate, TrialRecord
 from nanovlm.results.environment import describe_environment
 from nanovlm.results.read import ENVIRONMENT_FILE
 from nanovlm.watch.observer import Observer, RunStart
@@ -67,7 +67,7 @@ class ReportWriter(Observer):
         )
         self._thread.start()
 
-    def pulse(self, pulse: Pulse) -> None:
+    def progress(self, update: ProgressUpdate) -> None:
         """Have a report written if the last one is old."""
         if time.monotonic() - self._begun_at > self._sign_of_life_seconds:
             self._is_due.set()

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanovlm.config.search_settings import Budget
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.messages import ProgressUpdate, TrialRecord
 from nanovlm.results.summary import describe_accuracy
 from nanovlm.watch.terminal.tables import describe_duration, two_digits
 
@@ -73,7 +73,7 @@ class RunningTrial:
     """A trial under way."""
 
     record: TrialRecord
-    pulse: Pulse | None
+    update: ProgressUpdate | None
     """The latest; None before the first."""
 
 
@@ -98,23 +98,23 @@ def running_table(
 
 
 def _row(trial: RunningTrial, metric: str, milestones: Sequence[int]) -> list[Text | ProgressBar]:
-    record, pulse = trial.record, trial.pulse
+    record, update = trial.record, trial.update
     score = describe_accuracy(record.metrics, metric) if metric in record.metrics else "-"
     name = Text(_name(record))
-    if pulse is None:
+    if update is None:
         return [name, Text("starting"), *map(Text, ("-", "-", score, "-", "-", "-"))]
-    total, seen = pulse.total_samples, pulse.samples_seen
+    total, seen = update.total_samples, update.samples_seen
     bar = ProgressBar(total=total, completed=seen, width=_BAR_WIDTH)
     following = next((m for m in (*milestones, total) if m > seen), total)
-    rate = pulse.samples_per_second
-    is_asked = pulse.stage == "evaluating"
+    rate = update.samples_per_second
+    is_asked = update.stage == "evaluating"
     return [
         name,
         bar,
         Text(str(seen)),
         Text("asking" if is_asked else str(following)),
         Text(score),
-        Text(f"{pulse.train_loss:.3g}"),
+        Text(f"{update.train_loss:.3g}"),
         Text(two_digits(rate) if rate else "-"),
         Text(describe_duration((total - seen) / rate) if rate else "-"),
     ]

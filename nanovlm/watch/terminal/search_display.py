@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from nanovlm.config.sources import config_values
-from nanovlm.messages import End, Pulse, TrialRecord
+from nanovlm.messages import End, ProgressUpdate, TrialRecord
 from nanovlm.results.summary import best_record, by_rules, describe_accuracy, training_seconds
 from nanovlm.watch.observer import Observer, RunStart
 from nanovlm.watch.terminal.console import PLAIN, LiveDisplay, NotesDisplay, can_redraw
@@ -76,11 +76,11 @@ class SearchDisplay(LiveDisplay, Observer):
     def notice(self, text: str) -> None:
         self._notes.show(text)
 
-    def pulse(self, pulse: Pulse) -> None:
+    def progress(self, update: ProgressUpdate) -> None:
         with self._lock:
-            trial = self._running.get(pulse.trial_id)
+            trial = self._running.get(update.trial_id)
             if trial is not None:
-                self._running[pulse.trial_id] = RunningTrial(trial.record, pulse)
+                self._running[update.trial_id] = RunningTrial(trial.record, update)
 
     def trial_changed(self, record: TrialRecord) -> None:
         self._notes.update(record)
@@ -90,8 +90,8 @@ class SearchDisplay(LiveDisplay, Observer):
             if record.is_paused:
                 self._paused[record.trial_id] = record
             elif record.end is None:
-                pulse = None if before is None else before.pulse
-                self._running[record.trial_id] = RunningTrial(record, pulse)
+                update = None if before is None else before.update
+                self._running[record.trial_id] = RunningTrial(record, update)
             else:
                 (self._confirmed if record.confirms else self._ended).append(record)
         has_paused = record.is_paused and before is not None  # else it paused in an earlier run
@@ -211,7 +211,7 @@ def _header(start: RunStart) -> str:
     lines = [
         start.description,
         f"searched: {searched}; objective: {_objective(start)}; "
-        f"budget: {describe_budget(space.budget)}; {start.num_slots} at once",
+        f"budget: {describe_budget(space.budget)}; {start.concurrency} at once",
         f"results: {start.folder}",
         describe_cluster(start.dashboard_url, start.is_own_cluster),
         describe_data(start.data),

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from nanovlm.messages import Pulse, TrialRecord
+from nanovlm.messages import ProgressUpdate, TrialRecord
 from nanovlm.results.read import REPORT_FILE
 from nanovlm.results.summary import by_rules, describe_accuracy
 from nanovlm.watch.observer import Observer, RunStart
@@ -53,15 +53,15 @@ class SingleDisplay(LiveDisplay, Observer):
     def notice(self, text: str) -> None:
         self._notes.show(text)
 
-    def pulse(self, pulse: Pulse) -> None:
-        parts = [f"loss {pulse.train_loss:.3g}"]
-        if pulse.samples_per_second:
-            parts.append(f"{two_digits(pulse.samples_per_second)}/s")
-            parts.append(f"data {100 * pulse.data_wait_fraction:.1f} %")
+    def progress(self, update: ProgressUpdate) -> None:
+        parts = [f"loss {update.train_loss:.3g}"]
+        if update.samples_per_second:
+            parts.append(f"{two_digits(update.samples_per_second)}/s")
+            parts.append(f"data {100 * update.data_wait_fraction:.1f} %")
         self._progress.update(
             self._task,
-            completed=pulse.samples_seen,
-            description=pulse.stage,
+            completed=update.samples_seen,
+            description=update.stage,
             state=", ".join(parts),
         )
 

@@ -3,26 +3,26 @@
 import time
 from collections.abc import Callable
 
-from nanovlm.messages import Pulse, Stage
+from nanovlm.messages import ProgressUpdate, Stage
 
 SECONDS_BETWEEN_PULSES = 1.0
 
-OnPulse = Callable[[Pulse], None]
+OnUpdate = Callable[[ProgressUpdate], None]
 
 
-def ignore(pulse: Pulse) -> None:
+def ignore(update: ProgressUpdate) -> None:
     """Nobody watches."""
 
 
-class PulseTaker:
-    """Makes pulses of one trial out of its steps; where none is due, it only looks at the clock."""
+class UpdateTimer:
+    """Makes updates of a trial out of its steps; where none is due, it only looks at the clock."""
 
     def __init__(
         self,
         trial_id: str,
         batch_size: int,
         total_steps: int,
-        on_pulse: OnPulse,
+        on_update: OnUpdate,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """
@@ -32,10 +32,10 @@ class PulseTaker:
         self._trial_id = trial_id
         self._batch_size = batch_size
         self._total_steps = total_steps
-        self._on_pulse = on_pulse
+        self._on_update = on_update
         self._clock = clock
         self._step, self._loss, self._waited = 0, 0.0, 0.0  # at the last step
-        self._rate, self._wait_fraction = 0.0, 0.0  # of the last pulse
+        self._rate, self._wait_fraction = 0.0, 0.0  # of the last update
         self._since: tuple[float, int, float] | None = None  # clock, step, seconds waited
 
     def after_step(self, step: int, train_loss: float, waited_seconds: float) -> None:
@@ -66,8 +66,8 @@ class PulseTaker:
         self._since = self._clock(), self._step, self._waited
 
     def _tell(self, stage: Stage) -> None:
-        self._on_pulse(
-            Pulse(
+        self._on_update(
+            ProgressUpdate(
                 trial_id=self._trial_id,
                 stage=stage,
                 step=self._step,

@@ -1,16 +1,16 @@
 """When a trial tells how far it is, and how fast, on a clock that the test sets."""
 
-from nanovlm.messages import Pulse
-from nanovlm.training.pulse import PulseTaker
+from nanovlm.messages import ProgressUpdate
+from nanovlm.training.progress import UpdateTimer
 
 
 class Watched:
-    """A pulse taker whose time only goes on when it is told to."""
+    """A update taker whose time only goes on when it is told to."""
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.pulses: list[Pulse] = []
-        self.taker = PulseTaker("trial-0001", 8, 50, self.pulses.append, clock=lambda: self.now)
+        self.updates: list[ProgressUpdate] = []
+        self.taker = UpdateTimer("trial-0001", 8, 50, self.updates.append, clock=lambda: self.now)
 
     def step(self, step: int, seconds: float, waited: float = 0.0) -> None:
         self.now += seconds
@@ -22,20 +22,20 @@ def test_a_pulse_a_second_with_the_rates_since_the_one_before() -> None:
     watched.step(1, seconds=30.0, waited=5.0)  # compiles: counts for no rate
     for step in range(2, 10):
         watched.step(step, seconds=0.4, waited=5.0 + 0.1 * (step - 1))
-    assert [pulse.step for pulse in watched.pulses] == [4, 7]
-    assert watched.pulses[1] == Pulse(
+    assert [update.step for update in watched.updates] == [4, 7]
+    assert watched.updates[1] == ProgressUpdate(
         trial_id="trial-0001",
         stage="training",
         step=7,
         samples_seen=56,
         total_samples=400,
         train_loss=1 / 7,
-        samples_per_second=watched.pulses[1].samples_per_second,
-        data_wait_fraction=watched.pulses[1].data_wait_fraction,
+        samples_per_second=watched.updates[1].samples_per_second,
+        data_wait_fraction=watched.updates[1].data_wait_fraction,
     )
-    for pulse in watched.pulses:
-        assert abs(pulse.samples_per_second - 20) < 1e-6
-        assert abs(pulse.data_wait_fraction - 0.25) < 1e-6
+    for update in watched.updates:
+        assert abs(update.samples_per_second - 20) < 1e-6
+        assert abs(update.data_wait_fraction - 0.25) < 1e-6
 
 
 def test_an_evaluation_is_told_at_once_and_counts_for_no_rate() -> None:
@@ -47,7 +47,7 @@ def test_an_evaluation_is_told_at_once_and_counts_for_no_rate() -> None:
     watched.taker.training_goes_on()
     watched.step(5, seconds=0.5)
     watched.step(6, seconds=0.5)
-    stages = [(pulse.stage, pulse.step, pulse.samples_per_second) for pulse in watched.pulses]
+    stages = [(update.stage, update.step, update.samples_per_second) for update in watched.updates]
     assert stages == [("training", 3, 16.0), ("evaluating", 4, 16.0), ("training", 6, 16.0)]
 
 
@@ -55,4 +55,4 @@ def test_a_trial_that_is_faster_than_a_second_tells_nothing_of_its_steps() -> No
     watched = Watched()
     for step in range(1, 51):
         watched.step(step, seconds=0.01)
-    assert watched.pulses == []
+    assert watched.updates == []

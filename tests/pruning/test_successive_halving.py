@@ -10,16 +10,20 @@ import pytest
 from ray.tune.schedulers import ASHAScheduler
 
 from nanovlm.config.search_settings import Objective, Scheduler
-from nanovlm.pruning.rungs import Rungs
+from nanovlm.pruning.successive_halving import SuccessiveHalving
 from nanovlm.results.read import RUNGS_FILE
 
 MILESTONES = (100, 300, 900)
 
 
-def rungs(name: Any = "asha", mode: Literal["max", "min"] = "max", **more: Any) -> Rungs:
+def rungs(
+    name: Any = "asha", mode: Literal["max", "min"] = "max", **more: Any
+) -> SuccessiveHalving:
     milestones = more.pop("milestones", MILESTONES)
     scheduler = Scheduler(name=name, reduction_factor=more.pop("factor", 3))
-    return Rungs(scheduler, milestones, objective=Objective(metric="score", mode=mode), **more)
+    return SuccessiveHalving(
+        scheduler, milestones, objective=Objective(metric="score", mode=mode), **more
+    )
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
@@ -46,7 +50,7 @@ def test_asha_stops_the_trials_that_ray_stops(mode: Literal["max", "min"], facto
         seen, value = milestones[under_way[number]], round(draw.random(), 1)  # with equal ones
         trial: Any = SimpleNamespace(trial_id=str(number))
         goes_on = rays.on_trial_result(none, trial, {"seen": seen, "score": value}) == "CONTINUE"
-        assert ours.judge(number, seen, value).goes_on == goes_on
+        assert ours.decide(number, seen, value).goes_on == goes_on
         under_way[number] += 1
         stops += not goes_on
         if not goes_on or under_way[number] == 3:
@@ -59,9 +63,9 @@ def test_asha_stops_the_trials_that_ray_stops(mode: Literal["max", "min"], facto
 
 def test_a_report_goes_to_the_rung_that_it_was_made_at() -> None:
     judged = rungs()
-    judged.judge(0, 304, 0.9)
-    assert judged.judge(1, 128, 0.1).goes_on, "nobody has been at 100 samples"
-    assert judged.judge(1, 320, 0.1).cutoff == 0.9
+    judged.decide(0, 304, 0.9)
+    assert judged.decide(1, 128, 0.1).goes_on, "nobody has been at 100 samples"
+    assert judged.decide(1, 320, 0.1).cutoff == 0.9
 
 
 @pytest.mark.parametrize("name", ["asha", "hyperband", "pasha"])
@@ -73,13 +77,13 @@ def test_a_restored_log_decides_as_the_rungs_that_wrote_it(tmp_path: Path, name:
     for place, (number, seen, value) in enumerate(reports):
         if whole.reason(number):
             continue
-        expected.append(whole.judge(number, seen, value))
+        expected.append(whole.decide(number, seen, value))
         parts = rungs(name, seed=3, log=log)
-        assert parts.judge(number, seen, value) == expected[-1]
+        assert parts.decide(number, seen, value) == expected[-1]
         if place % 20 == 19:
             whole.withdraw(number)
             parts.withdraw(number)
-    assert len({verdict.goes_on for verdict in expected}) == 2
+    assert len({decision.goes_on for decision in expected}) == 2
 
 
 def test_hyperband_draws_its_brackets_as_often_as_it_gives_them_trials() -> None:
@@ -98,30 +102,30 @@ def test_a_bracket_of_hyperband_starts_at_its_own_milestone() -> None:
     number = next(n for n in range(100) if judged.bracket(n) == 1)
     others = [n for n in range(100) if judged.bracket(n) == 0][:3]
     for other in others:
-        judged.judge(other, 300, 0.9)
-    assert judged.judge(number, 100, 0.0).goes_on
-    verdict = judged.judge(number, 300, 0.0)
-    assert verdict.goes_on and verdict.rung_size == 0, "other brackets are not compared with"
+        judged.decide(other, 300, 0.9)
+    assert judged.decide(number, 100, 0.0).goes_on
+    decision = judged.decide(number, 300, 0.0)
+    assert decision.goes_on and decision.rung_size == 0, "other brackets are not compared with"
 
 
 def test_pasha_stops_at_the_second_milestone_while_the_order_is_clear() -> None:
     judged = rungs("pasha", factor=2)
     for number, value in enumerate([0.1, 0.2, 0.3, 0.4]):
-        assert judged.judge(number, 100, value).goes_on
-        verdict = judged.judge(number, 300, value + 0.1)
-        assert not verdict.goes_on
-        assert verdict.reason.startswith("trials are in the same order at 300 samples")
+        assert judged.decide(number, 100, value).goes_on
+        decision = judged.decide(number, 300, value + 0.1)
+        assert not decision.goes_on
+        assert decision.reason.startswith("trials are in the same order at 300 samples")
 
 
 def test_pasha_goes_further_when_the_order_changes() -> None:
     judged = rungs("pasha", factor=2)
-    assert not judged.judge(0, 300, judged.judge(0, 100, 0.1).value).goes_on
-    judged.judge(1, 100, 0.5)
-    judged.judge(2, 100, 0.4)
-    assert not judged.judge(1, 300, 0.6).goes_on
-    judged.judge(3, 100, 0.45)
-    assert judged.judge(3, 300, 0.9).goes_on, "3 was behind 1 before"
-    assert not judged.judge(3, 900, 0.9).goes_on, "alone at the third milestone"
+    assert not judged.decide(0, 300, judged.decide(0, 100, 0.1).value).goes_on
+    judged.decide(1, 100, 0.5)
+    judged.decide(2, 100, 0.4)
+    assert not judged.decide(1, 300, 0.6).goes_on
+    judged.decide(3, 100, 0.45)
+    assert judged.decide(3, 300, 0.9).goes_on, "3 was behind 1 before"
+    assert not judged.decide(3, 900, 0.9).goes_on, "alone at the third milestone"
 
 
 def test_pasha_takes_values_for_equal_that_cross_to_and_fro() -> None:
@@ -129,5 +133,5 @@ def test_pasha_takes_values_for_equal_that_cross_to_and_fro() -> None:
     judged._limit = 3
     for number, curve in enumerate([(0.50, 0.52, 0.60), (0.51, 0.51, 0.61)]):
         for place, value in enumerate(curve):
-            last = judged.judge(number, place + 1, value)
+            last = judged.decide(number, place + 1, value)
     assert not last.goes_on, "a difference of 0.01 says nothing"

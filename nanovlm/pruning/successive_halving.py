@@ -14,8 +14,8 @@ import numpy as np
 
 from nanovlm.config.search_settings import Objective, Scheduler
 from nanovlm.config.space import SearchSpace
-from nanovlm.pruning.decisions import Verdict, VerdictLog
-from nanovlm.pruning.pausing import PausingRungs
+from nanovlm.pruning.decisions import DecisionLog, PruningDecision
+from nanovlm.pruning.pausing_halving import PausingHalving
 from nanovlm.results.pareto import best_first, describe_values, least_extents, losses
 
 _SOFT_RANKING_PERCENTILE = 90
@@ -23,7 +23,7 @@ _SOFT_RANKING_PERCENTILE = 90
 
 def build_rungs(
     space: SearchSpace, milestones: Sequence[int], log: Path | None = None
-) -> "Rungs | PausingRungs":
+) -> "SuccessiveHalving | PausingHalving":
     """Return the rungs of a space's scheduler.
 
     Args:
@@ -31,11 +31,11 @@ def build_rungs(
     """
     objective, seed = space.objective, space.sampler.seed
     if space.scheduler.pauses:
-        return PausingRungs(space.scheduler, milestones, objective=objective, log=log)
-    return Rungs(space.scheduler, milestones, objective=objective, seed=seed, log=log)
+        return PausingHalving(space.scheduler, milestones, objective=objective, log=log)
+    return SuccessiveHalving(space.scheduler, milestones, objective=objective, seed=seed, log=log)
 
 
-class Rungs:
+class SuccessiveHalving:
     """Judges the reports of a search's trials, which end where they do not go on.
 
     asha (Li et al. 2020, in the form that only stops): a trial goes on if its value is no worse
@@ -60,50 +60,52 @@ class Rungs:
         seed: int = 0,
         log: Path | None = None,
     ) -> None:
-        """Make the rungs; with a log, as they were when the last verdict was written to it."""
+        """Make the rungs; with a log, as they were when the last decision was written to it."""
         self._scheduler = scheduler
         self._milestones = tuple(milestones)
         self.objective = objective
         self._metric, self._mode = objective.metric, objective.mode
         self._sign = 1.0 if objective.mode == "max" else -1.0
         self._seed = seed
-        self._log = VerdictLog(log)
+        self._log = DecisionLog(log)
         self._rungs: dict[tuple[int, int], list[tuple[float, ...]]] = {}
         """Sorted, by bracket and milestone: the losses of each trial times -1."""
-        self._verdicts: dict[tuple[int, int], Verdict] = {}  # by number and milestone
+        self._decisions: dict[tuple[int, int], PruningDecision] = {}  # by number and milestone
         self._stops: dict[int, str] = {}  # reasons, by number
         self._limit = 2 if scheduler.name == "pasha" else 0  # milestones that pasha allows
         for line in self._log.read():
-            if isinstance(line, Verdict):
+            if isinstance(line, PruningDecision):
                 self._add(line)
                 self._decide(line)
             else:
                 self._remove(line.withdrawn)
 
-    def judge(self, number: int, samples_seen: int, value: float, *others: float) -> Verdict:
+    def decide(
+        self, number: int, samples_seen: int, value: float, *others: float
+    ) -> PruningDecision:
         """Return whether a trial goes on after a report that is not its last.
 
         Args:
             others: the values of the other objectives, if there are several.
         """
         milestone = max(m for m in self._milestones if m <= samples_seen)
-        known = self._verdicts.get((number, milestone))
+        known = self._decisions.get((number, milestone))
         if known is not None:
             return known
         reason = "compared with nothing here"
-        verdict = self._compare(
-            Verdict(number, milestone, samples_seen, value, True, reason, others=others)
+        decision = self._compare(
+            PruningDecision(number, milestone, samples_seen, value, True, reason, others=others)
         )
-        self._add(verdict)
-        if verdict.goes_on and self._is_at_limit(milestone):
-            verdict = self._within_limit(verdict)
-        self._log.add(verdict)
-        self._decide(verdict)
-        return verdict
+        self._add(decision)
+        if decision.goes_on and self._is_at_limit(milestone):
+            decision = self._within_limit(decision)
+        self._log.add(decision)
+        self._decide(decision)
+        return decision
 
     def withdraw(self, number: int) -> None:
         """Take the values of a failed trial out of the rungs."""
-        if any(key[0] == number for key in self._verdicts):
+        if any(key[0] == number for key in self._decisions):
             self._remove(number)
             self._log.withdraw(number)
 
@@ -128,8 +130,8 @@ class Rungs:
             return None
         return self._rungs.setdefault((bracket, milestone), [])
 
-    def _compare(self, report: Verdict) -> Verdict:
-        """Return the verdict of asha on a report."""
+    def _compare(self, report: PruningDecision) -> PruningDecision:
+        """Return the decision of asha on a report."""
         rung = self._rung(report.number, report.milestone)
         if not rung:
             return report
@@ -147,8 +149,10 @@ class Rungs:
             report, goes_on=goes_on, reason=reason, cutoff=cutoff, rung_size=len(rung)
         )
 
-    def _compare_several(self, report: Verdict, rung: Sequence[tuple[float, ...]]) -> Verdict:
-        """Return the verdict of asha with several objectives: a trial goes on if no more are
+    def _compare_several(
+        self, report: PruningDecision, rung: Sequence[tuple[float, ...]]
+    ) -> PruningDecision:
+        """Return the decision of asha with several objectives: a trial goes on if no more are
         better than a value at the quantile has before it."""
         places = 1 + (len(rung) - 1) // self._scheduler.reduction_factor
         rows = -np.array([self._entry(report), *rung])
@@ -161,21 +165,21 @@ class Rungs:
             report, goes_on=place < places, reason=reason, rung_size=len(rung)
         )
 
-    def _entry(self, verdict: Verdict) -> tuple[float, ...]:
-        return tuple(-loss for loss in losses(self.objective, [verdict.values])[0].tolist())
+    def _entry(self, decision: PruningDecision) -> tuple[float, ...]:
+        return tuple(-loss for loss in losses(self.objective, [decision.values])[0].tolist())
 
     def _is_at_limit(self, milestone: int) -> bool:
         return self._milestones.index(milestone) + 1 == self._limit
 
-    def _within_limit(self, verdict: Verdict) -> Verdict:
-        """Return the verdict of pasha on a trial at the limit that asha lets go on."""
+    def _within_limit(self, decision: PruningDecision) -> PruningDecision:
+        """Return the decision of pasha on a trial at the limit that asha lets go on."""
         if not self._has_stable_order():
-            return verdict
+            return decision
         reason = (
-            f"trials are in the same order at {verdict.milestone} samples as at the milestone "
+            f"trials are in the same order at {decision.milestone} samples as at the milestone "
             "before, so none trains longer"
         )
-        return dataclasses.replace(verdict, goes_on=False, reason=reason)
+        return dataclasses.replace(decision, goes_on=False, reason=reason)
 
     def _has_stable_order(self) -> bool:
         """Return whether the two highest rungs within the limit order their trials alike."""
@@ -190,34 +194,34 @@ class Rungs:
 
     def _curves(self, top: int) -> list[list[float]]:
         """Return the values of the trials that came to milestone number `top`, at each up to it."""
-        numbers = [n for n, milestone in self._verdicts if milestone == self._milestones[top]]
+        numbers = [n for n, milestone in self._decisions if milestone == self._milestones[top]]
         return [
-            [self._verdicts[number, milestone].value for milestone in self._milestones[: top + 1]]
+            [self._decisions[number, milestone].value for milestone in self._milestones[: top + 1]]
             for number in numbers
         ]
 
     # ------------------------------------------------------------------ the memory
 
-    def _add(self, verdict: Verdict) -> None:
-        self._verdicts[verdict.number, verdict.milestone] = verdict
-        rung = self._rung(verdict.number, verdict.milestone)
+    def _add(self, decision: PruningDecision) -> None:
+        self._decisions[decision.number, decision.milestone] = decision
+        rung = self._rung(decision.number, decision.milestone)
         if rung is not None:
-            bisect.insort(rung, self._entry(verdict))
+            bisect.insort(rung, self._entry(decision))
 
-    def _decide(self, verdict: Verdict) -> None:
+    def _decide(self, decision: PruningDecision) -> None:
         """Remember what is acted upon."""
-        self._verdicts[verdict.number, verdict.milestone] = verdict
-        if not verdict.goes_on:
-            self._stops[verdict.number] = verdict.reason
-        elif self._is_at_limit(verdict.milestone):
+        self._decisions[decision.number, decision.milestone] = decision
+        if not decision.goes_on:
+            self._stops[decision.number] = decision.reason
+        elif self._is_at_limit(decision.milestone):
             self._limit += 1
 
     def _remove(self, number: int) -> None:
-        for key in [key for key in self._verdicts if key[0] == number]:
-            verdict = self._verdicts.pop(key)
-            rung = self._rung(number, verdict.milestone)
+        for key in [key for key in self._decisions if key[0] == number]:
+            decision = self._decisions.pop(key)
+            rung = self._rung(number, decision.milestone)
             if rung is not None:
-                rung.remove(self._entry(verdict))
+                rung.remove(self._entry(decision))
 
 
 def _num_crossings(gaps: Sequence[float]) -> int:

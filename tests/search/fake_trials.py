@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from nanovlm.messages import Job, Report
 from nanovlm.resources import Resources
-from nanovlm.training.pulse import OnPulse, ignore
+from nanovlm.training.progress import OnUpdate, ignore
 from nanovlm.training.steps import TrialInterrupted
 
 
 def pretend(
-    job: Job, resources: Resources, interrupted: Callable[[], bool], on_pulse: OnPulse = ignore
+    job: Job, resources: Resources, interrupted: Callable[[], bool], on_update: OnUpdate = ignore
 ) -> Generator[Report, None, None]:
     for samples_seen in (*job.milestones, 900):
         yield Report(
@@ -25,14 +25,14 @@ def pretend(
 
 
 def pretend_without_objective(
-    job: Job, resources: Resources, interrupted: Callable[[], bool], on_pulse: OnPulse = ignore
+    job: Job, resources: Resources, interrupted: Callable[[], bool], on_update: OnUpdate = ignore
 ) -> Generator[Report, None, None]:
     for report in pretend(job, resources, interrupted):
         yield replace(report, metrics={"train_loss": 1.0})
 
 
 def pretend_to_diverge(
-    job: Job, resources: Resources, interrupted: Callable[[], bool], on_pulse: OnPulse = ignore
+    job: Job, resources: Resources, interrupted: Callable[[], bool], on_update: OnUpdate = ignore
 ) -> Generator[Report, None, None]:
     for report in pretend(job, resources, interrupted):
         yield replace(report, metrics={"mmstar_accuracy": float("nan"), "train_loss": 1.0})
@@ -45,7 +45,7 @@ class HangOnce:
         self.has_hung = False
 
     def __call__(
-        self, job: Job, resources: Resources, interrupted: Callable[[], bool], on_pulse: OnPulse
+        self, job: Job, resources: Resources, interrupted: Callable[[], bool], on_update: OnUpdate
     ) -> Generator[Report, None, None]:
         for index, report in enumerate(pretend(job, resources, interrupted)):
             if index == 1 and not self.has_hung:

@@ -191,13 +191,13 @@ class _Search:
         for samples in (*MILESTONES, FULL):
             accuracy = _accuracy(values, samples) + self._random.gauss(0, 0.01)
             reports.append(_report(samples, accuracy, 40.0 * samples / FULL))
-            reason = self._judge(number, samples, reports[-1].metrics["mmstar_accuracy"])
+            reason = self._decide(number, samples, reports[-1].metrics["mmstar_accuracy"])
             if reason:
                 stopped = self._ended(record, start, reports)
                 return dataclasses.replace(stopped, end=End.PRUNED, reason=reason)
         return self._ended(record, start, reports)
 
-    def _judge(self, number: int, samples: int, value: float) -> str | None:
+    def _decide(self, number: int, samples: int, value: float) -> str | None:
         """Return why a trial is stopped at a milestone, None if it goes on."""
         if samples == FULL:
             return None

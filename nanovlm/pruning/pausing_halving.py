@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.config.search_settings import Objective, Scheduler
-from nanovlm.pruning.decisions import Verdict, VerdictLog
+from nanovlm.pruning.decisions import DecisionLog, PruningDecision
 from nanovlm.results.pareto import describe_values
 from nanovlm.results.ranking import make_ranking, rank_correlation
 
@@ -26,7 +26,7 @@ tells nothing. Of two that are correlated by 0.6 among all trials, some 0.35 is 
 third, and 12 of those show less than none in one search of eight."""
 
 
-class PausingRungs:
+class PausingHalving:
     """Judges the reports of a search's trials, and says which of those that wait goes on.
 
     The rule (Li et al. 2020, algorithm 2): of the n trials that have come to a milestone the best
@@ -47,28 +47,30 @@ class PausingRungs:
         objective: Objective,
         log: Path | None = None,
     ) -> None:
-        """Make the rungs; with a log, as they were when the last verdict was written to it."""
+        """Make the rungs; with a log, as they were when the last decision was written to it."""
         self._factor = scheduler.reduction_factor
         self._milestones = tuple(milestones)
         self.objective = objective
         self._metric = objective.metric
         self._rungs = {milestone: make_ranking(objective) for milestone in milestones}
         self._correlations: dict[int, float | None] = {}  # those that still hold, by milestone
-        self._verdicts: dict[tuple[int, int], Verdict] = {}  # by number and milestone
-        self._paused: dict[int, Verdict] = {}
-        self._log = VerdictLog(log)
+        self._decisions: dict[tuple[int, int], PruningDecision] = {}  # by number and milestone
+        self._paused: dict[int, PruningDecision] = {}
+        self._log = DecisionLog(log)
         for line in self._log.read():
-            if isinstance(line, Verdict):
+            if isinstance(line, PruningDecision):
                 self._take(line)
             else:
                 self._remove(line.withdrawn)
 
     @property
-    def paused(self) -> Mapping[int, Verdict]:
+    def paused(self) -> Mapping[int, PruningDecision]:
         """The trials that wait, by number."""
         return self._paused
 
-    def judge(self, number: int, samples_seen: int, value: float, *others: float) -> Verdict:
+    def decide(
+        self, number: int, samples_seen: int, value: float, *others: float
+    ) -> PruningDecision:
         """Return whether a trial goes on after a report that is not its last.
 
         It does if it is the one that a free slot would take; else it waits.
@@ -77,10 +79,10 @@ class PausingRungs:
             others: the values of the other objectives, if there are several.
         """
         milestone = max(m for m in self._milestones if m <= samples_seen)
-        known = self._verdicts.get((number, milestone))
+        known = self._decisions.get((number, milestone))
         if known is not None:
             return known
-        waits = Verdict(
+        waits = PruningDecision(
             number, milestone, samples_seen, value,
             goes_on=False, reason="", is_paused=True, others=others,
         )  # fmt: skip
@@ -93,8 +95,8 @@ class PausingRungs:
 
     def promote(
         self, is_last: bool = False, arrived: Container[int] | None = None
-    ) -> Verdict | None:
-        """Return the verdict on the trial that a free slot goes on with, None if all have to wait.
+    ) -> PruningDecision | None:
+        """Return the decision on the trial that a free slot goes on with, None if all have to wait.
 
         Args:
             is_last: no trial begins any more. The places from which trials go on are rounded up
@@ -118,9 +120,9 @@ class PausingRungs:
 
     def _correlation(self, milestone: int, later: int) -> float | None:
         pairs = [
-            (self._verdicts[number, milestone].value, self._verdicts[number, later].value)
+            (self._decisions[number, milestone].value, self._decisions[number, later].value)
             for number in self._rungs[later].numbers()
-            if (number, milestone) in self._verdicts
+            if (number, milestone) in self._decisions
         ]
         if len(pairs) < _ENOUGH_PAIRS:
             return None
@@ -134,13 +136,13 @@ class PausingRungs:
 
     def end_hopeless(
         self, most_trials: int, arrived: Container[int] | None = None
-    ) -> list[Verdict]:
+    ) -> list[PruningDecision]:
         """End the paused trials that will not be among the best of so many trials.
 
         Args:
             arrived: as in `promote`; another one is ended when it is asked for again.
         """
-        ended = list[Verdict]()
+        ended = list[PruningDecision]()
         reach = most_trials
         for milestone, rung in self._rungs.items():
             num_all = max(reach, len(rung))
@@ -154,21 +156,23 @@ class PausingRungs:
                 ]
         return ended
 
-    def end_all(self) -> list[Verdict]:
+    def end_all(self) -> list[PruningDecision]:
         """End the paused trials: nothing runs any more with which they could be compared."""
-        return [self._decide(verdict, rounded=math.ceil) for verdict in list(self._paused.values())]
+        return [
+            self._decide(decision, rounded=math.ceil) for decision in list(self._paused.values())
+        ]
 
     def least_promising(self, num_kept: int | None) -> list[int]:
         """Return the paused trials but for the `num_kept` that are nearest to going on."""
 
-        def distance(verdict: Verdict) -> tuple[float, int]:
-            rung = self._rungs[verdict.milestone]
-            return rung.place(verdict.number) / len(rung), verdict.number
+        def distance(decision: PruningDecision) -> tuple[float, int]:
+            rung = self._rungs[decision.milestone]
+            return rung.place(decision.number) / len(rung), decision.number
 
         if num_kept is None or len(self._paused) <= num_kept:
             return []
         ordered = sorted(self._paused.values(), key=distance)
-        return [verdict.number for verdict in ordered[num_kept:]]
+        return [decision.number for decision in ordered[num_kept:]]
 
     def keep_waiting(self, waiting: Container[int], ended: Container[int]) -> None:
         """Let only these trials wait, when a search goes on that was cut off.
@@ -177,14 +181,14 @@ class PausingRungs:
         cut off before it was acted upon makes its last report again, and is judged again.
         """
         for number in [number for number in self._paused if number not in waiting]:
-            verdict = self._paused.pop(number)
+            decision = self._paused.pop(number)
             if number not in ended:
-                del self._verdicts[number, verdict.milestone]
-                self._leave_rung(verdict)
+                del self._decisions[number, decision.milestone]
+                self._leave_rung(decision)
 
     def withdraw(self, number: int) -> None:
         """Take the values of a failed trial out of the rungs."""
-        if any(key[0] == number for key in self._verdicts):
+        if any(key[0] == number for key in self._decisions):
             self._remove(number)
             self._log.withdraw(number)
 
@@ -208,34 +212,34 @@ class PausingRungs:
     def _decides(self, milestone: int) -> bool:
         return milestone not in self.silent_milestones()
 
-    def _pass(self, verdict: Verdict) -> Verdict:
+    def _pass(self, decision: PruningDecision) -> PruningDecision:
         """Let a trial go on past a milestone that does not decide."""
-        later = self._milestones[self._milestones.index(verdict.milestone) + 1]
-        correlation = self.rank_correlation(verdict.milestone)
+        later = self._milestones[self._milestones.index(decision.milestone) + 1]
+        correlation = self.rank_correlation(decision.milestone)
         return self._act_on(
-            verdict,
+            decision,
             goes_on=True,
             is_paused=False,
-            reason=f"{self._metric} at {verdict.milestone} samples says nothing of that at "
+            reason=f"{self._metric} at {decision.milestone} samples says nothing of that at "
             f"{later}: rank correlation {correlation:.2f}",
         )
 
     def _decide(
         self,
-        verdict: Verdict,
+        decision: PruningDecision,
         *,
         goes_on: bool = False,
         is_paused: bool = False,
         num_all: int | None = None,
         rounded: Callable[[float], int] = math.floor,
-    ) -> Verdict:
+    ) -> PruningDecision:
         """Write down what becomes of a trial that waits, and return it."""
-        rung = self._rungs[verdict.milestone]
-        place = 1 + rung.place(verdict.number)
+        rung = self._rungs[decision.milestone]
+        place = 1 + rung.place(decision.number)
         size = len(rung) if num_all is None else num_all
         best = max(1, rounded(size / self._factor))
-        shown = describe_values(self.objective, verdict.values)
-        rank = f"{shown} is number {place} of {len(rung)} trials at {verdict.milestone} samples"
+        shown = describe_values(self.objective, decision.values)
+        rank = f"{shown} is number {place} of {len(rung)} trials at {decision.milestone} samples"
         if num_all is not None:
             reason = f"{rank}, too far behind the best {best} of {num_all}"
         elif goes_on:
@@ -243,11 +247,11 @@ class PausingRungs:
         else:
             reason = f"{rank}, of which the best {best} go on"
         return self._act_on(
-            verdict,
+            decision,
             goes_on=goes_on,
             is_paused=is_paused,
             reason=reason,
-            cutoff=self._cutoff(verdict.milestone, best - 1),
+            cutoff=self._cutoff(decision.milestone, best - 1),
         )
 
     def _cutoff(self, milestone: int, place: int) -> float | None:
@@ -255,33 +259,33 @@ class PausingRungs:
         if len(self.objective.all) > 1:
             return None
         (number,) = self._rungs[milestone].numbers(place, place + 1)
-        return self._verdicts[number, milestone].value
+        return self._decisions[number, milestone].value
 
-    def _act_on(self, verdict: Verdict, **decided: Any) -> Verdict:
-        """Write down a trial's verdict with what was decided, then remember it."""
-        size = len(self._rungs[verdict.milestone]) - 1
-        acted_on = replace(verdict, rung_size=size, **decided)
+    def _act_on(self, decision: PruningDecision, **decided: Any) -> PruningDecision:
+        """Write down a trial's decision with what was decided, then remember it."""
+        size = len(self._rungs[decision.milestone]) - 1
+        acted_on = replace(decision, rung_size=size, **decided)
         self._log.add(acted_on)
         self._take(acted_on)
         return acted_on
 
-    def _take(self, verdict: Verdict) -> None:
-        """Remember a verdict; the first one at a milestone puts the trial into the rung."""
-        place = verdict.number, verdict.milestone
-        if place not in self._verdicts:
-            self._rungs[verdict.milestone].add(verdict.number, verdict.values)
-            before = self._milestones.index(verdict.milestone) - 1
+    def _take(self, decision: PruningDecision) -> None:
+        """Remember a decision; the first one at a milestone puts the trial into the rung."""
+        place = decision.number, decision.milestone
+        if place not in self._decisions:
+            self._rungs[decision.milestone].add(decision.number, decision.values)
+            before = self._milestones.index(decision.milestone) - 1
             self._correlations.pop(self._milestones[before], None)
-        self._verdicts[place] = verdict
-        self._paused.pop(verdict.number, None)
-        if verdict.is_paused:
-            self._paused[verdict.number] = verdict
+        self._decisions[place] = decision
+        self._paused.pop(decision.number, None)
+        if decision.is_paused:
+            self._paused[decision.number] = decision
 
-    def _leave_rung(self, verdict: Verdict) -> None:
-        self._rungs[verdict.milestone].remove(verdict.number)
+    def _leave_rung(self, decision: PruningDecision) -> None:
+        self._rungs[decision.milestone].remove(decision.number)
         self._correlations.clear()
 
     def _remove(self, number: int) -> None:
-        for key in [key for key in self._verdicts if key[0] == number]:
-            self._leave_rung(self._verdicts.pop(key))
+        for key in [key for key in self._decisions if key[0] == number]:
+            self._leave_rung(self._decisions.pop(key))
         self._paused.pop(number, None)
