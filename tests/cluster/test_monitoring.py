@@ -32,8 +32,11 @@ _SAMPLE = re.compile(r"^(ray_nanovlm_\w+){(.*)} (\S+)$", re.MULTILINE)
 Values = dict[tuple[str, ...], float]
 
 
-def gauge_values() -> Values:
-    """Return the gauges' values on the endpoint by name and by the values of their tags."""
+def gauge_values(run: str) -> Values:
+    """Return the values of a run's gauges on the endpoint by name and by the values of their tags.
+
+    There may be those of another run in this process that has ended without saying so.
+    """
     (node,) = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with urllib.request.urlopen(url, timeout=10) as answer:
@@ -42,13 +45,14 @@ def gauge_values() -> Values:
     for name, labels, value in _SAMPLE.findall(text):
         tags = dict(re.findall(r'(\w+)="([^"]*)"', labels))
         keys = GAUGES[name.removeprefix("ray_")][1]
-        found[(name, *(tags[key] for key in keys))] = float(value)
+        if tags["search"] == run:
+            found[(name, *(tags[key] for key in keys))] = float(value)
     return found
 
 
-def wait_for(expected: Values) -> None:
+def wait_for(run: str, expected: Values) -> None:
     deadline = time.monotonic() + 40
-    while (found := gauge_values()) != expected and time.monotonic() < deadline:
+    while (found := gauge_values(run)) != expected and time.monotonic() < deadline:
         time.sleep(0.5)
     assert found == expected
 
@@ -85,14 +89,14 @@ def test_the_gauges_are_on_rays_endpoint(ray_cluster: Cluster, tmp_path: Path) -
         ("ray_nanovlm_samples_per_second", name, "trial-0001"): 51.0,
         ("ray_nanovlm_data_wait_fraction", name, "trial-0001"): 0.25,
     }
-    wait_for(counts | first | third)
+    wait_for(name, counts | first | third)
 
     observer.trial_changed(STOPPED)  # its values go, the counts stay
     counts[("ray_nanovlm_trials", name, "stopped")] = 1.0
     counts[("ray_nanovlm_trials", name, "running")] = 1.0
-    wait_for(counts | third)
+    wait_for(name, counts | third)
     observer.end({})
-    wait_for({})
+    wait_for(name, {})
     assert observer.problem is None
 
 
