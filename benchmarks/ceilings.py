@@ -27,6 +27,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from benchmarks.command_line import parser_of
 from benchmarks.figures import Figures
 from nanovlm.models.compiled import find_compile_obstacle
 from nanovlm.process import usable_cpus
@@ -54,9 +55,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
     parser.add_argument(

@@ -10,7 +10,6 @@ from configurations that were trained on several seeds (`record_seeds.py`). All 
 searches and the same runs.
 """
 
-import argparse
 import json
 import math
 import statistics
@@ -25,6 +24,7 @@ from scipy import optimize, special, stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
+from benchmarks.command_line import parser_of
 from benchmarks.record_curves import CURVES
 from benchmarks.record_seeds import DEFAULT, SEEDS
 from nanovlm.config.search_settings import Confirm, Objective
@@ -258,9 +258,7 @@ KINDS: Mapping[str, float | None] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--searches", type=int, default=2000)
     arguments = parser.parse_args()
     print(recorded_noise())

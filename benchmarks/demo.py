@@ -8,7 +8,6 @@ report and to the end, the best accuracy, and the turnaround between trials, all
 folder and the clock of this machine.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.command_line import parser_of
 from nanovlm.messages import TrialRecord
 from nanovlm.results.read import read_records
 
@@ -30,9 +30,7 @@ def first_report_at(record: TrialRecord) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--space", type=Path, default=REPOSITORY / "search_spaces" / "digits.yaml")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as results:

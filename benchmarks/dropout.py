@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 import torch
 from torch import Tensor
 
+from benchmarks.command_line import parser_of
 from benchmarks.figures import Figures
 from benchmarks.setups import VLM_CONFIGS, make_texts
 from benchmarks.sides import OurSide
@@ -49,9 +50,7 @@ WAYS: dict[str, tuple[float, Callable[..., Tensor]]] = {
 
 def main() -> None:
     on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     names = ["222m"] if on_gpu else ["tiny", "small"]
     parser.add_argument("--config", nargs="+", choices=VLM_CONFIGS, default=names)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 
 import pytest
 
+from benchmarks.command_line import parser_of
 from benchmarks.figures import Figures
 
 REPOSITORY = Path(__file__).parents[1]
@@ -49,9 +50,7 @@ class Outcomes:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--tests", type=Path, default=REPOSITORY / "tests", help="their folder")
     parser.add_argument("--json", type=Path, help="file for the figures")

@@ -30,6 +30,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.command_line import parser_of
 from benchmarks.setups import VLM_CONFIGS, make_texts
 from benchmarks.sides import OurSide
 from nanovlm.config.schema import TrainConfig
@@ -127,9 +128,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--config", choices=VLM_CONFIGS, default="small")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=4)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.command_line import parser_of
 from nanovlm.data import build_images  # what the processes have that prepare data
 from nanovlm.data.images import read_image
 
@@ -36,9 +37,7 @@ CASES: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)  # in the processes below
     file: Path | None = parser.parse_args().file
     if file is not None:

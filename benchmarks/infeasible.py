@@ -8,7 +8,6 @@ does not fit into the memory. Ten random trials and the default come first, then
 told FAIL and told infeasible.
 """
 
-import argparse
 import math
 import statistics
 import sys
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
+from benchmarks.command_line import parser_of
 from nanovlm.cluster.relay import FAILURE, INFEASIBLE, IS_FINAL, SAMPLES_SEEN, VALUES
 from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.space import load_space
@@ -42,9 +42,7 @@ Tell = Callable[[str, float | None], None]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=int, default=20)
     seeds = range(parser.parse_args().seeds)
     methods: dict[str, Callable[[int], int]] = {

@@ -32,6 +32,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
+from benchmarks.command_line import parser_of
 from benchmarks.lcbench_methods import METHODS, PEERS
 from benchmarks.lcbench_runs import RULES, SHOWN, Job, Place, missing, read_results, run
 from benchmarks.lcbench_surrogate import CHOOSE, FINAL
@@ -57,9 +58,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of the surrogate")
     add("--out", type=Path, required=True, help="file of the single runs (JSON lines)")

@@ -29,6 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
+from benchmarks.command_line import parser_of
 from benchmarks.lcbench_curves import SAMPLES_PER_EPOCH, CurveModel, Scale, SurrogateCurves
 from benchmarks.lcbench_runs import load
 from benchmarks.lcbench_space import METRIC, BenchmarkSpace
@@ -211,9 +212,7 @@ def row_of(
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of the surrogate")
     add("--tasks", nargs="+", choices=(*CHOOSE, *FINAL), default=CHOOSE[:NUM_TASKS], metavar="ID")

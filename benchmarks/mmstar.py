@@ -20,7 +20,6 @@ The prompts' lengths are `question_lengths` of `setups.py`.
 
 import argparse
 import dataclasses
-import os
 import statistics
 import sys
 import time
@@ -35,6 +34,7 @@ import transformers
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 
+from benchmarks.command_line import device_parser_of
 from benchmarks.figures import Figures
 from benchmarks.peer import Peer
 from benchmarks.questions import make_benchmark, make_tokenizer, stopping_model
@@ -66,21 +66,14 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = device_parser_of(__doc__)
     parser.add_argument("--config", nargs="+", choices=VLM_CONFIGS, help="tiny small, or 222m")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
     parser.add_argument("--items", type=int, help="questions; 1500 for 222m, fewer for the others")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--peer-items", type=int, help="ask the peer so many of them, evenly chosen"
     )
     parser.add_argument("--batch-size", type=int, help="mmstar_batch_size of our side; auto")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--json", type=Path, help="file for the figures")
     return parser.parse_args()
 
 

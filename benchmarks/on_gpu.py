@@ -26,6 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
+from benchmarks.command_line import parser_of
 from benchmarks.stage_runner import Outcome, run_stage, time_box
 from nanovlm.files import replace_json, replace_text
 from nanovlm.process import usable_cpus
@@ -143,9 +144,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--minutes", type=float, default=10, help="for all stages together")
     parser.add_argument("--out", type=Path, required=True, help="folder for what is found")
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")

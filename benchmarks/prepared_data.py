@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from benchmarks.command_line import parser_of
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.data.batches import collate, image_buffer, samples_in_order
 from nanovlm.data.prepared import prepare_training
@@ -42,9 +43,7 @@ ROWS_PER_GROUP = 100  # as `datasets` writes rows with images
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # in the processes below
     parser.add_argument("--stage", choices=["build", "read"], help=argparse.SUPPRESS)

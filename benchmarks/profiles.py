@@ -15,7 +15,6 @@ import argparse
 import cProfile
 import io
 import json
-import os
 import pstats
 import statistics
 import sys
@@ -33,6 +32,7 @@ import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.command_line import device_parser_of
 from benchmarks.figures import Figures
 from benchmarks.setups import VLM_CONFIGS
 from benchmarks.sides import OurSide
@@ -91,18 +91,12 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = device_parser_of(__doc__)
     parser.add_argument("--config", choices=VLM_CONFIGS, default="222m" if on_gpu else "small")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
     parser.add_argument("--batch-size", type=int, help="32; 256 on a GPU")
     parser.add_argument("--micro-batch-size", type=int, help="auto as a user has it")
     parser.add_argument("--steps", type=int, default=2, help="under the profiler")
     parser.add_argument("--warmup-steps", type=int, default=3)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     arguments.batch_size = arguments.batch_size or (256 if arguments.device == "cuda" else 32)
     arguments.rounds = NUM_PLAIN_ROUNDS + 2

@@ -29,6 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
+from benchmarks.command_line import parser_of
 from benchmarks.replay_clock import Trace, simulate
 from benchmarks.replay_methods import METHODS, Build, Setting
 from benchmarks.replay_table import CurveTable, load_curves
@@ -79,9 +80,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[8])
     parser.add_argument(

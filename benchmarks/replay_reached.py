@@ -8,7 +8,6 @@ milestone, the regret of what a search would pick, and that of the truly best of
 come so far, which no rule of choosing can beat. All regrets are medians.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
+from benchmarks.command_line import parser_of
 from benchmarks.replay import REFERENCE_COMPUTE, SHOWN, be_quiet, load, search
 from benchmarks.replay_clock import Trace
 from benchmarks.replay_methods import METHODS
@@ -27,9 +27,7 @@ DEFAULT = "tpe + asha"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[8])
     parser.add_argument("--methods", nargs="+", default=[DEFAULT], choices=METHODS)

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 
 from playwright.sync_api import Browser
 
+from benchmarks.command_line import parser_of
 from nanovlm.watch.report.page import write_report
 from tests.browser import DRAWN, MILLISECONDS, chromium
 from tests.results.fake_records import make_results
@@ -68,9 +69,7 @@ def describe(seconds: Sequence[float]) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--folder", type=Path, help="a results folder, in place of made-up trials")
     parser.add_argument("--repeats", type=int, default=5)

@@ -31,7 +31,6 @@ Where the peer's batch does not fit into the memory of the GPU it takes half of 
 import argparse
 import dataclasses
 import gc
-import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,6 +42,7 @@ import torch
 import transformers
 
 from benchmarks.agreement import check_agreement
+from benchmarks.command_line import device_parser_of
 from benchmarks.figures import Figures
 from benchmarks.peer import Peer
 from benchmarks.setups import VLM_CONFIGS, Texts, make_texts
@@ -71,13 +71,8 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = device_parser_of(__doc__)
     parser.add_argument("--config", nargs="+", choices=VLM_CONFIGS, help="tiny small, or 222m")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
     parser.add_argument("--batch-size", type=int, help="32; 256 on a GPU")
     parser.add_argument("--micro-batch-size", type=int, help="of our side; auto as a user has it")
     parser.add_argument("--rounds", type=int, default=5)
@@ -85,13 +80,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--warmup-steps", type=int, help="before the rounds; 2, and 20 where our side is compiled"
     )
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--peer-compile", action="store_true")
     parser.add_argument("--check", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
         "--measured-tflops", type=float, help="of a large product here (`ceilings.py`)"
     )
-    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     on_gpu = arguments.device == "cuda"
     arguments.batch_size = arguments.batch_size or (256 if on_gpu else 32)

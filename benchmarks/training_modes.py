@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 
 import torch
 
+from benchmarks.command_line import device_parser_of
 from benchmarks.figures import Figures
 from benchmarks.setups import VLM_CONFIGS
 from benchmarks.sides import OurSide
@@ -71,20 +72,14 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = device_parser_of(__doc__)
     parser.add_argument("--config", choices=VLM_CONFIGS, default="222m" if on_gpu else "tiny")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
     parser.add_argument("--batch-sizes", type=int, nargs="+", help="8; 256 64 on a GPU")
     parser.add_argument("--micro-batch-size", type=int, help="auto as a user has it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="of a round")
     parser.add_argument("--warmup-steps", type=int, default=4)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--only-hash", action="store_true", help="what the further processes do")
-    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     arguments.batch_sizes = arguments.batch_sizes or (
         [256, 64] if arguments.device == "cuda" else [8]

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 import torch
 from torch._dynamo.utils import counters
 
+from benchmarks.command_line import parser_of
 from benchmarks.figures import Figures
 from benchmarks.peer import Peer
 from nanovlm.config.schema import TrainConfig, VLMConfig
@@ -77,9 +78,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--config", choices=["digits", "222m"], default="digits")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
     parser.add_argument("--threads", type=int, help="cpu_threads; the preset's by default")

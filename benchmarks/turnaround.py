@@ -9,7 +9,6 @@ of a trial is the time from the last report of the trial before it to the end of
 both read from the clock of the worker.
 """
 
-import argparse
 import functools
 import itertools
 import json
@@ -29,6 +28,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from benchmarks.command_line import parser_of
 from nanovlm.cluster.broker_state import Event
 from nanovlm.cluster.ray_cluster import connect
 from nanovlm.cluster.worker_group import worker_groups
@@ -163,9 +163,7 @@ def overheads(seconds: list[float]) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--recipe-trials", type=int, default=5)
     parser.add_argument("--warm-trials", type=int, default=20)
     arguments = parser.parse_args()

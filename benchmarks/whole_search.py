@@ -34,6 +34,7 @@ import torch
 import yaml
 from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
+from benchmarks.command_line import parser_of
 from benchmarks.figures import Figures
 from nanovlm.cluster.worker_group import worker_groups
 from nanovlm.config.schema import VLMConfig
@@ -96,9 +97,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--config", choices=SETUPS, default="tiny")
     parser.add_argument("--gpus", type=float, default=0, help="gpus_per_worker; 0 uses the CPU")
     parser.add_argument("--concurrency", type=int, default=1, help="trials at once")
