@@ -21,16 +21,16 @@ from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.optim import FROZEN_PREFIXES, group_parameters
 
 POLICY = """\
-Kept on disk are only files that can still be needed:
+A search keeps only files that may still be needed:
 
-- of each running trial the state of its last report, and while a new one is written both;
-- of each paused trial that state, of `scheduler.max_paused` of them at most;
-- the final models of as many of the best trials as will be raced (with several objectives: of
-  those on their front), and for the moment of the exchange one more; `best/` is a second name for
-  one of the models kept;
-- until the winner is known the models of the confirming runs, `confirm.runs` at most, after it
-  that of the run that `best/` is of;
-- of every ended trial its answers, its line in `trials.jsonl` and its log lines.
+- the training state of each running trial at its last report, and the new one while that is
+  written;
+- the training states of at most `scheduler.max_paused` paused trials;
+- the final models of as many of the best trials as will race (with several objectives: of the
+  front), plus one while they are exchanged; `best/` is a second name for one of the models kept;
+- the models of the confirming runs, at most `confirm.runs`, until the winner is known, then only
+  the one in `best/`;
+- the answers, the line in `trials.jsonl` and the log lines of every ended trial.
 
 A state holds the weights and, of what is trained, AdamW's two moments, all in float32."""
 """What is kept, in words, as docs/results.md has it."""
