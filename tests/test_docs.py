@@ -28,6 +28,7 @@ CONFIG_DOC = (REPOSITORY / "docs/config.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| `(.+?)` \| `(.*?)` \| (.*?) \|", re.MULTILINE)
 ROWS = {key: cells for key, *cells in ROW.findall(CONFIG_DOC)}
 """Of each table row that starts with a key: the default and the cell after it."""
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 
 
 def shown(value: Any) -> str:
@@ -101,3 +102,23 @@ def test_the_architecture_names_every_folder() -> None:
         or (REPOSITORY / "nanovlm/watch" / name).exists()
         for name in named
     )
+
+
+def heading_anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a document."""
+    without_code = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", without_code, re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = path.parent / name if name else path
+        assert file.exists(), target
+        if anchor:
+            assert anchor in heading_anchors(file.read_text(encoding="utf-8")), target
