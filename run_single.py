@@ -13,8 +13,8 @@ from nanovlm.config.sources import load_config, parse_overrides
 from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import user_path
 from nanovlm.process import name_results
+from nanovlm.results.folder import choose_folder, is_there
 from nanovlm.results.summary import check_best_config
-from nanovlm.results.write import choose_folder, is_there
 from nanovlm.watch.terminal.console import PLAIN, PreparationDisplay, make_console
 from nanovlm.watch.terminal.single_display import SingleDisplay
 

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 from benchmarks.record_curves import CURVES
 from benchmarks.record_seeds import DEFAULT, SEEDS
 from nanovlm.config.search_settings import Confirm, Objective
-from nanovlm.results.comparison import mcnemar_exact, paired_interval, pooled_spread
-from nanovlm.results.verdict import gain_counts
+from nanovlm.results.conclusion import gain_counts
+from nanovlm.results.statistics import mcnemar_exact, paired_interval, pooled_spread
 from nanovlm.search.confirm import Race
 
 NUM_TRIALS = 16

@@ -11,7 +11,8 @@ from nanovlm.files import user_path
 from nanovlm.hub import Score, push_to_hub
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.results.read import BEST_MODEL_DIR, SUMMARY_FILE, TRIALS_FILE, FolderReader
-from nanovlm.results.summary import NUM_ITEMS, best_of, wilson_interval
+from nanovlm.results.statistics import NUM_ITEMS, wilson_interval
+from nanovlm.results.summary import best_of
 
 EXAMPLES = """examples:
   python -m nanovlm push --checkpoint results/digits/best --repo USER/NAME

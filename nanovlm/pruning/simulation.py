@@ -1,4 +1,4 @@
-"""How far the trials of a search get, by letting its own rule judge made-up ones.
+"""How far the trials of a search get, by letting its own rule decide on simulated ones.
 
 What a scheduler stops depends on the order in which the values of trials arrive, so no formula
 gives the number of trials of full length, or of those that wait. Here `concurrency` slots train at
@@ -8,28 +8,20 @@ the same rate, trials have random quality, and the rule that a real search uses 
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from nanovlm.pruning.decisions import PruningDecision
 from nanovlm.pruning.pausing_halving import PausingHalving
+from nanovlm.pruning.successive_halving import SuccessiveHalving
 
 CORRELATIONS = (1.0, 0.8)
 """Of a trial's values with its quality: the order at a milestone is that at the end, or mostly. Two
 milestones are correlated by the square of it."""
 
 
-class Rule(Protocol):
-    """What decides on reports; `PausingHalving` also says which trials that wait go on."""
-
-    def decide(self, number: int, samples_seen: int, value: float) -> PruningDecision:
-        """Return what becomes of a trial at a milestone."""
-
-
 @dataclass(frozen=True)
 class SimulatedSearch:
-    """What a search of random trials came to."""
+    """The outcome of a search of random trials."""
 
     reached: tuple[int, ...]
     """Trials that reached each milestone, and last those of full length."""
@@ -45,7 +37,7 @@ class SimulatedSearch:
 
 
 def simulate(
-    rule: Rule,
+    rule: SuccessiveHalving,
     milestones: Sequence[int],
     trial_samples: int,
     *,
@@ -56,7 +48,7 @@ def simulate(
     most_states: int | None = None,
     seed: int = 0,
 ) -> SimulatedSearch:
-    """Return what a search of `num_trials` random trials comes to.
+    """Return the outcome of a search of `num_trials` random trials.
 
     Args:
         rule: asked at each milestone but the end, in the order in which trials get there.
@@ -73,11 +65,11 @@ def simulate(
 
 
 class _Search:
-    """A simulated search on its way."""
+    """A simulated search in progress."""
 
     def __init__(
         self,
-        rule: Rule,
+        rule: SuccessiveHalving,
         ends: tuple[int, ...],
         values: np.ndarray,
         report_cost: float,
@@ -95,8 +87,8 @@ class _Search:
         self._report_cost = report_cost
         self._most_states = most_states
         self._under_way: list[tuple[float, int, int]] = []  # time of the report, trial, its rung
-        self._begun = 0
-        self._let_go: set[int] = set()  # paused trials without a state
+        self._num_begun = 0
+        self._without_state: set[int] = set()  # of the paused trials
         self._reached = [0] * len(ends)
         self._samples = self._num_reports = self._most_paused = self._num_retrained = 0
 
@@ -104,7 +96,7 @@ class _Search:
         now, free = 0.0, concurrency
         while True:
             # Slots start a little apart, as real ones do: else chance would make their order.
-            while free and self._begin_next(now + (1e-3 * self._begun if now == 0 else 0)):
+            while free and self._begin_next(now + (1e-3 * self._num_begun if now == 0 else 0)):
                 free -= 1
             if not self._under_way:
                 break
@@ -133,28 +125,27 @@ class _Search:
 
     def _begin_next(self, now: float) -> bool:
         """Let a free slot take what a searcher would give it; return whether there is something."""
-        if self._pausing is not None and (decision := self._promoted(self._pausing)) is not None:
-            self._begin(now, decision.number, self._ends.index(decision.milestone) + 1)
-            return True
-        if self._begun == len(self._values):
-            return False
-        self._begin(now, self._begun, 0)
-        self._begun += 1
-        return True
-
-    def _promoted(self, rungs: PausingHalving) -> PruningDecision | None:
-        decision = rungs.promote(is_last=self._begun == len(self._values))
-        rungs.end_hopeless(len(self._values))
-        self._let_go.update(rungs.least_promising(self._most_states))
-        return decision
+        has_new = self._num_begun < len(self._values)
+        if self._pausing is not None:
+            promoted, _, let_go = self._pausing.fill_slot(
+                is_last=not has_new, most_trials=len(self._values), max_states=self._most_states
+            )
+            self._without_state.update(let_go)
+            if promoted is not None:
+                self._begin(now, promoted.number, self._ends.index(promoted.milestone) + 1)
+                return True
+        if has_new:
+            self._begin(now, self._num_begun, 0)
+            self._num_begun += 1
+        return has_new
 
     def _begin(self, now: float, number: int, rung: int) -> None:
         """Train a trial until its next report, from its last one if its state was kept."""
-        has_state = rung > 0 and number not in self._let_go
+        has_state = rung > 0 and number not in self._without_state
         num_reports = 1 if has_state else rung + 1
         samples = self._ends[rung] - (self._ends[rung - 1] if has_state else 0)
-        self._num_retrained += number in self._let_go
-        self._let_go.discard(number)
+        self._num_retrained += number in self._without_state
+        self._without_state.discard(number)
         self._samples += samples
         self._num_reports += num_reports
         done = now + samples + num_reports * self._report_cost

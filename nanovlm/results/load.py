@@ -25,7 +25,8 @@ from nanovlm.results.read import (
     answers_file,
     read_answer_lines,
 )
-from nanovlm.results.summary import NUM_ITEMS, count_anew, final_best
+from nanovlm.results.statistics import NUM_ITEMS
+from nanovlm.results.summary import count_anew, final_best
 
 _TIMES = ("submitted_at", "first_step_at", "ended_at")
 _RUN_COLUMNS = (

@@ -45,17 +45,14 @@ class CheckpointRetention:
         self._shown: str | None = None
         """The run that `best/` is of."""
 
-    def restore(self, records: Sequence[TrialRecord]) -> None:
-        """Take in the trials that ended before, and finish what a kill has kept from being done."""
-        for record in records:
-            self.settle(record)
-
     def settle(self, record: TrialRecord) -> None:
         """Keep or remove the model of a trial that has ended, and what it pushes out; remove its
         state."""
         remove_folder(state_dir(self._folder, record.trial_id))
-        for out in self._take(record):
-            if out.trial_id != self._shown:
+        candidates = [*self._best, record]
+        self._best = self._worth_keeping([r for r in candidates if r.state == "completed"])
+        for out in candidates:
+            if out not in self._best and out.trial_id != self._shown:
                 remove_folder(model_dir(self._folder, out.trial_id))
 
     def show_as_best(self, trial_id: str) -> bool:
@@ -92,22 +89,12 @@ class CheckpointRetention:
         if root.is_dir() and not root.is_symlink() and not any(root.iterdir()):
             root.rmdir()
 
-    def _take(self, record: TrialRecord) -> list[TrialRecord]:
-        """Put an ended trial among the best; return those that are not any more."""
-        if record.state != "completed":
-            return [record]
-        candidates = [*self._best, record]
-        self._best = self._worth_keeping(candidates)
-        kept = {best.trial_id for best in self._best}
-        return [out for out in candidates if out.trial_id not in kept]
-
     def _worth_keeping(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
         if len(self._objective.all) == 1:
             return rank(records, self._objective)[: self._num_best]
         choice = choose(records, self._objective)
         worth = [] if choice is None else [choice.record, *choice.front]
-        kept = {record.trial_id for record in worth}  # the chosen one is mostly on the front too
-        return [record for record in records if record.trial_id in kept]
+        return [record for record in records if record in worth]
 
 
 def _is_same(source: Path, best: Path) -> bool:
@@ -117,8 +104,7 @@ def _is_same(source: Path, best: Path) -> bool:
         return False
     stats = [((source / name).stat(), (best / name).stat()) for name in names]
     return all(
-        os.path.samestat(ours, theirs)
-        or (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
+        (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
         for ours, theirs in stats
     )
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from nanovlm.config.search_settings import Objective, Scheduler
-from nanovlm.pruning.decisions import PruningDecision
 from nanovlm.pruning.pausing_halving import PausingHalving
+from nanovlm.results.decisions import PruningDecision
 
 MILESTONES = (100, 300, 900)
 

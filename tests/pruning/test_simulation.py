@@ -1,7 +1,6 @@
 """Simulated searches: what they count, and that the real rule decides."""
 
 from collections.abc import Callable, Container
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +8,20 @@ import pytest
 
 from nanovlm.config.search_settings import Objective, Scheduler
 from nanovlm.config.space import load_space
-from nanovlm.pruning.decisions import PruningDecision
-from nanovlm.pruning.pausing_halving import PausingHalving
+from nanovlm.pruning.pausing_halving import PausingHalving, build_rungs
 from nanovlm.pruning.simulation import SimulatedSearch, simulate
-from nanovlm.pruning.successive_halving import build_rungs
+from nanovlm.pruning.successive_halving import StoppingHalving
+from nanovlm.results.decisions import PruningDecision
 
 MILESTONES = (100, 300)
 
 
-@dataclass
-class Rule:
+class Rule(StoppingHalving):
     """Decides by a function of number, samples seen and value."""
 
-    goes_on: Callable[[int, int, float], bool]
+    def __init__(self, goes_on: Callable[[int, int, float], bool]) -> None:
+        super().__init__(Scheduler(type="stopping"), MILESTONES, objective=Objective())
+        self.goes_on = goes_on
 
     def decide(
         self, number: int, samples_seen: int, value: float, *others: float

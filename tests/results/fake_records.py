@@ -88,8 +88,7 @@ def make_results(
         if ended_by is None:
             store.write_summary(600.0)
         else:
-            store.settle_confirmed()
-            store.close(600.0, ended_by)
+            store.close(600.0, ended_by, is_settled=True)
     return folder
 
 

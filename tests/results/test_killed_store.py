@@ -80,8 +80,7 @@ def let_end(store: ResultsStore, trials: list[TrialRecord]) -> None:
         killer.folder = folder
         store.add(trial)
         store.write_summary(1.0)
-    store.settle_confirmed()
-    store.close(2.0, "budget.trials")
+    store.close(2.0, "budget.trials", is_settled=True)
 
 
 def content(folder: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nanovlm.errors import UserError
-from nanovlm.results.environment import PACKAGES, describe_environment
+from nanovlm.results.folder import PACKAGES, describe_environment
 from nanovlm.results.read import ENVIRONMENT_FILE
 from nanovlm.watch.report.capability_chart import num_items
 from nanovlm.watch.report.figure import log_ticks, tick_text
