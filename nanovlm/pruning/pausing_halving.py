@@ -10,7 +10,6 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nanovlm.config.search_settings import Objective, Scheduler
 from nanovlm.config.space import SearchSpace
 from nanovlm.pruning.successive_halving import StoppingHalving, SuccessiveHalving
 from nanovlm.results.decisions import PruningDecision
@@ -35,11 +34,10 @@ def build_rungs(
     Args:
         log: keeps what is decided; the rungs are as its last line left them. None keeps nothing.
     """
-    scheduler, objective = space.scheduler, space.objective
-    if scheduler.pauses:
-        return PausingHalving(scheduler, milestones, objective=objective, log=log)
-    seed = space.sampler.seed
-    return StoppingHalving(scheduler, milestones, objective=objective, seed=seed, log=log)
+    rule = PausingHalving if space.scheduler.pauses else StoppingHalving
+    return rule(
+        space.scheduler, milestones, objective=space.objective, seed=space.sampler.seed, log=log
+    )
 
 
 class PausingHalving(SuccessiveHalving):
@@ -54,19 +52,6 @@ class PausingHalving(SuccessiveHalving):
     rank correlation over the trials that have both is not positive. Trials pass it then, and those
     that wait there wait on.
     """
-
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        milestones: Sequence[int],
-        *,
-        objective: Objective,
-        log: Path | None = None,
-    ) -> None:
-        self._rungs = {milestone: Ranking(objective) for milestone in milestones}
-        self._correlations: dict[int, float | None] = {}  # those that still hold, by milestone
-        self._paused: dict[int, PruningDecision] = {}
-        super().__init__(scheduler, milestones, objective=objective, log=log)
 
     @property
     def paused(self) -> Mapping[int, PruningDecision]:
@@ -178,6 +163,11 @@ class PausingHalving(SuccessiveHalving):
         return {m: r for m, r in correlations.items() if r is not None and r <= 0}
 
     # ------------------------------------------------------------------ inside
+
+    def _make_rungs(self) -> None:
+        self._rungs = {milestone: Ranking(self.objective) for milestone in self._milestones}
+        self._correlations: dict[int, float | None] = {}  # those that still hold, by milestone
+        self._paused: dict[int, PruningDecision] = {}
 
     def _compare(self, report: PruningDecision) -> PruningDecision:
         """Let a trial go on if it is the one that a free slot would take; else it waits."""

@@ -6,7 +6,7 @@ A rung holds the values that trials had at a milestone.
 import itertools
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,24 +40,22 @@ class SuccessiveHalving(ABC):
         milestones: Sequence[int],
         *,
         objective: Objective,
+        seed: int = 0,
         log: Path | None = None,
     ) -> None:
-        """Read the log; a subclass makes its rungs before.
-
+        """
         Args:
             milestones: samples seen at which trials are compared, ascending.
+            seed: of the brackets of `hyperband`.
             log: `rungs.jsonl`; the rungs are as its last line left them. None keeps nothing.
         """
         self.objective = objective
-        self._factor = scheduler.reduction_factor
+        self._name, self._factor, self._seed = scheduler.name, scheduler.reduction_factor, seed
         self._milestones = tuple(milestones)
         self._decisions: dict[tuple[int, int], PruningDecision] = {}  # by number and milestone
         self._log = log
-        for line in self._logged():
-            if isinstance(line, PruningDecision):
-                self._take(line)
-            else:
-                self._remove(line.withdrawn)
+        self._make_rungs()
+        self._restore()
 
     def decide(
         self, number: int, samples_seen: int, value: float, *others: float
@@ -82,6 +80,10 @@ class SuccessiveHalving(ABC):
             self._write(Withdrawal(number))
 
     # ------------------------------------------------------------------ the rule
+
+    @abstractmethod
+    def _make_rungs(self) -> None:
+        """Make empty rungs."""
 
     @abstractmethod
     def _compare(self, report: PruningDecision) -> PruningDecision:
@@ -118,11 +120,16 @@ class SuccessiveHalving(ABC):
         if self._log is not None:
             append(self._log, decision_line(line))
 
-    def _logged(self) -> Iterator[PruningDecision | Withdrawal]:
-        """Yield the lines of the log; a last one that was cut was not acted upon."""
-        if self._log is not None and self._log.exists():
-            drop_cut_line(self._log)
-            yield from map(LINE.validate_json, self._log.read_text(encoding="utf-8").splitlines())
+    def _restore(self) -> None:
+        """Remember the lines of the log; a last one that was cut was not acted upon."""
+        if self._log is None or not self._log.exists():
+            return
+        drop_cut_line(self._log)
+        for line in map(LINE.validate_json, self._log.read_text(encoding="utf-8").splitlines()):
+            if isinstance(line, PruningDecision):
+                self._take(line)
+            else:
+                self._remove(line.withdrawn)
 
 
 class StoppingHalving(SuccessiveHalving):
@@ -141,25 +148,6 @@ class StoppingHalving(SuccessiveHalving):
     more than those of trials whose order changes on the way; a trial that reaches it ends there.
     """
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        milestones: Sequence[int],
-        *,
-        objective: Objective,
-        seed: int = 0,
-        log: Path | None = None,
-    ) -> None:
-        """
-        Args:
-            seed: of the brackets.
-        """
-        self._name, self._seed = scheduler.name, seed
-        self._rungs = defaultdict[tuple[int, int], dict[int, tuple[float, ...]]](dict)
-        """Values by number, by bracket and milestone."""
-        self._limit = 2  # milestones that pasha allows
-        super().__init__(scheduler, milestones, objective=objective, log=log)
-
     def bracket(self, number: int) -> int:
         """Return how many of the first milestones a trial passes without a comparison."""
         if self._name != "hyperband":
@@ -168,6 +156,11 @@ class StoppingHalving(SuccessiveHalving):
         trials = float(self._factor) ** num_rungs / (num_rungs + 1)
         random = np.random.default_rng([self._seed, number])
         return int(random.choice(len(num_rungs), p=trials / trials.sum()))
+
+    def _make_rungs(self) -> None:
+        self._rungs = defaultdict[tuple[int, int], dict[int, tuple[float, ...]]](dict)
+        """Values by number, by bracket and milestone."""
+        self._limit = 2  # milestones that pasha allows
 
     def _compare(self, report: PruningDecision) -> PruningDecision:
         rung, index = self._rung(report), self._milestones.index(report.milestone)
