@@ -64,12 +64,15 @@ class CheckpointRetention:
         if not source.is_dir():
             return False
         self._shown = trial_id
-        if not _is_same(source, best):
-            _link(source, part)
-            if best.exists():
-                best.rename(previous)
-            part.rename(best)
-            remove_folder(previous)
+        try:
+            shutil.copytree(source, part, copy_function=os.link)
+        except OSError:  # a disk without second names
+            remove_folder(part)
+            shutil.copytree(source, part)
+        if best.exists():
+            best.rename(previous)
+        part.rename(best)
+        remove_folder(previous)
         return True
 
     def clean(self, ended: Collection[str], confirmed: Collection[str]) -> None:
@@ -95,24 +98,3 @@ class CheckpointRetention:
         choice = choose(records, self._objective)
         worth = [] if choice is None else [choice.record, *choice.front]
         return [record for record in records if record in worth]
-
-
-def _is_same(source: Path, best: Path) -> bool:
-    """Return whether `best` holds the files of `source`, under a second name or as copies."""
-    names = [path.name for path in source.iterdir()]
-    if not best.is_dir() or {path.name for path in best.iterdir()} != {*names}:
-        return False
-    stats = [((source / name).stat(), (best / name).stat()) for name in names]
-    return all(
-        (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
-        for ours, theirs in stats
-    )
-
-
-def _link(source: Path, target: Path) -> None:
-    """Make `target` a folder with the same files; a copy where the disk has no second names."""
-    try:
-        shutil.copytree(source, target, copy_function=os.link)
-    except OSError:
-        remove_folder(target)
-        shutil.copytree(source, target)

@@ -121,7 +121,8 @@ class ResultsStore:
         Args:
             is_settled: whether all confirming runs are over: only the best model is needed then.
         """
-        summary = self._write_summary(wall_seconds, ended_by)
+        summary = self._summary(wall_seconds, ended_by)
+        self.write_json(SUMMARY_FILE, summary)
         confirmed = {record.trial_id for record in self.confirmed}
         ended = confirmed | {record.trial_id for record in self.records}
         self._models.clean(ended, () if is_settled else confirmed)
@@ -227,11 +228,11 @@ class ResultsStore:
         At most once a second, since it looks at all trials; `close` writes the last one always.
         """
         if time.monotonic() - self._summary_at >= SECONDS_BETWEEN_SUMMARIES:
-            self._write_summary(wall_seconds)
+            self.write_json(SUMMARY_FILE, self._summary(wall_seconds))
             self._summary_at = time.monotonic()
 
-    def _write_summary(self, wall_seconds: float, ended_by: str | None = None) -> dict[str, Any]:
-        summary = summarize(
+    def _summary(self, wall_seconds: float, ended_by: str | None = None) -> dict[str, Any]:
+        return summarize(
             self.folder.name,
             self.records,
             self.objective,
@@ -242,8 +243,6 @@ class ResultsStore:
             paused=tuple(self.paused.values()),
             ended_by=ended_by,
         )
-        self.write_json(SUMMARY_FILE, summary)
-        return summary
 
     def _best_config(self, record: TrialRecord) -> str:
         score = describe_accuracy(record.metrics, self.objective.metric)
