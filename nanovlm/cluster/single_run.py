@@ -19,7 +19,7 @@ from nanovlm.data.sources import pin_data
 from nanovlm.errors import UserError
 from nanovlm.messages import Job
 from nanovlm.resources import Resources
-from nanovlm.results.folder import check_same_data, told_of_full_disk
+from nanovlm.results.folder import check_same_data, explain_full_disk
 from nanovlm.results.read import CONFIG_FILE, LOGS_DIR, FolderReader
 from nanovlm.results.write import ResultsStore
 from nanovlm.training.loop import num_steps
@@ -126,7 +126,7 @@ def run_single(
         process.in_order(),
         store.opened(resume=resume),
         logged_to(store.folder / LOGS_DIR),
-        told_of_full_disk(store.folder),
+        explain_full_disk(store.folder),
     ):
         start = RunStart(
             folder=store.folder,

@@ -12,7 +12,7 @@ from nanovlm.hub import Score, push_to_hub
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.results.read import BEST_MODEL_DIR, SUMMARY_FILE, TRIALS_FILE, FolderReader
 from nanovlm.results.statistics import NUM_ITEMS, wilson_interval
-from nanovlm.results.summary import best_of
+from nanovlm.results.summary import read_best
 
 EXAMPLES = """examples:
   python -m nanovlm push --checkpoint results/digits/best --repo USER/NAME
@@ -54,7 +54,7 @@ def read_summary(checkpoint: Path) -> tuple[TrainConfig | None, Score | None]:
     reader = FolderReader(folder)
     if checkpoint.resolve().name != BEST_MODEL_DIR or not reader.has(TRIALS_FILE, SUMMARY_FILE):
         return None, None
-    best = best_of(reader)
+    best = read_best(reader)
     reader.raise_if_damaged()
     if best is None:
         return None, None

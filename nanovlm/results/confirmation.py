@@ -111,7 +111,7 @@ def summarize_confirmation(
     }
 
 
-def confirmation_by_what_is_left(
+def confirmation_and_problems(
     runs: Sequence[TrialRecord],
     searched: Sequence[TrialRecord],
     objective: Objective,

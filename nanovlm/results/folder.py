@@ -49,16 +49,16 @@ def choose_folder(results: Path, name: str | None, default_name: str) -> Path:
     if name is None:
         numbered = (f"{default_name}-{number}" for number in itertools.count(2))
         folders = (results / each for each in itertools.chain([default_name], numbered))
-        return next(folder for folder in folders if not is_there(folder))
+        return next(folder for folder in folders if not folder_exists(folder))
     folder = results / name
     if name in ("", ".", "..") or Path(name).name != name:
         raise UserError(f"--name: must be the plain name of a folder, got {name!r}")
-    if is_there(folder):
+    if folder_exists(folder):
         raise UserError(f"--name: {folder} holds results already; choose another name or remove it")
     return folder
 
 
-def is_there(folder: Path) -> bool:
+def folder_exists(folder: Path) -> bool:
     """Return whether there is such a folder or file. Raises UserError if there cannot be."""
     size = len(os.fsencode(folder.name))
     if size > _LONGEST_NAME:
@@ -146,7 +146,7 @@ def check_same_data(folder: Path, data: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def told_of_full_disk(folder: Path, most_bytes: int | None = None) -> Iterator[None]:
+def explain_full_disk(folder: Path, most_bytes: int | None = None) -> Iterator[None]:
     """Raise RunFailed in place of an error of a full disk that ends the context.
 
     Args:

@@ -16,7 +16,7 @@ from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError, did_you_mean
 from nanovlm.files import user_path
 from nanovlm.messages import TrialRecord
-from nanovlm.results.confirmation import confirmation_by_what_is_left
+from nanovlm.results.confirmation import confirmation_and_problems
 from nanovlm.results.read import (
     ANSWERS_DIR,
     SPACE_FILE,
@@ -27,7 +27,7 @@ from nanovlm.results.read import (
     read_answer_lines,
 )
 from nanovlm.results.statistics import NUM_ITEMS
-from nanovlm.results.summary import count_anew, final_best
+from nanovlm.results.summary import final_best, recount
 
 _TIMES = ("submitted_at", "first_step_at", "ended_at")
 _RUN_COLUMNS = (
@@ -119,12 +119,12 @@ def load_results(folder: str | Path) -> Results:
     reader.raise_if_damaged()
     trials, waiting = (sorted(some, key=lambda r: r.number) for some in (ended, paused))
     objective = space.objective if space else reader.objective()
-    confirmation, problems = confirmation_by_what_is_left(
+    confirmation, problems = confirmation_and_problems(
         confirmed, ended, objective, folder / ANSWERS_DIR
     )
     summary, notes = reader.summary(ended), [*reader.notes]
     if summary is None and ended:
-        summary = count_anew(folder, None, ended, confirmed, confirmation, objective, space, paused)
+        summary = recount(folder, None, ended, confirmed, confirmation, objective, space, paused)
         notes += problems
     best = final_best(ended, objective, confirmed, confirmation)
     searched = [parameter.key for parameter in space.parameters] if space else []

@@ -12,7 +12,7 @@ from nanovlm.config.sources import flat_values
 from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
-from nanovlm.results.confirmation import confirmation_by_what_is_left
+from nanovlm.results.confirmation import confirmation_and_problems
 from nanovlm.results.pareto import choose, pareto_summary
 from nanovlm.results.read import ANSWERS_DIR, BEST_CONFIG_FILE, TRIALS_FILE, FolderReader, read_text
 from nanovlm.results.statistics import interval_95
@@ -147,7 +147,7 @@ def turnarounds(records: Sequence[TrialRecord]) -> list[float]:
     return seconds
 
 
-def count_anew(
+def recount(
     folder: Path,
     summary: Mapping[str, Any] | None,
     records: Sequence[TrialRecord],
@@ -193,12 +193,12 @@ def busy_seconds(records: Sequence[TrialRecord]) -> float:
     return seconds
 
 
-def best_of(reader: FolderReader) -> TrialRecord | None:
+def read_best(reader: FolderReader) -> TrialRecord | None:
     """Return the best run by what can be read of the records; None if none ran its full budget."""
     records, confirmed = reader.ended()
     space = reader.space(records)
     objective = space.objective if space else reader.objective()
-    confirmation, _ = confirmation_by_what_is_left(
+    confirmation, _ = confirmation_and_problems(
         confirmed, records, objective, reader.folder / ANSWERS_DIR
     )
     return final_best(records, objective, confirmed, confirmation)
@@ -213,7 +213,7 @@ def check_best_config(path: Path) -> None:
     if path.name != BEST_CONFIG_FILE or not path.exists() or not reader.has(TRIALS_FILE):
         return
     is_whole = (read_text(path) or "").endswith("\n")
-    if is_whole and (best := best_of(reader)) is not None:
+    if is_whole and (best := read_best(reader)) is not None:
         is_whole = not flat_values(best.config).keys() - flat_values(reader.config(path.name) or {})
     if not is_whole:
         raise UserError(f"{path}: is cut; --resume of its search writes it anew")

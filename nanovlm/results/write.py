@@ -28,7 +28,7 @@ from nanovlm.files import (
 )
 from nanovlm.messages import RUN_ID, TrialRecord
 from nanovlm.records import record_line
-from nanovlm.results.confirmation import confirmation_by_what_is_left
+from nanovlm.results.confirmation import confirmation_and_problems
 from nanovlm.results.folder import discard_folder, locked, make_folder
 from nanovlm.results.pareto import describe_values, values_of
 from nanovlm.results.read import (
@@ -194,7 +194,7 @@ class ResultsStore:
 
     def confirmation(self) -> dict[str, Any] | None:
         """Return what the confirming runs show; None if there are none."""
-        content, problems = confirmation_by_what_is_left(
+        content, problems = confirmation_and_problems(
             self.confirmed, self.records, self.objective, self.folder / ANSWERS_DIR
         )
         self.notes += [problem for problem in problems if problem not in self.notes]

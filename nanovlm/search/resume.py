@@ -19,7 +19,7 @@ from nanovlm.results.decisions import (
     decision_line,
     last_milestone,
 )
-from nanovlm.results.folder import choose_folder, is_there
+from nanovlm.results.folder import choose_folder, folder_exists
 from nanovlm.results.read import (
     CHECKPOINTS_DIR,
     RUNGS_FILE,
@@ -46,7 +46,7 @@ def search_folder(results: Path, name: str | None, space: SearchSpace, resume: b
     if not resume:
         return choose_folder(results, name, space.name)
     folder = results / (name or space.name)
-    is_there(folder)
+    folder_exists(folder)
     check_same_space(folder, space)
     return folder
 

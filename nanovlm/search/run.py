@@ -17,7 +17,7 @@ from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
 from nanovlm.messages import Notice
-from nanovlm.results.folder import check_same_data, choose_folder, told_of_full_disk
+from nanovlm.results.folder import check_same_data, choose_folder, explain_full_disk
 from nanovlm.results.pareto import choose, describe_choice
 from nanovlm.results.read import LOGS_DIR, SPACE_FILE
 from nanovlm.results.write import ResultsStore
@@ -104,7 +104,7 @@ def run_plan(
         process.in_order(),
         store.opened(resume=resume),
         logged_to(store.folder / LOGS_DIR),
-        told_of_full_disk(store.folder, most_bytes),
+        explain_full_disk(store.folder, most_bytes),
     ):
         mended = mend_search(space, folder, plan.milestones, store.records) if resume else []
         recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])

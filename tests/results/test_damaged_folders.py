@@ -86,8 +86,8 @@ def garbled(path: Path) -> None:
 
 def garbled_in_the_middle(path: Path) -> None:
     content = path.read_bytes()
-    place = len(content) // 2
-    path.write_bytes(content[:place] + b"\xff\x00{" + content[place + 3 :])
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + b"\xff\x00{" + content[middle + 3 :])
 
 
 def of_another_type(path: Path) -> None:

@@ -339,7 +339,7 @@ def test_a_folder_is_used_by_one_program_at_a_time(tmp_path: Path) -> None:
         assert len(other.records) == 4
 
 
-def test_a_place_where_no_folder_can_be_made(tmp_path: Path) -> None:
+def test_a_path_where_no_folder_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = ResultsStore(tmp_path / "file" / "demo", OBJECTIVE, gpus_per_trial=0)
     with pytest.raises(UserError, match="cannot be made: Not a directory"), store.opened(False):

@@ -14,7 +14,7 @@ from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
 from nanovlm.results.conclusion import DEFAULT_NUMBER
-from nanovlm.results.confirmation import confirmation_by_what_is_left
+from nanovlm.results.confirmation import confirmation_and_problems
 from nanovlm.results.decisions import PruningDecision
 from nanovlm.results.read import (
     ANSWERS_DIR,
@@ -29,7 +29,7 @@ from nanovlm.results.read import (
     TRIALS_FILE,
     FolderReader,
 )
-from nanovlm.results.summary import best_record, count_anew, final_best
+from nanovlm.results.summary import best_record, final_best, recount
 
 _WATCHED = (
     TRIALS_FILE, CONFIRM_FILE, PAUSED_FILE, RUNGS_FILE, SUMMARY_FILE, SPACE_FILE, CONFIG_FILE,
@@ -151,7 +151,7 @@ def read_search(folder: Path) -> SearchFolder:
     paused = list(reader.paused(records).values())
     space = reader.space(records)
     objective = space.objective if space else reader.objective()
-    confirmation, problems = confirmation_by_what_is_left(
+    confirmation, problems = confirmation_and_problems(
         confirmed, records, objective, folder / ANSWERS_DIR
     )
     summary = reader.summary(records)
@@ -167,7 +167,7 @@ def read_search(folder: Path) -> SearchFolder:
         paused=paused,
         verdicts=verdicts,
         space=space,
-        summary=count_anew(folder, summary, records, confirmed, None, objective, space, paused),
+        summary=recount(folder, summary, records, confirmed, None, objective, space, paused),
         confirmation=confirmation or (summary or {}).get("confirmation"),
         best=final_best(records, objective, confirmed, confirmation),
         data=data or {},
