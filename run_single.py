@@ -13,8 +13,8 @@ from nanovlm.config.sources import load_config, parse_overrides
 from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import user_path
 from nanovlm.process import name_results
+from nanovlm.results.folder import choose_folder, folder_exists
 from nanovlm.results.summary import check_best_config
-from nanovlm.results.write import choose_folder, is_there
 from nanovlm.watch.terminal.console import PLAIN, PreparationDisplay, make_console
 from nanovlm.watch.terminal.single_display import SingleDisplay
 
@@ -88,7 +88,7 @@ def results_folder(arguments: argparse.Namespace) -> Path:
     if not arguments.resume:
         return choose_folder(arguments.results, arguments.name, DEFAULT_NAME)
     folder: Path = arguments.results / (arguments.name or DEFAULT_NAME)
-    if not is_there(folder):
+    if not folder_exists(folder):
         raise UserError(f"--resume: {folder} does not exist; --name says where the run was")
     return folder
 

@@ -28,8 +28,8 @@ from benchmarks.command_line import parser_of
 from benchmarks.record_curves import CURVES
 from benchmarks.record_seeds import DEFAULT, SEEDS
 from nanovlm.config.search_settings import Confirm, Objective
-from nanovlm.results.comparison import mcnemar_exact, paired_interval, pooled_spread
-from nanovlm.results.verdict import gain_counts
+from nanovlm.results.conclusion import gain_counts
+from nanovlm.results.statistics import mcnemar_exact, paired_interval, pooled_spread
 from nanovlm.search.confirm import Race
 
 NUM_TRIALS = 16

@@ -35,9 +35,8 @@ from nanovlm.config.search_settings import Objective
 from nanovlm.config.sources import config_values
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.messages import End, Leg, Report, TrialRecord
-from nanovlm.pruning.decisions import PruningDecision
-from nanovlm.pruning.pausing_halving import PausingHalving
-from nanovlm.pruning.successive_halving import build_rungs
+from nanovlm.pruning.pausing_halving import PausingHalving, build_rungs
+from nanovlm.results.decisions import PruningDecision
 from nanovlm.results.read import RUNGS_FILE, read_records
 from nanovlm.results.write import ResultsStore
 from nanovlm.search.scheduler import RungScheduler

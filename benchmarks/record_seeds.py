@@ -18,7 +18,7 @@ from benchmarks.record_curves import CURVES, SPACE
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.messages import Job
 from nanovlm.resources import Resources
-from nanovlm.results.comparison import read_answers
+from nanovlm.results.read import read_answers
 from nanovlm.trial import run_trial
 
 SEEDS = CURVES.with_name("digits_seeds.jsonl")

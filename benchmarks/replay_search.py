@@ -23,8 +23,7 @@ from nanovlm.cluster.relay import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
 from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.parameter import Parameter
 from nanovlm.config.space import SearchSpace
-from nanovlm.pruning.pausing_halving import PausingHalving
-from nanovlm.pruning.successive_halving import build_rungs
+from nanovlm.pruning.pausing_halving import PausingHalving, build_rungs
 from nanovlm.results.read import RUNGS_FILE
 from nanovlm.search.scheduler import RungScheduler, plan_milestones
 from nanovlm.search.searcher import Pauses, StudySearch, build_searcher

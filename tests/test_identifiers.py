@@ -10,9 +10,9 @@ from nanovlm import cli
 from nanovlm.config.yaml_text import read_mapping
 from nanovlm.errors import UserError
 from nanovlm.files import identifier
+from nanovlm.results.folder import choose_folder
 from nanovlm.results.load import load_results
 from nanovlm.results.read import BEST_CONFIG_FILE, read_records
-from nanovlm.results.write import choose_folder
 from nanovlm.watch.report.page import write_report
 from tests.results.fake_records import make_results
 

@@ -142,9 +142,7 @@ class Recorder:
         Args:
             is_settled: whether what the confirming runs come to decides what is best.
         """
-        if is_settled:
-            self._store.settle_confirmed()
-        summary = self._store.close(time.monotonic() - self._started, ended_by)
+        summary = self._store.close(time.monotonic() - self._started, ended_by, is_settled)
         if self._has_begun:
             self._audience.tell(lambda observer: observer.end(summary))
         return summary

@@ -19,9 +19,8 @@ from nanovlm.data.sources import pin_data
 from nanovlm.errors import UserError
 from nanovlm.messages import Job
 from nanovlm.resources import Resources
-from nanovlm.results.full_disk import told_of_full_disk
+from nanovlm.results.folder import check_same_data, explain_full_disk
 from nanovlm.results.read import CONFIG_FILE, LOGS_DIR, FolderReader
-from nanovlm.results.same_data import check_same_data
 from nanovlm.results.write import ResultsStore
 from nanovlm.training.loop import num_steps
 from nanovlm.trial import check_backbones, check_start, metric_names
@@ -127,7 +126,7 @@ def run_single(
         process.in_order(),
         store.opened(resume=resume),
         logged_to(store.folder / LOGS_DIR),
-        told_of_full_disk(store.folder),
+        explain_full_disk(store.folder),
     ):
         start = RunStart(
             folder=store.folder,
@@ -136,7 +135,7 @@ def run_single(
             milestones=plan.milestones,
             trial_samples=plan.trial_samples,
             data=plan.data,
-            earlier_seconds=store.earlier_seconds(),
+            earlier_seconds=store.earlier_seconds,
         )
         recorder = Recorder(store, start, watching)
         place, switch = store.folder.resolve(), StopSwitch()

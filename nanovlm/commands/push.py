@@ -11,7 +11,8 @@ from nanovlm.files import user_path
 from nanovlm.hub import Score, push_to_hub
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.results.read import BEST_MODEL_DIR, SUMMARY_FILE, TRIALS_FILE, FolderReader
-from nanovlm.results.summary import NUM_ITEMS, best_of, wilson_interval
+from nanovlm.results.statistics import NUM_ITEMS, wilson_interval
+from nanovlm.results.summary import read_best
 
 EXAMPLES = """examples:
   python -m nanovlm push --checkpoint results/digits/best --repo USER/NAME
@@ -53,7 +54,7 @@ def read_summary(checkpoint: Path) -> tuple[TrainConfig | None, Score | None]:
     reader = FolderReader(folder)
     if checkpoint.resolve().name != BEST_MODEL_DIR or not reader.has(TRIALS_FILE, SUMMARY_FILE):
         return None, None
-    best = best_of(reader)
+    best = read_best(reader)
     reader.raise_if_damaged()
     if best is None:
         return None, None

@@ -1,4 +1,4 @@
 """Which trials go on: successive halving as pure rules with a log.
 
-Neither Optuna nor Ray. Begin with `rungs.py`.
+Neither Optuna nor Ray. Begin with `successive_halving.py`.
 """

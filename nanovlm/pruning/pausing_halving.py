@@ -9,16 +9,16 @@ import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from nanovlm.config.search_settings import Objective, Scheduler
-from nanovlm.pruning.decisions import DecisionLog, PruningDecision
-from nanovlm.results.pareto import describe_values
-from nanovlm.results.ranking import make_ranking, rank_correlation
+from nanovlm.config.space import SearchSpace
+from nanovlm.pruning.successive_halving import StoppingHalving, SuccessiveHalving
+from nanovlm.results.decisions import PruningDecision
+from nanovlm.results.pareto import Ranking, describe_values
+from nanovlm.results.statistics import rank_correlation
 
 _MARGIN = 2
-"""A paused trial is given up when it is beyond so many times the places from which trials go on:
-trials that went on early and fell back later take no places away."""
+"""A paused trial is given up when its rank is beyond so many times the number that go on: trials
+that went on early and fell back later do not count against it."""
 
 _ENOUGH_PAIRS = 12
 """Trials with values at a milestone and at the next one, before these can say that the first one
@@ -26,8 +26,22 @@ tells nothing. Of two that are correlated by 0.6 among all trials, some 0.35 is 
 third, and 12 of those show less than none in one search of eight."""
 
 
-class PausingHalving:
-    """Judges the reports of a search's trials, and says which of those that wait goes on.
+def build_rungs(
+    space: SearchSpace, milestones: Sequence[int], log: Path | None = None
+) -> SuccessiveHalving:
+    """Return the rule of a space's scheduler.
+
+    Args:
+        log: keeps what is decided; the rungs are as its last line left them. None keeps nothing.
+    """
+    rule = PausingHalving if space.scheduler.pauses else StoppingHalving
+    return rule(
+        space.scheduler, milestones, objective=space.objective, seed=space.sampler.seed, log=log
+    )
+
+
+class PausingHalving(SuccessiveHalving):
+    """Says which of the trials that wait goes on.
 
     The rule (Li et al. 2020, algorithm 2): of the n trials that have come to a milestone the best
     floor(n / factor) may go on; the highest milestone comes first, and there the best trial. Of
@@ -39,59 +53,30 @@ class PausingHalving:
     that wait there wait on.
     """
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        milestones: Sequence[int],
-        *,
-        objective: Objective,
-        log: Path | None = None,
-    ) -> None:
-        """Make the rungs; with a log, as they were when the last decision was written to it."""
-        self._factor = scheduler.reduction_factor
-        self._milestones = tuple(milestones)
-        self.objective = objective
-        self._metric = objective.metric
-        self._rungs = {milestone: make_ranking(objective) for milestone in milestones}
-        self._correlations: dict[int, float | None] = {}  # those that still hold, by milestone
-        self._decisions: dict[tuple[int, int], PruningDecision] = {}  # by number and milestone
-        self._paused: dict[int, PruningDecision] = {}
-        self._log = DecisionLog(log)
-        for line in self._log.read():
-            if isinstance(line, PruningDecision):
-                self._take(line)
-            else:
-                self._remove(line.withdrawn)
-
     @property
     def paused(self) -> Mapping[int, PruningDecision]:
         """The trials that wait, by number."""
         return self._paused
 
-    def decide(
-        self, number: int, samples_seen: int, value: float, *others: float
-    ) -> PruningDecision:
-        """Return whether a trial goes on after a report that is not its last.
-
-        It does if it is the one that a free slot would take; else it waits.
+    def fill_slot(
+        self,
+        *,
+        is_last: bool,
+        most_trials: int | None,
+        max_states: int | None,
+        arrived: Container[int] | None = None,
+    ) -> tuple[PruningDecision | None, list[PruningDecision], list[int]]:
+        """Return what follows for the paused trials when a slot is free: which of them goes on, who
+        ends, and the numbers of those whose states are not kept.
 
         Args:
-            others: the values of the other objectives, if there are several.
+            is_last, arrived: as in `promote`.
+            most_trials: that begin; None if that is not known, then none ends.
+            max_states: see `least_promising`.
         """
-        milestone = max(m for m in self._milestones if m <= samples_seen)
-        known = self._decisions.get((number, milestone))
-        if known is not None:
-            return known
-        waits = PruningDecision(
-            number, milestone, samples_seen, value,
-            goes_on=False, reason="", is_paused=True, others=others,
-        )  # fmt: skip
-        self._take(waits)
-        if not self._decides(milestone):
-            return self._pass(waits)
-        if self._promotable() == number:
-            return self._decide(waits, goes_on=True)
-        return self._decide(waits, is_paused=True)
+        promoted = self.promote(is_last, arrived)
+        ended = [] if most_trials is None else self.end_hopeless(most_trials, arrived)
+        return promoted, ended, self.least_promising(max_states)
 
     def promote(
         self, is_last: bool = False, arrived: Container[int] | None = None
@@ -99,40 +84,14 @@ class PausingHalving:
         """Return the decision on the trial that a free slot goes on with, None if all have to wait.
 
         Args:
-            is_last: no trial begins any more. The places from which trials go on are rounded up
-                then, so that a search of few trials has one of full length.
+            is_last: no trial begins any more. How many go on is rounded up then, so that a search
+                of few trials has one of full length.
             arrived: the trials that have given their slots back; None means all that pause.
         """
         number = self._promotable(is_last)
         if number is None or (arrived is not None and number not in arrived):
             return None
         return self._decide(self._paused[number], goes_on=True)
-
-    def rank_correlation(self, milestone: int) -> float | None:
-        """Return how much a milestone's values say of those at the next one, from -1 to 1
-        (Spearman); None while too few trials have both, and at the last milestone."""
-        if milestone == self._milestones[-1]:
-            return None
-        if milestone not in self._correlations:
-            later = self._milestones[self._milestones.index(milestone) + 1]
-            self._correlations[milestone] = self._correlation(milestone, later)
-        return self._correlations[milestone]
-
-    def _correlation(self, milestone: int, later: int) -> float | None:
-        pairs = [
-            (self._decisions[number, milestone].value, self._decisions[number, later].value)
-            for number in self._rungs[later].numbers()
-            if (number, milestone) in self._decisions
-        ]
-        if len(pairs) < _ENOUGH_PAIRS:
-            return None
-        ours, theirs = zip(*pairs, strict=True)
-        return rank_correlation(ours, theirs)
-
-    def silent_milestones(self) -> dict[int, float]:
-        """Return the milestones that do not decide, with their rank correlations."""
-        correlations = {m: self.rank_correlation(m) for m in self._milestones}
-        return {m: r for m, r in correlations.items() if r is not None and r <= 0}
 
     def end_hopeless(
         self, most_trials: int, arrived: Container[int] | None = None
@@ -158,71 +117,86 @@ class PausingHalving:
 
     def end_all(self) -> list[PruningDecision]:
         """End the paused trials: nothing runs any more with which they could be compared."""
-        return [
-            self._decide(decision, rounded=math.ceil) for decision in list(self._paused.values())
-        ]
+        return [self._decide(waits, rounded=math.ceil) for waits in list(self._paused.values())]
 
     def least_promising(self, num_kept: int | None) -> list[int]:
         """Return the paused trials but for the `num_kept` that are nearest to going on."""
-
-        def distance(decision: PruningDecision) -> tuple[float, int]:
-            rung = self._rungs[decision.milestone]
-            return rung.place(decision.number) / len(rung), decision.number
-
         if num_kept is None or len(self._paused) <= num_kept:
             return []
-        ordered = sorted(self._paused.values(), key=distance)
-        return [decision.number for decision in ordered[num_kept:]]
+        distances = [
+            (index / len(rung), number)
+            for milestone, rung in self._rungs.items()
+            for index, number in enumerate(rung.numbers())
+            if self._waits_at(number, milestone)
+        ]
+        return [number for _, number in sorted(distances)[num_kept:]]
 
     def keep_waiting(self, waiting: Container[int], ended: Container[int]) -> None:
         """Let only these trials wait, when a search goes on that was cut off.
 
         A trial that the end of the search has ended waits no more. Any other one whose pause was
-        cut off before it was acted upon makes its last report again, and is judged again.
+        cut off before it was acted upon makes its last report again, which is decided again.
         """
         for number in [number for number in self._paused if number not in waiting]:
             decision = self._paused.pop(number)
             if number not in ended:
-                del self._decisions[number, decision.milestone]
-                self._leave_rung(decision)
+                self._leave(self._decisions.pop((number, decision.milestone)))
 
-    def withdraw(self, number: int) -> None:
-        """Take the values of a failed trial out of the rungs."""
-        if any(key[0] == number for key in self._decisions):
-            self._remove(number)
-            self._log.withdraw(number)
+    def rank_correlation(self, milestone: int) -> float | None:
+        """Return how much a milestone's values say of those at the next one, from -1 to 1
+        (Spearman); None while too few trials have both, and at the last milestone."""
+        if milestone not in self._correlations:
+            pairs = [
+                (self._decisions[number, milestone].value, self._decisions[number, later].value)
+                for later in self._milestones[self._milestones.index(milestone) + 1 :][:1]
+                for number in self._rungs[later].numbers()
+                if (number, milestone) in self._decisions
+            ]
+            is_enough = len(pairs) >= _ENOUGH_PAIRS
+            found = rank_correlation(*zip(*pairs, strict=True)) if is_enough else None
+            self._correlations[milestone] = found
+        return self._correlations[milestone]
+
+    def silent_milestones(self) -> dict[int, float]:
+        """Return the milestones that do not decide, with their rank correlations."""
+        correlations = {m: self.rank_correlation(m) for m in self._milestones}
+        return {m: r for m, r in correlations.items() if r is not None and r <= 0}
 
     # ------------------------------------------------------------------ inside
 
+    def _make_rungs(self) -> None:
+        self._rungs = {milestone: Ranking(self.objective) for milestone in self._milestones}
+        self._correlations: dict[int, float | None] = {}  # those that still hold, by milestone
+        self._paused: dict[int, PruningDecision] = {}
+
+    def _compare(self, report: PruningDecision) -> PruningDecision:
+        """Let a trial go on if it is the one that a free slot would take; else it waits."""
+        waits = replace(report, goes_on=False, is_paused=True)
+        self._take(waits)
+        milestone = report.milestone
+        if milestone not in self.silent_milestones():
+            goes_on = self._promotable() == report.number
+            return self._decide(waits, goes_on=goes_on, is_paused=not goes_on)
+        later = self._milestones[self._milestones.index(milestone) + 1]
+        reason = (
+            f"{self.objective.metric} at {milestone} samples says nothing of that at {later}: rank "
+            f"correlation {self.rank_correlation(milestone):.2f}"
+        )
+        size = len(self._rungs[milestone]) - 1
+        return self._act_on(replace(report, reason=reason, rung_size=size))
+
     def _promotable(self, is_last: bool = False) -> int | None:
+        """Return the trial that goes on next, if one may."""
         rounded = math.ceil if is_last else math.floor
-        for milestone in reversed(self._milestones):
-            if not (is_last or self._decides(milestone)):
-                continue
-            rung = self._rungs[milestone]
-            best = rung.numbers(0, rounded(len(rung) / self._factor))
-            waiting = (number for number in best if self._waits_at(number, milestone))
-            if (number := next(waiting, None)) is not None:
-                return number
+        for milestone, rung in reversed(self._rungs.items()):
+            if is_last or milestone not in self.silent_milestones():
+                for number in rung.numbers(0, rounded(len(rung) / self._factor)):
+                    if self._waits_at(number, milestone):
+                        return number
         return None
 
     def _waits_at(self, number: int, milestone: int) -> bool:
         return number in self._paused and self._paused[number].milestone == milestone
-
-    def _decides(self, milestone: int) -> bool:
-        return milestone not in self.silent_milestones()
-
-    def _pass(self, decision: PruningDecision) -> PruningDecision:
-        """Let a trial go on past a milestone that does not decide."""
-        later = self._milestones[self._milestones.index(decision.milestone) + 1]
-        correlation = self.rank_correlation(decision.milestone)
-        return self._act_on(
-            decision,
-            goes_on=True,
-            is_paused=False,
-            reason=f"{self._metric} at {decision.milestone} samples says nothing of that at "
-            f"{later}: rank correlation {correlation:.2f}",
-        )
 
     def _decide(
         self,
@@ -233,59 +207,41 @@ class PausingHalving:
         num_all: int | None = None,
         rounded: Callable[[float], int] = math.floor,
     ) -> PruningDecision:
-        """Write down what becomes of a trial that waits, and return it."""
-        rung = self._rungs[decision.milestone]
-        place = 1 + rung.place(decision.number)
-        size = len(rung) if num_all is None else num_all
-        best = max(1, rounded(size / self._factor))
+        """Act on the decision on a trial that waits, and return it with its reason."""
+        rung, milestone = self._rungs[decision.milestone], decision.milestone
+        index, size = rung.index(decision.number), len(rung) if num_all is None else num_all
+        num_best = max(1, rounded(size / self._factor))
         shown = describe_values(self.objective, decision.values)
-        rank = f"{shown} is number {place} of {len(rung)} trials at {decision.milestone} samples"
+        reason = f"{shown} is number {index + 1} of {len(rung)} trials at {milestone} samples"
         if num_all is not None:
-            reason = f"{rank}, too far behind the best {best} of {num_all}"
-        elif goes_on:
-            reason = rank
-        else:
-            reason = f"{rank}, of which the best {best} go on"
+            reason += f", too far behind the best {num_best} of {num_all}"
+        elif not goes_on:
+            reason += f", of which the best {num_best} go on"
+        (last,) = rung.numbers(num_best - 1, num_best)
+        is_single = len(self.objective.all) == 1  # of several there is no one number
         return self._act_on(
-            decision,
-            goes_on=goes_on,
-            is_paused=is_paused,
-            reason=reason,
-            cutoff=self._cutoff(decision.milestone, best - 1),
+            replace(
+                decision,
+                goes_on=goes_on,
+                is_paused=is_paused,
+                reason=reason,
+                cutoff=self._decisions[last, milestone].value if is_single else None,
+                rung_size=len(rung) - 1,
+            )
         )
 
-    def _cutoff(self, milestone: int, place: int) -> float | None:
-        """Return the value at a place of a rung; with several objectives there is no one number."""
-        if len(self.objective.all) > 1:
-            return None
-        (number,) = self._rungs[milestone].numbers(place, place + 1)
-        return self._decisions[number, milestone].value
-
-    def _act_on(self, decision: PruningDecision, **decided: Any) -> PruningDecision:
-        """Write down a trial's decision with what was decided, then remember it."""
-        size = len(self._rungs[decision.milestone]) - 1
-        acted_on = replace(decision, rung_size=size, **decided)
-        self._log.add(acted_on)
-        self._take(acted_on)
-        return acted_on
-
     def _take(self, decision: PruningDecision) -> None:
-        """Remember a decision; the first one at a milestone puts the trial into the rung."""
-        place = decision.number, decision.milestone
-        if place not in self._decisions:
-            self._rungs[decision.milestone].add(decision.number, decision.values)
-            before = self._milestones.index(decision.milestone) - 1
-            self._correlations.pop(self._milestones[before], None)
-        self._decisions[place] = decision
+        super()._take(decision)
         self._paused.pop(decision.number, None)
         if decision.is_paused:
             self._paused[decision.number] = decision
 
-    def _leave_rung(self, decision: PruningDecision) -> None:
-        self._rungs[decision.milestone].remove(decision.number)
-        self._correlations.clear()
+    def _enter(self, decision: PruningDecision) -> None:
+        self._rungs[decision.milestone].add(decision.number, decision.values)
+        before = self._milestones.index(decision.milestone) - 1
+        self._correlations.pop(self._milestones[before], None)
 
-    def _remove(self, number: int) -> None:
-        for key in [key for key in self._decisions if key[0] == number]:
-            self._leave_rung(self._decisions.pop(key))
-        self._paused.pop(number, None)
+    def _leave(self, decision: PruningDecision) -> None:
+        self._rungs[decision.milestone].remove(decision.number)
+        self._paused.pop(decision.number, None)
+        self._correlations.clear()

@@ -1,4 +1,4 @@
-"""How far the trials of a search get, by letting its own rule judge made-up ones.
+"""How far the trials of a search get, by letting its own rule decide on simulated ones.
 
 What a scheduler stops depends on the order in which the values of trials arrive, so no formula
 gives the number of trials of full length, or of those that wait. Here `concurrency` slots train at
@@ -7,36 +7,29 @@ the same rate, trials have random quality, and the rule that a real search uses 
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nanovlm.pruning.decisions import PruningDecision
 from nanovlm.pruning.pausing_halving import PausingHalving
+from nanovlm.pruning.successive_halving import SuccessiveHalving
 
 CORRELATIONS = (1.0, 0.8)
 """Of a trial's values with its quality: the order at a milestone is that at the end, or mostly. Two
 milestones are correlated by the square of it."""
 
 
-class Rule(Protocol):
-    """What decides on reports; `PausingHalving` also says which trials that wait go on."""
-
-    def decide(self, number: int, samples_seen: int, value: float) -> PruningDecision:
-        """Return what becomes of a trial at a milestone."""
-
-
-@dataclass(frozen=True)
+@dataclass
 class SimulatedSearch:
-    """What a search of random trials came to."""
+    """The outcome of a search of random trials."""
 
-    reached: tuple[int, ...]
+    reached: list[int]
     """Trials that reached each milestone, and last those of full length."""
-    samples: int
+    samples: int = 0
     """Trained in all."""
-    num_reports: int
-    duration: float
+    num_reports: int = 0
+    duration: float = 0.0
     """In the time of one trained sample: until the last slot has nothing left to do."""
     most_paused: int = 0
     """Trials that waited at a time, at most."""
@@ -45,7 +38,7 @@ class SimulatedSearch:
 
 
 def simulate(
-    rule: Rule,
+    rule: SuccessiveHalving,
     milestones: Sequence[int],
     trial_samples: int,
     *,
@@ -56,7 +49,7 @@ def simulate(
     most_states: int | None = None,
     seed: int = 0,
 ) -> SimulatedSearch:
-    """Return what a search of `num_trials` random trials comes to.
+    """Return the outcome of a search of `num_trials` random trials.
 
     Args:
         rule: asked at each milestone but the end, in the order in which trials get there.
@@ -72,90 +65,72 @@ def simulate(
     return search.run(concurrency)
 
 
+@dataclass
 class _Search:
-    """A simulated search on its way."""
+    """A simulated search in progress."""
 
-    def __init__(
-        self,
-        rule: Rule,
-        ends: tuple[int, ...],
-        values: np.ndarray,
-        report_cost: float,
-        most_states: int | None,
-    ) -> None:
-        """
-        Args:
-            ends: samples seen at the reports of a trial.
-            values: float[trials, reports].
-        """
-        self._rule = rule
-        self._pausing = rule if isinstance(rule, PausingHalving) else None
-        self._ends = ends
-        self._values = values
-        self._report_cost = report_cost
-        self._most_states = most_states
-        self._under_way: list[tuple[float, int, int]] = []  # time of the report, trial, its rung
-        self._begun = 0
-        self._let_go: set[int] = set()  # paused trials without a state
-        self._reached = [0] * len(ends)
-        self._samples = self._num_reports = self._most_paused = self._num_retrained = 0
+    rule: SuccessiveHalving
+    ends: tuple[int, ...]
+    """Samples seen at the reports of a trial."""
+    values: NDArray[np.float64]
+    """float[trials, reports]"""
+    report_cost: float
+    most_states: int | None
+    under_way: list[tuple[float, int, int]] = field(default_factory=list)
+    """Time of its next report, number and rung of each running trial; a heap."""
+    num_begun: int = 0
+    without_state: set[int] = field(default_factory=set)
+    """Paused trials whose states are not kept."""
 
     def run(self, concurrency: int) -> SimulatedSearch:
-        now, free = 0.0, concurrency
+        self.outcome = SimulatedSearch(reached=[0] * len(self.ends))
+        free = concurrency
         while True:
+            now = self.outcome.duration
             # Slots start a little apart, as real ones do: else chance would make their order.
-            while free and self._begin_next(now + (1e-3 * self._begun if now == 0 else 0)):
+            while free and self._begin_next(now + (1e-3 * self.num_begun if now == 0 else 0)):
                 free -= 1
-            if not self._under_way:
-                break
-            now, number, rung = heapq.heappop(self._under_way)
-            free += not self._goes_on(now, number, rung)
-        return SimulatedSearch(
-            tuple(self._reached),
-            self._samples,
-            self._num_reports,
-            duration=now,
-            most_paused=self._most_paused,
-            num_retrained=self._num_retrained,
-        )
+            if not self.under_way:
+                return self.outcome
+            self.outcome.duration, number, rung = heapq.heappop(self.under_way)
+            free += not self._goes_on(number, rung)
 
-    def _goes_on(self, now: float, number: int, rung: int) -> bool:
+    def _goes_on(self, number: int, rung: int) -> bool:
         """Let a trial report; return whether its slot goes on with it."""
-        self._reached[rung] += 1
-        if rung + 1 == len(self._ends):
+        self.outcome.reached[rung] += 1
+        if rung + 1 == len(self.ends):
             return False
-        decision = self._rule.decide(number, self._ends[rung], float(self._values[number, rung]))
+        decision = self.rule.decide(number, self.ends[rung], float(self.values[number, rung]))
         if decision.goes_on:
-            self._begin(now, number, rung + 1)
-        elif self._pausing is not None:
-            self._most_paused = max(self._most_paused, len(self._pausing.paused))
+            self._begin(self.outcome.duration, number, rung + 1)
+        elif isinstance(self.rule, PausingHalving):
+            self.outcome.most_paused = max(self.outcome.most_paused, len(self.rule.paused))
         return decision.goes_on
 
     def _begin_next(self, now: float) -> bool:
         """Let a free slot take what a searcher would give it; return whether there is something."""
-        if self._pausing is not None and (decision := self._promoted(self._pausing)) is not None:
-            self._begin(now, decision.number, self._ends.index(decision.milestone) + 1)
-            return True
-        if self._begun == len(self._values):
-            return False
-        self._begin(now, self._begun, 0)
-        self._begun += 1
-        return True
-
-    def _promoted(self, rungs: PausingHalving) -> PruningDecision | None:
-        decision = rungs.promote(is_last=self._begun == len(self._values))
-        rungs.end_hopeless(len(self._values))
-        self._let_go.update(rungs.least_promising(self._most_states))
-        return decision
+        has_new = self.num_begun < len(self.values)
+        if isinstance(self.rule, PausingHalving):
+            promoted, _, let_go = self.rule.fill_slot(
+                is_last=not has_new, most_trials=len(self.values), max_states=self.most_states
+            )
+            self.without_state.update(let_go)
+            if promoted is not None:
+                self._begin(now, promoted.number, self.ends.index(promoted.milestone) + 1)
+                return True
+        if has_new:
+            self._begin(now, self.num_begun, 0)
+            self.num_begun += 1
+        return has_new
 
     def _begin(self, now: float, number: int, rung: int) -> None:
         """Train a trial until its next report, from its last one if its state was kept."""
-        has_state = rung > 0 and number not in self._let_go
-        num_reports = 1 if has_state else rung + 1
-        samples = self._ends[rung] - (self._ends[rung - 1] if has_state else 0)
-        self._num_retrained += number in self._let_go
-        self._let_go.discard(number)
-        self._samples += samples
-        self._num_reports += num_reports
-        done = now + samples + num_reports * self._report_cost
-        heapq.heappush(self._under_way, (done, number, rung))
+        first = rung if rung > 0 and number not in self.without_state else 0
+        samples = self.ends[rung] - (self.ends[first - 1] if first else 0)
+        num_reports = rung + 1 - first
+        self.outcome.num_retrained += number in self.without_state
+        self.without_state.discard(number)
+        self.outcome.samples += samples
+        self.outcome.num_reports += num_reports
+        done = now + samples + num_reports * self.report_cost
+        heapq.heappush(self.under_way, (done, number, rung))

@@ -14,17 +14,15 @@ from typing import Any
 from nanovlm.config.search_settings import Objective
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
-from nanovlm.results.comparison import (
-    ANSWER_METRICS,
-    LEVEL,
-    PairedComparison,
-    compare_answers,
-    paired_interval,
-    pooled_spread,
-    read_answers,
+from nanovlm.results.conclusion import (
+    DEFAULT_NUMBER,
+    compare_runs,
+    describe_conclusion,
+    gain_counts,
+    sign_of,
 )
-from nanovlm.results.pareto import Choice, choose
-from nanovlm.results.verdict import DEFAULT_NUMBER, describe_verdict, gain_counts
+from nanovlm.results.pareto import choose
+from nanovlm.results.statistics import ANSWER_METRICS, LEVEL, paired_interval, pooled_spread
 
 
 @dataclass(frozen=True)
@@ -33,30 +31,31 @@ class _Configuration:
 
     number: int
     finished: Mapping[int, TrialRecord]
-    """By their seed."""
+    """By their seed, ascending."""
     failed: Sequence[TrialRecord]
-    metric: str
-
-    @property
-    def values(self) -> dict[int, float]:
-        """The objective of each finished run, by its seed."""
-        return {seed: run.metrics[self.metric] for seed, run in self.finished.items()}
+    values: Mapping[int, float]
+    """The objective of each finished run, by its seed."""
 
     @property
     def mean(self) -> float | None:
-        return statistics.fmean(self.values.values()) if self.finished else None
-
-    @property
-    def standard_error(self) -> float | None:
-        """Of the mean, from the spread of this configuration's own seeds."""
-        if len(self.finished) < 2:
-            return None
-        return statistics.stdev(self.values.values()) / math.sqrt(len(self.finished))
+        return statistics.fmean(self.values.values()) if self.values else None
 
     @property
     def is_infeasible(self) -> bool:
         """Whether a seed has made it fail by its own values."""
         return any(run.is_infeasible for run in self.failed)
+
+    @property
+    def last_seed(self) -> int:
+        return max([*self.finished, *map(_seed, self.failed)])
+
+    def differences(self, other: "_Configuration") -> dict[int, float]:
+        """Return the values less those of `other`, by the seeds that both have finished."""
+        return {
+            seed: value - other.values[seed]
+            for seed, value in self.values.items()
+            if seed in other.values
+        }
 
 
 def summarize_confirmation(
@@ -83,35 +82,36 @@ def summarize_confirmation(
     """
     if not runs:
         return None
-    metric = objective.metric
-    sign = 1 if objective.mode == "max" else -1
     numbers = sorted({run.number for run in runs})
-    configurations = {number: _configuration(runs, number, metric) for number in numbers}
-    spread = pooled_spread([[*c.values.values()] for c in configurations.values()])
-    default = configurations.get(DEFAULT_NUMBER)
-    search_values = {r.number: r.metrics.get(metric) for r in searched if r.state == "completed"}
-    ordered = _ordered(configurations, sign)
-    if len(objective.all) > 1:
-        ordered = _chosen_first(ordered, choose(searched, objective))
+    configurations = [_configuration(runs, number, objective.metric) for number in numbers]
+    ordered = _ordered(configurations, sign_of(objective))
+    if len(objective.all) > 1 and (choice := choose(searched, objective)) is not None:
+        ordered.sort(key=lambda c: c.number != choice.record.number)
+    default = next((c for c in configurations if c.number == DEFAULT_NUMBER), None)
+    search_values = {
+        r.number: r.metrics.get(objective.metric) for r in searched if r.state == "completed"
+    }
     described = [
         _describe(c, search_values.get(c.number))
         | {
-            "difference_to_default": _difference(c, default, answers_dir),
-            "race": _race(c, ordered, sign, answers_dir),
+            "difference_to_default": _difference(c, default, objective, answers_dir),
+            "race": _race(c, ordered, objective, answers_dir),
         }
         for c in ordered
     ]
+    is_held_out = all(run.config.get("mmstar_part") == "holdout" for run in runs)
+    spread = pooled_spread([[*c.values.values()] for c in configurations])
     return {
         "winner": None if ordered[0].mean is None else ordered[0].number,
         "gain_counts": gain_counts(described, objective),
-        "verdict": describe_verdict(described, objective, _is_held_out(runs)),
+        "verdict": describe_conclusion(described, objective, is_held_out),
         "seed_deviation": spread and spread.deviation,
         "seed_degrees_of_freedom": spread and spread.degrees,
         "configurations": described,
     }
 
 
-def confirmation_by_what_is_left(
+def confirmation_and_problems(
     runs: Sequence[TrialRecord],
     searched: Sequence[TrialRecord],
     objective: Objective,
@@ -140,11 +140,12 @@ def confirmation_by_what_is_left(
 def _configuration(runs: Sequence[TrialRecord], number: int, metric: str) -> _Configuration:
     own = [run for run in runs if run.number == number]
     finished = [run for run in own if run.state == "completed" and metric in run.metrics]
+    finished.sort(key=_seed)
     return _Configuration(
         number=number,
-        finished={_seed(run): run for run in sorted(finished, key=_seed)},
+        finished={_seed(run): run for run in finished},
         failed=[run for run in own if run not in finished],
-        metric=metric,
+        values={_seed(run): run.metrics[metric] for run in finished},
     )
 
 
@@ -153,7 +154,7 @@ def _seed(run: TrialRecord) -> int:
     return seed
 
 
-def _ordered(configurations: Mapping[int, _Configuration], sign: int) -> list[_Configuration]:
+def _ordered(configurations: Sequence[_Configuration], sign: int) -> list[_Configuration]:
     """Return the configurations, the best first.
 
     Candidates that dropped out have fewer seeds and come later, whatever luck their mean had. The
@@ -165,49 +166,29 @@ def _ordered(configurations: Mapping[int, _Configuration], sign: int) -> list[_C
         last_seed = max(c.finished, default=0)
         return mean is None, c.is_infeasible, -last_seed, 0.0 if mean is None else -sign * mean
 
-    default = configurations.get(DEFAULT_NUMBER)
-    ordered = sorted((c for c in configurations.values() if c is not default), key=rank)
-    if default is None:
-        return ordered
-    place = len(ordered)
-    if default.mean is not None:
-        behind = (i for i, c in enumerate(ordered) if _is_behind(c, default, sign))
-        place = next(behind, place)
-    return [*ordered[:place], default, *ordered[place:]]
-
-
-def _chosen_first(ordered: Sequence[_Configuration], choice: Choice | None) -> list[_Configuration]:
-    """Return the configurations with that of the chosen trial first, if it has run."""
-    chosen = None if choice is None else choice.record.number
-    return sorted(ordered, key=lambda c: c.number != chosen)
+    candidates = sorted((c for c in configurations if c.number != DEFAULT_NUMBER), key=rank)
+    for default in (c for c in configurations if c.number == DEFAULT_NUMBER):
+        behind = [default.mean is not None and _is_behind(c, default, sign) for c in candidates]
+        candidates.insert([*behind, True].index(True), default)
+    return candidates
 
 
 def _is_behind(this: _Configuration, default: _Configuration, sign: int) -> bool:
     if this.is_infeasible != default.is_infeasible or this.mean is None:
         return this.mean is None or this.is_infeasible
-    difference = _mean_difference(this, default)
-    return difference is not None and sign * difference <= 0
-
-
-def _mean_difference(this: _Configuration, other: _Configuration) -> float | None:
-    """Return the mean of `this` less that of `other`, over the seeds that both have finished."""
-    seeds = this.finished.keys() & other.finished.keys()
-    if not seeds:
-        return None
-    return statistics.fmean(this.values[seed] - other.values[seed] for seed in sorted(seeds))
-
-
-def _is_held_out(runs: Sequence[TrialRecord]) -> bool:
-    return all(run.config.get("mmstar_part") == "holdout" for run in runs)
+    differences = this.differences(default)
+    return bool(differences) and sign * statistics.fmean(differences.values()) <= 0
 
 
 def _describe(configuration: _Configuration, search_value: float | None) -> dict[str, Any]:
     runs = [*configuration.finished.values(), *configuration.failed]
+    values = [*configuration.values.values()]
+    is_single = len(values) < 2
     return {
         "number": configuration.number,
         "parameters": dict(runs[0].parameters),
         "mean": configuration.mean,
-        "standard_error": configuration.standard_error,
+        "standard_error": None if is_single else statistics.stdev(values) / math.sqrt(len(values)),
         "search_value": search_value,
         "runs": [
             {"trial_id": run.trial_id, "seed": seed, "value": configuration.values[seed]}
@@ -221,22 +202,17 @@ def _describe(configuration: _Configuration, search_value: float | None) -> dict
 
 
 def _difference(
-    this: _Configuration, default: _Configuration | None, answers_dir: Path
+    this: _Configuration, default: _Configuration | None, objective: Objective, answers_dir: Path
 ) -> dict[str, Any] | None:
     """Return this configuration less the default one, over the seeds that both have finished."""
-    if default is None or this is default:
+    if default is None or this is default or not (differences := this.differences(default)):
         return None
-    mean = _mean_difference(this, default)
-    if mean is None:
-        return None
-    seeds = sorted(this.finished.keys() & default.finished.keys())
-    items = _compare_items(this, default, seeds, answers_dir)
+    ours, theirs = ([side.finished[seed] for seed in differences] for side in (this, default))
+    items = compare_runs(ours, theirs, objective.metric, answers_dir)
     return {
-        "mean": mean,
-        "seeds": seeds,
-        "seeds_interval_95": paired_interval(
-            [this.values[seed] - default.values[seed] for seed in seeds]
-        ),
+        "mean": statistics.fmean(differences.values()),
+        "seeds": [*differences],
+        "seeds_interval_95": paired_interval([*differences.values()]),
         "interval_95": items and items.interval_95,
         "p_value": items and items.p_value,
         "num_items": items and items.num_items,
@@ -248,7 +224,7 @@ def _difference(
 def _race(
     this: _Configuration,
     ordered: Sequence[_Configuration],
-    sign: int,
+    objective: Objective,
     answers_dir: Path,
 ) -> dict[str, Any] | None:
     """Return how far a candidate came, and what it lacks to the best one; None for the default one.
@@ -260,41 +236,19 @@ def _race(
     if this.number == DEFAULT_NUMBER:
         return None
     candidates = [c for c in ordered if c.number != DEFAULT_NUMBER]
-    ended = {c.number: max([*c.finished, *map(_seed, c.failed)]) for c in candidates}
-    best = candidates[0]
-    spread = pooled_spread([[*c.values.values()] for c in candidates])
-    difference = None if this is best else _mean_difference(best, this)
+    best, spread = candidates[0], pooled_spread([[*c.values.values()] for c in candidates])
+    differences = {} if this is best else best.differences(this)
+    behind = sign_of(objective) * statistics.fmean(differences.values()) if differences else None
     is_clear = False
-    if difference is not None and spread is not None:
-        seeds = sorted(this.finished.keys() & best.finished.keys())
+    if behind is not None and spread is not None:
         error = (1 - LEVEL) / math.comb(len(candidates), 2)
-        half = spread.difference_half_width(len(seeds), len(seeds), 1 - error)
-        items = _compare_items(best, this, seeds, answers_dir)
-        is_clear = sign * difference > half and (items is None or items.p_value < error)
+        half = spread.difference_half_width(len(differences), len(differences), 1 - error)
+        ours, theirs = ([side.finished[seed] for seed in differences] for side in (best, this))
+        items = compare_runs(ours, theirs, objective.metric, answers_dir)
+        is_clear = behind > half and (items is None or items.p_value < error)
     return {
-        "last_seed": ended[this.number],
-        "is_out": bool(this.failed) or ended[this.number] < max(ended.values()),
-        "behind_best": None if difference is None else sign * difference,
+        "last_seed": this.last_seed,
+        "is_out": bool(this.failed) or this.last_seed < max(c.last_seed for c in candidates),
+        "behind_best": behind,
         "is_clearly_behind": is_clear,
     }
-
-
-def _compare_items(
-    this: _Configuration, default: _Configuration, seeds: Sequence[int], answers_dir: Path
-) -> PairedComparison | None:
-    """Return the comparison by questions; None if the metric does not stand on the answers to
-    single questions, or answers are gone."""
-    if this.metric not in ANSWER_METRICS:
-        return None
-    files = [
-        [answers_dir / f"{side.finished[seed].trial_id}.jsonl" for seed in seeds]
-        for side in (this, default)
-    ]
-    if not all(file.exists() for side in files for file in side):
-        return None
-    ours, others = ([read_answers(file, this.metric) for file in side] for side in files)
-    try:
-        return compare_answers(ours, others)
-    except ValueError as error:
-        names = ", ".join(file.name for side in files for file in side)
-        raise UserError(f"{answers_dir}: {names}: {error}") from None

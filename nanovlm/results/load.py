@@ -16,16 +16,18 @@ from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError, did_you_mean
 from nanovlm.files import user_path
 from nanovlm.messages import TrialRecord
-from nanovlm.results.confirmation import confirmation_by_what_is_left
+from nanovlm.results.confirmation import confirmation_and_problems
 from nanovlm.results.read import (
     ANSWERS_DIR,
     SPACE_FILE,
     TRIALS_FILE,
+    Answer,
     FolderReader,
     answers_file,
     read_answer_lines,
 )
-from nanovlm.results.summary import NUM_ITEMS, count_anew, final_best
+from nanovlm.results.statistics import NUM_ITEMS
+from nanovlm.results.summary import final_best, recount
 
 _TIMES = ("submitted_at", "first_step_at", "ended_at")
 _RUN_COLUMNS = (
@@ -54,7 +56,7 @@ class Results:
     """A row per report of all of them: `trial_id`, `number`, `samples_seen`, `step`, `seconds`,
     `evaluation_seconds`, then a column for each metric and for each figure of the speed."""
     confirmed: pd.DataFrame
-    """A row per ended run that confirms: the columns of `trials`, and `seed`."""
+    """A row per ended confirming run: the columns of `trials`, and `seed`."""
     summary: Mapping[str, Any] | None
     """`summary.json`, counted anew if it is gone; None before the first trial has ended."""
     space: SearchSpace | None
@@ -62,23 +64,21 @@ class Results:
     best_config: TrainConfig | None
     """That of the best run, as in `best.yaml`; None while no trial has run its full budget."""
     notes: Sequence[str]
-    """What was damaged or missing in the folder, and is made up for."""
-    _configs: Mapping[str, Mapping[str, Any]]
-    """Values by trial."""
-    _num_items: Mapping[str, float]
-    """Questions that each trial was asked."""
+    """What was damaged or missing in the folder, and is restored from other files."""
+    _records: Mapping[str, TrialRecord]
+    """By trial id."""
 
     def config(self, trial_id: str) -> TrainConfig:
-        """Return the configuration of a trial that has ended or waits, or of a run that confirms.
+        """Return the configuration of a trial that has ended or waits, or of a confirming run.
 
         Raises UserError if there is none by that name.
         """
-        if trial_id not in self._configs:
+        if trial_id not in self._records:
             raise UserError(
                 f"{self.folder}: no ended or paused trial is called {trial_id!r}."
-                f"{did_you_mean(trial_id, self._configs)}"
+                f"{did_you_mean(trial_id, self._records)}"
             )
-        return build_config(Layer(f"{self.folder}: {trial_id}", self._configs[trial_id]))
+        return _config(self.folder, self._records[trial_id])
 
     def answers(self, trial_id: str) -> pd.DataFrame:
         """Return what a trial answered at its last report, a row per question.
@@ -93,11 +93,11 @@ class Results:
             known = [file.stem for file in (self.folder / ANSWERS_DIR).glob("*.jsonl")]
             raise UserError(f"{path}: there is no such file.{did_you_mean(trial_id, known)}")
         lines = read_answer_lines(path)
-        asked = self._num_items.get(trial_id, len(lines))
+        metrics = self._records[trial_id].metrics if trial_id in self._records else {}
+        asked = metrics.get(NUM_ITEMS, len(lines))
         if len(lines) != asked:
             raise UserError(f"{path}: is cut: the trial gave {asked:.0f} answers, not {len(lines)}")
-        columns = ["index", "answer", "output", "correct", "letter", "letter_nll"]
-        return pd.DataFrame(lines, columns=columns).set_index("index")
+        return pd.DataFrame(lines, columns=[*Answer.__annotations__]).set_index("index")
 
 
 def load_results(folder: str | Path) -> Results:
@@ -118,32 +118,27 @@ def load_results(folder: str | Path) -> Results:
     space = reader.space(ended)
     reader.raise_if_damaged()
     trials, waiting = (sorted(some, key=lambda r: r.number) for some in (ended, paused))
-    runs = [*trials, *waiting, *confirmed]
     objective = space.objective if space else reader.objective()
-    confirmation, problems = confirmation_by_what_is_left(
+    confirmation, problems = confirmation_and_problems(
         confirmed, ended, objective, folder / ANSWERS_DIR
     )
     summary, notes = reader.summary(ended), [*reader.notes]
     if summary is None and ended:
-        summary = count_anew(folder, None, ended, confirmed, confirmation, objective, space, paused)
+        summary = recount(folder, None, ended, confirmed, confirmation, objective, space, paused)
         notes += problems
     best = final_best(ended, objective, confirmed, confirmation)
     searched = [parameter.key for parameter in space.parameters] if space else []
     return Results(
         folder=folder,
-        trials=_table([_run(record) for record in trials], (*_RUN_COLUMNS, *searched)),
-        paused=_table([_run(record) for record in waiting], (*_RUN_COLUMNS, *searched)),
+        trials=_run_table(trials, searched),
+        paused=_run_table(waiting, searched),
         reports=_table(_reports([*trials, *waiting]), _REPORT_COLUMNS),
-        confirmed=_table(
-            [{**_run(record), "seed": record.config["seed"]} for record in confirmed],
-            (*_RUN_COLUMNS, "seed", *(key for key in searched if key != "seed")),
-        ),
+        confirmed=_run_table(confirmed, ["seed", *(key for key in searched if key != "seed")]),
         summary=summary,
         space=space,
         best_config=_config(folder, best) if best else None,
         notes=notes,
-        _configs={record.trial_id: record.config for record in runs},
-        _num_items={r.trial_id: r.metrics[NUM_ITEMS] for r in runs if NUM_ITEMS in r.metrics},
+        _records={record.trial_id: record for record in (*trials, *waiting, *confirmed)},
     )
 
 
@@ -151,17 +146,24 @@ def _config(folder: Path, record: TrialRecord) -> TrainConfig:
     return build_config(Layer(f"{folder}: {record.trial_id}", record.config))
 
 
-def _run(record: TrialRecord) -> dict[str, Any]:
-    fixed = {name: getattr(record, name) for name in _RUN_COLUMNS if name != "seconds"}
-    seconds = record.reports[-1].seconds if record.reports else None
-    return {**fixed, "seconds": seconds, **record.parameters, **record.metrics}
+def _run_table(records: Iterable[TrialRecord], more: Sequence[str]) -> pd.DataFrame:
+    rows = [
+        {
+            **{name: getattr(r, name) for name in _RUN_COLUMNS if name != "seconds"},
+            "seconds": r.reports[-1].seconds if r.reports else None,
+            **r.parameters,
+            **r.metrics,
+            **({"seed": r.config["seed"]} if r.confirms else {}),
+        }
+        for r in records
+    ]
+    return _table(rows, (*_RUN_COLUMNS, *more))
 
 
 def _reports(records: Iterable[TrialRecord]) -> list[dict[str, Any]]:
     return [
         {
-            "trial_id": record.trial_id,
-            "number": record.number,
+            **{name: getattr(record, name) for name in _REPORT_COLUMNS[:2]},
             **{name: getattr(report, name) for name in _REPORT_COLUMNS[2:]},
             **report.metrics,
             **({} if report.speed is None else asdict(report.speed)),

@@ -3,8 +3,7 @@
 Non-dominated fronts, hypervolumes and the knee; the Pareto front of a search.
 """
 
-import itertools
-from bisect import bisect_left, bisect_right
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,10 @@ from nanovlm.config.search_settings import Objective
 from nanovlm.messages import TrialRecord, measured
 
 Floats = NDArray[np.float64]
+
+_BEYOND_NADIR = 0.1
+"""So far beyond the front's worst values, as a share of its extent, the reference point lies: the
+ends of a front count too then (Ishibuchi et al. 2018, Evolutionary Computation 26(3))."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,54 @@ def least_extents(objective: Objective) -> list[float]:
 
 
 def order(objective: Objective, rows: Sequence[Sequence[float]]) -> list[int]:
-    """Return the places of the values of several trials, the best first; of equal ones the earlier.
-
-    With several objectives by front, and within one by the share in its hypervolume.
-    """
+    """Return the indices of the values of several trials, the best first; of equal ones the
+    earlier. With several objectives by front, and within one by the share in its hypervolume."""
     return best_first(losses(objective, rows), least_extents(objective))
+
+
+class Ranking:
+    """The trials that have come to a milestone, in the order of `order`; of equal ones the one with
+    the lower number is the better one.
+
+    Of one objective the order is kept up to date, since searches of thousands of trials ask for it
+    at every report. Of several objectives each trial may move all others.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self._is_single = len(objective.all) == 1
+        self._values: dict[int, tuple[float, ...]] = {}
+        self._order: list[int] = []  # of several objectives empty until it is asked for
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def add(self, number: int, values: Sequence[float]) -> None:
+        """Take in a trial with its value of each objective."""
+        self._values[number] = tuple(values)
+        if self._is_single:
+            bisect.insort(self._order, number, key=self._key)
+        else:
+            self._order = []
+
+    def remove(self, number: int) -> None:
+        del self._values[number]
+        self._order = [other for other in self._order if self._is_single and other != number]
+
+    def index(self, number: int) -> int:
+        """Return how many trials are better."""
+        return self.numbers().index(number)
+
+    def numbers(self, first: int = 0, last: int | None = None) -> list[int]:
+        """Return the trials from one index to before another one."""
+        if self._values and not self._order:
+            numbers = sorted(self._values)
+            rows = [self._values[number] for number in numbers]
+            self._order = [numbers[index] for index in order(self._objective, rows)]
+        return self._order[first:last]
+
+    def _key(self, number: int) -> tuple[float, int]:
+        return self._objective.loss(self._values[number][0]), number
 
 
 def values_of(objective: Objective, record: TrialRecord) -> tuple[float, ...] | None:
@@ -75,26 +121,23 @@ def choose(records: Sequence[TrialRecord], objective: Objective) -> Choice | Non
         return None
     completed, values = [record for record, _ in known], [row for _, row in known]
     rows, least = losses(objective, values), least_extents(objective)
-    front = np.flatnonzero(front_ranks(rows) == 0)
-    front = front[np.lexsort((front, *rows[front].T[::-1]))]
+    by_first = np.lexsort(rows.T[::-1])  # stable: of equal ones the earlier
+    front = by_first[front_ranks(rows)[by_first] == 0]
     box = Box.around(rows, least)
-    excess = np.array([[_excess(o, v) for o, v in zip(objective.all, r, strict=True)]
-                       for r in values])  # fmt: skip
-    lacks = (excess / box.extent).sum(axis=1)
+    excess = [[_excess(o, v) for o, v in zip(objective.all, row, strict=True)] for row in values]
+    lacks = (np.array(excess) / box.extent).sum(axis=1)
     if all(o.bound is None for o in objective.all):
-        place, how = int(front[knee(rows[front], least)]), "knee"
+        chosen, how = front[knee(rows[front], least)], "knee"
     else:
-        place = int(np.lexsort((np.arange(len(rows)), *rows.T[::-1], lacks))[0])
-        how = "bounds" if lacks[place] == 0 else "nearest to the bounds"
+        chosen = by_first[lacks[by_first].argmin()]
+        how = "bounds" if lacks[chosen] == 0 else "nearest to the bounds"
+    reference = zip(objective.all, box.reference.tolist(), strict=True)
     return Choice(
-        record=completed[place],
+        record=completed[chosen],
         how=how,
-        front=[completed[each] for each in front],
+        front=[completed[index] for index in front],
         hypervolume=box.share(rows),
-        reference=[
-            each.value_at(float(loss))
-            for each, loss in zip(objective.all, box.reference, strict=True)
-        ],
+        reference=[each.value_at(loss) for each, loss in reference],
     )
 
 
@@ -106,7 +149,7 @@ def hypervolumes(records: Sequence[TrialRecord], objective: Objective) -> list[f
         return [0.0] * len(records)
     box = Box.around(rows, least_extents(objective))
     counts = np.cumsum([row is not None for row in values])
-    shares = [0.0, *(box.share(rows[: count + 1]) for count in range(len(rows)))]
+    shares = [box.share(rows[:count]) for count in range(len(rows) + 1)]
     return [shares[count] for count in counts]
 
 
@@ -126,19 +169,16 @@ def describe_choice(choice: Choice, objective: Objective) -> str:
         "nearest to the bounds": f"no trial of full length keeps {bounds}; trial {number} is the "
         "nearest to it",
     }[choice.how]
-    others = [describe_trial(r, objective) for r in choice.front if r is not choice.record]
+    shown = {r.number: describe_values(objective, values_of(objective, r) or ())
+             for r in (choice.record, *choice.front)}  # fmt: skip
+    others = [f"trial {n}: {values}" for n, values in shown.items() if n != number]
     also = f"; also on the front: {'; '.join(others)}" if others else "; the front has no other"
-    return f"{why} ({_values_text(choice.record, objective)}){also}"
+    return f"{why} ({shown[number]}){also}"
 
 
 def describe_values(objective: Objective, values: Sequence[float]) -> str:
     """Return `mmstar_accuracy 0.93, seconds_per_sample 0.0021`."""
     return ", ".join(f"{o.metric} {v:.4g}" for o, v in zip(objective.all, values, strict=True))
-
-
-def describe_trial(record: TrialRecord, objective: Objective) -> str:
-    """Return `trial 7: mmstar_accuracy 0.93, seconds_per_sample 0.0021`."""
-    return f"trial {record.number}: {_values_text(record, objective)}"
 
 
 def pareto_summary(records: Sequence[TrialRecord], objective: Objective) -> dict[str, Any]:
@@ -165,10 +205,6 @@ def pareto_summary(records: Sequence[TrialRecord], objective: Objective) -> dict
     }
 
 
-def _values_text(record: TrialRecord, objective: Objective) -> str:
-    return describe_values(objective, values_of(objective, record) or ())
-
-
 def _excess(objective: Objective, value: float) -> float:
     """Return by how much of its losses a value breaks the bound, 0 if it keeps it."""
     if objective.bound is None:
@@ -178,81 +214,46 @@ def _excess(objective: Objective, value: float) -> float:
     return 0.0 if keeps else max(gap, 1e-9)
 
 
-_BEYOND_NADIR = 0.1
-"""So far beyond the front's worst values, as a share of its extent, the reference point lies: the
-ends of a front count too then (Ishibuchi et al. 2018, Evolutionary Computation 26(3))."""
-
-
 def front_ranks(losses: Floats) -> NDArray[np.int64]:
     """Return how many fronts come before each row's, int[n]; 0 is the front of the best.
 
     A front is what nothing dominates once the fronts before it are taken away (Deb et al. 2002,
-    NSGA-II). In lexicographic order a row is dominated by earlier ones alone, so each needs to be
-    compared with the fronts so far, by bisection (Zhang et al. 2015, ENS-BS): O(n log n log n).
+    NSGA-II): a row is one front behind the last of those that dominate it. In lexicographic order
+    only earlier rows do. Two columns take O(n log n), three O(n^2).
     """
     unique, inverse = np.unique(losses, axis=0, return_inverse=True)
-    fronts = list[_Staircase]()
     ranks = np.zeros(len(unique), dtype=np.int64)
-    for place, row in enumerate(unique):
-        step = _tail(row)
-        low = bisect_left(fronts, True, key=lambda front: not front.is_over(step))
-        if low == len(fronts):
-            fronts.append(_Staircase())
-        fronts[low].add(step)
-        ranks[place] = low
+    least = list[float]()  # of the second losses in each front, ascending
+    for index, row in enumerate(unique):
+        if len(row) == 3:
+            dominating = (unique[:index, 1:] <= row[1:]).all(axis=1)
+            ranks[index] = 1 + ranks[:index][dominating].max(initial=-1)
+        else:
+            last = float(row[-1])
+            ranks[index] = rank = bisect.bisect_right(least, last)
+            least[rank : rank + 1] = [last]
     return ranks[inverse.reshape(-1)]
-
-
-class _Staircase:
-    """The lower left edge of points in the plane."""
-
-    def __init__(self) -> None:
-        self._xs, self._ys = list[float](), list[float]()  # ascending, descending
-
-    def is_over(self, point: tuple[float, float]) -> bool:
-        """Return whether a point of the edge is no worse in both coordinates."""
-        place = bisect_right(self._xs, point[0])
-        return place > 0 and self._ys[place - 1] <= point[1]
-
-    def add(self, point: tuple[float, float]) -> None:
-        """Add a point that the edge is not over."""
-        x, y = point
-        first = bisect_left(self._xs, x)
-        last = first
-        while last < len(self._ys) and self._ys[last] >= y:
-            last += 1
-        self._xs[first:last], self._ys[first:last] = [x], [y]
-
-    def area(self, reference: tuple[float, float]) -> float:
-        """Return the area between the edge and a point that is worse than all of it."""
-        ends = itertools.pairwise([*self._xs, reference[0]])
-        heights = (reference[1] - y for y in self._ys)
-        return sum((end - x) * height for (x, end), height in zip(ends, heights, strict=True))
-
-
-def _tail(row: Floats) -> tuple[float, float]:
-    """Return the last two of three losses; of fewer ones the rest is 0."""
-    tail = [*map(float, row[1:]), 0.0, 0.0]
-    return tail[0], tail[1]
 
 
 def hypervolume(losses: Floats, reference: Floats) -> float:
     """Return the volume of what is worse than some row and better than the reference, exactly.
 
     Args:
+        losses: float[n, k] with k from 1 to 3.
         reference: float[k]; rows that are not better than it in every column add nothing.
     """
     inside = losses[(losses < reference).all(axis=1)]
-    far = float(reference[0])
-    corner = (*map(float, reference[1:]), 1.0, 1.0)
-    edge, volume = _Staircase(), 0.0
-    ordered = inside[np.lexsort(inside.T[::-1])]
-    starts = [*map(float, ordered[:, 0]), far]
-    for place, row in enumerate(ordered):
-        if not edge.is_over(step := _tail(row)):
-            edge.add(step)
-        volume += (starts[place + 1] - starts[place]) * edge.area((corner[0], corner[1]))
-    return volume
+    inside = inside[inside[:, 0].argsort(kind="stable")]
+    widths = np.diff(inside[:, 0], append=reference[0])  # of slices along the first column
+    if losses.shape[1] == 1:
+        return float(widths.sum())
+    if losses.shape[1] == 2:
+        return float(widths @ (reference[1] - np.minimum.accumulate(inside[:, 1])))
+    second = inside[:, 1].argsort(kind="stable")
+    is_in_slice = second <= np.arange(len(inside))[:, None]  # bool[slices, rows]
+    thirds = np.where(is_in_slice, inside[second, 2], reference[2])
+    heights = reference[2] - np.minimum.accumulate(thirds, axis=1)
+    return float(widths @ heights @ np.diff(inside[second, 1], append=reference[1]))
 
 
 def contributions(front: Floats, reference: Floats) -> Floats:
@@ -271,8 +272,8 @@ def contributions(front: Floats, reference: Floats) -> Floats:
         shares[first] = (ends - unique[:, 0]) * (tops - unique[:, 1])
         return shares
     whole = hypervolume(unique, reference)
-    for place, row in enumerate(first):
-        shares[row] = whole - hypervolume(np.delete(unique, place, axis=0), reference)
+    for index, row in enumerate(first):
+        shares[row] = whole - hypervolume(np.delete(unique, index, axis=0), reference)
     return shares
 
 
@@ -295,8 +296,7 @@ class Box:
         front = losses[front_ranks(losses) == 0]
         ideal = front.min(axis=0)
         extent = np.maximum(front.max(axis=0) - ideal, 0.0 if least is None else np.array(least))
-        all_of_them = losses.max(axis=0) - ideal
-        extent = np.where(extent > 0, extent, all_of_them)
+        extent = np.where(extent > 0, extent, losses.max(axis=0) - ideal)
         return Box(ideal, np.where(extent > 0, extent, 1.0))
 
     def scaled(self, losses: Floats) -> Floats:
@@ -314,7 +314,7 @@ class Box:
 
 
 def best_first(losses: Floats, least: Sequence[float] | None = None) -> list[int]:
-    """Return the places of rows, the best first: by front, within one by what they contribute to
+    """Return the indices of rows, the best first: by front, within one by what they contribute to
     its hypervolume, of equal ones the earlier.
 
     Args:
@@ -326,15 +326,15 @@ def best_first(losses: Floats, least: Sequence[float] | None = None) -> list[int
     scaled, worst = box.scaled(losses), 1 + _BEYOND_NADIR
     shares = np.zeros(len(losses))
     for rank in range(int(ranks.max()) + 1):
-        here = np.flatnonzero(ranks == rank)
+        here = ranks == rank
         # A later front lies beyond the box of the first one.
         reference = np.maximum(worst, scaled[here].max(axis=0) + _BEYOND_NADIR)
         shares[here] = contributions(scaled[here], reference)
-    return [int(place) for place in np.lexsort((np.arange(len(losses)), -shares, ranks))]
+    return [int(index) for index in np.lexsort((-shares.round(12), ranks))]  # stable
 
 
 def knee(front: Floats, least: Sequence[float] | None = None) -> int:
-    """Return the place of the front's knee: the row that lies furthest below the line (of three
+    """Return the index of the front's knee: the row that lies furthest below the line (of three
     objectives: the plane) through the ends of the front, where each end is the best in one
     objective and the worst in the others.
 

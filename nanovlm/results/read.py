@@ -1,27 +1,29 @@
-"""Reads results folders: the one place that knows their files, and what can be wrong with them.
+"""Reads results folders: the one module that knows their files, and what can be wrong with them.
 
     reader = FolderReader(folder)
     records, confirmed = reader.ended()
     reader.raise_if_damaged()       # or go on with what there is, and show `reader.problems`
 
-What is damaged is told and left out; what other files say too is made up for, and that is told in
-`reader.notes`. Nothing is written here.
+What is damaged is named in `reader.problems` and left out; what other files hold too is restored
+from there, and `reader.notes` says so. Nothing is written here.
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from nanovlm.config.search_settings import Objective, join
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.config.yaml_text import read_mapping
 from nanovlm.errors import UserError, plain_rule
-from nanovlm.messages import Report, TrialRecord
+from nanovlm.messages import TrialRecord
 from nanovlm.records import read_record
-from nanovlm.results.contents import ANSWER, DATA, ENVIRONMENT, SUMMARY, VERDICT, Answer
+from nanovlm.results.decisions import LINE, PruningDecision, Withdrawal, decided_reports
+from nanovlm.results.statistics import ANSWER_METRICS
 
 SPACE_FILE = "space.yaml"
 CONFIG_FILE = "config.yaml"
@@ -53,19 +55,62 @@ FOLDERS = (
 
 _PUT_BACK = "put back a copy of it"
 
+# What the readers require of the JSON files; other fields are allowed.
+
+
+class _Pareto(TypedDict):
+    objectives: list[Objective]
+
+
+class _Summary(TypedDict):
+    objective: Objective
+    wall_seconds: Annotated[float, Field(ge=0)]
+    gpu_hours: float
+    training_seconds: float
+    trials: dict[str, int]
+    best: dict[str, Any] | None
+    confirmation: NotRequired[dict[str, Any] | None]
+    pareto: NotRequired[_Pareto | None]
+    ended_by: NotRequired[str | None]
+
+
+class _Data(TypedDict):
+    training: dict[str, Any]
+    benchmark: dict[str, Any]
+
+
+class _Environment(TypedDict):
+    python: str
+    packages: dict[str, str | None]
+
+
+class Answer(TypedDict):
+    """A line of a file of answers."""
+
+    index: int
+    answer: str
+    output: NotRequired[str]
+    correct: bool
+    letter: str
+    letter_nll: NotRequired[float]
+
+
+_SUMMARY, _DATA = TypeAdapter(_Summary), TypeAdapter(_Data)
+_ENVIRONMENT, _ANSWER = TypeAdapter(_Environment), TypeAdapter(Answer)
+
 
 def answers_file(folder: Path, trial_id: str) -> Path:
     """Return where a trial of the results folder writes its answers to the benchmark."""
     return folder / ANSWERS_DIR / f"{trial_id}.jsonl"
 
 
-def read_text(path: Path) -> str | None:
-    """Return what a file holds, None if it is not there.
+def read_text(path: Path, errors: str = "strict") -> str | None:
+    """Return the content of a file, None if it is not there.
 
-    Raises UserError if it is a folder, may not be read, or is no text.
+    Raises UserError if it is a folder, may not be read, or is no text (with `errors="strict"`).
     """
     try:
-        return path.read_bytes().decode()
+        return path.read_bytes().decode(errors=errors)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except IsADirectoryError:
@@ -100,39 +145,42 @@ def read_answer_lines(path: Path) -> list[Answer]:
     text = read_text(path)
     if text is None:
         raise UserError(f"{path}: there is no such file")
-    *lines, cut = text.split("\n")
     answers = []
-    for number, line in enumerate([*lines, cut] if cut or not lines else lines, 1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         try:
-            answers.append(ANSWER.validate_json(line))
+            answers.append(_ANSWER.validate_json(line))
         except ValidationError:
             remedy = f"{_PUT_BACK}, or remove the file"
             raise UserError(f"{path}: line {number}: is not an answer; {remedy}") from None
     return answers
 
 
-def decided_reports(record: TrialRecord) -> list[tuple[Report, bool]]:
-    """Return each report of an ended trial that was compared with those of others, and whether the
-    trial went on after it. A failed one was withdrawn later."""
-    if record.state == "failed":
-        return [(report, True) for report in record.reports]
-    is_pruned = record.end is not None and record.end.was_compared and record.state == "stopped"
-    reports = record.reports if is_pruned else record.reports[:-1]
-    last = len(record.reports) - 1
-    return [(report, place < last) for place, report in enumerate(reports)]
+def read_answers(path: Path, metric: str = "mmstar_accuracy") -> dict[int, bool]:
+    """Return whether each question was answered correctly, by its own number.
+
+    Args:
+        metric: of `ANSWER_METRICS`: whether the answer in words is right, or the likeliest letter.
+
+    Raises:
+        UserError: the file is not one of answers, or it is cut.
+    """
+    assert metric in ANSWER_METRICS, metric
+    is_by_letter = metric == "mmstar_letter_accuracy"
+    return {
+        item["index"]: item["letter"] == item["answer"] if is_by_letter else item["correct"]
+        for item in read_answer_lines(path)
+    }
 
 
 class FolderReader:
-    """Reads the files of a results folder, and keeps in mind what is wrong with them."""
+    """Reads the files of a results folder, and collects what is wrong with them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.problems: list[str] = []
         """What is damaged or missing, and what to do, in a sentence each."""
         self.notes: list[str] = []
-        """What was damaged or missing, and is made up for."""
-        self.is_cut: dict[str, bool] = {}
-        """Whether the last line of a file that was read was cut."""
+        """What was damaged or missing, and is restored from other files."""
 
     def has(self, *names: str) -> bool:
         """Return whether one of the files is there, whatever it holds."""
@@ -149,85 +197,79 @@ class FolderReader:
             raise UserError(*self.problems)
 
     def check_kinds(self) -> None:
-        """Take note of folders in the place of files, and the other way round."""
+        """Report folders in the place of files, and the other way round, as problems."""
         for name in FILES:
             if (self.folder / name).is_dir():
                 self._problem(name, "is a folder, where a file is wanted; move it away")
         for name in FOLDERS:
-            path = self.folder / name
-            if path.exists() and not path.is_dir():
+            if self.has(name) and not (self.folder / name).is_dir():
                 self._problem(name, "is a file, where a folder is wanted; move it away")
 
     # ------------------------------------------------------------------ the trials
 
     def ended(self) -> tuple[list[TrialRecord], list[TrialRecord]]:
-        """Return the ended trials and the ended runs that confirm, in the order of their end."""
-        summary = self._quietly_read_summary()  # first: a search that runs adds to what follows
-        records, confirmed = self._records(TRIALS_FILE), self._records(CONFIRM_FILE)
-        if summary is not None:
-            runs = (summary["confirmation"] or {}).get("configurations", ())
-            self._check_number(TRIALS_FILE, records, summary["trials"].get("total", 0))
-            num_runs = sum(len(c["runs"]) + len(c["failed"]) for c in runs)
-            self._check_number(CONFIRM_FILE, confirmed, num_runs)
-        return records, confirmed
+        """Return the ended trials and the ended confirming runs, in the order of their end."""
+        summary = self._known_summary()  # first: a search that runs adds to what follows
+        runs = ((summary or {}).get("confirmation") or {}).get("configurations", ())
+        num_trials = summary["trials"].get("total", 0) if summary else 0
+        num_runs = sum(len(c["runs"]) + len(c["failed"]) for c in runs)
+        return self._ended(TRIALS_FILE, num_trials), self._ended(CONFIRM_FILE, num_runs)
 
-    def _records(self, name: str) -> list[TrialRecord]:
-        records: list[TrialRecord] = []
-        ids: set[str] = set()
-        for number, line in self._lines(name):
-            try:
-                record = read_record(line)
-                if record.trial_id in ids or record.end is None:
-                    raise ValueError(f"{record.trial_id} stands twice or has not ended")
-            except (ValueError, RecursionError) as error:
-                remedy = f"{_PUT_BACK}, or take out the line: its trial runs again"
-                self._problem(name, f"line {number}: is not a trial: {error}; {remedy}")
-                continue
-            ids.add(record.trial_id)
-            records.append(record)
-        return records
-
-    def _check_number(self, name: str, found: Sequence[TrialRecord], counted: int) -> None:
-        """Take note of trials that were lost."""
-        is_told = any(str(self.folder / name) in problem for problem in self.problems)
-        if len(found) + self.is_cut[name] < counted and not is_told:
+    def _ended(self, name: str, counted: int) -> list[TrialRecord]:
+        """Return the records of a file, and check that `summary.json` has counted no more."""
+        remedy = f"{_PUT_BACK}, or take out the line: its trial runs again"
+        num_problems = len(self.problems)
+        records, is_cut = self._records(name, "a trial", remedy, self.problems, is_ended=True)
+        found = len({record.trial_id for record in records})
+        if found < len(records):
+            self._problem(name, f"a trial is there twice; {_PUT_BACK}")
+        if found + is_cut < counted and len(self.problems) == num_problems:
             self._problem(
                 name,
-                f"has {len(found)} trials, but {SUMMARY_FILE} counts {counted}: lines are lost; "
+                f"has {found} trials, but {SUMMARY_FILE} counts {counted}: lines are lost; "
                 f"{_PUT_BACK}, or remove {SUMMARY_FILE} to let the lost trials run again",
             )
+        return records
 
     def paused(self, ended: Sequence[TrialRecord]) -> dict[int, TrialRecord]:
         """Return the trials that wait to go on, by number, as they were when they paused.
 
-        What is lost is no loss: a trial without its line makes its reports again from its state.
+        A lost line does no harm: its trial makes its reports again from its state.
 
         Args:
             ended: the records of the trials that have ended.
         """
-        summary = self._quietly_read_summary()  # first: a search that runs adds to what follows
-        last: dict[int, TrialRecord] = {}
-        for number, line in self._lines(PAUSED_FILE):
-            try:
-                record = read_record(line)
-                if record.end is not None:
-                    raise ValueError(f"{record.trial_id} has ended")
-            except (ValueError, RecursionError) as error:
-                said = f"line {number}: is not a trial that pauses: {error}; it is left out"
-                self._make_up_for_pauses(said)
-                continue
-            last[record.number] = record
-        counted = 0 if summary is None else summary["trials"].get("paused", 0)
-        if len(last) + self.is_cut[PAUSED_FILE] < counted:
-            self._make_up_for_pauses(f"has {len(last)} trials, but {counted} are paused")
+        summary = self._known_summary()  # first: a search that runs adds to what follows
+        counted = summary["trials"].get("paused", 0) if summary else 0
+        remedy = "a trial that is lost here makes its reports again when the search goes on"
+        records, is_cut = self._records(
+            PAUSED_FILE, "a trial that pauses", remedy, self.notes, is_ended=False
+        )
+        last = {record.number: record for record in records}
+        if len(last) + is_cut < counted:
+            lost = f"has {len(last)} trials, but {counted} are paused; {remedy}"
+            self.notes.append(f"{self.folder / PAUSED_FILE}: {lost}")
         over = {record.number for record in ended}
         return {n: record for n, record in last.items() if record.is_paused and n not in over}
 
-    def _make_up_for_pauses(self, said: str) -> None:
-        remedy = "a trial that is lost here makes its reports again when the search goes on"
-        self.notes.append(f"{self.folder / PAUSED_FILE}: {said}; {remedy}")
+    def _records(
+        self, name: str, what: str, remedy: str, problems: list[str], *, is_ended: bool
+    ) -> tuple[list[TrialRecord], bool]:
+        """Return the records of a file, and whether its last line was cut."""
+        records: list[TrialRecord] = []
+        lines, is_cut = self._lines(name)
+        for number, line in lines:
+            try:
+                record = read_record(line)
+                if (record.end is not None) is not is_ended:
+                    raise ValueError(f"{record.trial_id} has {'not ' * is_ended}ended")
+                records.append(record)
+            except (ValueError, RecursionError) as error:
+                said = f"line {number}: is not {what}: {error}; {remedy}"
+                problems.append(f"{self.folder / name}: {said}")
+        return records, is_cut
 
-    # ------------------------------------------------------------------ what is said of them
+    # ------------------------------------------------------------------ the other files
 
     def summary(self, records: Sequence[TrialRecord]) -> dict[str, Any] | None:
         """Return `summary.json`; None if it is damaged, or gone, or there is none yet.
@@ -237,62 +279,64 @@ class FolderReader:
         """
         if records and not self.has(SUMMARY_FILE):
             self.notes.append(f"{self.folder / SUMMARY_FILE}: is not there; counted anew")
-        return self._object(SUMMARY_FILE, SUMMARY, self.notes, "counted anew")
+        return self._object(SUMMARY_FILE, _SUMMARY, self.notes, "counted anew")
 
-    def _quietly_read_summary(self) -> dict[str, Any] | None:
-        return self._object(SUMMARY_FILE, SUMMARY, [])
+    def _known_summary(self) -> dict[str, Any] | None:
+        """Return `summary.json` if it can be read; `summary` says why it cannot."""
+        return self._object(SUMMARY_FILE, _SUMMARY, [])
 
     def objective(self) -> Objective:
-        """Return what is searched for, by `summary.json`; the usual if it does not say."""
-        content = self._quietly_read_summary()
+        """Return the objective by `summary.json`; the default one if that is lost."""
+        content = self._known_summary()
         if content and (pareto := content.get("pareto")):
             return join([Objective(**each) for each in pareto["objectives"]])
         return Objective(**content["objective"]) if content else Objective()
 
     def data(self) -> dict[str, Any] | None:
         """Return `data.json`, None if it is gone or damaged."""
-        return self._object(DATA_FILE, DATA, self.problems)
+        return self._object(DATA_FILE, _DATA, self.problems)
 
     def environment(self) -> dict[str, Any]:
         """Return `environment.json`; nothing if it is gone or damaged."""
-        return self._object(ENVIRONMENT_FILE, ENVIRONMENT, self.problems) or {}
+        return self._object(ENVIRONMENT_FILE, _ENVIRONMENT, self.problems) or {}
 
-    def decisions(self, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-        """Return the lines of `rungs.jsonl`: verdicts, and trials that were withdrawn.
+    def decisions(self, records: Sequence[TrialRecord]) -> tuple[list[PruningDecision], set[int]]:
+        """Return the decisions of `rungs.jsonl`, and the numbers of the trials that were withdrawn.
 
         Args:
-            records: of the ended trials; their verdicts must be there.
+            records: of the ended trials; their decisions must be there.
         """
-        found: list[dict[str, Any]] = []
-        for number, line in self._lines(RUNGS_FILE):
-            content = self._parsed(f"{RUNGS_FILE}: line {number}", line, VERDICT, self.problems)
-            found += [] if content is None else [content]
-        known = {(line["number"], line["samples_seen"]) for line in found if "number" in line}
-        withdrawn = {line["withdrawn"] for line in found if "withdrawn" in line}
-        stand = [record for record in records if record.state != "failed"]
-        judged = [(r.number, made.samples_seen) for r in stand for made, _ in decided_reports(r)]
-        failed = {r.number for r in records if r.state == "failed"} & {
-            number for number, _ in known
-        }
-        lost = sum(place not in known for place in judged) + len(failed - withdrawn)
+        found = [
+            self._parsed(f"{RUNGS_FILE}: line {number}", line, LINE, self.problems)
+            for number, line in self._lines(RUNGS_FILE)[0]
+        ]
+        decisions = [line for line in found if isinstance(line, PruningDecision)]
+        withdrawn = {line.withdrawn for line in found if isinstance(line, Withdrawal)}
+        known = {(decision.number, decision.samples_seen) for decision in decisions}
+        failed = {record.number for record in records if record.state == "failed"}
+        lost = len(failed & {decision.number for decision in decisions} - withdrawn) + sum(
+            (record.number, report.samples_seen) not in known
+            for record in records
+            if record.number not in failed
+            for report, _ in decided_reports(record)
+        )
         if lost:
             self._problem(RUNGS_FILE, f"lacks {lost} lines on trials that have ended")
-        return found
+        return decisions, withdrawn
 
     def space(self, records: Sequence[TrialRecord]) -> SearchSpace | None:
         """Return the space that is searched; None for a single run, and if it is damaged."""
-        if not self.has(SPACE_FILE):
-            if self.is_search(records):
-                self.notes.append(
-                    f"{self.folder / SPACE_FILE}: is not there; what was searched, and in which "
-                    "ranges, is known from the trials alone"
-                )
-            return None
-        try:
-            return load_space(self.folder / SPACE_FILE)
-        except UserError as error:
-            self.problems += [f"{message}; {_PUT_BACK}" for message in error.messages]
-            return None
+        if self.has(SPACE_FILE):
+            try:
+                return load_space(self.folder / SPACE_FILE)
+            except UserError as error:
+                self.problems += [f"{message}; {_PUT_BACK}" for message in error.messages]
+        elif self.is_search(records):
+            self.notes.append(
+                f"{self.folder / SPACE_FILE}: is not there; what was searched, and in which "
+                "ranges, is known from the trials alone"
+            )
+        return None
 
     def config(self, name: str = CONFIG_FILE) -> dict[str, Any] | None:
         """Return the configuration in a file, None if it is damaged or gone."""
@@ -305,56 +349,43 @@ class FolderReader:
             self._problem(name, "is empty")
         return content or None
 
-    # ------------------------------------------------------------------ files
+    # ------------------------------------------------------------------ lines and objects
 
     def _problem(self, name: str, text: str) -> None:
         self.problems.append(f"{self.folder / name}: {text}")
 
-    def _text(self, name: str, told: list[str]) -> str | None:
-        try:
-            return read_text(self.folder / name)
-        except UserError as error:
-            told += error.messages
-            return None
-
-    def _lines(self, name: str) -> list[tuple[int, str]]:
-        """Return the lines of a file that are whole, with their numbers."""
-        self.is_cut[name] = False
-        try:
-            content = (self.folder / name).read_bytes()
-        except OSError:
-            self._text(name, self.problems)  # says what is wrong
-            return []
-        *lines, cut = content.decode(errors="replace").split("\n")
-        self.is_cut[name] = bool(cut)
+    def _lines(self, name: str) -> tuple[list[tuple[int, str]], bool]:
+        """Return the whole lines of a file with their numbers, and whether the last one was cut."""
+        *lines, cut = (self._text(name, self.problems, "replace") or "").split("\n")
         if cut:
             self.notes.append(f"{self.folder / name}: the last line was cut, and is left out")
-        return [(number, line) for number, line in enumerate(lines, 1) if line]
+        return [(number, line) for number, line in enumerate(lines, 1) if line], bool(cut)
+
+    def _text(self, name: str, problems: list[str], errors: str = "strict") -> str | None:
+        try:
+            return read_text(self.folder / name, errors)
+        except UserError as error:
+            problems += error.messages
+            return None
 
     def _object(
-        self, name: str, kind: TypeAdapter[Any], told: list[str], remedy: str = _PUT_BACK
+        self, name: str, kind: TypeAdapter[Any], problems: list[str], remedy: str = _PUT_BACK
     ) -> dict[str, Any] | None:
-        text = self._text(name, told)
-        return None if text is None else self._parsed(name, text, kind, told, remedy)
+        """Return an object as it stands in its file, None if it is gone or not of the kind."""
+        text = self._text(name, problems)
+        is_valid = text is not None and self._parsed(name, text, kind, problems, remedy)
+        return json.loads(text) if text is not None and is_valid else None
 
     def _parsed(
-        self,
-        place: str,
-        text: str,
-        kind: TypeAdapter[Any],
-        told: list[str],
+        self, name: str, text: str, kind: TypeAdapter[Any], problems: list[str],
         remedy: str = _PUT_BACK,
-    ) -> dict[str, Any] | None:
-        """Return an object of JSON, None if it is not of the kind."""
+    ) -> Any:  # fmt: skip
+        """Return what the text says as an object of the kind, None if it is not of the kind."""
         try:
-            content = json.loads(text)
-            kind.validate_json(text)
+            return kind.validate_json(text, strict=True)
         except ValidationError as error:
             first = error.errors()[0]
-            rule = f"{'.'.join(map(str, first['loc']))}: {plain_rule(first['msg'])}"
-        except (ValueError, RecursionError):
-            rule = f"this is not JSON: {text[:40]!r}"
-        else:
-            return dict(content)
-        told.append(f"{self.folder / place}: is damaged: {rule}; {remedy}")
-        return None
+            field = ".".join(map(str, first["loc"]))
+            rule = f"{field}: {plain_rule(first['msg'])}" if field else plain_rule(first["msg"])
+            problems.append(f"{self.folder / name}: is damaged: {rule}; {remedy}")
+            return None

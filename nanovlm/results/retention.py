@@ -45,17 +45,14 @@ class CheckpointRetention:
         self._shown: str | None = None
         """The run that `best/` is of."""
 
-    def restore(self, records: Sequence[TrialRecord]) -> None:
-        """Take in the trials that ended before, and finish what a kill has kept from being done."""
-        for record in records:
-            self.settle(record)
-
     def settle(self, record: TrialRecord) -> None:
         """Keep or remove the model of a trial that has ended, and what it pushes out; remove its
         state."""
         remove_folder(state_dir(self._folder, record.trial_id))
-        for out in self._take(record):
-            if out.trial_id != self._shown:
+        candidates = [*self._best, record]
+        self._best = self._worth_keeping([r for r in candidates if r.state == "completed"])
+        for out in candidates:
+            if out not in self._best and out.trial_id != self._shown:
                 remove_folder(model_dir(self._folder, out.trial_id))
 
     def show_as_best(self, trial_id: str) -> bool:
@@ -67,12 +64,15 @@ class CheckpointRetention:
         if not source.is_dir():
             return False
         self._shown = trial_id
-        if not _is_same(source, best):
-            _link(source, part)
-            if best.exists():
-                best.rename(previous)
-            part.rename(best)
-            remove_folder(previous)
+        try:
+            shutil.copytree(source, part, copy_function=os.link)
+        except OSError:  # a disk without second names
+            remove_folder(part)
+            shutil.copytree(source, part)
+        if best.exists():
+            best.rename(previous)
+        part.rename(best)
+        remove_folder(previous)
         return True
 
     def clean(self, ended: Collection[str], confirmed: Collection[str]) -> None:
@@ -92,41 +92,9 @@ class CheckpointRetention:
         if root.is_dir() and not root.is_symlink() and not any(root.iterdir()):
             root.rmdir()
 
-    def _take(self, record: TrialRecord) -> list[TrialRecord]:
-        """Put an ended trial among the best; return those that are not any more."""
-        if record.state != "completed":
-            return [record]
-        candidates = [*self._best, record]
-        self._best = self._worth_keeping(candidates)
-        kept = {best.trial_id for best in self._best}
-        return [out for out in candidates if out.trial_id not in kept]
-
     def _worth_keeping(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
         if len(self._objective.all) == 1:
             return rank(records, self._objective)[: self._num_best]
         choice = choose(records, self._objective)
         worth = [] if choice is None else [choice.record, *choice.front]
-        kept = {record.trial_id for record in worth}  # the chosen one is mostly on the front too
-        return [record for record in records if record.trial_id in kept]
-
-
-def _is_same(source: Path, best: Path) -> bool:
-    """Return whether `best` holds the files of `source`, under a second name or as copies."""
-    names = [path.name for path in source.iterdir()]
-    if not best.is_dir() or {path.name for path in best.iterdir()} != {*names}:
-        return False
-    stats = [((source / name).stat(), (best / name).stat()) for name in names]
-    return all(
-        os.path.samestat(ours, theirs)
-        or (ours.st_size, ours.st_mtime_ns) == (theirs.st_size, theirs.st_mtime_ns)
-        for ours, theirs in stats
-    )
-
-
-def _link(source: Path, target: Path) -> None:
-    """Make `target` a folder with the same files; a copy where the disk has no second names."""
-    try:
-        shutil.copytree(source, target, copy_function=os.link)
-    except OSError:
-        remove_folder(target)
-        shutil.copytree(source, target)
+        return [record for record in records if record in worth]

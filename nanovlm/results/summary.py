@@ -1,35 +1,30 @@
-"""What a search comes to, as pure functions of its trials' records."""
+"""What a search has found, as pure functions of its trials' records; `summary.json`."""
 
 import json
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from nanovlm.config.search_settings import Objective
 from nanovlm.config.sources import flat_values
 from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
-from nanovlm.results.confirmation import confirmation_by_what_is_left
+from nanovlm.results.confirmation import confirmation_and_problems
 from nanovlm.results.pareto import choose, pareto_summary
 from nanovlm.results.read import ANSWERS_DIR, BEST_CONFIG_FILE, TRIALS_FILE, FolderReader, read_text
-
-NUM_ITEMS = "mmstar_num_items"
-"""The metric that tells on how many questions the accuracies stand."""
+from nanovlm.results.statistics import interval_95
 
 RULES_BEFORE_THERE_WERE_OTHERS = "lmms-eval-0.7.1"
 """By which trials were scored whose configuration does not say it."""
-
-_PROPORTIONS = ("mmstar_accuracy", "mmstar_letter_accuracy")
-_Z_95 = statistics.NormalDist().inv_cdf(0.975)
 
 
 def best_record(records: Sequence[TrialRecord], objective: Objective) -> TrialRecord | None:
     """Return the best trial that ran its full budget; of equal ones the first.
 
-    With several objectives it is the one that is chosen from their front (`tradeoff.choose`).
+    With several objectives it is the one that is chosen from their front (`pareto.choose`).
     """
     if len(objective.all) > 1:
         choice = choose(records, objective)
@@ -69,6 +64,7 @@ def summarize(
     everything = [*records, *paused, *confirmed]
     seconds = training_seconds(everything)
     states = [record.state for record in records]
+    waits = turnarounds(everything)
     return {
         "name": name,
         "ended_by": ended_by,
@@ -79,10 +75,23 @@ def summarize(
             **{state: states.count(state) for state in ("completed", "stopped", "failed")},
             "paused": len(paused),
         },
-        "best": best and _best(best, objective.metric),
+        "best": best
+        and {
+            "trial_id": best.trial_id,
+            "number": best.number,
+            "config": dict(best.config),
+            "parameters": dict(best.parameters),
+            "metrics": dict(best.metrics),
+            "interval_95": interval_95(best.metrics, objective.metric),
+            "samples_seen": best.samples_seen,
+        },
         **({"pareto": pareto_summary(records, objective)} if len(objective.all) > 1 else {}),
         "confirmation": confirmation,
-        "turnaround_seconds": _median_p95_max(turnarounds(everything)),
+        "turnaround_seconds": {
+            "median": float(np.median(waits)) if waits else None,
+            "p95": float(np.quantile(waits, 0.95, method="inverted_cdf")) if waits else None,
+            "max": max(waits, default=None),
+        },
         "wall_seconds": wall_seconds,
         "training_seconds": seconds,
         "gpu_hours": seconds * gpus_per_trial / 3600,
@@ -138,52 +147,7 @@ def turnarounds(records: Sequence[TrialRecord]) -> list[float]:
     return seconds
 
 
-def wilson_interval(proportion: float, num_items: int) -> tuple[float, float]:
-    """Return the 95 % interval of a proportion (Wilson 1927, without continuity correction)."""
-    z2 = _Z_95**2
-    center = (proportion + z2 / (2 * num_items)) / (1 + z2 / num_items)
-    spread = proportion * (1 - proportion) / num_items + z2 / (4 * num_items**2)
-    half = _Z_95 * math.sqrt(spread) / (1 + z2 / num_items)
-    return max(0.0, center - half), min(1.0, center + half)
-
-
-def interval_95(metrics: Mapping[str, float], metric: str) -> tuple[float, float] | None:
-    """Return the 95 % interval of a metric over the benchmark's items, if it is a proportion."""
-    if metric not in _PROPORTIONS or NUM_ITEMS not in metrics:
-        return None
-    return wilson_interval(metrics[metric], int(metrics[NUM_ITEMS]))
-
-
-def describe_accuracy(metrics: Mapping[str, float], metric: str) -> str:
-    """Return the metric's value with its interval, such as `0.931 [0.915, 0.944]`."""
-    interval = interval_95(metrics, metric)
-    value = f"{metrics[metric]:.4g}"
-    if interval is None:
-        return value
-    return f"{metrics[metric]:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
-
-
-def _best(record: TrialRecord, metric: str) -> dict[str, Any]:
-    return {
-        "trial_id": record.trial_id,
-        "number": record.number,
-        "config": dict(record.config),
-        "parameters": dict(record.parameters),
-        "metrics": dict(record.metrics),
-        "interval_95": interval_95(record.metrics, metric),
-        "samples_seen": record.samples_seen,
-    }
-
-
-def _median_p95_max(seconds: Sequence[float]) -> dict[str, float | None]:
-    if not seconds:
-        return {"median": None, "p95": None, "max": None}
-    ordered = sorted(seconds)
-    p95 = ordered[math.ceil(0.95 * len(ordered)) - 1]
-    return {"median": statistics.median(ordered), "p95": p95, "max": ordered[-1]}
-
-
-def count_anew(
+def recount(
     folder: Path,
     summary: Mapping[str, Any] | None,
     records: Sequence[TrialRecord],
@@ -229,12 +193,12 @@ def busy_seconds(records: Sequence[TrialRecord]) -> float:
     return seconds
 
 
-def best_of(reader: FolderReader) -> TrialRecord | None:
+def read_best(reader: FolderReader) -> TrialRecord | None:
     """Return the best run by what can be read of the records; None if none ran its full budget."""
     records, confirmed = reader.ended()
     space = reader.space(records)
     objective = space.objective if space else reader.objective()
-    confirmation, _ = confirmation_by_what_is_left(
+    confirmation, _ = confirmation_and_problems(
         confirmed, records, objective, reader.folder / ANSWERS_DIR
     )
     return final_best(records, objective, confirmed, confirmation)
@@ -248,16 +212,8 @@ def check_best_config(path: Path) -> None:
     reader = FolderReader(path.parent)
     if path.name != BEST_CONFIG_FILE or not path.exists() or not reader.has(TRIALS_FILE):
         return
-    if not (read_text(path) or "").endswith("\n"):
-        raise UserError(f"{path}: is cut in its last line; --resume of its search writes it anew")
-    best = best_of(reader)
-    if best is None:
-        return
-    lacks = [
-        *(flat_values(best.config).keys() - flat_values(reader.config(path.name) or {}).keys())
-    ]
-    if lacks:
-        raise UserError(
-            f"{path}: is cut: it lacks {len(lacks)} keys of {best.trial_id}, such as "
-            f"{min(lacks)}; --resume of its search writes it anew"
-        )
+    is_whole = (read_text(path) or "").endswith("\n")
+    if is_whole and (best := read_best(reader)) is not None:
+        is_whole = not flat_values(best.config).keys() - flat_values(reader.config(path.name) or {})
+    if not is_whole:
+        raise UserError(f"{path}: is cut; --resume of its search writes it anew")

@@ -129,10 +129,10 @@ def _shares(
     A report counts at its milestone, whatever the batch size was.
     """
     reader = FolderReader(user_path(folder))
-    verdicts = [line for line in reader.decisions(()) if "number" in line]
+    decisions, _ = reader.decisions(())
     if reader.problems:
         raise UserError(*(f"warm_start: {problem}" for problem in reader.problems))
-    milestones = {(line["number"], line["samples_seen"]): line["milestone"] for line in verdicts}
+    milestones = {(d.number, d.samples_seen): d.milestone for d in decisions}
 
     def share(record: TrialRecord, place: int) -> float:
         if record.state == "completed" and place == len(record.reports) - 1:

@@ -25,7 +25,7 @@ from scipy.special import erfcx, log_ndtr
 from scipy.stats import qmc
 from threadpoolctl import threadpool_limits
 
-from nanovlm.results.ranking import rank_correlation
+from nanovlm.results.statistics import rank_correlation
 from nanovlm.samplers.gaussian_process import GaussianProcess, UnitCube, choose_longest
 from nanovlm.samplers.history import is_infeasible
 

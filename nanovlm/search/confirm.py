@@ -14,9 +14,9 @@ from nanovlm.config.sources import Layer, build_config
 from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
-from nanovlm.results.comparison import paired_p_value
+from nanovlm.results.conclusion import DEFAULT_NUMBER
+from nanovlm.results.statistics import paired_p_value
 from nanovlm.results.summary import best_record
-from nanovlm.results.verdict import DEFAULT_NUMBER
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

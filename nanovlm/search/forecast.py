@@ -17,9 +17,9 @@ from nanovlm.config.search_settings import TrialResources
 from nanovlm.config.space import SearchSpace
 from nanovlm.files import free_bytes, gib
 from nanovlm.process import usable_cpus
+from nanovlm.pruning.pausing_halving import build_rungs
 from nanovlm.pruning.simulation import CORRELATIONS, SimulatedSearch, simulate
-from nanovlm.pruning.successive_halving import build_rungs
-from nanovlm.results.verdict import DEFAULT_NUMBER
+from nanovlm.results.conclusion import DEFAULT_NUMBER
 from nanovlm.search.confirm import Race, most_batches
 from nanovlm.search.disk import DiskPeak, disk_peak, max_paused_states
 from nanovlm.search.plan import SearchPlan

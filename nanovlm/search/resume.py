@@ -1,6 +1,5 @@
 """Whether a search can go on in a results folder: only the same space can."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,14 @@ from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
 from nanovlm.files import replace_text
 from nanovlm.messages import RUN_ID, Report, TrialRecord, measured
-from nanovlm.pruning.decisions import PruningDecision
+from nanovlm.results.decisions import (
+    PruningDecision,
+    Withdrawal,
+    decided_reports,
+    decision_line,
+    last_milestone,
+)
+from nanovlm.results.folder import choose_folder, folder_exists
 from nanovlm.results.read import (
     CHECKPOINTS_DIR,
     RUNGS_FILE,
@@ -22,9 +28,7 @@ from nanovlm.results.read import (
     STUDY_FILE,
     TRIALS_FILE,
     FolderReader,
-    decided_reports,
 )
-from nanovlm.results.write import choose_folder, is_there
 from nanovlm.search.study import open_study, read_search_id
 from nanovlm.search.told_study import SEARCH
 
@@ -42,7 +46,7 @@ def search_folder(results: Path, name: str | None, space: SearchSpace, resume: b
     if not resume:
         return choose_folder(results, name, space.name)
     folder = results / (name or space.name)
-    is_there(folder)
+    folder_exists(folder)
     check_same_space(folder, space)
     return folder
 
@@ -116,13 +120,12 @@ def _mend_rungs(
     if not milestones:
         return []
     reader = FolderReader(folder)
-    lines = reader.decisions(records)
+    decisions, withdrawn = reader.decisions(records)
     if not reader.problems:
         return []
-    withdrawn = [line["withdrawn"] for line in lines if "withdrawn" in line]
-    known = {(line["number"], line["samples_seen"]) for line in lines if "number" in line}
+    known = {(decision.number, decision.samples_seen) for decision in decisions}
     recovered = [
-        _decision(record, report, objective, goes_on, milestones).as_line()
+        _decision(record, report, objective, goes_on, milestones)
         for record in records
         if record.number not in withdrawn
         for report, goes_on in decided_reports(record)
@@ -130,10 +133,11 @@ def _mend_rungs(
         and all(each.metric in measured(report) for each in objective.all)
     ]
     # The limit of pasha rises with the milestones, and stays where a failed trial has put it.
-    lines += sorted(recovered, key=lambda line: line["milestone"])
-    failed = {r.number for r in records if r.state == "failed"} - {*withdrawn}
-    lines += [{"withdrawn": number} for number in sorted(failed)]
-    replace_text(folder / RUNGS_FILE, "".join(f"{json.dumps(line)}\n" for line in lines))
+    recovered.sort(key=lambda decision: decision.milestone)
+    failed = {record.number for record in records if record.state == "failed"}
+    lines: list[PruningDecision | Withdrawal] = [*decisions, *recovered]
+    lines += map(Withdrawal, sorted(withdrawn | failed))
+    replace_text(folder / RUNGS_FILE, "".join(map(decision_line, lines)))
     return [
         f"{folder / RUNGS_FILE}: was damaged; {len(recovered)} decisions of ended trials were made "
         "up for from their reports; trials under way are compared again"
@@ -148,7 +152,7 @@ def _decision(
     milestones: Sequence[int],
 ) -> PruningDecision:
     samples = report.samples_seen
-    milestone = max((m for m in milestones if m <= samples), default=milestones[0])
+    milestone = last_milestone(milestones, samples) or milestones[0]
     reason = "went on; with what it was compared is lost"
     if not goes_on:
         reason = record.reason or "was stopped; with what it was compared is lost"

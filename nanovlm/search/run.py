@@ -17,11 +17,10 @@ from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
 from nanovlm.messages import Notice
-from nanovlm.results.full_disk import told_of_full_disk
+from nanovlm.results.folder import check_same_data, choose_folder, explain_full_disk
 from nanovlm.results.pareto import choose, describe_choice
 from nanovlm.results.read import LOGS_DIR, SPACE_FILE
-from nanovlm.results.same_data import check_same_data
-from nanovlm.results.write import ResultsStore, choose_folder
+from nanovlm.results.write import ResultsStore
 from nanovlm.search.confirm import plan_confirmation
 from nanovlm.search.disk import check_disk, disk_peak, max_paused_states
 from nanovlm.search.forecast import UNKNOWN_TRIALS, local_slots
@@ -105,12 +104,12 @@ def run_plan(
         process.in_order(),
         store.opened(resume=resume),
         logged_to(store.folder / LOGS_DIR),
-        told_of_full_disk(store.folder, most_bytes),
+        explain_full_disk(store.folder, most_bytes),
     ):
         mended = mend_search(space, folder, plan.milestones, store.records) if resume else []
         recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])
         earlier = ResumeState(
-            tuple(store.records), tuple(store.confirmed), store.paused, store.earlier_seconds()
+            tuple(store.records), tuple(store.confirmed), store.paused, store.earlier_seconds
         )
         failures = SamplerFailures(lambda text: recorder.take(Notice(text=text)))
         place = Place(
@@ -159,7 +158,7 @@ def _start(plan: SearchPlan, store: ResultsStore) -> RunStart:
         description=plan.describe(),
         records=tuple(store.records),
         confirmed=tuple(store.confirmed),
-        earlier_seconds=store.earlier_seconds(),
+        earlier_seconds=store.earlier_seconds,
     )
 
 

@@ -22,9 +22,8 @@ from nanovlm.cluster.relay import (
 )
 from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
-from nanovlm.pruning.decisions import PruningDecision
-from nanovlm.pruning.pausing_halving import PausingHalving
 from nanovlm.pruning.successive_halving import SuccessiveHalving
+from nanovlm.results.decisions import PruningDecision
 
 
 def plan_milestones(space: SearchSpace, budget: int) -> tuple[int, ...]:
@@ -69,7 +68,7 @@ class RungScheduler(FIFOScheduler):
 
     def __init__(
         self,
-        rungs: SuccessiveHalving | PausingHalving,
+        rungs: SuccessiveHalving,
         on_decision: OnDecision = lambda decision: None,
         on_failure: OnFailure = _raise,
     ) -> None:

@@ -29,8 +29,8 @@ from nanovlm.cluster.relay import (
 from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.space import SearchSpace
 from nanovlm.messages import TrialRecord
-from nanovlm.pruning.decisions import PruningDecision
 from nanovlm.pruning.pausing_halving import PausingHalving
+from nanovlm.results.decisions import PruningDecision
 from nanovlm.samplers.configurations import RunConfigurations, can_repeat
 from nanovlm.samplers.milestone_sampler import CORRELATIONS
 from nanovlm.samplers.optuna_samplers import build_history, build_sampler, suggest
@@ -224,13 +224,17 @@ class StudySearch(OptunaSearch):
             return None
         rungs = self._pauses.rungs
         # A trial is judged before Tune has ended it: until then its slot is not free again.
-        decision = rungs.promote(is_last=not self._has_new_trials(), arrived=self._paused)
+        decision, ended, let_go = rungs.fill_slot(
+            is_last=not self._has_new_trials(),
+            most_trials=self._most_trials,
+            max_states=self._pauses.max_states,
+            arrived=self._paused,
+        )
         if decision is not None:
             self._pauses.on_decision(decision)
             self._let_go.discard(decision.number)
-        if self._most_trials is not None:
-            self._end_decisions(rungs.end_hopeless(self._most_trials, self._paused))
-        for number in rungs.least_promising(self._pauses.max_states):
+        self._end_decisions(ended)
+        for number in let_go:
             if number in self._paused and number not in self._let_go:
                 self._let_go.add(number)
                 self._pauses.let_go(number)

@@ -31,9 +31,9 @@ from nanovlm.config.search_settings import Objective
 from nanovlm.errors import RunFailed, UserError, did_you_mean
 from nanovlm.files import remove_folder
 from nanovlm.messages import Decision, Job, Kind, Notice, TrialRecord, measured
-from nanovlm.pruning.decisions import PruningDecision
-from nanovlm.pruning.pausing_halving import PausingHalving
-from nanovlm.pruning.successive_halving import SuccessiveHalving, build_rungs
+from nanovlm.pruning.pausing_halving import PausingHalving, build_rungs
+from nanovlm.pruning.successive_halving import SuccessiveHalving
+from nanovlm.results.decisions import PruningDecision
 from nanovlm.results.read import RUNGS_FILE
 from nanovlm.results.retention import state_dir
 from nanovlm.samplers.configurations import RunConfigurations
@@ -242,7 +242,7 @@ class _Search:
             ray.get(running.broker.take_up.remote(job, record))
 
     def _take_decision(
-        self, broker: Any, rungs: SuccessiveHalving | PausingHalving, decision: PruningDecision
+        self, broker: Any, rungs: SuccessiveHalving, decision: PruningDecision
     ) -> None:
         """Let the trial know what was decided, and a person if a milestone has ceased to decide."""
         _answer(broker, decision)

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nanovlm.cluster.relay import NUMBER, VALUES
 from nanovlm.config.space import SearchSpace
 from nanovlm.messages import TrialRecord, measured
+from nanovlm.results.decisions import last_milestone
 from nanovlm.samplers.milestone_sampler import CURVE, SOURCE
 from nanovlm.samplers.optuna_samplers import distributions, encode
 from nanovlm.samplers.scalarized import OTHERS
@@ -191,8 +192,7 @@ class ToldStudy:
         """
         if is_final:
             return samples_seen
-        reached = [milestone for milestone in self._milestones if milestone <= samples_seen]
-        return reached[-1] if reached else samples_seen
+        return last_milestone(self._milestones, samples_seen) or samples_seen
 
     def _curve(self, record: TrialRecord) -> dict[int, tuple[float, ...]]:
         """Return a trial's values by milestone."""

@@ -13,7 +13,7 @@ from nanovlm.config.database_url import PLACEHOLDER, fill_in, hide_password, wit
 from nanovlm.config.search_settings import Study
 from nanovlm.config.space import load_space
 from nanovlm.errors import UserError
-from nanovlm.results.environment import describe_environment
+from nanovlm.results.folder import describe_environment
 
 URL = "postgresql+psycopg://me:hush@host:5432/db?sslmode=require"
 QUERY = "postgresql+psycopg:///db?host=h&user=me&password=hush&sslmode=require"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from nanovlm.config.search_settings import Objective, Scheduler
-from nanovlm.pruning.decisions import PruningDecision
 from nanovlm.pruning.pausing_halving import PausingHalving
+from nanovlm.results.decisions import PruningDecision
 
 MILESTONES = (100, 300, 900)
 
@@ -59,7 +59,7 @@ def test_the_highest_milestone_comes_first() -> None:
     for number, value in ((2, 0.4), (1, 0.6), (0, 0.5)):
         decide(rungs, number, value, 300)
     for number in range(9, 12):
-        decide(rungs, number, 0.0)  # four places at the first milestone now
+        decide(rungs, number, 0.0)  # four may go on from the first milestone now
     for milestone, number in ((300, 1), (100, 3)):
         promoted = rungs.promote()
         assert promoted is not None
@@ -83,7 +83,7 @@ def test_of_equal_trials_the_earlier_one_goes_on() -> None:
 
 
 def test_a_search_of_few_trials_has_one_of_full_length() -> None:
-    """Of two trials none is the best third, so at the end of the search places are rounded up."""
+    """Of two trials none is the best third, so at the end of the search the third is rounded up."""
     rungs = rungs_of()
     decide(rungs, 0, 0.5)
     decide(rungs, 1, 0.4)
@@ -101,7 +101,10 @@ def test_the_hopeless_end_early_and_the_others_at_the_end() -> None:
     for number in range(8):
         decide(rungs, number, 0.8 - number / 10)
     ended = rungs.end_hopeless(most_trials=9)
-    assert [decision.number for decision in ended] == [6, 7]  # 3 places, and as many in reserve
+    assert [decision.number for decision in ended] == [
+        6,
+        7,
+    ]  # 3 go on, 3 are in reserve
     assert ended[0].reason == (
         "accuracy 0.2 is number 7 of 8 trials at 100 samples, too far behind the best 3 of 9"
     )
@@ -194,10 +197,10 @@ def test_whatever_happens_it_is_remembered(tmp_path: Path, seed: int) -> None:
             reached[promoted.number] = MILESTONES.index(promoted.milestone) + 1
         assert rungs.paused == undisturbed.paused
         assert not set(rungs.paused) & set(reached)
-        _check_places(rungs)
+        _check_waiting(rungs)
 
 
-def _check_places(rungs: PausingHalving) -> None:
+def _check_waiting(rungs: PausingHalving) -> None:
     """Nobody waits who is among the best third of a milestone."""
     for milestone, rung in rungs._rungs.items():
         best = rung.numbers(0, math.floor(len(rung) / 3))
@@ -219,6 +222,6 @@ def test_after_an_interruption_only_those_wait_that_have_paused(tmp_path: Path) 
     assert decide(again, 3, 0.4) == waits, "as before: trial 2 still counts"
     assert set(again.paused) == {0, 3}
     third = rungs_of(log)
-    places = [{m: rung.numbers() for m, rung in each._rungs.items()} for each in (third, again)]
-    assert places[0] == places[1] and third._decisions == again._decisions
+    ranks = [{m: rung.numbers() for m, rung in each._rungs.items()} for each in (third, again)]
+    assert ranks[0] == ranks[1] and third._decisions == again._decisions
     assert set(third.paused) == {0, 2, 3}

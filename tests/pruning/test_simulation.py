@@ -1,7 +1,6 @@
 """Simulated searches: what they count, and that the real rule decides."""
 
 from collections.abc import Callable, Container
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +8,20 @@ import pytest
 
 from nanovlm.config.search_settings import Objective, Scheduler
 from nanovlm.config.space import load_space
-from nanovlm.pruning.decisions import PruningDecision
-from nanovlm.pruning.pausing_halving import PausingHalving
+from nanovlm.pruning.pausing_halving import PausingHalving, build_rungs
 from nanovlm.pruning.simulation import SimulatedSearch, simulate
-from nanovlm.pruning.successive_halving import build_rungs
+from nanovlm.pruning.successive_halving import StoppingHalving
+from nanovlm.results.decisions import PruningDecision
 
 MILESTONES = (100, 300)
 
 
-@dataclass
-class Rule:
+class Rule(StoppingHalving):
     """Decides by a function of number, samples seen and value."""
 
-    goes_on: Callable[[int, int, float], bool]
+    def __init__(self, goes_on: Callable[[int, int, float], bool]) -> None:
+        super().__init__(Scheduler(type="stopping"), MILESTONES, objective=Objective())
+        self.goes_on = goes_on
 
     def decide(
         self, number: int, samples_seen: int, value: float, *others: float
@@ -32,7 +32,7 @@ class Rule:
 
 def test_all_go_on() -> None:
     searched = simulate(Rule(lambda *_: True), MILESTONES, 900, num_trials=5, concurrency=2)
-    assert searched.reached == (5, 5, 5)
+    assert searched.reached == [5, 5, 5]
     assert (searched.samples, searched.num_reports) == (4500, 15)
     assert searched.duration == pytest.approx(2700, abs=0.1)  # three in a row on one slot
 
@@ -41,7 +41,7 @@ def test_all_stop_and_reports_take_time() -> None:
     searched = simulate(
         Rule(lambda *_: False), MILESTONES, 900, num_trials=4, concurrency=2, report_cost=50
     )
-    assert searched.reached == (4, 0, 0)
+    assert searched.reached == [4, 0, 0]
     assert searched.samples == 400
     assert searched.duration == pytest.approx(300, abs=0.1)
 
@@ -72,7 +72,7 @@ def test_asha_stops_most_trials_and_none_stops_none(tmp_path: Path) -> None:
     assert searched.most_paused == searched.num_retrained == 0
     patient = load_space(path, {"scheduler.name": "none"})
     all_run = simulate(build_rungs(patient, ()), (), 900, num_trials=7, concurrency=4)
-    assert all_run.reached == (7,)
+    assert all_run.reached == [7]
 
 
 def pausing(num_trials: int, concurrency: int = 1, **more: Any) -> SimulatedSearch:
@@ -152,7 +152,7 @@ class AtTheEnd(PausingHalving):
 def test_the_rule_is_asked_as_the_searcher_asks_it() -> None:
     rule = AtTheEnd()
     searched = simulate(rule, MILESTONES, 900, num_trials=2, concurrency=1)
-    assert searched.reached == (2, 2, 2) and searched.most_paused == 2
+    assert searched.reached == [2, 2, 2] and searched.most_paused == 2
     assert rule.asked_as_last == [False, False, True, True, True]
     assert rule.asked_for_hopeless == {2}
     # Each trains to 100, then again from its start to 300, and from its state to the end.

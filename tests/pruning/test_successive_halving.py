@@ -10,18 +10,17 @@ import pytest
 from ray.tune.schedulers import ASHAScheduler
 
 from nanovlm.config.search_settings import Objective, Scheduler
-from nanovlm.pruning.successive_halving import SuccessiveHalving
+from nanovlm.pruning.successive_halving import StoppingHalving
+from nanovlm.results.decisions import PruningDecision
 from nanovlm.results.read import RUNGS_FILE
 
 MILESTONES = (100, 300, 900)
 
 
-def rungs(
-    name: Any = "asha", mode: Literal["max", "min"] = "max", **more: Any
-) -> SuccessiveHalving:
+def rungs(name: Any = "asha", mode: Literal["max", "min"] = "max", **more: Any) -> StoppingHalving:
     milestones = more.pop("milestones", MILESTONES)
     scheduler = Scheduler(name=name, reduction_factor=more.pop("factor", 3))
-    return SuccessiveHalving(
+    return StoppingHalving(
         scheduler, milestones, objective=Objective(metric="score", mode=mode), **more
     )
 
@@ -30,7 +29,7 @@ def rungs(
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_asha_stops_the_trials_that_ray_stops(mode: Literal["max", "min"], factor: int) -> None:
     draw = random.Random(0)
-    milestones = tuple(100 * factor**place for place in range(3))
+    milestones = tuple(100 * factor**index for index in range(3))
     ours = rungs(mode=mode, factor=factor, milestones=milestones)
     rays = ASHAScheduler(
         time_attr="seen",
@@ -73,14 +72,14 @@ def test_a_restored_log_decides_as_the_rungs_that_wrote_it(tmp_path: Path, name:
     draw = random.Random(1)
     reports = [(n, 100 * 3**rung, draw.random()) for n in range(60) for rung in range(3)]
     whole = rungs(name, seed=3)
-    expected, log = [], tmp_path / RUNGS_FILE
-    for place, (number, seen, value) in enumerate(reports):
-        if whole.reason(number):
+    expected, log = list[PruningDecision](), tmp_path / RUNGS_FILE
+    for index, (number, seen, value) in enumerate(reports):
+        if any(decision.number == number and not decision.goes_on for decision in expected):
             continue
         expected.append(whole.decide(number, seen, value))
         parts = rungs(name, seed=3, log=log)
         assert parts.decide(number, seen, value) == expected[-1]
-        if place % 20 == 19:
+        if index % 20 == 19:
             whole.withdraw(number)
             parts.withdraw(number)
     assert len({decision.goes_on for decision in expected}) == 2
@@ -132,6 +131,6 @@ def test_pasha_takes_values_for_equal_that_cross_to_and_fro() -> None:
     judged = rungs("pasha", factor=2, milestones=(1, 2, 3, 4))
     judged._limit = 3
     for number, curve in enumerate([(0.50, 0.52, 0.60), (0.51, 0.51, 0.61)]):
-        for place, value in enumerate(curve):
-            last = judged.decide(number, place + 1, value)
+        for milestone, value in enumerate(curve, 1):
+            last = judged.decide(number, milestone, value)
     assert not last.goes_on, "a difference of 0.01 says nothing"

@@ -88,8 +88,7 @@ def make_results(
         if ended_by is None:
             store.write_summary(600.0)
         else:
-            store.settle_confirmed()
-            store.close(600.0, ended_by)
+            store.close(600.0, ended_by, is_settled=True)
     return folder
 
 
@@ -99,10 +98,10 @@ def add_paused(folder: Path, numbers: Sequence[int]) -> None:
     store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), gpus_per_trial=0)
     with store.opened(resume=True), (folder / "rungs.jsonl").open("a") as rungs:
         begin = 20 + max(record.ended_at or 0.0 for record in (*store.records, *store.confirmed))
-        for place, number in enumerate(numbers):
+        for index, number in enumerate(numbers):
             legs = [Leg(worker_group="group-0", first_step_at=begin + 0.2, ended_at=begin + 4)]
-            reports = [_report(1000, 0.4 + place / 100, 4.0)]
-            lines = [_verdict(number, 1000, 0.4 + place / 100, False, 0.5)]
+            reports = [_report(1000, 0.4 + index / 100, 4.0)]
+            lines = [_verdict(number, 1000, 0.4 + index / 100, False, 0.5)]
             if number == numbers[-1]:
                 legs.append(
                     Leg(worker_group="group-1", first_step_at=begin + 9, ended_at=begin + 17)

@@ -14,9 +14,9 @@ from scipy import stats
 from nanovlm.config.search_settings import Objective
 from nanovlm.errors import UserError
 from nanovlm.messages import End, Kind, TrialRecord
-from nanovlm.results.comparison import mcnemar_exact
+from nanovlm.results.conclusion import left_the_race
 from nanovlm.results.confirmation import summarize_confirmation
-from nanovlm.results.verdict import left_the_race
+from nanovlm.results.statistics import mcnemar_exact
 from nanovlm.watch.terminal.tables import confirmation_table
 from tests.records import make_record
 from tests.results.answers import write_answers

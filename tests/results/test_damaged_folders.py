@@ -22,11 +22,10 @@ from nanovlm.config.sources import load_config
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.pruning.successive_halving import build_rungs
-from nanovlm.results.environment import describe_environment
+from nanovlm.pruning.pausing_halving import build_rungs
+from nanovlm.results.folder import check_same_data, describe_environment
 from nanovlm.results.load import load_results
 from nanovlm.results.read import SPACE_FILE
-from nanovlm.results.same_data import check_same_data
 from nanovlm.results.summary import check_best_config
 from nanovlm.results.write import ResultsStore
 from nanovlm.search.read_only_study import show_study
@@ -87,8 +86,8 @@ def garbled(path: Path) -> None:
 
 def garbled_in_the_middle(path: Path) -> None:
     content = path.read_bytes()
-    place = len(content) // 2
-    path.write_bytes(content[:place] + b"\xff\x00{" + content[place + 3 :])
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + b"\xff\x00{" + content[middle + 3 :])
 
 
 def of_another_type(path: Path) -> None:
@@ -218,7 +217,7 @@ def resumed(folder: Path, space: SearchSpace) -> Seen:
     store = ResultsStore(folder, OBJECTIVE, gpus_per_trial=0)
     with store.opened(resume=True):
         mended = mend_search(space, folder, MILESTONES, store.records)
-        seconds = store.earlier_seconds()
+        seconds = store.earlier_seconds
         rungs = build_rungs(space, MILESTONES, folder / "rungs.jsonl")
         searcher = build_searcher(space, folder, 1, StopSwitch(), MILESTONES, store.records)
         verdicts = rungs._decisions
@@ -242,8 +241,8 @@ def single_resumed(folder: Path, space: SearchSpace) -> Seen:
     unchecked = check_same_data(folder, DATA_MADE)
     store = ResultsStore(folder, OBJECTIVE, gpus_per_trial=0)
     with store.opened(resume=True):
-        store.close(store.earlier_seconds(), "interrupted")
-        content = (store.records, store.earlier_seconds())
+        store.close(store.earlier_seconds, "interrupted")
+        content = (store.records, store.earlier_seconds)
     return Seen(content, [*unchecked, *store.notes])
 
 

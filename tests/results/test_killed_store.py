@@ -67,9 +67,9 @@ NUM_CONFIRMING = 3
 
 def train(folder: Path, trial: TrialRecord) -> None:
     """Write what a worker writes."""
-    for place in (model_dir(folder, trial.trial_id), state_dir(folder, trial.trial_id)):
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "model.safetensors").write_text(trial.trial_id)
+    for folder_ in (model_dir(folder, trial.trial_id), state_dir(folder, trial.trial_id)):
+        folder_.mkdir(parents=True, exist_ok=True)
+        (folder_ / "model.safetensors").write_text(trial.trial_id)
 
 
 def let_end(store: ResultsStore, trials: list[TrialRecord]) -> None:
@@ -80,8 +80,7 @@ def let_end(store: ResultsStore, trials: list[TrialRecord]) -> None:
         killer.folder = folder
         store.add(trial)
         store.write_summary(1.0)
-    store.settle_confirmed()
-    store.close(2.0, "budget.trials")
+    store.close(2.0, "budget.trials", is_settled=True)
 
 
 def content(folder: Path) -> dict[str, str]:

@@ -67,10 +67,10 @@ def test_contributions(seed: int) -> None:
     front = losses[front_ranks(losses) == 0]
     reference = np.full(front.shape[1], 50.0)
     whole = volume_by_inclusion_and_exclusion(front, reference)
-    for place, share in enumerate(contributions(front, reference)):
-        same = (front == front[place]).all(axis=1)
+    for index, share in enumerate(contributions(front, reference)):
+        same = (front == front[index]).all(axis=1)
         rest = volume_by_inclusion_and_exclusion(front[~same], reference)
-        expected = 0.0 if same[:place].any() else whole - rest
+        expected = 0.0 if same[:index].any() else whole - rest
         assert share == pytest.approx(expected, abs=1e-6)
 
 

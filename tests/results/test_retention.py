@@ -41,7 +41,8 @@ def test_they_stay_when_the_search_goes_on(tmp_path: Path) -> None:
     for record in records:
         first.settle(record)
     again = CheckpointRetention(tmp_path, OBJECTIVE, num_best=2)
-    again.restore(records)
+    for record in records:
+        again.settle(record)
     again.settle(ended(tmp_path, 2, 0.6))
     assert names(tmp_path) == ["trial-0001", "trial-0002"]
 

@@ -15,15 +15,11 @@ from nanovlm.config.yaml_text import read_mapping
 from nanovlm.errors import UserError
 from nanovlm.files import replace_text
 from nanovlm.messages import Leg, TrialRecord, TrialState
+from nanovlm.results.folder import choose_folder
 from nanovlm.results.read import FolderReader, answers_file, read_records
-from nanovlm.results.summary import (
-    best_record,
-    interval_95,
-    summarize,
-    turnarounds,
-    wilson_interval,
-)
-from nanovlm.results.write import ResultsStore, choose_folder
+from nanovlm.results.statistics import interval_95, wilson_interval
+from nanovlm.results.summary import best_record, summarize, turnarounds
+from nanovlm.results.write import ResultsStore
 from tests.records import make_record, make_report, make_speed
 
 OBJECTIVE = Objective(metric="mmstar_accuracy", mode="max")
@@ -343,7 +339,7 @@ def test_a_folder_is_used_by_one_program_at_a_time(tmp_path: Path) -> None:
         assert len(other.records) == 4
 
 
-def test_a_place_where_no_folder_can_be_made(tmp_path: Path) -> None:
+def test_a_path_where_no_folder_can_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = ResultsStore(tmp_path / "file" / "demo", OBJECTIVE, gpus_per_trial=0)
     with pytest.raises(UserError, match="cannot be made: Not a directory"), store.opened(False):

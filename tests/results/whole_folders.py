@@ -15,7 +15,7 @@ from nanovlm.config.sources import config_values
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.config.yaml_text import write_yaml
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.results.environment import describe_environment
+from nanovlm.results.folder import describe_environment
 from nanovlm.results.read import CONFIG_FILE, DATA_FILE, ENVIRONMENT_FILE, SPACE_FILE
 from nanovlm.results.retention import state_dir
 from nanovlm.results.write import ResultsStore

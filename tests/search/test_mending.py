@@ -10,7 +10,8 @@ from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.messages import End, TrialRecord
-from nanovlm.pruning.successive_halving import SuccessiveHalving, build_rungs
+from nanovlm.pruning.pausing_halving import build_rungs
+from nanovlm.pruning.successive_halving import StoppingHalving
 from nanovlm.results.read import RUNGS_FILE, SEARCH_ID_FILE
 from nanovlm.search import study as study_module
 from nanovlm.search.resume import mend_search
@@ -30,10 +31,10 @@ def space_of(folder: Path, scheduler: str) -> SearchSpace:
     return load_space(path)
 
 
-def run_search(space: SearchSpace, folder: Path) -> tuple[list[TrialRecord], SuccessiveHalving]:
+def run_search(space: SearchSpace, folder: Path) -> tuple[list[TrialRecord], StoppingHalving]:
     """Let trials be judged, one after another; the last one fails after two reports."""
     rungs = build_rungs(space, MILESTONES, folder / RUNGS_FILE)
-    assert isinstance(rungs, SuccessiveHalving)
+    assert isinstance(rungs, StoppingHalving)
     records = []
     for number, values in enumerate(VALUES):
         reports, end = [], End.COMPLETED
@@ -46,12 +47,17 @@ def run_search(space: SearchSpace, folder: Path) -> tuple[list[TrialRecord], Suc
                 rungs.withdraw(number)
                 end = End.ERROR
                 break
-        reason = rungs.reason(number)
+        reason = stop_reason(rungs, number)
         parameters = {"lr_mp": 0.001 * (number + 1)}
         records.append(
             make_record(number, end=end, reports=reports, reason=reason, parameters=parameters)
         )
     return records, rungs
+
+
+def stop_reason(rungs: StoppingHalving, number: int) -> str | None:
+    decisions = [d for d in rungs._decisions.values() if d.number == number and not d.goes_on]
+    return decisions[0].reason if decisions else None
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband", "pasha"])
@@ -69,7 +75,7 @@ def test_trials_are_judged_as_before(
     (note, *_) = mend_search(space, tmp_path, MILESTONES, records)
     assert RUNGS_FILE in note
     again = build_rungs(space, MILESTONES, log)
-    assert isinstance(again, SuccessiveHalving)
+    assert isinstance(again, StoppingHalving)
     ours, theirs = ({k: v for k, v in r._rungs.items() if v} for r in (again, before))
     assert ours == theirs
     assert again._limit == before._limit
@@ -77,7 +83,7 @@ def test_trials_are_judged_as_before(
         value = 0.1 * (number - 3)
         one, other = (rungs.decide(number, 104, value) for rungs in (again, before))
         assert (one.goes_on, one.cutoff) == (other.goes_on, other.cutoff)
-    assert [again.reason(n) for n in range(3)] == [before.reason(n) for n in range(3)]
+    assert [stop_reason(again, n) for n in range(3)] == [stop_reason(before, n) for n in range(3)]
 
 
 def test_a_whole_log_stays_as_it_is(tmp_path: Path) -> None:

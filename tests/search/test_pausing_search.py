@@ -28,9 +28,8 @@ from nanovlm.cluster.relay import (
 from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.messages import End, TrialRecord
-from nanovlm.pruning.decisions import PruningDecision
-from nanovlm.pruning.pausing_halving import PausingHalving
-from nanovlm.pruning.successive_halving import build_rungs
+from nanovlm.pruning.pausing_halving import PausingHalving, build_rungs
+from nanovlm.results.decisions import PruningDecision
 from nanovlm.results.read import RUNGS_FILE
 from nanovlm.samplers.earlier_lengths import Lengths
 from nanovlm.samplers.scalarized import OTHERS

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from nanovlm.config.search_settings import Confirm
-from nanovlm.results.comparison import paired_interval
+from nanovlm.results.statistics import paired_interval
 from nanovlm.search.confirm import Race, Run, most_batches
 
 Values = Callable[[int, int], float | None]

@@ -12,8 +12,8 @@ import pytest
 from nanovlm.cluster.relay import FAILURE, IS_FINAL, NUMBER, SAMPLES_SEEN
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
-from nanovlm.pruning.decisions import PruningDecision
-from nanovlm.pruning.successive_halving import SuccessiveHalving, build_rungs
+from nanovlm.pruning.pausing_halving import build_rungs
+from nanovlm.results.decisions import PruningDecision
 from nanovlm.results.read import RUNGS_FILE
 from nanovlm.search.scheduler import RungScheduler, plan_milestones
 from tests.full_disk import files_end_at
@@ -87,8 +87,7 @@ def test_a_bad_trial_is_stopped_with_a_reason(tmp_path: Path) -> None:
     for number, value in enumerate([0.5, 0.6, 0.7]):
         assert report(scheduler, number, 1000, value) == "CONTINUE"
     assert report(scheduler, 3, 1000, 0.4) == "STOP"
-    assert isinstance(scheduler.rungs, SuccessiveHalving)
-    assert scheduler.rungs.reason(3) == (
+    assert scheduler.rungs.decide(3, 1000, 0.4).reason == (
         "mmstar_accuracy 0.4 below 0.6333, the cutoff of 3 trials at 1000 samples"
     )
     assert report(scheduler, 4, 1024, 0.8) == "CONTINUE"

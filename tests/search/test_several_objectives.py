@@ -23,11 +23,10 @@ from nanovlm.config.search_settings import Objective, Scheduler, join
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialState
-from nanovlm.pruning.decisions import PruningDecision
-from nanovlm.pruning.pausing_halving import PausingHalving
-from nanovlm.pruning.successive_halving import SuccessiveHalving, build_rungs
-from nanovlm.results.pareto import front_ranks, hypervolume
-from nanovlm.results.ranking import ParetoRanking, make_ranking
+from nanovlm.pruning.pausing_halving import PausingHalving, build_rungs
+from nanovlm.pruning.successive_halving import StoppingHalving
+from nanovlm.results.decisions import PruningDecision
+from nanovlm.results.pareto import Ranking, front_ranks, hypervolume
 from nanovlm.results.read import RUNGS_FILE
 from nanovlm.samplers.milestone_sampler import CURVE, SOURCE
 from nanovlm.samplers.scalarized import OTHERS, Scalarized
@@ -123,8 +122,7 @@ def test_what_goes_with_one_objective_alone(
 def test_an_objective_that_is_always_the_same_orders_nothing(seed: int) -> None:
     """The order is that of the other one, however trials come and go."""
     draw = random.Random(seed)
-    one, both = make_ranking(Objective()), make_ranking(BOTH)
-    assert isinstance(both, ParetoRanking)
+    one, both = Ranking(Objective()), Ranking(BOTH)
     known = list[int]()
     for number in range(60):
         if known and draw.random() < 0.3:
@@ -136,7 +134,7 @@ def test_an_objective_that_is_always_the_same_orders_nothing(seed: int) -> None:
         both.add(number, [value, 0.002 * draw.uniform(0.999, 1.001)])
         known.append(number)
         assert one.numbers() == both.numbers() and len(one) == len(both)
-        assert [one.place(n) for n in known] == [both.place(n) for n in known]
+        assert [one.index(n) for n in known] == [both.index(n) for n in known]
 
 
 def decide(rungs: PausingHalving, number: int, *values: float) -> PruningDecision:
@@ -164,7 +162,7 @@ def test_trials_go_on_that_are_worth_having(tmp_path: Path) -> None:
 
 
 def test_of_trials_that_stop_the_best_third_goes_on() -> None:
-    rungs = SuccessiveHalving(Scheduler(type="stopping"), MILESTONES, objective=BOTH)
+    rungs = StoppingHalving(Scheduler(type="stopping"), MILESTONES, objective=BOTH)
     values = [(0.5, 0.01), (0.9, 0.01), (0.4, 0.02), (0.3, 0.001), (0.45, 0.03), (0.95, 0.009)]
     verdicts = [rungs.decide(number, 100, *row) for number, row in enumerate(values)]
     assert [verdict.goes_on for verdict in verdicts] == [True, True, False, True, False, True]
@@ -398,7 +396,7 @@ def test_lost_verdicts_are_made_up_for_with_all_values(tmp_path: Path) -> None:
     (tmp_path / RUNGS_FILE).unlink()
     mend_search(space, tmp_path, (100,), records)
     again = build_rungs(space, MILESTONES, tmp_path / RUNGS_FILE)
-    assert isinstance(rungs, SuccessiveHalving) and isinstance(again, SuccessiveHalving)
+    assert isinstance(rungs, StoppingHalving) and isinstance(again, StoppingHalving)
     assert again._rungs == rungs._rungs
     (tried,) = (v for v in again._decisions.values() if v.number == 2)
     assert tried.others == pytest.approx((0.02,)) and not tried.goes_on

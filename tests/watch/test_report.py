@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nanovlm.errors import UserError
-from nanovlm.results.environment import PACKAGES, describe_environment
+from nanovlm.results.folder import PACKAGES, describe_environment
 from nanovlm.results.read import ENVIRONMENT_FILE
 from nanovlm.watch.report.capability_chart import num_items
 from nanovlm.watch.report.figure import log_ticks, tick_text
@@ -249,7 +249,7 @@ def test_a_single_run_has_no_search_in_its_report(tmp_path: Path) -> None:
         ("trials.jsonl", 0.7, r"trials\.jsonl: has \d+ trials, but summary\.json counts 24"),
         ("confirm.jsonl", 0.7, r"confirm\.jsonl: has 2 trials, but summary\.json counts 4"),
         ("rungs.jsonl", 0.7, r"rungs\.jsonl: lacks \d+ lines on trials"),
-        ("summary.json", 0.5, r"summary\.json: is damaged: this is not JSON"),
+        ("summary.json", 0.5, r"summary\.json: is damaged: invalid JSON"),
         ("summary.json", None, r"summary\.json: is not there"),
         ("trials.jsonl", None, r"trials\.jsonl is not there"),
         ("space.yaml", 0.5, r"space\.yaml: .*; put back a copy"),

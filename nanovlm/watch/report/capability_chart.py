@@ -8,8 +8,8 @@ from fractions import Fraction
 from typing import Any
 
 from nanovlm.messages import TrialRecord
-from nanovlm.results.summary import NUM_ITEMS, wilson_interval
-from nanovlm.results.verdict import DEFAULT_NUMBER
+from nanovlm.results.conclusion import DEFAULT_NUMBER
+from nanovlm.results.statistics import NUM_ITEMS, wilson_interval
 from nanovlm.watch.report.figure import STATE_STYLES, Chart, Variant, compact, label
 from nanovlm.watch.report.folder import SearchFolder
 from nanovlm.watch.report.wording import count, run_name

@@ -3,8 +3,8 @@
 What is missing or broken is not an error here: it is said in the report.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from nanovlm.config.search_settings import Objective
 from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
-from nanovlm.results.confirmation import confirmation_by_what_is_left
+from nanovlm.results.conclusion import DEFAULT_NUMBER
+from nanovlm.results.confirmation import confirmation_and_problems
+from nanovlm.results.decisions import PruningDecision
 from nanovlm.results.read import (
     ANSWERS_DIR,
     BEST_CONFIG_FILE,
@@ -27,8 +29,7 @@ from nanovlm.results.read import (
     TRIALS_FILE,
     FolderReader,
 )
-from nanovlm.results.summary import best_record, count_anew, final_best
-from nanovlm.results.verdict import DEFAULT_NUMBER
+from nanovlm.results.summary import best_record, final_best, recount
 
 _WATCHED = (
     TRIALS_FILE, CONFIRM_FILE, PAUSED_FILE, RUNGS_FILE, SUMMARY_FILE, SPACE_FILE, CONFIG_FILE,
@@ -150,11 +151,11 @@ def read_search(folder: Path) -> SearchFolder:
     paused = list(reader.paused(records).values())
     space = reader.space(records)
     objective = space.objective if space else reader.objective()
-    confirmation, problems = confirmation_by_what_is_left(
+    confirmation, problems = confirmation_and_problems(
         confirmed, records, objective, folder / ANSWERS_DIR
     )
     summary = reader.summary(records)
-    verdicts = _standing(reader.decisions(records if reader.is_search(records) else ()))
+    verdicts = _standing(*reader.decisions(records if reader.is_search(records) else ()))
     data, environment = reader.data(), reader.environment()
     if data is None and not reader.has(DATA_FILE):
         reader.notes.append(f"{DATA_FILE} is not there")
@@ -166,7 +167,7 @@ def read_search(folder: Path) -> SearchFolder:
         paused=paused,
         verdicts=verdicts,
         space=space,
-        summary=count_anew(folder, summary, records, confirmed, None, objective, space, paused),
+        summary=recount(folder, summary, records, confirmed, None, objective, space, paused),
         confirmation=confirmation or (summary or {}).get("confirmation"),
         best=final_best(records, objective, confirmed, confirmation),
         data=data or {},
@@ -181,12 +182,13 @@ def read_search(folder: Path) -> SearchFolder:
     )
 
 
-def _standing(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _standing(
+    decisions: Sequence[PruningDecision], withdrawn: Collection[int]
+) -> list[Mapping[str, Any]]:
     """Return the last verdict on each trial at each milestone, without those of trials that failed
     and were withdrawn."""
-    withdrawn = {line["withdrawn"] for line in lines if "withdrawn" in line}
-    verdicts = {(v["number"], v["milestone"]): v for v in lines if "withdrawn" not in v}
-    return [verdict for verdict in verdicts.values() if verdict["number"] not in withdrawn]
+    last = {(decision.number, decision.milestone): decision for decision in decisions}
+    return [asdict(decision) for decision in last.values() if decision.number not in withdrawn]
 
 
 def _guess_parameters(records: Sequence[TrialRecord]) -> tuple[Parameter, ...]:

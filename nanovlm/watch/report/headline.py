@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nanovlm.results.conclusion import DEFAULT_NUMBER, gain_counts, interval_by_questions
 from nanovlm.results.pareto import values_of
 from nanovlm.results.read import ANSWERS_DIR
-from nanovlm.results.summary import NUM_ITEMS, interval_95, mmstar_rules
-from nanovlm.results.verdict import DEFAULT_NUMBER, gain_counts, interval_by_questions
+from nanovlm.results.statistics import NUM_ITEMS, interval_95
+from nanovlm.results.summary import mmstar_rules
 from nanovlm.watch.report.folder import SearchFolder
 from nanovlm.watch.report.wording import (
     NOTHING,

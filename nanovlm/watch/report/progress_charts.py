@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nanovlm.messages import TrialRecord
-from nanovlm.results.summary import interval_95
+from nanovlm.results.statistics import interval_95
 from nanovlm.watch.report.figure import (
     STATE_STYLES,
     Chart,

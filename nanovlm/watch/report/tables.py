@@ -8,9 +8,9 @@ from typing import Any
 from nanovlm.config.search_settings import SETTINGS, Objective
 from nanovlm.config.sources import config_values, flat_values
 from nanovlm.messages import TrialRecord
-from nanovlm.results.environment import PACKAGES
-from nanovlm.results.summary import interval_95
-from nanovlm.results.verdict import DEFAULT_NUMBER, left_the_race
+from nanovlm.results.conclusion import DEFAULT_NUMBER, left_the_race
+from nanovlm.results.folder import PACKAGES
+from nanovlm.results.statistics import interval_95
 from nanovlm.watch.report.capability_chart import parts, sides
 from nanovlm.watch.report.folder import SearchFolder
 from nanovlm.watch.report.wording import (

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nanovlm.messages import TrialRecord
-from nanovlm.results.summary import interval_95
+from nanovlm.results.statistics import interval_95
 from nanovlm.results.write import describe_run
 from nanovlm.watch.terminal.tables import format_value
 

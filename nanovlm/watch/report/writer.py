@@ -9,7 +9,7 @@ from typing import Any
 
 from nanovlm.files import replace_json
 from nanovlm.messages import ProgressUpdate, TrialRecord
-from nanovlm.results.environment import describe_environment
+from nanovlm.results.folder import describe_environment
 from nanovlm.results.read import ENVIRONMENT_FILE
 from nanovlm.watch.observer import Observer, RunStart
 from nanovlm.watch.report.page import write_report

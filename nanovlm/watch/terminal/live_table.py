@@ -9,7 +9,7 @@ from rich.text import Text
 
 from nanovlm.config.search_settings import Budget
 from nanovlm.messages import ProgressUpdate, TrialRecord
-from nanovlm.results.summary import describe_accuracy
+from nanovlm.results.statistics import describe_accuracy
 from nanovlm.watch.terminal.tables import describe_duration, two_digits
 
 _BAR_WIDTH = 12

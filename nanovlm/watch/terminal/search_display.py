@@ -16,7 +16,8 @@ from rich.text import Text
 
 from nanovlm.config.sources import config_values
 from nanovlm.messages import End, ProgressUpdate, TrialRecord
-from nanovlm.results.summary import best_record, by_rules, describe_accuracy, training_seconds
+from nanovlm.results.statistics import describe_accuracy
+from nanovlm.results.summary import best_record, by_rules, training_seconds
 from nanovlm.watch.observer import Observer, RunStart
 from nanovlm.watch.terminal.console import PLAIN, LiveDisplay, NotesDisplay, can_redraw
 from nanovlm.watch.terminal.live_table import (

@@ -8,7 +8,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from nanovlm.messages import ProgressUpdate, TrialRecord
 from nanovlm.results.read import REPORT_FILE
-from nanovlm.results.summary import by_rules, describe_accuracy
+from nanovlm.results.statistics import describe_accuracy
+from nanovlm.results.summary import by_rules
 from nanovlm.watch.observer import Observer, RunStart
 from nanovlm.watch.terminal.console import PLAIN, LiveDisplay, NotesDisplay, can_redraw
 from nanovlm.watch.terminal.tables import (

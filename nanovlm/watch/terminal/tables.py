@@ -13,10 +13,12 @@ from rich.table import Table
 
 from nanovlm.config.search_settings import Objective
 from nanovlm.messages import TrialRecord
+from nanovlm.results.conclusion import DEFAULT_NUMBER, describe_unconfirmed_gain, left_the_race
+from nanovlm.results.decisions import last_milestone
 from nanovlm.results.pareto import values_of
 from nanovlm.results.read import ANSWERS_DIR, BEST_CONFIG_FILE, REPORT_FILE
-from nanovlm.results.summary import by_rules, describe_accuracy, final_best
-from nanovlm.results.verdict import DEFAULT_NUMBER, describe_unconfirmed_gain, left_the_race
+from nanovlm.results.statistics import describe_accuracy
+from nanovlm.results.summary import by_rules, final_best
 from nanovlm.results.write import describe_run
 from nanovlm.watch.terminal.console import PLAIN
 
@@ -49,9 +51,7 @@ def describe_places(records: Iterable[TrialRecord], milestones: Sequence[int]) -
     Args:
         milestones: samples seen, of which each report has reached one; ascending.
     """
-    places = Counter(
-        max((m for m in milestones if m <= r.samples_seen), default=r.samples_seen) for r in records
-    )
+    places = Counter(last_milestone(milestones, r.samples_seen) or r.samples_seen for r in records)
     return ", ".join(
         f"{number} at {milestone}" + (" samples" if place == 0 else "")
         for place, (milestone, number) in enumerate(sorted(places.items()))

@@ -1,0 +1,166 @@
+"""How much of a difference is chance: over questions, over seeds, and between rankings.
+
+Two sources of chance are told apart. Other questions would have given other accuracies: that is
+what the comparison question by question measures. Another seed would have trained another model:
+that is what the spread between seeds measures.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+Answers = Mapping[int, bool]
+"""Whether each question was answered correctly, by the benchmark's own number of it."""
+
+LEVEL = 0.95
+"""Of an interval whose level is not named."""
+
+NUM_ITEMS = "mmstar_num_items"
+"""The metric that tells on how many questions the accuracies stand."""
+
+ANSWER_METRICS = ("mmstar_accuracy", "mmstar_letter_accuracy")
+"""The proportions of questions, which the answers to single ones decide."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedComparison:
+    """Configuration A against configuration B on the same questions, as accuracies."""
+
+    difference: float
+    """Accuracy of A - accuracy of B, the mean over the seeds."""
+    interval_95: tuple[float, float] | None
+    """What other questions of the same kind might have given; None with one question."""
+    p_value: float
+    """Of the exact two-sided sign test over the questions; with one seed that is McNemar's."""
+    num_items: int
+    only_a: int
+    """Questions that A answers correctly with more of its seeds than B does."""
+    only_b: int
+
+
+def compare_answers(a: Sequence[Answers], b: Sequence[Answers]) -> PairedComparison:
+    """Compare two configurations by their answers, one mapping for each seed, in the same order.
+
+    The questions are the sample: of each, the mean over the seeds counts, so that several seeds do
+    not pass for several times the questions. The interval is normal, from the spread of these
+    means; it says nothing about other seeds (`paired_interval` does).
+
+    Raises:
+        ValueError: not all were asked the same questions.
+    """
+    items = a[0].keys()
+    if any(answers.keys() != items for answers in (*a, *b)):
+        raise ValueError("not all were asked the same questions")
+    right = [[[answers[item] for item in items] for answers in side] for side in (a, b)]
+    sums = np.subtract(*np.sum(right, axis=1, dtype=int))  # int[questions]
+    only_a, only_b = int((sums > 0).sum()), int((sums < 0).sum())
+    difference = float(sums.sum() / (len(sums) * len(a)))
+    interval = None
+    if len(sums) > 1:
+        half = float(stats.norm.ppf((1 + LEVEL) / 2) * stats.sem(sums / len(a)))
+        interval = difference - half, difference + half
+    return PairedComparison(
+        difference=difference,
+        interval_95=interval,
+        p_value=mcnemar_exact(only_a, only_b),
+        num_items=len(sums),
+        only_a=only_a,
+        only_b=only_b,
+    )
+
+
+def mcnemar_exact(only_a: int, only_b: int) -> float:
+    """Return McNemar's exact two-sided p: how often a fair coin is at least as uneven.
+
+    Args:
+        only_a: questions that A alone answers correctly.
+        only_b: and B alone; those that both or neither do say nothing.
+    """
+    return min(1.0, 2 * float(stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """How far the runs of one configuration lie apart: one figure for all configurations."""
+
+    deviation: float
+    """Standard deviation of a run."""
+    degrees: int
+    """Degrees of freedom of that estimate."""
+
+    def difference_half_width(self, num_a: int, num_b: int, level: float = LEVEL) -> float:
+        """Return half the interval of the difference of two means of so many runs."""
+        error = self.deviation * math.sqrt(1 / num_a + 1 / num_b)
+        return float(stats.t.ppf((1 + level) / 2, self.degrees)) * error
+
+
+def pooled_spread(groups: Sequence[Sequence[float]]) -> Spread | None:
+    """Return the spread within the groups, each the values of one configuration.
+
+    Two seeds of one configuration alone would leave the spread all but unknown; pooled, those of
+    four configurations have four degrees of freedom. None if no group has two values.
+    """
+    degrees = sum(len(values) - 1 for values in groups if values)
+    if not degrees:
+        return None
+    squares = math.fsum(float(np.var(values)) * len(values) for values in groups if values)
+    return Spread(deviation=math.sqrt(squares / degrees), degrees=degrees)
+
+
+def paired_interval(
+    differences: Sequence[float], level: float = LEVEL
+) -> tuple[float, float] | None:
+    """Return what other seeds might have given in place of the mean difference: Student's paired t.
+
+    Of each seed that two configurations have both finished it takes the difference. What a seed
+    does to both of them, as the order of the data, falls out, and neither has to lie as far apart
+    as the other. None with one seed.
+    """
+    if len(differences) < 2:
+        return None
+    mean, t = float(np.mean(differences)), stats.t.ppf((1 + level) / 2, len(differences) - 1)
+    half = float(t * stats.sem(differences))
+    return mean - half, mean + half
+
+
+def paired_p_value(differences: Sequence[float]) -> float:
+    """Return the two-sided p of no difference: `paired_interval` of a level holds 0 if p is at
+    least 1 - level. Takes two seeds or more."""
+    mean, error = abs(float(np.mean(differences))), float(stats.sem(differences))
+    if not error:
+        return 0.0 if mean else 1.0
+    return 2 * float(stats.t.sf(mean / error, len(differences) - 1))
+
+
+def rank_correlation(ones: Sequence[float], others: Sequence[float]) -> float:
+    """Return Spearman's correlation, from -1 to 1; 0 where one side has a single value."""
+    if len({*ones}) == 1 or len({*others}) == 1:
+        return 0.0
+    return float(stats.spearmanr(ones, others).statistic)
+
+
+@functools.cache  # scipy takes a millisecond, and tables are drawn again and again
+def wilson_interval(proportion: float, num_items: int) -> tuple[float, float]:
+    """Return the 95 % interval of a proportion (Wilson 1927, without continuity correction)."""
+    test = stats.binomtest(round(proportion * num_items), num_items)
+    interval = test.proportion_ci(LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def interval_95(metrics: Mapping[str, float], metric: str) -> tuple[float, float] | None:
+    """Return the 95 % interval of a metric over the benchmark's items, if it is a proportion."""
+    if metric not in ANSWER_METRICS or NUM_ITEMS not in metrics:
+        return None
+    return wilson_interval(metrics[metric], int(metrics[NUM_ITEMS]))
+
+
+def describe_accuracy(metrics: Mapping[str, float], metric: str) -> str:
+    """Return the metric's value with its interval, such as `0.931 [0.915, 0.944]`."""
+    interval = interval_95(metrics, metric)
+    if interval is None:
+        return f"{metrics[metric]:.4g}"
+    return f"{metrics[metric]:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
