@@ -99,6 +99,19 @@ def test_scales_are_logarithmic_where_the_key_is(seen: OpenPage) -> None:
     assert axes[1][0] == "freeze" and axes[1][1] != "log"
 
 
+def test_ticks_of_a_log_scale(seen: OpenPage) -> None:
+    def ticks(low: float, high: float) -> list[str]:
+        scale = json.dumps({"kind": "log", "low": low, "high": high})
+        found = seen.run(f"charts.figure('x', {{traces: [], xaxis: {{scale: {scale}}}}}, {{}})")
+        texts: list[str] = found["layout"]["xaxis"]["ticktext"]
+        return texts
+
+    assert ticks(1e-4, 0.03) == ["1e-4", "1e-3", "0.01"]
+    assert ticks(1, 10) == ["1", "2", "5", "10"]
+    assert ticks(2.2, 2.4) == ["2.2", "2.4"]
+    assert ticks(0.0025, 3000) == ["0.01", "0.1", "1", "10", "100", "1,000"]
+
+
 def column(seen: OpenPage, name: str) -> list[str]:
     """Return the cells of a column of the table of trials, from top to bottom."""
     heads = seen.page.locator("#trials-table th").all_text_contents()

@@ -133,17 +133,22 @@ COLORS = {
 """Of a trial's state."""
 
 
-def results_table(records: Sequence[TrialRecord], objective: Objective) -> Table:
-    """Return the trials as a table, the best first; a shorter trial never before a full one."""
+def ranked(records: Sequence[TrialRecord], objective: Objective) -> list[TrialRecord]:
+    """Return the trials, the best first; a shorter trial never before a full one."""
     sign = -1 if objective.mode == "max" else 1
-    order = {"completed": 0, "stopped": 1, "failed": 2}
+    order = ("completed", "paused", "stopped", "failed")
 
     def rank(record: TrialRecord) -> tuple[int, int, float]:
         value = record.metrics.get(objective.metric, math.inf)
         length = 0 if record.state == "completed" else record.samples_seen
-        return order[record.state], -length, sign * value
+        return order.index(record.state), -length, sign * value
 
-    shown = sorted(records, key=rank)[:MAX_ROWS]
+    return sorted(records, key=rank)
+
+
+def results_table(records: Sequence[TrialRecord], objective: Objective) -> Table:
+    """Return the trials as a table, in the order of `ranked`."""
+    shown = ranked(records, objective)[:MAX_ROWS]
     metric = objective.metric + (by_rules(records[0].config, objective.metric) if records else "")
     keys = sorted({key for record in records for key in record.parameters})
     table = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
