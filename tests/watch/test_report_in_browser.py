@@ -165,6 +165,29 @@ def test_a_pointer_shows_the_trial_with_its_reason_as_text(seen: OpenPage) -> No
     assert text in [one for trace in texts for one in trace]
 
 
+HOVER = """
+(name) => {
+    const plot = document.querySelector(`.plot#${name}`);
+    const curve = plot.data.findIndex((trace) => trace.customdata);
+    Plotly.Fx.hover(plot, [{ curveNumber: curve, pointNumber: 0 }]);
+    const trial = plot.data[curve].customdata[0];
+    return [trial, [...plot.querySelectorAll(".hoverlayer .hovertext")].map((e) => e.textContent)];
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["best-so-far", "learning-curves", "parallel", "slice-0", "workers"]
+)
+def test_every_chart_of_trials_shows_the_one_under_the_pointer(seen: OpenPage, name: str) -> None:
+    seen.page.locator(f".plot#{name}").scroll_into_view_if_needed()
+    trial, (text,) = seen.page.evaluate(HOVER, name)
+    assert f"trial {int(trial[-4:])}, " in text and "lr_mp" in text
+    if name == "parallel":
+        heights = seen.run("document.querySelector('.plot#parallel').data.at(-1).y")
+        assert len(heights) == 7, "its line is drawn over the others"
+
+
 def test_dark_and_light(browser: Browser, folder: Path) -> None:
     background = "getComputedStyle(document.body).backgroundColor"
     ink = "document.getElementById('best-so-far').layout.font.color"
