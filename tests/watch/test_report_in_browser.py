@@ -183,9 +183,16 @@ def test_every_chart_of_trials_shows_the_one_under_the_pointer(seen: OpenPage, n
     seen.page.locator(f".plot#{name}").scroll_into_view_if_needed()
     trial, (text,) = seen.page.evaluate(HOVER, name)
     assert f"trial {int(trial[-4:])}, " in text and "lr_mp" in text
-    if name == "parallel":
-        heights = seen.run("document.querySelector('.plot#parallel').data.at(-1).y")
-        assert len(heights) == 7, "its line is drawn over the others"
+
+
+def test_the_line_of_the_trial_under_the_pointer_is_over_the_others(seen: OpenPage) -> None:
+    heights = seen.run(
+        "(() => { const plot = document.getElementById('parallel');"
+        "const data = plot.data.find((trace) => trace.customdata);"
+        "plot.emit('plotly_hover', { points: [{ customdata: data.customdata[0], data }] });"
+        "return [plot.data.at(-1).y, data.y.slice(0, 7)]; })()"
+    )
+    assert heights[0] == heights[1], "the objective and six keys"
 
 
 def test_dark_and_light(browser: Browser, folder: Path) -> None:
