@@ -2,7 +2,7 @@
 
 import sys
 import time
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.text import Text
 
 from nanovlm.messages import BuildProgress, TrialRecord
+from nanovlm.watch.observer import Observer
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 """How to print what others read: as it is, without line breaks."""
@@ -42,7 +43,7 @@ def can_redraw(console: Console) -> bool:
     return console.is_terminal and not console.is_dumb_terminal
 
 
-class LiveDisplay:
+class LiveDisplay(AbstractContextManager["LiveDisplay"]):
     """Something on a terminal that changes; a context, so that nothing of it stays behind."""
 
     def stop(self) -> None:
@@ -52,32 +53,26 @@ class LiveDisplay:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
 
-class NotesDisplay:
-    """Prints each note the first time that it comes."""
+class RunDisplay(LiveDisplay, Observer):
+    """Shows a run, and each note on it once."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._shown = set[str]()
+        self._shown_notes = set[str]()
 
-    def update(self, record: TrialRecord) -> None:
-        """Take in a change of a trial."""
-        for text in (note for report in record.reports for note in report.notes):
-            self.show(text)
-
-    def show(self, text: str) -> None:
-        """Print a note."""
-        if text not in self._shown:
-            self._shown.add(text)
+    def notice(self, text: str) -> None:
+        if text not in self._shown_notes:
+            self._shown_notes.add(text)
             self._console.print(f"note: {text}", style="yellow", **PLAIN)
+
+    def trial_changed(self, record: TrialRecord) -> None:
+        """Show the notes of a trial's workers."""
+        for text in (note for report in record.reports for note in report.notes):
+            self.notice(text)
 
 
 class PreparationDisplay(LiveDisplay):

@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,11 @@ def describe_places(records: Iterable[TrialRecord], milestones: Sequence[int]) -
     )
 
 
+def describe_score(record: TrialRecord, metric: str) -> str:
+    """Return a trial's metric with its interval, `-` if it has none."""
+    return describe_accuracy(record.metrics, metric) if metric in record.metrics else "-"
+
+
 def describe_speed(record: TrialRecord) -> str:
     """Return the speed at the last report, such as `812 samples/s, data 0.4 %, MFU 41 %`.
 
@@ -67,13 +72,9 @@ def describe_speed(record: TrialRecord) -> str:
     if speed is None:
         return ""
     utilization = speed.model_flops_utilization
-    parts = [
-        f"{two_digits(speed.samples_per_second)} samples/s",
-        f"data {100 * speed.data_wait_fraction:.1f} %",
-    ]
-    if utilization is not None:
-        parts.append(f"MFU {two_digits(100 * utilization)} %")
-    return ", ".join(parts)
+    text = f"{two_digits(speed.samples_per_second)} samples/s, "
+    text += f"data {100 * speed.data_wait_fraction:.1f} %"
+    return text if utilization is None else f"{text}, MFU {two_digits(100 * utilization)} %"
 
 
 def two_digits(value: float) -> str:
@@ -151,20 +152,17 @@ def results_table(records: Sequence[TrialRecord], objective: Objective) -> Table
     shown = ranked(records, objective)[:MAX_ROWS]
     metric = objective.metric + (by_rules(records[0].config, objective.metric) if records else "")
     keys = sorted({key for record in records for key in record.parameters})
-    table = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
-    others = objective.all[1:]
-    for name in ("trial", "state", "samples", metric, *(o.metric for o in others), *keys):
-        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+    others = [other.metric for other in objective.all[1:]]
+    table = _empty_table(["trial", "state", "samples", metric, *others, *keys])
     for record in shown:
         values = values_of(objective, record) or (math.nan,) * len(objective.all)
-        has_score = objective.metric in record.metrics
         table.add_row(
             str(record.number),
             f"[{COLORS[record.state]}]{record.state}[/]",
             str(record.samples_seen),
-            escape(describe_accuracy(record.metrics, objective.metric) if has_score else "-"),
+            escape(describe_score(record, objective.metric)),
             *("-" if math.isnan(value) else f"{value:.4g}" for value in values[1:]),
-            *(escape(format_value(record.parameters.get(key, "-"))) for key in keys),
+            *_values(record.parameters, keys),
         )
     return table
 
@@ -177,37 +175,36 @@ def confirmation_table(confirmation: Mapping[str, Any], objective: Objective) ->
     """
     configurations = confirmation["configurations"]
     keys = sorted({key for c in configurations for key in c["parameters"]})
-    table = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
     columns = ["trial", "runs", f"mean {objective.metric}", "in the search", "to the default", "p"]
-    for name in (*columns, "left the race", *keys):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _empty_table([*columns, "left the race", *keys])
     for c in configurations:
-        difference = c["difference_to_default"] or {}
-        p_value = difference.get("p_value")
+        difference, error = c["difference_to_default"] or {}, c["standard_error"]
         table.add_row(
             "default" if c["number"] == DEFAULT_NUMBER else str(c["number"]),
-            _runs(c),
-            _mean(c["mean"], c["standard_error"]),
+            str(len(c["runs"])) + (f", {len(c['failed'])} failed" if c["failed"] else ""),
+            _number(c["mean"]) + ("" if error is None else f" ± {error:.2g}"),
             _number(c["search_value"]),
             escape(_difference(difference)),
-            "-" if p_value is None else f"{p_value:.2g}",
+            _number(difference.get("p_value"), 2),
             left_the_race(c, objective) or "-",
-            *(escape(format_value(c["parameters"].get(key, "-"))) for key in keys),
+            *_values(c["parameters"], keys),
         )
     return table
 
 
-def _runs(configuration: Mapping[str, Any]) -> str:
-    finished, failed = len(configuration["runs"]), len(configuration["failed"])
-    return f"{finished}, {failed} failed" if failed else str(finished)
+def _empty_table(columns: Sequence[str]) -> Table:
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+    return table
 
 
-def _mean(mean: float | None, standard_error: float | None) -> str:
-    return _number(mean) + ("" if standard_error is None else f" ± {standard_error:.2g}")
+def _values(parameters: Mapping[str, Any], keys: Sequence[str]) -> Iterator[str]:
+    return (escape(format_value(parameters.get(key, "-"))) for key in keys)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+def _number(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"
 
 
 def _difference(difference: Mapping[str, Any]) -> str:
@@ -254,7 +251,7 @@ def show_results(
     if best is None:
         console.print("\nno trial ran its full budget, so there is no best.yaml")
         return
-    score = describe_accuracy(best.metrics, objective.metric)
+    score = describe_score(best, objective.metric)
     line = f"best: {describe_run(best)}, {objective.metric} {score}"
     line += by_rules(best.config, objective.metric)
     gain = None
