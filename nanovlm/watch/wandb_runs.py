@@ -63,7 +63,7 @@ class WandbRuns(Observer):
     ) -> None:
         """
         Args:
-            tell: told in a line where the runs go, in the thread that has found it out.
+            tell: takes a line on where the runs go, in the thread that found it out.
             end_seconds: how long `end` may take.
         """
         self._tell = tell
@@ -319,7 +319,7 @@ def set_up_quietly() -> bool:
     Raises:
         UserError: if wandb cannot use the settings.
     """
-    # Reports of failures to W&B's makers would be tried without network too, and told on stderr.
+    # Reports of failures to W&B's makers would be tried without network too, and show on stderr.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb  # takes seconds, which only those wait who want it
 

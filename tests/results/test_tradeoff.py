@@ -1,5 +1,6 @@
 """Which trial a search with several objectives takes, and what it says of the others."""
 
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -19,8 +20,9 @@ from nanovlm.results.write import ResultsStore
 from nanovlm.watch.report.folder import read_search
 from nanovlm.watch.report.page import render
 from nanovlm.watch.report.result_charts import front_chart, hypervolume_chart
-from nanovlm.watch.terminal.tables import show_results
+from nanovlm.watch.terminal.search_display import SearchDisplay
 from tests.records import make_record, make_report, make_speed
+from tests.results.starts import search_start
 from tests.watch.pages import table_rows
 
 
@@ -194,7 +196,10 @@ def test_a_report_on_one_objective_has_no_front(tmp_path: Path) -> None:
 def test_the_terminal_says_what_was_chosen_and_why(tmp_path: Path) -> None:
     summary = summarize("x", TRIALS, objective_of(), wall_seconds=1, gpus_per_trial=0)
     console = Console(width=200, record=True, file=io.StringIO())
-    show_results(console, tmp_path, objective_of(), TRIALS, [], summary)
+    start = dataclasses.replace(search_start(tmp_path), objective=objective_of(), records=TRIALS)
+    with SearchDisplay(console) as display:
+        display.begin(start)
+        display.end(summary)
     text = console.export_text()
     assert "chosen: trial 2 is the knee of the front of mmstar_accuracy, seconds_per_" in text
     assert re.search(r"trial +state +samples +mmstar_accuracy.* +seconds_per_sample", text)

@@ -52,8 +52,8 @@ LARGEST_SHARE = 0.1
 """Of the time, that may go into writing reports."""
 
 SIGN_OF_LIFE_SECONDS = 60.0
-"""While trials run the report is written at least so often, so that a dead search can be told from
-one with long trials."""
+"""While trials run the report is written at least so often, so that a dead search differs from one
+with long trials."""
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "assets"),

@@ -171,7 +171,7 @@ def capability_chart(search: SearchFolder) -> Chart:
     rows = [row for row in capabilities(search) if "/" not in row.name]
     if not rows:
         return Chart(name="capabilities", empty="No full trial has been asked about capabilities.")
-    note = "No intervals: how many questions a capability has cannot be told yet."
+    note = "No intervals: how many questions a capability has is not known yet."
     if all(row.num_items for row in rows):
         note = "The lines are 95 % intervals: what other questions of the kind might have given."
     compared = compared_runs(search)

@@ -18,8 +18,6 @@ from nanovlm.watch.report.style import Chart, trace
 _GOLDEN = 0.6180339887498949
 _JITTER = 0.32
 """Width of the strip over which the trials of one choice are spread, in steps of the axis."""
-_AXIS_WIDTH = 104
-"""In pixels, at least; with more axes the chart is scrolled."""
 
 FEWEST_TRIALS = 10
 """With fewer no importance is computed."""
@@ -94,8 +92,7 @@ def parallel_coordinates(search: SearchFolder) -> Chart:
             if r.trial_id in values
         ],
     }
-    width = _AXIS_WIDTH * (len(parameters) + 1)
-    return Chart(name=name, variants=[variant], height=460, min_width=width)
+    return Chart(name=name, variants=[variant], height=460)
 
 
 def slices(search: SearchFolder) -> list[Chart]:
@@ -148,7 +145,9 @@ def parameter_importance(search: SearchFolder) -> Chart:
         return Chart(name=name, empty=f"{needed}; with fewer, importance is a guess.")
     shares, remarks = importances(search, values)
     if not shares:
-        return Chart(name=name, empty="All trials are alike: nothing can be told apart.")
+        return Chart(
+            name=name, empty="All trials have the same value: there is nothing to compare."
+        )
     texts = [f"{100 * share:.0f} %" for share in shares.values()]
     hover = "%{y}: %{x:.1%}<extra></extra>"
     keys = map(style.label, shares)

@@ -123,8 +123,6 @@ class Chart:
     """What a switch changes between: each with a `label`, `traces`, `xaxis` and `yaxis`."""
     height: int = 380
     """In pixels."""
-    min_width: int = 0
-    """In pixels; on a narrower screen the chart is scrolled."""
     empty: str = "Nothing to show yet."
     """What stands in its place without variants."""
     notes: Sequence[str] = ()

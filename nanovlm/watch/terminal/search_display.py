@@ -4,6 +4,7 @@ A terminal gets a line for each trial that pauses or ends and, below them, a tab
 ones with a bar for the budget. Anything else (a file, a pipe, `--quiet`) gets the lines alone.
 """
 
+import shlex
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,19 +20,23 @@ from rich.text import Text
 from nanovlm.config.search_settings import Budget
 from nanovlm.config.sources import config_values
 from nanovlm.messages import End, ProgressUpdate, TrialRecord
-from nanovlm.results.summary import best_record, by_rules, training_seconds
+from nanovlm.results.read import ANSWERS_DIR, BEST_CONFIG_FILE, REPORT_FILE
+from nanovlm.results.summary import best_record, by_rules, final_best, training_seconds
+from nanovlm.results.verdict import describe_unconfirmed_gain
+from nanovlm.results.write import describe_run
 from nanovlm.watch.observer import RunStart
 from nanovlm.watch.terminal.console import PLAIN, RunDisplay, can_redraw
 from nanovlm.watch.terminal.tables import (
     COLORS,
+    confirmation_table,
     describe_cluster,
     describe_data,
     describe_duration,
-    describe_places,
+    describe_milestones,
     describe_score,
     describe_speed,
     format_parameters,
-    show_results,
+    results_table,
     two_digits,
 )
 
@@ -205,10 +210,39 @@ class SearchDisplay(RunDisplay):
             )
 
     def end(self, summary: Mapping[str, Any]) -> None:
+        """Print what the search has come to."""
         self.stop()
-        folder, ended, confirmed = self._start.folder, self._ended, self._confirmed
-        left = "; ".join(self._left_behind())
-        show_results(self._console, folder, self._objective, ended, confirmed, summary, left)
+        show, confirmation = self._console.print, summary["confirmation"]
+        show(f"\nended: {summary['ended_by']}\n", **PLAIN)
+        if self._ended:
+            show(results_table(self._ended, self._objective))
+        if left := "; ".join(self._left_behind()):
+            show(f"\n{left}", **PLAIN)
+        if confirmation is not None:
+            show()
+            show(confirmation_table(confirmation, self._objective))
+            show(f"\n{confirmation['verdict']}", **PLAIN)
+        if (pareto := summary.get("pareto")) and pareto["front"]:
+            show(f"\nchosen: {pareto['reason']}", **PLAIN)
+        if (report := self._start.folder / REPORT_FILE).exists():
+            show(f"\nreport: {report}", **PLAIN)
+        best = final_best(self._ended, self._objective, self._confirmed, confirmation)
+        if best is None:
+            show("\nno trial ran its full budget, so there is no best.yaml")
+        else:
+            show(f"\n{self._best(best, confirmation is not None)}", **PLAIN)
+
+    def _best(self, best: TrialRecord, is_confirmed: bool) -> str:
+        """Return what the best run is, what it gains, and how to run it again."""
+        metric, folder = self._objective.metric, self._start.folder
+        line = f"best: {describe_run(best)}, {metric} {describe_score(best, metric)}"
+        line += by_rules(best.config, metric)
+        if not is_confirmed:
+            answers = folder / ANSWERS_DIR
+            gain = describe_unconfirmed_gain(best, self._ended, self._objective, answers)
+            line += f"; {gain}" if gain else ""
+        command = f"python run_single.py --config {shlex.quote(str(folder / BEST_CONFIG_FILE))}"
+        return f"{line}; run it again:\n{command}"
 
     def stop(self) -> None:
         if self._live is not None:
@@ -264,7 +298,7 @@ class SearchDisplay(RunDisplay):
 
     def _at_milestones(self, what: str, records: Sequence[TrialRecord]) -> Iterator[str]:
         if records:
-            yield f"{len(records)} {what} ({describe_places(records, self._start.milestones)})"
+            yield f"{len(records)} {what} ({describe_milestones(records, self._start.milestones)})"
 
     def _spent(self) -> Spent | None:
         assert self._start.space is not None, "a search has a space"

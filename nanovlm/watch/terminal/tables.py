@@ -1,24 +1,18 @@
 """The tables and texts that a person sees in the terminal."""
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from nanovlm.config.search_settings import Objective
 from nanovlm.messages import TrialRecord
 from nanovlm.results.pareto import values_of
-from nanovlm.results.read import ANSWERS_DIR, BEST_CONFIG_FILE, REPORT_FILE
-from nanovlm.results.summary import by_rules, describe_accuracy, final_best
-from nanovlm.results.verdict import DEFAULT_NUMBER, describe_unconfirmed_gain, left_the_race
-from nanovlm.results.write import describe_run
-from nanovlm.watch.terminal.console import PLAIN
+from nanovlm.results.summary import by_rules, describe_accuracy
+from nanovlm.results.verdict import DEFAULT_NUMBER, left_the_race
 
 
 def describe_data(data: Mapping[str, Any]) -> str:
@@ -38,24 +32,21 @@ def describe_data(data: Mapping[str, Any]) -> str:
 def describe_cluster(dashboard_url: str | None, is_own: bool) -> str:
     """Return the line on the Ray cluster and its dashboard."""
     kind = "own Ray cluster" if is_own else "joined Ray cluster"
-    if dashboard_url is None:
-        return f"{kind}, without a dashboard"
-    return f"{kind}, dashboard: {dashboard_url} (token: `ray get-auth-token`)"
+    address = f"dashboard: {dashboard_url} (token: `ray get-auth-token`)"
+    return f"{kind}, {address if dashboard_url else 'without a dashboard'}"
 
 
-def describe_places(records: Iterable[TrialRecord], milestones: Sequence[int]) -> str:
+def describe_milestones(records: Iterable[TrialRecord], milestones: Sequence[int]) -> str:
     """Return at which milestones trials are, such as `8 at 1000 samples, 2 at 3000`.
 
     Args:
         milestones: samples seen, of which each report has reached one; ascending.
     """
-    places = Counter(
+    counts = Counter(
         max((m for m in milestones if m <= r.samples_seen), default=r.samples_seen) for r in records
     )
-    return ", ".join(
-        f"{number} at {milestone}" + (" samples" if place == 0 else "")
-        for place, (milestone, number) in enumerate(sorted(places.items()))
-    )
+    (lowest, number), *others = sorted(counts.items())
+    return ", ".join([f"{number} at {lowest} samples", *(f"{n} at {m}" for m, n in others)])
 
 
 def describe_score(record: TrialRecord, metric: str) -> str:
@@ -213,49 +204,3 @@ def _difference(difference: Mapping[str, Any]) -> str:
     interval: Sequence[float] | None = difference["interval_95"] or difference["seeds_interval_95"]
     text = f"{difference['mean']:+.3g}"
     return text if interval is None else f"{text} [{interval[0]:+.3g}, {interval[1]:+.3g}]"
-
-
-def show_results(
-    console: Console,
-    folder: Path,
-    objective: Objective,
-    records: Sequence[TrialRecord],
-    confirmed: Sequence[TrialRecord],
-    summary: Mapping[str, Any],
-    left_behind: str = "",
-) -> None:
-    """Print what a search has come to.
-
-    Args:
-        records: of the ended trials.
-        confirmed: of the ended runs that confirm.
-        summary: the content of `summary.json`.
-        left_behind: how many trials did not come to their end.
-    """
-    console.print(f"\nended: {summary['ended_by']}\n", **PLAIN)
-    if records:
-        console.print(results_table(records, objective))
-    if left_behind:
-        console.print(f"\n{left_behind}", **PLAIN)
-    confirmation = summary["confirmation"]
-    if confirmation is not None:
-        console.print()
-        console.print(confirmation_table(confirmation, objective))
-        console.print(f"\n{confirmation['verdict']}", **PLAIN)
-    if (pareto := summary.get("pareto")) and pareto["front"]:
-        console.print(f"\nchosen: {pareto['reason']}", **PLAIN)
-    best = final_best(records, objective, confirmed, confirmation)
-    report = folder / REPORT_FILE
-    if report.exists():
-        console.print(f"\nreport: {report}", **PLAIN)
-    if best is None:
-        console.print("\nno trial ran its full budget, so there is no best.yaml")
-        return
-    score = describe_score(best, objective.metric)
-    line = f"best: {describe_run(best)}, {objective.metric} {score}"
-    line += by_rules(best.config, objective.metric)
-    gain = None
-    if confirmation is None:
-        gain = describe_unconfirmed_gain(best, records, objective, folder / ANSWERS_DIR)
-    command = f"python run_single.py --config {shlex.quote(str(folder / BEST_CONFIG_FILE))}"
-    console.print(f"\n{line}{(gain and f'; {gain}') or ''}; run it again:\n{command}", **PLAIN)
