@@ -110,9 +110,10 @@ def slices(search: SearchFolder) -> list[Chart]:
 
 
 def _slice(search: SearchFolder, parameter: Parameter, values: dict[str, float]) -> dict[str, Any]:
-    floor = style.floor_of(values)
-    kinds = style.by_kind(r for r in search.trials if r not in search.special.values())
-    kinds |= {kind: [record] for kind, record in search.special.items()}
+    floor, special = style.floor_of(values), search.special
+    apart = {record.trial_id for record in special.values()}
+    kinds = style.by_kind(r for r in search.trials if r.trial_id not in apart)
+    kinds |= {kind: [record] for kind, record in special.items()}
     traces = []
     for kind, records in kinds.items():
         at = [(r, p) for r in records if (p := _position(r, parameter)) is not None]
@@ -121,7 +122,7 @@ def _slice(search: SearchFolder, parameter: Parameter, values: dict[str, float])
         x = [p + width * ((r.number * _GOLDEN) % 1 - 0.5) for r, p in at]
         trials = [record.trial_id for record, _ in at]
         heights = [values.get(trial, floor) for trial in trials]
-        look = "point" if kind in search.special else "faint"
+        look = "point" if kind in special else "faint"
         traces += [trace(look, kind, x, heights, kind, trials)] if at else []
     return {
         "label": parameter.key,

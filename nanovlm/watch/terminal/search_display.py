@@ -43,8 +43,6 @@ from nanovlm.watch.terminal.tables import (
 _REFRESHES_PER_SECOND = 4
 _LINES_BESIDE_ROWS = 6
 """Of the live part: head of the table, best, bar, and space for a line above."""
-
-
 _BAR_WIDTH = 12
 _BUDGET_BAR_WIDTH = 24
 
@@ -66,13 +64,13 @@ def nearest_limit(
     `budget.target` and `budget.patience` end a search when they like.
     """
     spent: list[tuple[float | None, float, str]] = [
-        (budget.trials, num_ended, "trials"),
-        (budget.hours, float(f"{seconds / 3600:.2g}"), "hours"),
-        (budget.gpu_hours, float(f"{gpu_hours:.2g}"), "GPU-hours"),
+        (budget.trials, num_ended, "{:g} of {:g} trials"),
+        (budget.hours, seconds / 3600, "{:.2g} of {:g} hours"),
+        (budget.gpu_hours, gpu_hours, "{:.2g} of {:g} GPU-hours"),
     ]
     limits = [
-        Spent(min(1.0, done / most), f"{done:g} of {most:g} {unit}")
-        for most, done, unit in spent
+        Spent(min(1.0, done / most), text.format(done, most))
+        for most, done, text in spent
         if most is not None
     ]
     return max(limits, key=lambda limit: limit.share, default=None)
