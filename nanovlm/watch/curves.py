@@ -3,12 +3,10 @@
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
-from nanovlm.config.sources import flat_values
-from nanovlm.messages import ProgressUpdate, Report, TrialRecord
+from nanovlm.messages import ProgressUpdate, Report
 
 
 def report_values(report: Report) -> dict[str, float]:
@@ -29,22 +27,6 @@ def update_values(update: ProgressUpdate) -> dict[str, float]:
         "live/train_loss": update.train_loss,
         "live/samples_per_second": update.samples_per_second,
         "live/data_wait_fraction": update.data_wait_fraction,
-    }
-
-
-def new_reports(record: TrialRecord, after: float) -> Iterator[Report]:
-    """Yield the record's reports after so many samples seen.
-
-    A trial whose workers died makes its reports again; they are the same ones.
-    """
-    yield from (report for report in record.reports if report.samples_seen > after)
-
-
-def config_texts(config: Mapping[str, Any]) -> dict[str, bool | float | str]:
-    """Return a configuration with keys as on the command line, and lists and null as text."""
-    return {
-        key: value if isinstance(value, bool | int | float | str) else str(value)
-        for key, value in flat_values(config).items()
     }
 
 

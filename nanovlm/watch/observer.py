@@ -1,6 +1,6 @@
-"""Who is told what happens in a search or a single run while it is under way.
+"""The base class of what watches a search or a single run: terminal, report, trackers and gauges.
 
-The terminal, the report, trackers and gauges are observers; the run itself knows none of them.
+The run knows none of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ class RunStart:
     is_own_cluster: bool = True
     """Whether the cluster was started by this program."""
     concurrency: int = 1
-    """Trials at once."""
+    """How many trials run concurrently."""
     records: Sequence[TrialRecord] = ()
     """Trials that ended before the search was interrupted, in the order of their end."""
     confirmed: Sequence[TrialRecord] = ()
@@ -48,31 +48,31 @@ class RunStart:
 
 
 class Observer:
-    """Told of everything; each method does nothing here.
+    """Base class; override the events you need.
 
-    The methods are called one after another, in a thread that writes the results folder too: what
-    takes long belongs into a thread of the observer's own. An observer that raises an exception is
-    told nothing more, and named in the notes of the run's outcome; the run goes on.
+    The methods are called one after another, in the thread that writes the results folder too: what
+    takes long belongs into a thread of the observer's own. An observer that raises an exception
+    gets no further events and is named in the notes of the run's outcome; the run goes on.
     """
 
     @property
     def problem(self) -> str | None:
-        """What has gone wrong here without ending the run, in a sentence; None if nothing has.
+        """What went wrong here without ending the run, in a sentence; None if nothing did.
 
-        The other observers are told of it, as of anything that a person should know.
+        The other observers get it as a notice.
         """
         return None
 
     @property
     def notes(self) -> Sequence[str]:
-        """What a person is to be told at the end: the problem, and what else there is to say."""
+        """What the user reads at the end: the problem, and what else there is to say."""
         return () if self.problem is None else (self.problem,)
 
     def begin(self, start: RunStart) -> None:
         """The cluster is there; trials are about to begin."""
 
     def progress(self, update: ProgressUpdate) -> None:
-        """A running trial is so far."""
+        """A running trial has made progress."""
 
     def trial_changed(self, record: TrialRecord) -> None:
         """A trial, or a run that confirms one, was submitted, taken up, has reported or has ended.
@@ -82,11 +82,7 @@ class Observer:
         """
 
     def notice(self, text: str) -> None:
-        """A person should know this; it is told once."""
+        """The user should know this; it comes once."""
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """The run is over or interrupted.
-
-        Args:
-            summary: the content of `summary.json`; its `ended_by` says why.
-        """
+        """The run is over or interrupted; `summary` is the content of `summary.json`."""

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanovlm.config.sources import flat_values
 from nanovlm.files import remove_folder
 from nanovlm.messages import RUN_ID, ProgressUpdate, TrialRecord
-from nanovlm.watch.curves import Background, config_texts, new_reports, report_values, update_values
+from nanovlm.watch.curves import Background, report_values, update_values
 from nanovlm.watch.observer import Observer, RunStart
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class TensorBoardLogs(Observer):
     # ------------------------------------------------------------------ in the thread
 
     def _catch_up(self, ended: Mapping[str, TrialRecord]) -> None:
-        """Remove what there is of unfinished trials: all their reports are told again."""
+        """Remove what there is of unfinished trials: all their reports come again."""
         found = {path.name for path in self._folder.glob("*")}
         for name in found - ended.keys():
             if RUN_ID.fullmatch(name):
@@ -68,8 +69,7 @@ class TensorBoardLogs(Observer):
     def _write(self, record: TrialRecord) -> None:
         curves = self._curves.get(record.trial_id)
         if curves is None:
-            curves = _Curves(self._folder / record.trial_id)
-            curves.begin(record, self._metric)
+            curves = _Curves(self._folder / record.trial_id, record, self._metric)
             self._curves[record.trial_id] = curves
         curves.add_reports(record)
         if record.end is not None:
@@ -78,8 +78,7 @@ class TensorBoardLogs(Observer):
             curves.close()
 
     def _write_update(self, update: ProgressUpdate) -> None:
-        curves = self._curves.get(update.trial_id)
-        if curves is not None:
+        if curves := self._curves.get(update.trial_id):
             curves.add(update_values(update), update.samples_seen)
 
     def _close(self) -> None:
@@ -89,46 +88,51 @@ class TensorBoardLogs(Observer):
 
 
 class _Curves:
-    """The event files of one trial: a new one after each pause, in which none is held open."""
+    """The event files of one trial: a new one after each pause, in which none is held open.
 
-    def __init__(self, folder: Path) -> None:
+    Not a `SummaryWriter`: it writes in a thread of its own, from which an error never comes back.
+    """
+
+    def __init__(self, folder: Path, record: TrialRecord, metric: str) -> None:
+        """Write the configuration, for the HPARAMS page."""
+        # Imported late: it wants torch, which a program has not loaded before its first run.
+        from tensorboardX.summary import hparams
+
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._file: EventsWriter | None = None
         self._num_files = 0
         self._sent = -1.0
-        self._end: Summary | None = None
-
-    def begin(self, record: TrialRecord, metric: str) -> None:
-        """Write the configuration, for the HPARAMS page."""
-        from tensorboardX.summary import hparams
-
-        parts = hparams(config_texts(record.config), {metric: 0.0})
-        experiment, session, self._end = parts
-        self._add_summary(experiment, 0)
-        self._add_summary(session, 0)
-        self._opened().flush()
+        # TensorBoard takes no lists and no null.
+        config = {
+            key: value if isinstance(value, bool | int | float | str) else str(value)
+            for key, value in flat_values(record.config).items()
+        }
+        experiment, session, self._end = hparams(config, {metric: 0.0})
+        self._write(experiment, 0)
+        self._write(session, 0).flush()
 
     def add_reports(self, record: TrialRecord) -> None:
-        for report in new_reports(record, self._sent):
-            self._sent = report.samples_seen
-            self.add(report_values(report), report.samples_seen)
-            self._opened().flush()
+        """Write the reports that are new: a trial whose workers died makes the same ones again."""
+        for report in record.reports:
+            if report.samples_seen > self._sent:
+                self._sent = report.samples_seen
+                self.add(report_values(report), report.samples_seen).flush()
 
-    def add(self, values: Mapping[str, float], samples_seen: int) -> None:
+    def add(self, values: Mapping[str, float], samples_seen: int) -> "EventsWriter":
         """Write points of curves; they reach the disk with the next report."""
         from tensorboardX.proto.summary_pb2 import Summary
 
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._add_summary(Summary(value=scalars), samples_seen)
+        return self._write(Summary(value=scalars), samples_seen)
 
     def end(self, record: TrialRecord) -> None:
         """Write how the trial ended, and close the file."""
         from tensorboardX.summary import text
 
         how = record.state if record.reason is None else f"{record.state}: {record.reason}"
-        self._add_summary(text("state", how), record.samples_seen)
-        self._add_summary(self._end, record.samples_seen)
+        self._write(text("state", how), record.samples_seen)
+        self._write(self._end, record.samples_seen)
         self.close()
 
     def close(self) -> None:
@@ -137,19 +141,14 @@ class _Curves:
             self._file.close()
             self._file = None
 
-    def _opened(self) -> "EventsWriter":
-        # Imported late: it wants torch, which a program has not loaded before its first run.
+    def _write(self, summary: "Summary", samples_seen: int) -> "EventsWriter":
         from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
 
         if self._file is None:
             # Its own name has the time in whole seconds.
             suffix = f".{self._num_files}" if self._num_files else ""
             self._file = EventsWriter(str(self._folder / "events"), filename_suffix=suffix)
             self._num_files += 1
+        self._file.write_event(Event(wall_time=time.time(), step=samples_seen, summary=summary))
         return self._file
-
-    def _add_summary(self, summary: "Summary | None", samples_seen: int) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        event = Event(wall_time=time.time(), step=samples_seen, summary=summary)
-        self._opened().write_event(event)

@@ -24,7 +24,7 @@ from nanovlm.config.yaml_text import parse_yaml
 from nanovlm.errors import UserError
 from nanovlm.files import remove_folder, replace_text
 from nanovlm.messages import ProgressUpdate, TrialRecord
-from nanovlm.watch.curves import Background, new_reports, report_values, update_values
+from nanovlm.watch.curves import Background, report_values, update_values
 from nanovlm.watch.observer import Observer, RunStart
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class WandbRuns(Observer):
     ) -> None:
         """
         Args:
-            tell: told in a line where the runs go, in the thread that has found it out.
+            tell: takes a line on where the runs go, in the thread that found it out.
             end_seconds: how long `end` may take.
         """
         self._tell = tell
@@ -77,12 +77,11 @@ class WandbRuns(Observer):
 
     @property
     def problem(self) -> str | None:
-        """What went wrong, in a sentence; None if nothing did."""
         return self._background.problem or self._failed_online
 
     @property
     def notes(self) -> Sequence[str]:
-        """ErrorCollector, or where the runs are if W&B could not be reached."""
+        """The problem, or where the runs are if W&B could not be reached."""
         if self.problem is not None:
             return (self.problem,)
         is_offline = self._mode is not None and self._mode.mode == "offline"
@@ -142,9 +141,10 @@ class WandbRuns(Observer):
         trial = self._trials.get(record.trial_id)
         if trial is None:
             trial = self._trials[record.trial_id] = self._open_trial(record)
-        for report in new_reports(record, trial.sent):
-            trial.sent = report.samples_seen
-            trial.run.log({SAMPLES_SEEN: trial.sent, **report_values(report)})
+        for report in record.reports:
+            if report.samples_seen > trial.sent:  # else a trial whose workers died makes it again
+                trial.sent = report.samples_seen
+                trial.run.log({SAMPLES_SEEN: trial.sent, **report_values(report)})
         if record.is_paused != trial.is_paused:
             trial.is_paused = record.is_paused
             trial.run.summary.update({"state": record.state})
@@ -164,7 +164,7 @@ class WandbRuns(Observer):
     def _end_trial(self, record: TrialRecord, run: Any) -> None:
         self._ended[record.trial_id] = record
         run.summary.update({"state": record.state, "reason": record.reason})
-        run.tags = tuple(text[:MAX_TAG] for text in (record.state, record.reason) if text)
+        run.tags = _tags(record.state, record.reason)
         run.finish(exit_code=int(record.state == "failed"))
         with self._done.open("a") as file:
             file.write(f"{record.trial_id}\n")
@@ -187,12 +187,6 @@ class WandbRuns(Observer):
 
         run = self._open(SEARCH, self._start.folder.name, SEARCH, space)
         run.summary.update(dict(summary))
-        columns, rows = self._table()
-        run.log({"trials_table": wandb.Table(columns, rows)})
-        run.tags = tuple(text[:MAX_TAG] for text in [summary.get("ended_by")] if text)
-        run.finish()
-
-    def _table(self) -> tuple[list[str | int], list[list[Any]]]:
         metric = self._start.objective.metric
         records = sorted(self._ended.values(), key=lambda r: (r.confirms, r.number))
         keys = sorted({key for record in records for key in record.parameters})
@@ -201,7 +195,10 @@ class WandbRuns(Observer):
             + [None if (v := r.parameters.get(key)) is None else str(v) for key in keys]
             for r in records
         ]
-        return ["trial_id", "state", "reason", SAMPLES_SEEN, metric, *keys], rows
+        columns = ["trial_id", "state", "reason", SAMPLES_SEEN, metric, *keys]
+        run.log({"trials_table": wandb.Table([*columns], rows)})
+        run.tags = _tags(summary.get("ended_by"))
+        run.finish()
 
     # ------------------------------------------------------------------ runs of W&B
 
@@ -256,9 +253,13 @@ class WandbRuns(Observer):
 
     def _seconds_to_wait(self) -> float:
         is_online = self._mode is not None and self._mode.mode == "online"
-        if is_online and not answers(_base_url(), LOST_SECONDS):
+        if is_online and not answers(_settings().base_url, LOST_SECONDS):
             return min(self._end_seconds, LOST_SECONDS)
         return self._end_seconds
+
+
+def _tags(*texts: str | None) -> tuple[str, ...]:
+    return tuple(text[:MAX_TAG] for text in texts if text)
 
 
 def _quiet_settings() -> Any:
@@ -275,12 +276,6 @@ def _quiet_settings() -> Any:
         init_timeout=15,
         finish_timeout=10,
     )
-
-
-def _base_url() -> str:
-    import wandb
-
-    return str(wandb.setup().settings.base_url)
 
 
 CHECK_SECONDS = 2.0
@@ -324,7 +319,7 @@ def set_up_quietly() -> bool:
     Raises:
         UserError: if wandb cannot use the settings.
     """
-    # Reports of failures to W&B's makers would be tried without network too, and told on stderr.
+    # Reports of failures to W&B's makers would be tried without network too, and show on stderr.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb  # takes seconds, which only those wait who want it
 

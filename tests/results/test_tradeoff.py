@@ -1,5 +1,6 @@
 """Which trial a search with several objectives takes, and what it says of the others."""
 
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -18,13 +19,11 @@ from nanovlm.results.summary import best_record, final_best, summarize
 from nanovlm.results.write import ResultsStore
 from nanovlm.watch.report.folder import read_search
 from nanovlm.watch.report.page import render
-from nanovlm.watch.report.pareto_charts import (
-    front_chart,
-    front_table,
-    hypervolume_chart,
-)
-from nanovlm.watch.terminal.tables import show_results
+from nanovlm.watch.report.result_charts import front_chart, hypervolume_chart
+from nanovlm.watch.terminal.search_display import SearchDisplay
 from tests.records import make_record, make_report, make_speed
+from tests.results.starts import search_start
+from tests.watch.pages import table_rows
 
 
 def objective_of(**bound: float) -> Objective:
@@ -171,17 +170,17 @@ def test_the_report_draws_the_front(tmp_path: Path) -> None:
     assert "Trial 2 is the knee of the front of mmstar_accuracy, seconds_per_sample" in text
     assert "Chosen, mmstar_accuracy" in text
     (variant,) = front_chart(search).variants
-    marks = {trace["name"]: trace.get("customdata") for trace in variant.traces}
+    marks = {trace["name"]: trace.get("customdata") for trace in variant["traces"]}
     assert marks["chosen"] == ["trial-0002"] and marks["stopped"] == ["trial-0006"]
     assert marks["on the front"] == ["trial-0001", "trial-0000", "trial-0003"]
-    (line,) = [trace for trace in variant.traces if trace["name"] == "front"]
-    assert line["y"] == [0.5, 0.8, 0.88, 0.9] and line["x"] == [0.005, 0.01, 0.012, 0.04]
-    table = front_table(search)
-    assert table is not None
-    assert [row[0].text for row in table.rows] == ["1", "2", "0", "3"]
-    assert [row[1].text for row in table.rows].index("chosen") == 1
+    (line,) = [trace for trace in variant["traces"] if trace["name"] == "front"]
+    assert line["y"] == [0.5, 0.8, 0.88, 0.9]
+    assert line["x"] == pytest.approx([0.005, 0.01, 0.012, 0.04])
+    rows = table_rows(text, "front-table")
+    assert [row[0] for row in rows] == ["1", "2", "0", "3"]
+    assert [row[1] for row in rows].index("chosen") == 1
     (grown,) = hypervolume_chart(search).variants
-    assert grown.traces[0]["y"] == pytest.approx(hypervolumes(TRIALS, objective_of()), rel=1e-5)
+    assert grown["traces"][0]["y"] == pytest.approx(hypervolumes(TRIALS, objective_of()), rel=1e-5)
 
 
 def test_a_report_on_one_objective_has_no_front(tmp_path: Path) -> None:
@@ -197,7 +196,10 @@ def test_a_report_on_one_objective_has_no_front(tmp_path: Path) -> None:
 def test_the_terminal_says_what_was_chosen_and_why(tmp_path: Path) -> None:
     summary = summarize("x", TRIALS, objective_of(), wall_seconds=1, gpus_per_trial=0)
     console = Console(width=200, record=True, file=io.StringIO())
-    show_results(console, tmp_path, objective_of(), TRIALS, [], summary)
+    start = dataclasses.replace(search_start(tmp_path), objective=objective_of(), records=TRIALS)
+    with SearchDisplay(console) as display:
+        display.begin(start)
+        display.end(summary)
     text = console.export_text()
     assert "chosen: trial 2 is the knee of the front of mmstar_accuracy, seconds_per_" in text
     assert re.search(r"trial +state +samples +mmstar_accuracy.* +seconds_per_sample", text)

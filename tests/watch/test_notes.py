@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from nanovlm.messages import TrialRecord
-from nanovlm.watch.terminal.console import NotesDisplay
+from nanovlm.watch.terminal.console import RunDisplay
 from nanovlm.watch.terminal.search_display import SearchDisplay
 from nanovlm.watch.terminal.single_display import SingleDisplay
 from tests.records import make_record, make_report
@@ -50,11 +50,11 @@ def test_a_search_shows_each_note_once(is_terminal: bool) -> None:
         assert f"\x1b[33mnote: {FLOAT32}" in text
 
 
-def test_a_single_run_shows_each_note_once() -> None:
+def test_each_note_is_shown_once() -> None:
     console = Console(file=io.StringIO(), width=200)
-    notes = NotesDisplay(console)
+    display = RunDisplay(console)
     for changed in RECORDS:
-        notes.update(changed)
+        display.trial_changed(changed)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().splitlines() == [f"note: {UNCOMPILED}", f"note: {FLOAT32}"]
 

@@ -6,26 +6,22 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nanovlm.errors import UserError
 from nanovlm.results.folder import PACKAGES, describe_environment
 from nanovlm.results.read import ENVIRONMENT_FILE
-from nanovlm.watch.report.capability_chart import num_items
-from nanovlm.watch.report.figure import log_ticks, tick_text
 from nanovlm.watch.report.folder import read_search
-from nanovlm.watch.report.headline import best_card, gain_card, verdict
-from nanovlm.watch.report.importance import (
+from nanovlm.watch.report.page import embedded_json, render, write_report
+from nanovlm.watch.report.result_charts import num_items
+from nanovlm.watch.report.space_charts import (
     FEWEST_TRIALS,
     compare_at_milestone,
     importances,
     parameter_importance,
 )
-from nanovlm.watch.report.page import embedded_json, write_report
-from nanovlm.watch.report.tables import trials_table
-from nanovlm.watch.report.wording import duration
+from nanovlm.watch.report.style import duration
 from nanovlm.watch.report.worker_time import spent_time, works
 from tests.results.fake_records import (
     BEGIN,
@@ -36,6 +32,7 @@ from tests.results.fake_records import (
     make_results,
     make_single,
 )
+from tests.watch.pages import page_data, page_text, table_rows
 
 REPOSITORY = Path(__file__).parents[2]
 HOSTILE = "</script><script>alert(1)</script> <!-- & %{x} \u2028"
@@ -44,14 +41,6 @@ HOSTILE = "</script><script>alert(1)</script> <!-- & %{x} \u2028"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_results(tmp_path_factory.mktemp("results") / "made-up")
-
-
-def page_data(path: Path) -> dict[str, Any]:
-    """Return the data in a written report."""
-    text = path.read_text(encoding="utf-8")
-    (found,) = re.findall(r'id="report-data">(.*?)</script>', text, re.S)
-    data: dict[str, Any] = json.loads(found)
-    return data
 
 
 def test_an_undamaged_folder_lacks_nothing(folder: Path) -> None:
@@ -69,45 +58,46 @@ def test_the_headline_is_that_of_the_summary(folder: Path) -> None:
         summary["best"]["metrics"]["mmstar_accuracy"],
         summary["best"]["interval_95"],
     )
-    card = best_card(search)
-    assert card.value == f"{100 * value:.1f} %"
-    assert card.detail == f"95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+    text = page_text(render(search))
+    assert f"Best mmstar_accuracy {100 * value:.1f} % 95 % interval" in text
+    assert f"95 % interval {100 * low:.1f} to {100 * high:.1f} %" in text
     assert summary["mmstar_rules"] == "lmms-eval-0.7.2"
-    assert "scored by lmms-eval-0.7.2" in card.notes
+    assert "scored by lmms-eval-0.7.2" in text
     (gap,) = (
         c["difference_to_default"]
         for c in summary["confirmation"]["configurations"]
         if c["difference_to_default"]
     )
-    assert gain_card(search).value == f"{100 * gap['mean']:+.1f} points"
-    said = verdict(search)
-    assert said is not None and said[0][1:-1] == summary["confirmation"]["verdict"][1:]
+    assert f"Gain over the default {100 * gap['mean']:+.1f} points" in text
+    assert "on 2 fresh seeds, p < 0.001" in text
+    assert search.verdict and search.verdict[0][1:-1] == summary["confirmation"]["verdict"][1:]
+    assert search.verdict[0] in text
 
 
 @pytest.mark.parametrize("counts", [True, False])
 def test_whether_a_gain_counts_is_not_read_off_the_sentence(folder: Path, counts: bool) -> None:
     search = read_search(folder)
     said = {**(search.confirmation or {}), "verdict": "it beats it", "gain_counts": counts}
-    assert verdict(dataclasses.replace(search, confirmation=said)) == ("It beats it.", counts)
+    changed = dataclasses.replace(search, confirmation=said)
+    assert changed.verdict == ("It beats it.", counts)
+    assert ("More than chance" in render(changed)) == counts
     del said["gain_counts"]  # as earlier versions wrote it
-    wins = verdict(search)
-    assert wins is not None
-    assert verdict(dataclasses.replace(search, confirmation=said)) == ("It beats it.", wins[1])
+    assert search.verdict is not None and changed.verdict == ("It beats it.", search.verdict[1])
 
 
 def test_a_gain_that_is_not_confirmed_says_so(tmp_path: Path) -> None:
     search = read_search(make_results(tmp_path / "search", confirms=False))
-    card = gain_card(search)
-    assert card.value.startswith("+") and card.value.endswith(" points")
-    assert "not confirmed" in card.notes[0]
-    assert verdict(search) is None
+    text = page_text(render(search))
+    assert re.search(r"Gain over the default \+[\d.]+ points not confirmed on fresh seeds", text)
+    assert search.verdict is None and "chance" not in text
 
 
 def test_paused_trials_are_a_state_of_their_own(tmp_path: Path) -> None:
     folder = make_results(tmp_path / "search", confirms=False)
     add_paused(folder, (24, 25, 26))
     path = write_report(folder)
-    text, data = path.read_text(encoding="utf-8"), page_data(path)
+    text = path.read_text(encoding="utf-8")
+    data = page_data(text)
     assert (
         "Interrupted" in text
         and "3 paused" in text
@@ -115,10 +105,10 @@ def test_paused_trials_are_a_state_of_their_own(tmp_path: Path) -> None:
     )
     search = read_search(folder)
     assert not search.missing
-    rows = [row for row in trials_table(search).rows if row[2].text == "paused"]
-    assert [int(row[1].text) for row in rows] == [26, 25, 24], "the furthest first"
-    assert all("below" in row[-1].text for row in rows)
-    charts = {chart["name"]: chart["variants"][0]["data"] for chart in data["charts"]}
+    rows = [row for row in table_rows(text, "trials-table") if row[2] == "paused"]
+    assert [int(row[1]) for row in rows] == [26, 25, 24], "the furthest first"
+    assert all("below" in row[-1] for row in rows)
+    charts = {chart["name"]: chart["variants"][0].get("traces") for chart in data["charts"]}
     (curves,) = (trace for trace in charts["learning-curves"] if trace["name"] == "paused")
     assert curves["x"] == [1000, None, 1000, None, 1000, 3000, None]
     assert not any(trace["name"] == "running" for trace in charts["learning-curves"])
@@ -127,18 +117,17 @@ def test_paused_trials_are_a_state_of_their_own(tmp_path: Path) -> None:
     assert "trial 26</b>, paused" in data["hover"]["trial-0026"]
     (slice_,) = (t for t in charts["slice-0"] if t["name"] == "paused")
     assert slice_["customdata"] == ["trial-0024", "trial-0025", "trial-0026"]
-    spent = {part.kind: part.seconds for part in spent_time(search)}
-    assert spent["paused"] == pytest.approx(3 * 3.8 + 8, abs=1e-3)
+    assert spent_time(search)["paused"] == pytest.approx(3 * 3.8 + 8, abs=1e-3)
 
 
 def test_the_table_has_every_trial_with_its_reason(folder: Path) -> None:
-    table = trials_table(read_search(folder))
-    by_number = {int(row[1].text): [cell.text for cell in row] for row in table.rows}
+    rows = table_rows(render(read_search(folder)), "trials-table")
+    by_number = {int(row[1]): row for row in rows}
     assert sorted(by_number) == list(range(24))
     assert by_number[6][2] == "failed" and by_number[6][-1].startswith("CUDA out of memory")
     stopped = [row for row in by_number.values() if row[2] == "stopped"]
     assert stopped and all("below" in row[-1] for row in stopped)
-    states = [row[2].text for row in table.rows]
+    states = [row[2] for row in rows]
     assert states == sorted(states, key=["completed", "stopped", "failed"].index)
 
 
@@ -147,8 +136,8 @@ def test_a_stopped_trial_takes_its_reason_from_the_rungs(folder: Path, tmp_path:
     without = [line | {"reason": None} if line["state"] == "stopped" else line for line in lines]
     (tmp_path / "trials.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in without))
     (tmp_path / "rungs.jsonl").write_text((folder / "rungs.jsonl").read_text())
-    rows = trials_table(read_search(tmp_path)).rows
-    assert all("the cutoff at" in row[-1].text for row in rows if row[2].text == "stopped")
+    rows = table_rows(render(read_search(tmp_path)), "trials-table")
+    assert all("the cutoff at" in row[-1] for row in rows if row[2] == "stopped")
 
 
 def test_how_many_questions_a_capability_has(folder: Path) -> None:
@@ -162,9 +151,10 @@ def test_how_many_questions_a_capability_has(folder: Path) -> None:
 
 def test_importance_finds_the_key_that_decides(tmp_path: Path) -> None:
     search = read_search(make_results(tmp_path / "search", num_trials=120, confirms=False))
-    compared = compare_at_milestone(search)
-    assert compared is not None and compared.milestone in (1000, 3000)
-    shares = dict(importances(search.parameters, compared, "max")[0])
+    milestone, values = compare_at_milestone(search)
+    assert milestone in (1000, 3000)
+    shares, _ = importances(search, values)
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["lr_mp"] > 0.5 and shares["weight_decay"] < 0.2
 
@@ -181,7 +171,7 @@ def test_the_time_of_the_workers_adds_up(folder: Path) -> None:
     search = read_search(folder)
     done = works(search)
     assert len({work.group for work in done}) == NUM_GROUPS
-    spent = {part.kind: part.seconds for part in spent_time(search)}
+    spent = spent_time(search)
     stages = [[w for w in done if w.record.confirms == confirms] for confirms in (False, True)]
     ends = {work.group: work.ended_at for work in done}
     idle = sum(
@@ -204,7 +194,7 @@ def test_an_interruption_is_no_waiting(folder: Path, tmp_path: Path) -> None:
                 for field in {"submitted_at", "first_step_at", "ended_at"} & times.keys():
                     times[field] = times[field] and times[field] + night
     (tmp_path / "trials.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    spent = {part.kind: part.seconds for part in spent_time(read_search(tmp_path))}
+    spent = spent_time(read_search(tmp_path))
     assert spent["waiting"] < 600, "eight hours were cut out"
     assert max(line["ended_at"] for line in lines) > BEGIN + night
 
@@ -215,7 +205,7 @@ def test_nothing_of_a_folder_is_markup(tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "<script>alert(1)" not in text and "a<b>" not in text
     assert text.count("</script>") == 4, "of the theme, the data, plotly and the page's script"
-    hover = page_data(path)["hover"]["trial-0006"]
+    hover = page_data(text)["hover"]["trial-0006"]
     assert "&lt;/script&gt;" in hover and "<script" not in hover
 
 
@@ -237,10 +227,8 @@ def test_a_single_run_has_no_search_in_its_report(tmp_path: Path) -> None:
     path = write_report(make_single(tmp_path / "single"))
     text = path.read_text(encoding="utf-8")
     assert "A single run." in text and "Gain over the default" not in text
-    (curves,) = (c for c in page_data(path)["charts"] if c["name"] == "learning-curves")
-    assert FULL in curves["variants"][0]["data"][0]["x"] or any(
-        FULL in trace["x"] for trace in curves["variants"][0]["data"]
-    )
+    (curves,) = (c for c in page_data(text)["charts"] if c["name"] == "learning-curves")
+    assert any(FULL in trace["x"] for trace in curves["variants"][0]["traces"])
 
 
 @pytest.mark.parametrize(
@@ -335,10 +323,3 @@ def test_the_environment_is_written_and_shown(folder: Path, tmp_path: Path) -> N
 )  # fmt: skip
 def test_durations(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
-
-
-def test_ticks_of_a_log_axis() -> None:
-    assert [tick_text(t) for t in log_ticks(1e-4, 0.03)] == ["1e-4", "1e-3", "0.01"]
-    assert log_ticks(1, 10) == [1, 2, 5, 10]
-    assert log_ticks(2.2, 2.4) == [2.2, 2.4]
-    assert [tick_text(v) for v in (0, 0.05, 0.0025, 3000)] == ["0", "0.05", "2.5e-3", "3,000"]

@@ -99,6 +99,19 @@ def test_scales_are_logarithmic_where_the_key_is(seen: OpenPage) -> None:
     assert axes[1][0] == "freeze" and axes[1][1] != "log"
 
 
+def test_ticks_of_a_log_scale(seen: OpenPage) -> None:
+    def ticks(low: float, high: float) -> list[str]:
+        scale = json.dumps({"kind": "log", "low": low, "high": high})
+        found = seen.run(f"charts.figure('x', {{traces: [], xaxis: {{scale: {scale}}}}}, {{}})")
+        texts: list[str] = found["layout"]["xaxis"]["ticktext"]
+        return texts
+
+    assert ticks(1e-4, 0.03) == ["1e-4", "1e-3", "0.01"]
+    assert ticks(1, 10) == ["1", "2", "5", "10"]
+    assert ticks(2.2, 2.4) == ["2.2", "2.4"]
+    assert ticks(0.0025, 3000) == ["0.01", "0.1", "1", "10", "100", "1,000"]
+
+
 def column(seen: OpenPage, name: str) -> list[str]:
     """Return the cells of a column of the table of trials, from top to bottom."""
     heads = seen.page.locator("#trials-table th").all_text_contents()
@@ -150,6 +163,36 @@ def test_a_pointer_shows_the_trial_with_its_reason_as_text(seen: OpenPage) -> No
     assert "trial 6" in text and "&lt;/script&gt;" in text and "<script" not in text
     texts = seen.run("document.getElementById('best-so-far').data.map((t) => t.hovertext || [])")
     assert text in [one for trace in texts for one in trace]
+
+
+HOVER = """
+(name) => {
+    const plot = document.querySelector(`.plot#${name}`);
+    const curve = plot.data.findIndex((trace) => trace.customdata);
+    Plotly.Fx.hover(plot, [{ curveNumber: curve, pointNumber: 0 }]);
+    const trial = plot.data[curve].customdata[0];
+    return [trial, [...plot.querySelectorAll(".hoverlayer .hovertext")].map((e) => e.textContent)];
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["best-so-far", "learning-curves", "parallel", "slice-0", "workers"]
+)
+def test_every_chart_of_trials_shows_the_one_under_the_pointer(seen: OpenPage, name: str) -> None:
+    seen.page.locator(f".plot#{name}").scroll_into_view_if_needed()
+    trial, (text,) = seen.page.evaluate(HOVER, name)
+    assert f"trial {int(trial[-4:])}, " in text and "lr_mp" in text
+
+
+def test_the_line_of_the_trial_under_the_pointer_is_over_the_others(seen: OpenPage) -> None:
+    heights = seen.run(
+        "(() => { const plot = document.getElementById('parallel');"
+        "const data = plot.data.find((trace) => trace.customdata);"
+        "plot.emit('plotly_hover', { points: [{ customdata: data.customdata[0], data }] });"
+        "return [plot.data.at(-1).y, data.y.slice(0, 7)]; })()"
+    )
+    assert heights[0] == heights[1], "the objective and six keys"
 
 
 def test_dark_and_light(browser: Browser, folder: Path) -> None:

@@ -18,13 +18,13 @@ from nanovlm.messages import End, Kind, ProgressUpdate, Speed, Stage, TrialRecor
 from nanovlm.results.summary import summarize
 from nanovlm.results.write import ResultsStore
 from nanovlm.watch.terminal.console import can_redraw
-from nanovlm.watch.terminal.live_table import (
-    RunningTrial,
+from nanovlm.watch.terminal.search_display import (
+    SearchDisplay,
+    budget_bar,
     describe_budget,
     nearest_limit,
     running_table,
 )
-from nanovlm.watch.terminal.search_display import SearchDisplay
 from nanovlm.watch.terminal.single_display import SingleDisplay
 from nanovlm.watch.terminal.tables import describe_duration, describe_speed
 from tests.records import make_record, make_report, make_speed
@@ -198,11 +198,11 @@ def test_a_long_reason_takes_one_line_of_a_terminal_and_all_of_a_file() -> None:
 @pytest.mark.parametrize("width", [80, 200])
 def test_the_rows_of_running_trials(width: int) -> None:
     trials = [
-        RunningTrial(record(1, state="running"), update(1, 300)),
-        RunningTrial(running(2), update(2, 40, "evaluating", rate=0.0)),
-        RunningTrial(running(3), None),
-        RunningTrial(running(4), None),
-        RunningTrial(running(5), None),
+        (record(1, state="running"), update(1, 300)),
+        (running(2), update(2, 40, "evaluating", rate=0.0)),
+        (running(3), None),
+        (running(4), None),
+        (running(5), None),
     ]
     lines = shown(running_table(trials, "mmstar_accuracy", (100, 300), max_rows=3), width)
     assert all(len(line) <= width for line in lines)
@@ -257,13 +257,16 @@ def test_the_limit_that_comes_first(budget: dict[str, Any], expected: Any) -> No
     spent = nearest_limit(Budget(**budget), num_ended=5, seconds=3600.0, gpu_hours=3.0)
     assert (spent and (spent.share, spent.text)) == expected
     if spent:
-        assert spent.seconds_left(3600.0) == pytest.approx(3600 * (1 - spent.share) / spent.share)
+        (line,) = shown(budget_bar(spent, "", 3600.0), 100)
+        left = describe_duration(3600 * (1 - spent.share) / spent.share)
+        assert line.endswith(f"1:00:00  about {left} left")
 
 
 def test_nothing_is_known_of_the_end_before_the_first_trial_has_ended() -> None:
     spent = nearest_limit(Budget(trials=4), num_ended=0, seconds=10.0, gpu_hours=0.0)
     assert spent is not None
-    assert spent.seconds_left(10.0) is None
+    (line,) = shown(budget_bar(spent, "", 10.0), 100)
+    assert line.rstrip().endswith("0 of 4 trials  10 s")
 
 
 def test_a_budget_in_words() -> None:

@@ -2,15 +2,18 @@
 
     write_report(Path("results/digits"))        # results/digits/report.html
 
-The template, the style sheet and the script lie in `assets/`; what comes from the results folder is
-escaped by the template, and in the data of the charts by `embedded_json`.
+`ReportWriter` keeps it up to date while a search goes on. The templates, the style sheet and the
+script lie in `assets/`; the templates escape what comes from the results folder, and
+`embedded_json` does so in the data of the charts.
 """
 
-import functools
 import json
+import logging
 import math
+import shlex
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +21,26 @@ import jinja2
 import plotly.offline
 from markupsafe import Markup
 
-from nanovlm.files import replace_text
-from nanovlm.results.read import REPORT_FILE
-from nanovlm.watch.report import headline, tables
-from nanovlm.watch.report.capability_chart import capability_chart
-from nanovlm.watch.report.figure import STATE_STYLES, Chart, hover_texts
+from nanovlm.config.search_settings import SETTINGS
+from nanovlm.config.sources import config_values, flat_values
+from nanovlm.files import replace_json, replace_text
+from nanovlm.messages import ProgressUpdate, TrialRecord
+from nanovlm.results.conclusion import left_the_race
+from nanovlm.results.folder import PACKAGES, describe_environment
+from nanovlm.results.pareto import choose, values_of
+from nanovlm.results.read import ENVIRONMENT_FILE, REPORT_FILE
+from nanovlm.results.statistics import interval_95
+from nanovlm.results.summary import mmstar_rules
+from nanovlm.results.write import describe_run
+from nanovlm.watch.observer import Observer, RunStart
+from nanovlm.watch.report import result_charts, style
 from nanovlm.watch.report.folder import SearchFolder, read_search
-from nanovlm.watch.report.importance import parameter_importance
-from nanovlm.watch.report.pareto_charts import (
-    front_chart,
-    front_table,
-    hypervolume_chart,
-)
 from nanovlm.watch.report.progress_charts import best_so_far, learning_curves
-from nanovlm.watch.report.space_charts import parallel_coordinates, slices
-from nanovlm.watch.report.wording import duration, share
-from nanovlm.watch.report.worker_time import Spent, spent_time, worker_chart
+from nanovlm.watch.report.space_charts import parallel_coordinates, parameter_importance, slices
+from nanovlm.watch.report.worker_time import spent_time, worker_chart
+from nanovlm.watch.terminal.tables import count_left_out, ranked
+
+logger = logging.getLogger(__name__)
 
 RELOAD_SECONDS = 15.0
 """How often the page looks for a newer report while the search runs; a large one less often."""
@@ -42,7 +49,27 @@ RELOAD_SECONDS_PER_TRIAL = 0.06
 SILENT_SECONDS = 300.0
 """If a running search has written nothing for so long, the page says that it may be dead."""
 
-_ASSETS = Path(__file__).parent / "assets"
+LARGEST_SHARE = 0.1
+"""Of the time, that may go into writing reports."""
+
+SIGN_OF_LIFE_SECONDS = 60.0
+"""While trials run the report is written at least so often, so that a dead search differs from one
+with long trials."""
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "assets"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_FUNCTIONS = (
+    style.metric_value, style.metric_interval, style.difference, style.difference_interval,
+    style.count, style.duration, style.setting, config_values, flat_values,
+    count_left_out, describe_run, shlex.quote, values_of, interval_95, mmstar_rules,
+    choose, left_the_race, ranked, style.sort_key, style.spent_seconds,
+)  # fmt: skip
+_TEMPLATES.filters |= {function.__name__: function for function in _FUNCTIONS}
 
 
 def write_report(folder: Path) -> Path:
@@ -51,9 +78,8 @@ def write_report(folder: Path) -> Path:
     Raises:
         UserError: there is no such folder, or it holds nothing of a search.
     """
-    text = render(read_search(folder))
     path = folder / REPORT_FILE
-    replace_text(path, text)
+    replace_text(path, render(read_search(folder)))
     return path
 
 
@@ -69,121 +95,145 @@ def render(search: SearchFolder, reload_seconds: float | None = None) -> str:
     charts = {chart.name: chart for chart in _charts(search)}
     now = time.time()
     data = {
-        "charts": [chart.as_data() for chart in charts.values()],
-        "hover": hover_texts(search),
+        "charts": [{"name": c.name, "variants": c.variants} for c in charts.values()],
+        "hover": style.hover_texts(search),
         "isOver": search.ended_by is not None,
-        "writtenAt": now,
+        "writtenAt": int(now),
         "reloadSeconds": reload_seconds,
         "silentSeconds": SILENT_SECONDS,
     }
-    spent = spent_time(search)
-    return _environment().get_template("page.html").render(
+    return _TEMPLATES.get_template("page.html").render(
         search=search,
         charts=charts,
-        slices=[chart for name, chart in charts.items() if name.startswith("slice-")],
         states=_states(search),
-        head=headline,
-        tables=tables,
-        front_table=front_table,
-        spent=spent_parts(spent),
-        lost=lost_time(spent),
-        symbols=STATE_STYLES,
+        spent=spent_time(search),
+        capabilities=result_charts.capabilities(search),
+        SETTINGS=SETTINGS,
+        PACKAGES=PACKAGES,
         written_at=time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(now)),
-        style=Markup(_asset("style.css")),
-        script=Markup(_asset("script.js")),
-        plotly=Markup(_plotly()),
+        plotly=Markup(plotly.offline.get_plotlyjs()),
         data=embedded_json(data),
-    )  # fmt: skip
+    )
 
 
 def embedded_json(data: Any) -> Markup:
     """Return JSON that can stand in a <script> element, whatever its texts hold.
 
-    Numbers that JSON has no word for become null, which plotly leaves out.
+    Fractions have six digits, all that a chart can show. Numbers that JSON has no word for become
+    null, which plotly leaves out.
     """
-    text = json.dumps(_finite(data), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(_rounded(data), allow_nan=False, separators=(",", ":"))
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return Markup(text)
 
 
-def _finite(data: Any) -> Any:
+def _rounded(data: Any) -> Any:
     if isinstance(data, float):
-        return data if math.isfinite(data) else None
+        return float(f"{data:.6g}") if math.isfinite(data) else None
     if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
+        return {key: _rounded(value) for key, value in data.items()}
     if isinstance(data, Sequence) and not isinstance(data, str):
-        return [_finite(value) for value in data]
+        return [_rounded(value) for value in data]
     return data
 
 
-def _charts(search: SearchFolder) -> list[Chart]:
+def _charts(search: SearchFolder) -> list[style.Chart]:
     if not search.is_search:
-        return [learning_curves(search), capability_chart(search)]
+        return [learning_curves(search), result_charts.capability_chart(search)]
+    tradeoff = (result_charts.front_chart, result_charts.hypervolume_chart)
     return [
         best_so_far(search),
         learning_curves(search),
-        *([front_chart(search), hypervolume_chart(search)] if search.is_tradeoff else []),
+        *(chart(search) for chart in tradeoff if search.is_tradeoff),
         parallel_coordinates(search),
         parameter_importance(search),
         *slices(search),
-        capability_chart(search),
+        result_charts.capability_chart(search),
         worker_chart(search),
     ]
 
 
 def _states(search: SearchFolder) -> dict[str, int]:
     """Return how many trials are in each state; those that run are known by their milestones."""
-    counts = {
-        state: search.summary["trials"][state]
-        for state in ("completed", "paused", "stopped", "failed")
-    }
-    if search.ended_by is None:
-        known = {record.number for record in search.trials}
-        counts["running"] = len({v["number"] for v in search.verdicts} - known)
+    states = ("completed", "paused", "stopped", "failed")
+    counts = {state: search.summary["trials"][state] for state in states}
+    counts["running"] = len(search.running)
     return {state: number for state, number in counts.items() if number}
 
 
-def spent_parts(spent: Sequence[Spent]) -> list[dict[str, Any]]:
-    """Return what the workers' time went into, with its share of the whole."""
-    whole = sum(part.seconds for part in spent)
-    return [
-        {
-            "kind": part.kind,
-            "name": part.name,
-            "time": duration(part.seconds),
-            "share": share(part.seconds, whole),
-            "width": round(100 * part.seconds / whole, 3) if whole else 0,
-        }
-        for part in spent
-        if part.seconds > 0
-    ]
+class ReportWriter(Observer):
+    """Writes the report after every change, in a thread of its own.
 
+    The run never waits for it, but at the end, and changes that come while one is written share the
+    next. A report that cannot be written does not end the run: it is logged and kept in `problem`.
+    """
 
-def lost_time(spent: Sequence[Spent]) -> dict[str, str]:
-    """Return the time that went neither into full trials nor into runs that confirm."""
-    whole = sum(part.seconds for part in spent)
-    lost = whole - sum(p.seconds for p in spent if p.kind in ("completed", "confirming"))
-    return {"time": duration(lost), "share": share(lost, whole)}
+    def __init__(
+        self,
+        write: Callable[[Path], object] = write_report,
+        *,
+        seconds_between: float = 1.0,
+        sign_of_life_seconds: float = SIGN_OF_LIFE_SECONDS,
+    ) -> None:
+        """
+        Args:
+            write: makes the report of a results folder.
+            seconds_between: at least, between the begin of a report and that of the next.
+            sign_of_life_seconds: at most, while trials run.
+        """
+        self._problem: str | None = None
+        self._write = write
+        self._seconds_between = seconds_between
+        self._sign_of_life_seconds = sign_of_life_seconds
+        self._is_due = threading.Event()
+        self._is_over = threading.Event()
+        self._begun_at = time.monotonic()  # the last report
+        self._thread: threading.Thread | None = None
 
+    @property
+    def problem(self) -> str | None:
+        """Why the last report could not be written; None if it was."""
+        return self._problem
 
-@functools.cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_ASSETS),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    def begin(self, start: RunStart) -> None:
+        self._is_due.set()
+        self._thread = threading.Thread(target=self._work, args=(start.folder,), daemon=True)
+        self._thread.start()
 
+    def progress(self, update: ProgressUpdate) -> None:
+        if time.monotonic() - self._begun_at > self._sign_of_life_seconds:
+            self._is_due.set()
 
-@functools.cache
-def _asset(name: str) -> str:
-    return (_ASSETS / name).read_text(encoding="utf-8")
+    def trial_changed(self, record: TrialRecord) -> None:
+        self._is_due.set()
 
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """Write the last report and wait for it."""
+        self._is_over.set()
+        self._is_due.set()
+        if self._thread is not None:  # else it is over before it has begun
+            self._thread.join()
 
-@functools.cache
-def _plotly() -> str:
-    text: str = plotly.offline.get_plotlyjs()
-    return text
+    def _work(self, folder: Path) -> None:
+        self._try(lambda: replace_json(folder / ENVIRONMENT_FILE, describe_environment()))
+        while True:
+            self._is_due.wait()
+            self._is_due.clear()  # before all else: what is due from now on is for the next round
+            is_last = self._is_over.is_set()
+            self._begun_at = time.monotonic()
+            self._try(lambda: self._write(folder))
+            if is_last:
+                return
+            took = time.monotonic() - self._begun_at
+            self._is_over.wait(max(self._seconds_between, took / LARGEST_SHARE) - took)
+
+    def _try(self, write: Callable[[], object]) -> None:
+        """Write; whatever goes wrong with a report must not end the run that it is about."""
+        try:
+            write()
+        except Exception as error:
+            self._problem = f"the report could not be written: {type(error).__name__}: {error}"
+            logger.exception("the report could not be written")
+        else:
+            self._problem = None

@@ -2,23 +2,15 @@
 
 import sys
 import time
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 from nanovlm.messages import BuildProgress, TrialRecord
+from nanovlm.watch.observer import Observer
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 """How to print what others read: as it is, without line breaks."""
@@ -42,7 +34,7 @@ def can_redraw(console: Console) -> bool:
     return console.is_terminal and not console.is_dumb_terminal
 
 
-class LiveDisplay:
+class LiveDisplay(AbstractContextManager["LiveDisplay"]):
     """Something on a terminal that changes; a context, so that nothing of it stays behind."""
 
     def stop(self) -> None:
@@ -52,36 +44,30 @@ class LiveDisplay:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
 
-class NotesDisplay:
-    """Prints each note the first time that it comes."""
+class RunDisplay(LiveDisplay, Observer):
+    """Shows a run, and each note on it once."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._shown = set[str]()
+        self._shown_notes = set[str]()
 
-    def update(self, record: TrialRecord) -> None:
-        """Take in a change of a trial."""
-        for text in (note for report in record.reports for note in report.notes):
-            self.show(text)
-
-    def show(self, text: str) -> None:
-        """Print a note."""
-        if text not in self._shown:
-            self._shown.add(text)
+    def notice(self, text: str) -> None:
+        if text not in self._shown_notes:
+            self._shown_notes.add(text)
             self._console.print(f"note: {text}", style="yellow", **PLAIN)
+
+    def trial_changed(self, record: TrialRecord) -> None:
+        """Show the notes of a trial's workers."""
+        for text in (note for report in record.reports for note in report.notes):
+            self.notice(text)
 
 
 class PreparationDisplay(LiveDisplay):
-    """Shows how far the preparation of a data set is. What is there at once stays quiet.
+    """Shows the progress of preparing a data set; nothing for one that is prepared already.
 
     A terminal gets a bar for each stage; anything else gets a line now and then.
     """
@@ -92,39 +78,39 @@ class PreparationDisplay(LiveDisplay):
         self._console = console
         self._seconds_between_lines = seconds_between_lines
         self._has_bars = can_redraw(console) and not is_quiet
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
+        self._progress = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=20),
+            progress.MofNCompleteColumn(),
             _RateColumn(),
-            TimeRemainingColumn(),
+            progress.TimeRemainingColumn(),
             console=console,
             disable=not self._has_bars,
         )
-        self._tasks: dict[str, TaskID] = {}
+        self._tasks: dict[str, progress.TaskID] = {}
         self._last_line = time.monotonic()
 
     def stop(self) -> None:
         self._progress.stop()
 
-    def update(self, progress: BuildProgress) -> None:
-        """Take in how far it is."""
-        name = f"preparing the {progress.what}: {progress.stage}"
-        if progress.stage == "waiting":
-            name = f"waiting for another program that prepares the {progress.what}"
+    def update(self, built: BuildProgress) -> None:
+        """Show the progress of a stage."""
+        name = f"preparing the {built.what}: {built.stage}"
+        if built.stage == "waiting":
+            name = f"waiting for another program that prepares the {built.what}"
         if name not in self._tasks:
             self._progress.start()
-            self._tasks[name] = self._progress.add_task(name, total=progress.total)
-        self._progress.update(self._tasks[name], completed=progress.done)
+            self._tasks[name] = self._progress.add_task(name, total=built.total)
+        self._progress.update(self._tasks[name], completed=built.done)
         is_due = time.monotonic() - self._last_line >= self._seconds_between_lines
-        if not self._has_bars and (is_due or progress.stage == "waiting"):
+        if not self._has_bars and (is_due or built.stage == "waiting"):
             self._last_line = time.monotonic()
-            self._console.print(f"{name}, {progress.done} of {progress.total}", **PLAIN)
+            self._console.print(f"{name}, {built.done} of {built.total}", **PLAIN)
 
 
-class _RateColumn(ProgressColumn):
+class _RateColumn(progress.ProgressColumn):
     """Rows or images a second."""
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: progress.Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:.0f}/s")

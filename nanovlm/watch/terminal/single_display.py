@@ -10,8 +10,8 @@ from nanovlm.messages import ProgressUpdate, TrialRecord
 from nanovlm.results.read import REPORT_FILE
 from nanovlm.results.statistics import describe_accuracy
 from nanovlm.results.summary import by_rules
-from nanovlm.watch.observer import Observer, RunStart
-from nanovlm.watch.terminal.console import PLAIN, LiveDisplay, NotesDisplay, can_redraw
+from nanovlm.watch.observer import RunStart
+from nanovlm.watch.terminal.console import PLAIN, RunDisplay, can_redraw
 from nanovlm.watch.terminal.tables import (
     describe_cluster,
     describe_data,
@@ -20,12 +20,11 @@ from nanovlm.watch.terminal.tables import (
 )
 
 
-class SingleDisplay(LiveDisplay, Observer):
+class SingleDisplay(RunDisplay):
     """Shows a line for each report and, on a terminal, a bar below them."""
 
     def __init__(self, console: Console, is_quiet: bool = False) -> None:
-        self._console = console
-        self._notes = NotesDisplay(console)
+        super().__init__(console)
         self._num_shown = 0
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -51,9 +50,6 @@ class SingleDisplay(LiveDisplay, Observer):
         self._task = self._progress.add_task("starting", total=start.trial_samples, state="")
         self._progress.start()
 
-    def notice(self, text: str) -> None:
-        self._notes.show(text)
-
     def progress(self, update: ProgressUpdate) -> None:
         parts = [f"loss {update.train_loss:.3g}"]
         if update.samples_per_second:
@@ -67,7 +63,7 @@ class SingleDisplay(LiveDisplay, Observer):
         )
 
     def trial_changed(self, record: TrialRecord) -> None:
-        self._notes.update(record)
+        super().trial_changed(record)
         if len(record.reports) > self._num_shown:
             self._num_shown = len(record.reports)
             self._console.print(_line(record), **PLAIN)
@@ -83,12 +79,10 @@ class SingleDisplay(LiveDisplay, Observer):
 
 def _line(record: TrialRecord) -> str:
     """Return a trial's last report in a line."""
-    report, speed = record.reports[-1], describe_speed(record)
-    metrics = report.metrics
+    report, speed, metric = record.reports[-1], describe_speed(record), "mmstar_accuracy"
+    accuracy = describe_accuracy(report.metrics, metric) + by_rules(record.config, metric)
     return (
         f"{report.samples_seen} samples, step {report.step}: "
-        f"train_loss {metrics['train_loss']:.4f}, mmstar_accuracy "
-        f"{describe_accuracy(metrics, 'mmstar_accuracy')}"
-        f"{by_rules(record.config, 'mmstar_accuracy')}  "
+        f"train_loss {report.metrics['train_loss']:.4f}, {metric} {accuracy}  "
         f"({report.seconds:.1f} s{speed and f', {speed}'})"
     )

@@ -1,26 +1,19 @@
 """The tables and texts that a person sees in the terminal."""
 
 import math
-import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from nanovlm.config.search_settings import Objective
 from nanovlm.messages import TrialRecord
-from nanovlm.results.conclusion import DEFAULT_NUMBER, describe_unconfirmed_gain, left_the_race
-from nanovlm.results.decisions import last_milestone
+from nanovlm.results.conclusion import DEFAULT_NUMBER, left_the_race
 from nanovlm.results.pareto import values_of
-from nanovlm.results.read import ANSWERS_DIR, BEST_CONFIG_FILE, REPORT_FILE
 from nanovlm.results.statistics import describe_accuracy
-from nanovlm.results.summary import by_rules, final_best
-from nanovlm.results.write import describe_run
-from nanovlm.watch.terminal.console import PLAIN
+from nanovlm.results.summary import by_rules
 
 
 def describe_data(data: Mapping[str, Any]) -> str:
@@ -40,22 +33,26 @@ def describe_data(data: Mapping[str, Any]) -> str:
 def describe_cluster(dashboard_url: str | None, is_own: bool) -> str:
     """Return the line on the Ray cluster and its dashboard."""
     kind = "own Ray cluster" if is_own else "joined Ray cluster"
-    if dashboard_url is None:
-        return f"{kind}, without a dashboard"
-    return f"{kind}, dashboard: {dashboard_url} (token: `ray get-auth-token`)"
+    address = f"dashboard: {dashboard_url} (token: `ray get-auth-token`)"
+    return f"{kind}, {address if dashboard_url else 'without a dashboard'}"
 
 
-def describe_places(records: Iterable[TrialRecord], milestones: Sequence[int]) -> str:
+def describe_milestones(records: Iterable[TrialRecord], milestones: Sequence[int]) -> str:
     """Return at which milestones trials are, such as `8 at 1000 samples, 2 at 3000`.
 
     Args:
         milestones: samples seen, of which each report has reached one; ascending.
     """
-    places = Counter(last_milestone(milestones, r.samples_seen) or r.samples_seen for r in records)
-    return ", ".join(
-        f"{number} at {milestone}" + (" samples" if place == 0 else "")
-        for place, (milestone, number) in enumerate(sorted(places.items()))
+    counts = Counter(
+        max((m for m in milestones if m <= r.samples_seen), default=r.samples_seen) for r in records
     )
+    (lowest, number), *others = sorted(counts.items())
+    return ", ".join([f"{number} at {lowest} samples", *(f"{n} at {m}" for m, n in others)])
+
+
+def describe_score(record: TrialRecord, metric: str) -> str:
+    """Return a trial's metric with its interval, `-` if it has none."""
+    return describe_accuracy(record.metrics, metric) if metric in record.metrics else "-"
 
 
 def describe_speed(record: TrialRecord) -> str:
@@ -67,13 +64,9 @@ def describe_speed(record: TrialRecord) -> str:
     if speed is None:
         return ""
     utilization = speed.model_flops_utilization
-    parts = [
-        f"{two_digits(speed.samples_per_second)} samples/s",
-        f"data {100 * speed.data_wait_fraction:.1f} %",
-    ]
-    if utilization is not None:
-        parts.append(f"MFU {two_digits(100 * utilization)} %")
-    return ", ".join(parts)
+    text = f"{two_digits(speed.samples_per_second)} samples/s, "
+    text += f"data {100 * speed.data_wait_fraction:.1f} %"
+    return text if utilization is None else f"{text}, MFU {two_digits(100 * utilization)} %"
 
 
 def two_digits(value: float) -> str:
@@ -133,33 +126,35 @@ COLORS = {
 """Of a trial's state."""
 
 
-def results_table(records: Sequence[TrialRecord], objective: Objective) -> Table:
-    """Return the trials as a table, the best first; a shorter trial never before a full one."""
+def ranked(records: Sequence[TrialRecord], objective: Objective) -> list[TrialRecord]:
+    """Return the trials, the best first; a shorter trial never before a full one."""
     sign = -1 if objective.mode == "max" else 1
-    order = {"completed": 0, "stopped": 1, "failed": 2}
+    order = ("completed", "paused", "stopped", "failed")
 
     def rank(record: TrialRecord) -> tuple[int, int, float]:
         value = record.metrics.get(objective.metric, math.inf)
         length = 0 if record.state == "completed" else record.samples_seen
-        return order[record.state], -length, sign * value
+        return order.index(record.state), -length, sign * value
 
-    shown = sorted(records, key=rank)[:MAX_ROWS]
+    return sorted(records, key=rank)
+
+
+def results_table(records: Sequence[TrialRecord], objective: Objective) -> Table:
+    """Return the trials as a table, in the order of `ranked`."""
+    shown = ranked(records, objective)[:MAX_ROWS]
     metric = objective.metric + (by_rules(records[0].config, objective.metric) if records else "")
     keys = sorted({key for record in records for key in record.parameters})
-    table = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
-    others = objective.all[1:]
-    for name in ("trial", "state", "samples", metric, *(o.metric for o in others), *keys):
-        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+    others = [other.metric for other in objective.all[1:]]
+    table = _empty_table(["trial", "state", "samples", metric, *others, *keys])
     for record in shown:
         values = values_of(objective, record) or (math.nan,) * len(objective.all)
-        has_score = objective.metric in record.metrics
         table.add_row(
             str(record.number),
             f"[{COLORS[record.state]}]{record.state}[/]",
             str(record.samples_seen),
-            escape(describe_accuracy(record.metrics, objective.metric) if has_score else "-"),
+            escape(describe_score(record, objective.metric)),
             *("-" if math.isnan(value) else f"{value:.4g}" for value in values[1:]),
-            *(escape(format_value(record.parameters.get(key, "-"))) for key in keys),
+            *_values(record.parameters, keys),
         )
     return table
 
@@ -172,37 +167,36 @@ def confirmation_table(confirmation: Mapping[str, Any], objective: Objective) ->
     """
     configurations = confirmation["configurations"]
     keys = sorted({key for c in configurations for key in c["parameters"]})
-    table = Table(title_justify="left", header_style="bold", box=None, pad_edge=False)
     columns = ["trial", "runs", f"mean {objective.metric}", "in the search", "to the default", "p"]
-    for name in (*columns, "left the race", *keys):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _empty_table([*columns, "left the race", *keys])
     for c in configurations:
-        difference = c["difference_to_default"] or {}
-        p_value = difference.get("p_value")
+        difference, error = c["difference_to_default"] or {}, c["standard_error"]
         table.add_row(
             "default" if c["number"] == DEFAULT_NUMBER else str(c["number"]),
-            _runs(c),
-            _mean(c["mean"], c["standard_error"]),
+            str(len(c["runs"])) + (f", {len(c['failed'])} failed" if c["failed"] else ""),
+            _number(c["mean"]) + ("" if error is None else f" ± {error:.2g}"),
             _number(c["search_value"]),
             escape(_difference(difference)),
-            "-" if p_value is None else f"{p_value:.2g}",
+            _number(difference.get("p_value"), 2),
             left_the_race(c, objective) or "-",
-            *(escape(format_value(c["parameters"].get(key, "-"))) for key in keys),
+            *_values(c["parameters"], keys),
         )
     return table
 
 
-def _runs(configuration: Mapping[str, Any]) -> str:
-    finished, failed = len(configuration["runs"]), len(configuration["failed"])
-    return f"{finished}, {failed} failed" if failed else str(finished)
+def _empty_table(columns: Sequence[str]) -> Table:
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+    return table
 
 
-def _mean(mean: float | None, standard_error: float | None) -> str:
-    return _number(mean) + ("" if standard_error is None else f" ± {standard_error:.2g}")
+def _values(parameters: Mapping[str, Any], keys: Sequence[str]) -> Iterator[str]:
+    return (escape(format_value(parameters.get(key, "-"))) for key in keys)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+def _number(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"
 
 
 def _difference(difference: Mapping[str, Any]) -> str:
@@ -211,49 +205,3 @@ def _difference(difference: Mapping[str, Any]) -> str:
     interval: Sequence[float] | None = difference["interval_95"] or difference["seeds_interval_95"]
     text = f"{difference['mean']:+.3g}"
     return text if interval is None else f"{text} [{interval[0]:+.3g}, {interval[1]:+.3g}]"
-
-
-def show_results(
-    console: Console,
-    folder: Path,
-    objective: Objective,
-    records: Sequence[TrialRecord],
-    confirmed: Sequence[TrialRecord],
-    summary: Mapping[str, Any],
-    left_behind: str = "",
-) -> None:
-    """Print what a search has come to.
-
-    Args:
-        records: of the ended trials.
-        confirmed: of the ended runs that confirm.
-        summary: the content of `summary.json`.
-        left_behind: how many trials did not come to their end.
-    """
-    console.print(f"\nended: {summary['ended_by']}\n", **PLAIN)
-    if records:
-        console.print(results_table(records, objective))
-    if left_behind:
-        console.print(f"\n{left_behind}", **PLAIN)
-    confirmation = summary["confirmation"]
-    if confirmation is not None:
-        console.print()
-        console.print(confirmation_table(confirmation, objective))
-        console.print(f"\n{confirmation['verdict']}", **PLAIN)
-    if (pareto := summary.get("pareto")) and pareto["front"]:
-        console.print(f"\nchosen: {pareto['reason']}", **PLAIN)
-    best = final_best(records, objective, confirmed, confirmation)
-    report = folder / REPORT_FILE
-    if report.exists():
-        console.print(f"\nreport: {report}", **PLAIN)
-    if best is None:
-        console.print("\nno trial ran its full budget, so there is no best.yaml")
-        return
-    score = describe_accuracy(best.metrics, objective.metric)
-    line = f"best: {describe_run(best)}, {objective.metric} {score}"
-    line += by_rules(best.config, objective.metric)
-    gain = None
-    if confirmation is None:
-        gain = describe_unconfirmed_gain(best, records, objective, folder / ANSWERS_DIR)
-    command = f"python run_single.py --config {shlex.quote(str(folder / BEST_CONFIG_FILE))}"
-    console.print(f"\n{line}{(gain and f'; {gain}') or ''}; run it again:\n{command}", **PLAIN)

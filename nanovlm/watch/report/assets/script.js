@@ -1,4 +1,3 @@
-"use strict";
 (() => {
   const report = JSON.parse(document.getElementById("report-data").textContent);
   const root = document.documentElement;
@@ -9,7 +8,7 @@
   // The history entry outlives a reload, also of a file, and needs no storage to be allowed.
   const keep = () => history.replaceState(kept, "");
   const isTouch = matchMedia("(pointer: coarse)").matches;
-  const charts = new Map(report.charts.map((chart) => [chart.name, chart]));
+  const variants = new Map(report.charts.map((chart) => [chart.name, chart.variants]));
   const drawn = new Set();
   const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
 
@@ -28,15 +27,6 @@
       return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, resolved(part)]));
     }
     return value;
-  }
-
-  function merged(below, above) {
-    const result = { ...below };
-    for (const [key, value] of Object.entries(above)) {
-      const isPlain = value && typeof value === "object" && !Array.isArray(value);
-      result[key] = isPlain && result[key] ? merged(result[key], value) : value;
-    }
-    return result;
   }
 
   function baseLayout(width) {
@@ -58,17 +48,9 @@
     };
   }
 
-  /** Return the traces, with the text of each trial's points looked up. */
-  function withTexts(traces) {
-    return traces.map((trace) => {
-      if (!trace.customdata || trace.hoverinfo === "skip") return trace;
-      return { ...trace, hovertext: trace.customdata.map((trial) => report.hover[trial] || "") };
-    });
-  }
-
   const view = (name) => {
-    const variants = charts.get(name).variants;
-    return variants[Math.min(kept.views[name] || 0, variants.length - 1)];
+    const own = variants.get(name);
+    return own[Math.min(kept.views[name] || 0, own.length - 1)];
   };
 
   /** Run plotly's 5 MB only now: numbers and tables are there before it. */
@@ -81,15 +63,14 @@
 
   function draw(element, size = {}) {
     loadPlotly();
-    const chosen = view(element.id);
-    const layout = resolved(merged(baseLayout(element.clientWidth), chosen.layout));
-    const data = resolved(withTexts(chosen.data));
+    const figure = charts.figure(element.id, view(element.id), report.hover);
+    const layout = resolved(charts.merged(baseLayout(element.clientWidth), figure.layout));
     const config = {
       responsive: true, displaylogo: false, displayModeBar: isTouch ? false : "hover",
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
       toImageButtonOptions: { filename: element.id, scale: 2 },
     };
-    Plotly.react(element, data, { ...layout, ...size }, config);
+    Plotly.react(element, resolved(figure.data), { ...layout, ...size }, config);
     if (!drawn.has(element)) {
       drawn.add(element);
       element.on("plotly_click", (event) => showRow(event.points[0].customdata));
@@ -137,7 +118,7 @@
       const buttons = all("button", group);
       const name = group.dataset.for;
       const show = () => {
-        const chosen = charts.get(name).variants.indexOf(view(name));
+        const chosen = variants.get(name).indexOf(view(name));
         buttons.forEach((button, k) => button.setAttribute("aria-pressed", String(k === chosen)));
       };
       buttons.forEach((button, k) => button.addEventListener("click", () => {
