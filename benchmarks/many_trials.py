@@ -39,8 +39,7 @@ from nanovlm.pruning.pausing_halving import PausingHalving
 from nanovlm.pruning.successive_halving import build_rungs
 from nanovlm.results.read import RUNGS_FILE, read_records
 from nanovlm.results.write import ResultsStore
-from nanovlm.search.scheduler import RungScheduler
-from nanovlm.search.searcher import Pauses, build_searcher
+from nanovlm.search.searcher import Pauses, RungScheduler, build_searcher
 
 METRIC = "mmstar_accuracy"
 SPACE = """

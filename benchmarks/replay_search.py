@@ -26,8 +26,8 @@ from nanovlm.config.space import SearchSpace
 from nanovlm.pruning.pausing_halving import PausingHalving
 from nanovlm.pruning.successive_halving import build_rungs
 from nanovlm.results.read import RUNGS_FILE
-from nanovlm.search.scheduler import RungScheduler, plan_milestones
-from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
+from nanovlm.search.plan import plan_milestones
+from nanovlm.search.searcher import Pauses, RungScheduler, StudySearch, build_searcher
 
 _NO_CONTROLLER: Any = None  # the schedulers do not look at it
 

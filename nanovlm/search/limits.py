@@ -1,30 +1,37 @@
 """What ends a search before its number of trials: each limit names its figure when it is reached.
 
-Trials are counted by Tune, and hours by the switch, which wakes up by itself.
+A space without a continuous key has so many configurations and no more, and a search that has run
+them all is over. Trials are counted by the searcher, and hours by the switch, which wakes up by
+itself.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from nanovlm.cluster.worker_pool import StopSwitch
+from nanovlm.config.parameter import count_configurations
 from nanovlm.config.search_settings import Budget
 from nanovlm.config.space import SearchSpace
-from nanovlm.messages import TrialRecord
+from nanovlm.messages import End, TrialRecord
 from nanovlm.results.pareto import choose
 
 MAX_FAILURES_IN_A_ROW = 5
+
+MOST_TRIES = 2
+"""Of a configuration whose trials fail for no fault of its values."""
 
 
 class Limits:
     """Throws the switch when a trial's end reaches a limit.
 
-    `budget.patience` counts trials since the one that is best so far, in the order of their end:
+    `budget.patience` counts trials since the best one, in the order of their end:
     those that ran their full budget and are not better, and those that a comparison stopped, or let
-    wait for the first time. It
-    begins with the first trial that ran its full budget, for until then there is no best to wait
-    for. With several objectives each trial that comes to be on their front is a new best. Failed
-    trials say nothing of the values around them and do not count, nor do trials that
-    the end of an earlier run stopped.
+    wait for the first time. It begins with the first trial that ran its full budget, for until then
+    there is no best to wait for. With several objectives each trial that comes to be on their front
+    is a new best. Failed trials say nothing of the values around them and do not count, nor do
+    trials that the end of an earlier run stopped.
 
     Five failed trials in a row end the search. One that is infeasible by its own values (out of
     memory, not finite) counts only while it is in doubt whether anything works: before the first
@@ -153,3 +160,62 @@ def _common_reason(reasons: list[str]) -> str:
     if len(set(reasons)) == 1:
         return reasons[0]
     return f"{reasons[-1]} (the last one; the others failed otherwise)"
+
+
+class RunConfigurations:
+    """Which configurations of a space have run, those that run now included.
+
+    One that has run is not run again: its record is the answer. That is so if it is infeasible, or
+    was stopped by a comparison. One whose trial failed otherwise may be tried again (MOST_TRIES),
+    and one that the end of an earlier run of the search stopped as often as that happens.
+    """
+
+    def __init__(self, space: SearchSpace, records: Iterable[TrialRecord] = ()) -> None:
+        """
+        Args:
+            records: trials that have ended.
+        """
+        self.num_all = count_configurations(space.parameters)
+        self._run = set[frozenset[tuple[str, Any]]]()
+        self._failures = Counter[frozenset[tuple[str, Any]]]()
+        for record in records:
+            if record.state == "failed" and not record.is_infeasible:
+                self.fail(record.parameters)
+            elif record.end is not None and record.end is not End.SEARCH_ENDED:
+                self.begin(record.parameters)
+
+    def has_run(self, values: Mapping[str, Any]) -> bool:
+        """Return whether this configuration is not to be run again.
+
+        Args:
+            values: of the searched keys that are active.
+        """
+        return frozenset(values.items()) in self._run
+
+    def begin(self, values: Mapping[str, Any]) -> None:
+        """Take note that a trial of this configuration runs, or has run."""
+        self._run.add(frozenset(values.items()))
+
+    def fail(self, values: Mapping[str, Any]) -> None:
+        """Take note that its trial failed for no fault of its values."""
+        key = frozenset(values.items())
+        self._failures[key] += 1
+        if self._failures[key] < MOST_TRIES:
+            self._run.discard(key)
+        else:
+            self._run.add(key)
+
+    @property
+    def num_left(self) -> int | None:
+        """How many have not run; None if there is no end to them."""
+        return None if self.num_all is None else self.num_all - len(self._run)
+
+    def reason_to_end(self) -> str | None:
+        """Return why no trial is left to run, None if there are some."""
+        if self.num_left != 0:
+            return None
+        all_of_them = f"all {self.num_all} configurations have"
+        what = "its only configuration has" if self.num_all == 1 else all_of_them
+        num_failed = sum(number >= MOST_TRIES for number in self._failures.values())
+        failed = f", {num_failed} of them failed {MOST_TRIES} times" if num_failed else ""
+        return f"the space is used up: {what} run{failed}"

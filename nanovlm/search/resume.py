@@ -1,11 +1,9 @@
-"""Whether a search can go on in a results folder: only the same space can."""
+"""Which results folder a search can go on in, and what is made up for there."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import optuna
 
 from nanovlm.cluster.relay import NUMBER, VALUES
 from nanovlm.config.search_settings import Objective
@@ -26,7 +24,7 @@ from nanovlm.results.read import (
 )
 from nanovlm.results.write import choose_folder, is_there
 from nanovlm.search.study import open_study, read_search_id
-from nanovlm.search.told_study import SEARCH
+from nanovlm.search.study_recorder import SEARCH
 
 
 def search_folder(results: Path, name: str | None, space: SearchSpace, resume: bool) -> Path:
@@ -84,9 +82,12 @@ def mend_search(
     has_id = read_search_id(folder) is not None
     if has_id and is_shared:
         return notes
-    place = open_study(space, folder)  # makes an id, which is no trial's, if there is none
-    study = optuna.load_study(study_name=place.name, storage=place.storage)
-    trials = _trials_by_search(study)
+    location = open_study(space, folder)  # makes an id, which is no trial's, if there is none
+    trials: _Trials = {}
+    for trial in location.load().get_trials(deepcopy=False):
+        attributes = trial.user_attrs
+        if SEARCH in attributes and VALUES in attributes:
+            trials.setdefault(attributes[SEARCH], {})[attributes[NUMBER]] = attributes[VALUES]
     if not has_id:
         notes += _mend_search_id(folder, trials, records, is_shared)
     ours, ended = trials.get(read_search_id(folder) or "", {}), {r.number for r in records}
@@ -110,7 +111,7 @@ def _mend_rungs(
 ) -> list[str]:
     """Write decisions that are lost from what the trials have reported and become.
 
-    Where a trial was compared, and whether it went on, is in its record; with what it was compared
+    Where a trial was compared, and whether it went on, is in its record. What it was compared with
     is not, and nobody asks for that again.
     """
     if not milestones:
@@ -181,12 +182,3 @@ def _mend_search_id(
         return [f"{path}: was damaged or gone; a new one was made"] if records else []
     replace_text(path, found.pop())
     return [f"{path}: was damaged or gone; found again in the study"]
-
-
-def _trials_by_search(study: optuna.Study) -> _Trials:
-    trials: _Trials = {}
-    for trial in study.get_trials(deepcopy=False):
-        attributes = trial.user_attrs
-        if SEARCH in attributes and VALUES in attributes:
-            trials.setdefault(attributes[SEARCH], {})[attributes[NUMBER]] = attributes[VALUES]
-    return trials

@@ -27,8 +27,8 @@ from nanovlm.search.disk import check_disk, disk_peak, max_paused_states
 from nanovlm.search.forecast import UNKNOWN_TRIALS, local_slots
 from nanovlm.search.plan import SearchPlan, plan_search
 from nanovlm.search.resume import check_same_space, mend_search
-from nanovlm.search.sampler_failures import SamplerFailures
-from nanovlm.search.stages import Place, ResumeState, run_stages
+from nanovlm.search.stages import ResumeState, SearchContext, run_stages
+from nanovlm.search.study_recorder import SamplerFailures
 from nanovlm.watch.observer import Observer, RunStart
 
 
@@ -51,8 +51,8 @@ def run_search(
         resume: go on with the search that was interrupted in `folder`.
         address: of a Ray cluster to join; None starts one here and ends it afterwards.
         concurrency: trials at once; None takes what fits on the cluster.
-        observers: told what happens, besides those that every run has.
-        on_progress: told how far it is when data has to be prepared.
+        observers: called with what happens, besides those that every run has.
+        on_progress: called while data is prepared.
 
     Raises:
         UserError: the space, the data, the cluster, the study or the folder cannot be used.
@@ -113,7 +113,7 @@ def run_plan(
             tuple(store.records), tuple(store.confirmed), store.paused, store.earlier_seconds()
         )
         failures = SamplerFailures(lambda text: recorder.take(Notice(text=text)))
-        place = Place(
+        context = SearchContext(
             store.folder,
             on_start=recorder.begin,
             on_event=recorder.take,
@@ -125,7 +125,7 @@ def run_plan(
         )
         try:
             with recorder.told_of_errors():
-                ended_by = run_stages(plan, place, earlier)
+                ended_by = run_stages(plan, context, earlier)
         except KeyboardInterrupt:  # while Ray starts, or for the second time from Python
             if not store.has_begun:
                 raise

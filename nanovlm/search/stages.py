@@ -2,11 +2,12 @@
 
 In the first one trials run until a limit of the budget is reached; in the second one the best
 configurations race each other and the default one on fresh seeds, which decides between them. Both
-can be interrupted and gone on with.
+can be interrupted and resumed.
 """
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,12 @@ from nanovlm.pruning.pausing_halving import PausingHalving
 from nanovlm.pruning.successive_halving import SuccessiveHalving, build_rungs
 from nanovlm.results.read import RUNGS_FILE
 from nanovlm.results.retention import state_dir
-from nanovlm.samplers.configurations import RunConfigurations
 from nanovlm.search.confirm import ConfirmRun, plan_confirmation
-from nanovlm.search.limits import Limits, hours_reason
+from nanovlm.search.limits import Limits, RunConfigurations, hours_reason
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.sampler_failures import SamplerFailures
-from nanovlm.search.scheduler import RungScheduler
-from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
+from nanovlm.search.searcher import Pauses, RungScheduler, StudySearch, build_searcher
 from nanovlm.search.study import open_study
+from nanovlm.search.study_recorder import SamplerFailures
 from nanovlm.search.warm_start import learn_from
 
 _UNLIMITED_TRIALS = -1
@@ -63,22 +62,22 @@ class ResumeState:
     confirmed: Sequence[TrialRecord] = ()
     """Runs of the second stage that have ended."""
     paused: Mapping[int, TrialRecord] = field(default_factory=dict)
-    """Trials that had paused when they were last heard of, by number."""
+    """Trials that were paused, by number."""
     seconds: float = 0.0
     """How long it ran."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a search runs, and who is told of it."""
+class SearchContext:
+    """Where a search runs, and what it calls."""
 
     folder: Path
     """The results folder."""
     on_start: OnStart
-    """Told once for each time that worker groups start."""
+    """Called each time that worker groups start."""
     on_event: OnEvent
-    """Told of every change of a trial or of a run of the second stage, of updates, and of what
-    a person should know."""
+    """Called with every change of a trial or of a run of the second stage, with progress updates,
+    and with what a person should know."""
     address: str | None = None
     """Of a Ray cluster to join; None starts one here and ends it afterwards."""
     concurrency: int | None = None
@@ -91,7 +90,7 @@ class Place:
     """Of paused trials that are kept on the disk at most; None keeps all."""
 
 
-def run_stages(plan: SearchPlan, place: Place, earlier: ResumeState | None = None) -> str:
+def run_stages(plan: SearchPlan, context: SearchContext, earlier: ResumeState | None = None) -> str:
     """Run the search of `plan` in a results folder that exists; return why it ended.
 
     `INTERRUPTED` is by a signal; any other reason is that of the first stage's end, after which the
@@ -102,17 +101,19 @@ def run_stages(plan: SearchPlan, place: Place, earlier: ResumeState | None = Non
             objective.
         RunFailed: a part of the cluster is lost without which the search cannot go on.
     """
-    search = _Search(plan, replace(place, folder=place.folder.resolve()), earlier or ResumeState())
-    open_study(plan.space, search.place.folder)  # before Ray takes its time
+    context = replace(context, folder=context.folder.resolve())
+    search = _Search(plan, context, earlier or ResumeState())
+    open_study(plan.space, context.folder)  # before Ray takes its time
     reason = search.reason_to_end()
     if reason is None:
-        with search.worker_pool(search.switch, max_concurrency=search.slots_needed()) as running:
-            search.run_trials(running)
+        with search.worker_pool(search.switch, max_concurrency=search.slots_needed()) as pool:
+            search.run_trials(pool)
             reason = search.switch.reason or search.reason_to_end()
             if search.switch.reason is None:  # the workers are there
                 search.switch.lift_limit()
-                search.confirm(running)
-        search.raise_problem()
+                search.confirm(pool)
+        if search.problem is not None:
+            raise search.problem
     reason = search.switch.reason or reason
     if reason is None:
         raise RunFailed(f"Ray Tune has ended before the search was over; see {search.logs}")
@@ -120,64 +121,55 @@ def run_stages(plan: SearchPlan, place: Place, earlier: ResumeState | None = Non
         return reason
     # A limit has sent the workers home, or the search was interrupted in its second stage.
     switch = StopSwitch()
-    with search.worker_pool(switch, max_concurrency=len(search.runs_to_confirm())) as running:
-        search.confirm(running)
+    with search.worker_pool(switch, max_concurrency=len(search.runs_to_confirm())) as pool:
+        search.confirm(pool)
     return switch.reason or reason
 
 
-@dataclass
 class _Search:
     """A search on its way."""
 
-    plan: SearchPlan
-    place: Place
-    earlier: ResumeState
-    switch: StopSwitch = field(init=False)
-    logs: Path = field(init=False)
-    _ended: list[TrialRecord] = field(init=False)
-    _confirmed: list[TrialRecord] = field(init=False)
-    _problem: UserError | None = None
-    _silent: set[int] = field(default_factory=set)
-    """Milestones of which a person knows that they do not decide."""
-    _space_used_up: str | None = None
-    """Why no configuration is left, as the searcher says, who knows of other searches too."""
+    def __init__(self, plan: SearchPlan, context: SearchContext, earlier: ResumeState) -> None:
+        self.plan, self.context, self.earlier = plan, context, earlier
+        budget = plan.space.budget
+        self.switch = StopSwitch(budget.seconds_left(earlier.seconds), hours_reason(budget))
+        self.logs = context.folder / "logs"
+        self.problem: UserError | None = None
+        """The user's mistake that a report has shown."""
+        self._ended, self._confirmed = list(earlier.records), list(earlier.confirmed)
+        self._limits = Limits(plan.space, self.switch, self.logs)
+        self._limits.replay(earlier.records)
+        self._silent = set[int]()  # milestones that do not decide, as a person knows
+        self._space_used_up: str | None = None  # by the searcher, who knows of other searches too
 
-    def __post_init__(self) -> None:
-        budget = self.plan.space.budget
-        self.switch = StopSwitch(budget.seconds_left(self.earlier.seconds), hours_reason(budget))
-        self._ended, self._confirmed = list(self.earlier.records), list(self.earlier.confirmed)
-        self.logs = self.place.folder / "logs"
-        self._limits = Limits(self.plan.space, self.switch, self.logs)
-        self._limits.replay(self.earlier.records)
-
-    def worker_pool(self, switch: StopSwitch, max_concurrency: int | None) -> Any:
-        """Return the context of the worker groups."""
-        place = self.place
+    def worker_pool(
+        self, switch: StopSwitch, max_concurrency: int | None
+    ) -> AbstractContextManager[WorkerPool]:
         return worker_pool(
-            place.address,
+            self.context.address,
             self.plan.space.resources,
-            concurrency=place.concurrency,
+            concurrency=self.context.concurrency,
             max_concurrency=max_concurrency,
-            folder=place.folder,
+            folder=self.context.folder,
             switch=switch,
-            on_start=place.on_start,
+            on_start=self.context.on_start,
             on_event=self._take,
-            start_workers=place.start_workers,
+            start_workers=self.context.start_workers,
         )
 
     def slots_needed(self) -> int | None:
         """Return how many trials can run at once at most, None if nothing limits them."""
-        left = (self.trials_left(), RunConfigurations(self.plan.space, self._ended).num_left)
+        left = (self._trials_left(), RunConfigurations(self.plan.space, self._ended).num_left)
         return min((number for number in left if number is not None), default=None)
 
-    def trials_left(self) -> int | None:
+    def _trials_left(self) -> int | None:
         """Return how many trials the budget still allows, None if it does not count them."""
         trials = self.plan.space.budget.trials
         return None if trials is None else trials - len(self._ended)
 
     def reason_to_end(self) -> str | None:
         """Return why no trial is to run any more, None if there are some to run."""
-        left = self.trials_left()
+        left, budget = self._trials_left(), self.plan.space.budget
         if self.switch.reason:
             return self.switch.reason
         if left is not None and left <= 0:
@@ -185,37 +177,34 @@ class _Search:
         used_up = RunConfigurations(self.plan.space, self._ended).reason_to_end()
         if used_up or self._space_used_up:
             return used_up or self._space_used_up
-        seconds = self.plan.space.budget.seconds_left(self.earlier.seconds)
-        return (
-            hours_reason(self.plan.space.budget) if seconds is not None and seconds <= 0 else None
-        )
+        seconds = budget.seconds_left(self.earlier.seconds)
+        return hours_reason(budget) if seconds is not None and seconds <= 0 else None
 
-    def run_trials(self, running: WorkerPool) -> None:
+    def run_trials(self, pool: WorkerPool) -> None:
         """Run the first stage; returns when the budget is used up or the switch is thrown."""
-        space, folder = self.plan.space, self.place.folder
+        space, folder = self.plan.space, self.context.folder
         rungs = build_rungs(space, self.plan.milestones, folder / RUNGS_FILE)
-        answer = functools.partial(self._take_decision, running.broker, rungs)
+        on_decision = functools.partial(self._take_decision, pool.broker, rungs)
         pauses = None
         if isinstance(rungs, PausingHalving):
-            self._take_up_paused(running, rungs)
-            pauses = Pauses(rungs, answer, self.place.max_states, self._let_go)
+            self._resume_paused(pool, rungs)
+            pauses = Pauses(rungs, on_decision, self.context.max_states, self._drop_state)
         searcher = build_searcher(
             space,
             folder,
-            running.concurrency,
+            pool.concurrency,
             self.switch,
             self.plan.milestones,
             self.earlier.records,
-            self.place.sampler_failures,
+            self.context.sampler_failures,
             most_trials=space.budget.trials,
             pauses=pauses,
         )
-        learn_from(searcher, self.plan.earlier_trials, self.plan.trial_samples)
-        scheduler = RungScheduler(rungs, answer, self.switch.fail)
+        learn_from(searcher.recorder, self.plan.earlier_trials, self.plan.trial_samples)
         if searcher.reason_to_end() is None:
-            self._tune(running, searcher, scheduler)
-        running.wait_until_told()  # Tune may have heard of the last trials first
-        searcher.tell_ended(self._ended)
+            self._tune(pool, searcher, RungScheduler(rungs, on_decision, self.switch.fail))
+        pool.wait_until_told()  # Tune may have heard of the last trials first
+        searcher.end_recorded(self._ended)
         self._space_used_up = searcher.reason_to_end()
         self._tell_correlations(searcher)
 
@@ -226,9 +215,9 @@ class _Search:
                 f"warm start: what {name} led to expect and what trials came to have a rank "
                 f"correlation of {correlation:.2f} (1: the same order, 0: it told nothing)"
             )
-            self.place.on_event(Notice(text=text))
+            self.context.on_event(Notice(text=text))
 
-    def _take_up_paused(self, running: WorkerPool, rungs: PausingHalving) -> None:
+    def _resume_paused(self, pool: WorkerPool, rungs: PausingHalving) -> None:
         """Let the trials wait that had paused when the search was interrupted."""
         waiting = {
             number: record
@@ -236,16 +225,20 @@ class _Search:
             if number in rungs.paused and record.samples_seen == rungs.paused[number].samples_seen
         }
         rungs.keep_waiting(waiting, {record.number for record in self._ended})
-        plan, folder = self.plan, self.place.folder
+        plan, folder = self.plan, self.context.folder
         for number, record in waiting.items():
             job = trial_job(plan.space, plan.milestones, folder, number, record.parameters)
-            ray.get(running.broker.take_up.remote(job, record))
+            ray.get(pool.broker.take_up.remote(job, record))
 
     def _take_decision(
         self, broker: Any, rungs: SuccessiveHalving | PausingHalving, decision: PruningDecision
     ) -> None:
         """Let the trial know what was decided, and a person if a milestone has ceased to decide."""
-        _answer(broker, decision)
+        answer = Decision.PAUSE if decision.is_paused else Decision.STOP
+        if decision.goes_on:
+            answer = Decision.CONTINUE
+        reason = None if decision.goes_on else decision.reason
+        broker.decide.remote(trial_id_of(decision.number), decision.samples_seen, answer, reason)
         silent = rungs.silent_milestones() if isinstance(rungs, PausingHalving) else {}
         for milestone in silent.keys() - self._silent:
             self._silent.add(milestone)
@@ -254,32 +247,27 @@ class _Search:
                 f"trials come to later (rank correlation {silent[milestone]:.2f}), so trials pass "
                 "that milestone without a comparison"
             )
-            self.place.on_event(Notice(text=text))
+            self.context.on_event(Notice(text=text))
 
-    def _let_go(self, number: int) -> None:
+    def _drop_state(self, number: int) -> None:
         """Remove the state of a paused trial; if it goes on it trains again from its start."""
-        remove_folder(state_dir(self.place.folder, trial_id_of(number)))
+        remove_folder(state_dir(self.context.folder, trial_id_of(number)))
 
     def runs_to_confirm(self) -> tuple[ConfirmRun, ...]:
         """Return the runs of the second stage that are certain now and have not ended."""
         return plan_confirmation(self.plan.space, self._ended, self._confirmed).runs
 
-    def confirm(self, running: WorkerPool) -> None:
+    def confirm(self, pool: WorkerPool) -> None:
         """Run the second stage: what has ended decides what follows."""
         run_to_end(
-            running.broker,
+            pool.broker,
             lambda: [self._job(run) for run in self.runs_to_confirm()],
-            running.concurrency,
+            pool.concurrency,
         )
-
-    def raise_problem(self) -> None:
-        """Raise the user's mistake that a report has shown."""
-        if self._problem is not None:
-            raise self._problem
 
     def _job(self, run: ConfirmRun) -> Job:
         return job_in(
-            self.place.folder,
+            self.context.folder,
             run.trial_id,
             kind=Kind.CONFIRM,
             number=run.number,
@@ -289,33 +277,28 @@ class _Search:
         )
 
     def _take(self, event: Event) -> None:
-        """Take in what has happened."""
-        if not isinstance(event, TrialRecord):
-            self.place.on_event(event)
-        elif event.confirms:
-            if event.end is not None:
+        """Take in what has happened, in the order of the events."""
+        if not isinstance(event, TrialRecord) or event.confirms:
+            if isinstance(event, TrialRecord) and event.end is not None:
                 self._confirmed.append(event)
-            self.place.on_event(event)
-        else:
-            self._take_trial(event)
-
-    def _take_trial(self, record: TrialRecord) -> None:
-        self._problem = self._problem or _wrong_objective(self.plan.space.objective, record)
-        if self._problem is not None:
-            self.switch.stop(str(self._problem))
+            self.context.on_event(event)
             return
-        if record.end is not None:
-            self._ended.append(record)
-        self.place.on_event(record)
-        self._limits.check(record)
+        self.problem = self.problem or _wrong_objective(self.plan.space.objective, event)
+        if self.problem is not None:
+            self.switch.stop(str(self.problem))
+            return
+        if event.end is not None:
+            self._ended.append(event)
+        self.context.on_event(event)
+        self._limits.check(event)
 
-    def _tune(self, running: WorkerPool, searcher: StudySearch, scheduler: RungScheduler) -> None:
+    def _tune(self, pool: WorkerPool, searcher: StudySearch, scheduler: RungScheduler) -> None:
         """Let Ray Tune run the trials; returns after them or when the switch is thrown."""
-        space, folder, broker = self.plan.space, self.place.folder, running.broker
+        folder, broker = self.context.folder, pool.broker
         trainable = tune.with_parameters(
             TrialRelay,
             broker=broker,
-            space=space,
+            space=self.plan.space,
             milestones=self.plan.milestones,
             folder=folder,
         )
@@ -326,15 +309,15 @@ class _Search:
                 num_samples=_UNLIMITED_TRIALS,
                 search_alg=searcher,
                 scheduler=scheduler,
-                max_concurrent_trials=running.concurrency,
+                max_concurrent_trials=pool.concurrency,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=str(folder / "logs" / "ray"),
+                storage_path=str(self.logs / "ray"),
                 storage_filesystem=LocalFileSystem(),
                 failure_config=tune.FailureConfig(max_failures=_MAX_LOST_RELAYS),
-                stop=_StopperOf(self.switch),
+                stop=_SwitchStopper(self.switch),
                 verbose=0,
             ),
         )
@@ -344,16 +327,7 @@ class _Search:
             ray.get(broker.give_up.remote(given_up))
 
 
-def _answer(broker: Any, decision: PruningDecision) -> None:
-    """Let the trial know what was decided on its report."""
-    answer = Decision.PAUSE if decision.is_paused else Decision.STOP
-    if decision.goes_on:
-        answer = Decision.CONTINUE
-    reason = None if decision.goes_on else decision.reason
-    broker.decide.remote(trial_id_of(decision.number), decision.samples_seen, answer, reason)
-
-
-class _StopperOf(tune.Stopper):
+class _SwitchStopper(tune.Stopper):
     """Ends the experiment when the switch is thrown."""
 
     def __init__(self, switch: StopSwitch) -> None:
@@ -371,10 +345,10 @@ def _wrong_objective(objective: Objective, record: TrialRecord) -> UserError | N
     if not record.reports:
         return None
     found = measured(record.reports[-1])
-    for place, metric in enumerate(each.metric for each in objective.all):
+    for index, metric in enumerate(each.metric for each in objective.all):
         if metric not in found:
             return UserError(
-                f"{objective.place(place)}.metric: the reports of {record.trial_id} have no "
+                f"{objective.place(index)}.metric: the reports of {record.trial_id} have no "
                 f"{metric!r}.{did_you_mean(metric, found)}"
             )
     return None

@@ -29,10 +29,10 @@ from nanovlm.results.read import SPACE_FILE
 from nanovlm.results.same_data import check_same_data
 from nanovlm.results.summary import check_best_config
 from nanovlm.results.write import ResultsStore
-from nanovlm.search.read_only_study import show_study
+from nanovlm.search.forecast import past_rate
 from nanovlm.search.resume import check_same_space, mend_search
 from nanovlm.search.searcher import build_searcher
-from nanovlm.search.throughput_history import past_speed
+from nanovlm.search.study import show_study
 from nanovlm.search.warm_start import read_earlier_trials
 from nanovlm.training.state import read_state, write_state
 from nanovlm.watch.report.folder import read_search
@@ -181,9 +181,8 @@ def learnt_from(folder: Path, space: SearchSpace) -> Seen:
 
 
 def timed(folder: Path, space: SearchSpace) -> Seen:
-    found = past_speed(space, folder.parent)
-    speed = found.speed and (found.speed.samples_per_second, found.speed.evaluation_seconds)
-    return Seen(speed, found.left_out)
+    rate, damaged = past_rate(space, folder.parent)
+    return Seen(rate and (rate.samples_per_second, rate.evaluation_seconds), tuple(damaged))
 
 
 def run_again(folder: Path, space: SearchSpace) -> Seen:

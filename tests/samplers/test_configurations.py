@@ -14,13 +14,10 @@ from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.parameter import count_configurations
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.messages import End, TrialRecord, TrialState
-from nanovlm.samplers.configurations import (
-    RunConfigurations,
-    can_repeat,
-    nearest_first,
-)
+from nanovlm.samplers.configurations import can_repeat, nearest_first
+from nanovlm.search.limits import RunConfigurations
 from nanovlm.search.searcher import StudySearch, build_searcher
-from nanovlm.search.study import StudyPlace
+from nanovlm.search.study import StudyLocation
 from tests.records import make_record
 
 SIX = "batch_size: {choice: [64, 128, 256]}, freeze: {choice: [none, vision_encoder]}"
@@ -240,7 +237,7 @@ def test_what_another_search_of_the_study_has_run_is_not_run_again(tmp_path: Pat
     storage = optuna.storages.InMemoryStorage()
     optuna.create_study(storage=storage, study_name="shared", direction="maximize")
     one, other = (
-        StudySearch(space, StudyPlace(storage, "shared", name), 1, StopSwitch(), ())
+        StudySearch(space, StudyLocation(storage, "shared", name), 1, StopSwitch(), ())
         for name in ("one", "other")
     )
     first = [ask(one, str(number)) for number in range(3)]

@@ -17,8 +17,8 @@ from nanovlm.cluster.worker_pool import INTERRUPTED, StopSwitch
 from nanovlm.commands.dashboard import read_space
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
-from nanovlm.search.read_only_study import show_study
 from nanovlm.search.searcher import StudySearch, build_searcher
+from nanovlm.search.study import show_study
 from tests.search.test_stages import Run
 
 pytest.importorskip("psycopg")
@@ -154,7 +154,7 @@ def test_a_search_that_is_interrupted_while_its_database_is_away_ends_and_goes_o
         threading.Timer(0.2, switch.stop, [INTERRUPTED]).start()
         assert searcher.suggest("b") is None
         searcher.on_trial_complete("a", None)
-        searcher.tell_ended([])
+        searcher.end_recorded([])
     finally:
         database.start()
     assert switch.reason == INTERRUPTED

@@ -14,10 +14,9 @@ from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.results.read import STUDY_FILE
-from nanovlm.samplers.optuna_samplers import suggest
-from nanovlm.search.read_only_study import ReadOnly, ReadOnlyStudy, show_study
+from nanovlm.samplers.configurations import suggest
 from nanovlm.search.searcher import build_searcher
-from nanovlm.search.study import open_study
+from nanovlm.search.study import ReadOnly, ReadOnlyStudy, open_study, show_study
 
 SPACE = """
 search:

@@ -15,7 +15,8 @@ from nanovlm.errors import UserError
 from nanovlm.pruning.decisions import PruningDecision
 from nanovlm.pruning.successive_halving import SuccessiveHalving, build_rungs
 from nanovlm.results.read import RUNGS_FILE
-from nanovlm.search.scheduler import RungScheduler, plan_milestones
+from nanovlm.search.plan import plan_milestones
+from nanovlm.search.searcher import RungScheduler
 from tests.full_disk import files_end_at
 
 

@@ -1,7 +1,6 @@
-"""What Optuna is asked and told, through the real OptunaSearch and its real storage."""
+"""What Optuna is asked and told, through the real searcher and its real storage."""
 
 import math
-import sys
 import threading
 import time
 from pathlib import Path
@@ -21,15 +20,12 @@ from nanovlm.cluster.relay import (
     VALUES,
 )
 from nanovlm.cluster.worker_pool import INTERRUPTED, StopSwitch
-from nanovlm.config.search_settings import Sampler
 from nanovlm.config.space import SearchSpace, load_space
-from nanovlm.errors import UserError
 from nanovlm.messages import End, TrialRecord, TrialState
 from nanovlm.results.read import STUDY_FILE
-from nanovlm.samplers.optuna_samplers import check_sampler
-from nanovlm.search.sampler_failures import SamplerFailures
 from nanovlm.search.searcher import StudySearch, build_searcher
 from nanovlm.search.study import STUDY_NAME
+from nanovlm.search.study_recorder import SamplerFailures
 from tests.full_disk import files_end_at
 from tests.records import make_record, make_report
 
@@ -208,7 +204,7 @@ def test_a_study_is_brought_in_line_with_the_trials_that_have_ended(tmp_path: Pa
     earlier[3] = record(3, "failed", values[3], end=End.OUT_OF_MEMORY)
     lost = record(7, "stopped", values[0])  # the study was on a disk that lost power
     whole = searcher.study.ask()
-    whole.set_user_attr("search", searcher._place.search_id)  # and here the program was killed
+    whole.set_user_attr("search", searcher._location.search_id)  # and here the program was killed
     again = searcher_of(searched, tmp_path, earlier=[*earlier, lost], milestones=(100, 300))
     trials = again.study.trials
     told = ["COMPLETE", "PRUNED", "FAIL", "PRUNED", "RUNNING", "COMPLETE", "RUNNING", "FAIL"]
@@ -232,7 +228,7 @@ def test_ends_that_tune_did_not_see_are_told_and_open_trials_stay_open(tmp_path:
     switch.stop("the target of 0.5 is reached")
     for number in range(3):
         searcher.on_trial_complete(f"tune-{number}", result(0.3, 100, **{IS_FINAL: False}))
-    searcher.tell_ended([record(0, "completed", values[0]), record(1, "stopped", values[1])])
+    searcher.end_recorded([record(0, "completed", values[0]), record(1, "stopped", values[1])])
     states = [trial.state.name for trial in searcher.study.trials]
     assert states == ["COMPLETE", "PRUNED", "RUNNING"]
 
@@ -300,18 +296,6 @@ def test_a_storage_that_is_away_is_no_failure_of_the_sampler(
     assert failures.note() is None
 
 
-@pytest.mark.parametrize(("sampler", "package"), [("cmaes", "cmaes"), ("gp", "scipy")])
-def test_a_sampler_without_its_package_is_refused(
-    sampler: Any, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = Sampler(name=sampler)
-    check_sampler(settings)
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=f"sampler.name: {sampler} needs the package {package}, "):
-        check_sampler(settings)
-    check_sampler(Sampler(name="tpe"))
-
-
 def test_a_storage_that_is_away_for_a_while_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,7 +324,7 @@ def test_a_storage_that_stays_away_ends_the_search(
         raise OSError("disk full")
 
     monkeypatch.setattr(searcher.study, "ask", fail)
-    monkeypatch.setattr("nanovlm.search.study.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("nanovlm.search.study_recorder.PATIENCE_SECONDS", 0.0)
     assert searcher.suggest("tune-0") is None
     assert switch.reason == "study.storage: cannot be written: disk full"
     searcher.on_trial_complete("tune-0", None)
