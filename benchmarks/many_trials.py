@@ -39,7 +39,7 @@ from nanovlm.pruning.pausing_halving import PausingHalving
 from nanovlm.pruning.successive_halving import build_rungs
 from nanovlm.results.read import RUNGS_FILE, read_records
 from nanovlm.results.write import ResultsStore
-from nanovlm.search.searcher import Pauses, RungScheduler, build_searcher
+from nanovlm.search.searcher import Pauses, RungScheduler, StudySearch
 
 METRIC = "mmstar_accuracy"
 SPACE = """
@@ -103,7 +103,7 @@ class Driver:
         self.num_trials = num_trials
         rungs = build_rungs(self.space, ENDS[:-1], self.store.folder / RUNGS_FILE)
         assert isinstance(rungs, PausingHalving)
-        self.searcher = build_searcher(
+        self.searcher = StudySearch(
             self.space,
             self.store.folder,
             self.slots,

@@ -1,7 +1,8 @@
 """How much disk a search may take at most, and whether there is so much.
 
-Files that can still be needed are kept, and no others, so the peak does not grow with the number
-of trials but for their answers and logs.
+Files that can still be needed are kept, and no others (docs/results.md), so the peak does not grow
+with the number of trials but for their answers and logs. A state holds the weights and, of what is
+trained, AdamW's two moments, all in float32.
 """
 
 import itertools
@@ -19,21 +20,6 @@ from nanovlm.errors import UserError
 from nanovlm.files import free_bytes, gib
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.optim import FROZEN_PREFIXES, group_parameters
-
-POLICY = """\
-Kept on disk are only files that can still be needed:
-
-- of each running trial the state of its last report, and while a new one is written both;
-- of each paused trial that state, of `scheduler.max_paused` of them at most;
-- the final models of as many of the best trials as will be raced (with several objectives: of
-  those on their front), and for the moment of the exchange one more; `best/` is a second name for
-  one of the models kept;
-- until the winner is known the models of the confirming runs, `confirm.runs` at most, after it
-  that of the run that `best/` is of;
-- of every ended trial its answers, its line in `trials.jsonl` and its log lines.
-
-A state holds the weights and, of what is trained, AdamW's two moments, all in float32."""
-"""What is kept, in words, as docs/results.md has it."""
 
 _FLOAT32 = 4
 _STATE_EXTRA = 2**20
@@ -77,7 +63,7 @@ def disk_peak(
     num_questions: int,
     num_paused: int | None = None,
 ) -> DiskPeak:
-    """Return the most bytes that a search takes at a time, by POLICY.
+    """Return the most bytes that a search takes at a time.
 
     Args:
         num_paused: states of paused trials; None takes as many as must have room: those that
@@ -121,7 +107,8 @@ def check_disk(peak: DiskPeak, folder: Path) -> int:
     Raises:
         UserError: the search would not fit there.
     """
-    room = _room_for(folder)
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    room = free_bytes(folder) + sum(path.stat().st_size for path in files)
     if peak.total > room:
         also = ", scheduler.max_paused" if peak.paused else ""
         raise UserError(
@@ -146,12 +133,6 @@ def max_paused_states(space: SearchSpace, peak: DiskPeak, room: int) -> int:
     if space.scheduler.max_paused is not None:
         return space.scheduler.max_paused
     return max(0, room - peak.total) // 2 // peak.state
-
-
-def _room_for(folder: Path) -> int:
-    """Return the bytes that a search may have: what is free, and what its folder holds already."""
-    held = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
-    return free_bytes(folder) + held
 
 
 def _largest_configs(space: SearchSpace) -> list[TrainConfig]:

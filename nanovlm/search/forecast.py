@@ -18,7 +18,6 @@ from nanovlm.config.search_settings import TrialResources
 from nanovlm.config.sources import config_values
 from nanovlm.config.space import SearchSpace
 from nanovlm.files import free_bytes, gib, user_path
-from nanovlm.messages import TrialRecord
 from nanovlm.process import usable_cpus
 from nanovlm.pruning.simulation import CORRELATIONS, SimulatedSearch, simulate
 from nanovlm.pruning.successive_halving import build_rungs
@@ -120,7 +119,7 @@ class Forecast:
             self.plan.describe(),
             f"trials          {self.num_trials} ({self.trials_by}), {self.concurrency} at once "
             f"({self.concurrency_by})",
-            f"configurations  {_describe_configurations(self.plan.space)}",
+            f"configurations  {self._describe_configurations()}",
             *self._trial_lines(),
             f"search          {self.over_searches(lambda s: s.samples)} samples",
             f"confirm         {self._describe_confirmation()}",
@@ -129,6 +128,16 @@ class Forecast:
             *(f"left out        {text}" for text in self.left_out),
         ]
         return "\n".join(lines)
+
+    def _describe_configurations(self) -> str:
+        parameters, trials = self.plan.space.parameters, self.plan.space.budget.trials
+        count = count_configurations(parameters)
+        if count is None:
+            keys = ", ".join(p.key for p in parameters if p.num_values is None)
+            return f"without number, by the ranges of {keys}"
+        fewer = trials is not None and count < trials
+        ends = f", fewer than budget.trials={trials}: the search ends after them" if fewer else ""
+        return f"{count:,} distinct{ends}"
 
     def _trial_lines(self) -> Iterator[str]:
         scheduler, indent = self.plan.space.scheduler, " " * 16
@@ -165,7 +174,10 @@ class Forecast:
         evaluation = "; evaluation is not counted, its time is unknown"
         if rate.evaluation_seconds is not None:
             evaluation = f", {rate.evaluation_seconds:.3g} s an evaluation"
-        name, devices = _paid_devices(space.resources)
+        resources = space.resources
+        name, devices = "CPU-hours", resources.workers * resources.cpus_per_worker
+        if resources.gpus_per_worker:
+            name, devices = "GPU-hours", resources.gpus_per_trial
         paid = self.over_searches(lambda s: rate.hours(s.samples, s.num_reports) * devices)
         hours = self.over_searches(lambda s: rate.hours(s.duration, 0))
         run_hours = rate.hours(self.plan.trial_samples, 1)
@@ -299,29 +311,12 @@ def _race(space: SearchSpace) -> Race:
     return Race.between(ranked, DEFAULT_NUMBER, space.confirm)
 
 
-def _describe_configurations(space: SearchSpace) -> str:
-    count, trials = count_configurations(space.parameters), space.budget.trials
-    if count is None:
-        keys = ", ".join(p.key for p in space.parameters if p.num_values is None)
-        return f"without number, by the ranges of {keys}"
-    fewer = trials is not None and count < trials
-    ends = f", fewer than budget.trials={trials}: the search ends after them" if fewer else ""
-    return f"{count:,} distinct{ends}"
-
-
 def local_slots(resources: TrialResources) -> int:
     """Return how many trials fit on this machine at once; 1 where not even one does."""
     fits = usable_cpus() / resources.cpus_per_worker
     if resources.gpus_per_worker:
         fits = min(fits, torch.cuda.device_count() / resources.gpus_per_worker)
     return max(1, math.floor(fits) // resources.workers)
-
-
-def _paid_devices(resources: TrialResources) -> tuple[str, float]:
-    """Return what is paid for, and how much of it a trial occupies."""
-    if resources.gpus_per_worker:
-        return "GPU-hours", resources.gpus_per_trial
-    return "CPU-hours", resources.workers * resources.cpus_per_worker
 
 
 def _short(number: float) -> str:
@@ -339,16 +334,17 @@ def past_rate(space: SearchSpace, results: Path) -> tuple[Rate | None, list[str]
     resources of a trial. Which GPU it was, no results folder says: the caller names the folders.
     """
     measured, folders, damaged = list[tuple[float, float]](), list[str](), list[str]()
-    wanted = _work(config_values(space.base), space.resources.model_dump())
     for folder in _search_folders(results, space.warm_start):
         reader = FolderReader(folder)
+        there = reader.space(())
+        records, _ = reader.ended() if there and _work(there) == _work(space) else ([], [])
+        damaged += reader.problems if there else reader.problems or reader.notes
         found = [
             (report.speed.samples_per_second, report.evaluation_seconds)
-            for record in _trials_with(reader, wanted)
+            for record in records
             for report in record.reports
-            if report.speed
+            if report.speed and not reader.problems
         ]
-        damaged += reader.problems
         measured += found
         folders += [str(folder)] if found else []
     if not measured:
@@ -359,23 +355,6 @@ def past_rate(space: SearchSpace, results: Path) -> tuple[Rate | None, list[str]
     return Rate(samples_per_second, evaluation_seconds, source), damaged
 
 
-def _trials_with(reader: FolderReader, wanted: Mapping[str, Any]) -> list[TrialRecord]:
-    """Return the trials of a folder whose space makes the wanted work."""
-    content = reader.config(SPACE_FILE) or {}
-    base, resources = content.get("base"), content.get("resources")
-    is_whole = (
-        isinstance(base, Mapping)
-        and isinstance(resources, Mapping)  # they stand last
-        and resources.keys() >= wanted["resources"].keys()
-    )
-    if content and not is_whole:
-        reader.problems.append(f"{reader.folder / SPACE_FILE}: is cut, or no search wrote it")
-    if reader.problems or _work(base or {}, resources) != wanted:
-        return []
-    records, _ = reader.ended()
-    return [] if reader.problems else records
-
-
 def _search_folders(results: Path, warm_start: Iterable[str]) -> list[Path]:
     """Return the results folders of searches that hold trials, each once."""
     found = [*map(user_path, warm_start), *sorted(results.glob("*/"))]
@@ -384,9 +363,11 @@ def _search_folders(results: Path, warm_start: Iterable[str]) -> list[Path]:
     return [f for f in dict.fromkeys(searches) if FolderReader(f).has(TRIALS_FILE, SUMMARY_FILE)]
 
 
-def _work(config: Mapping[str, Any], resources: Any) -> dict[str, Any]:
+def _work(space: SearchSpace) -> dict[str, Any]:
     """Return what the time of a trial's samples and evaluations depends on."""
-    return {"resources": _plain(resources), **{key: _plain(config.get(key)) for key in _SAME_WORK}}
+    config = config_values(space.base)
+    work = {key: _plain(config[key]) for key in _SAME_WORK}
+    return work | {"resources": _plain(space.resources.model_dump())}
 
 
 def _plain(value: Any) -> Any:

@@ -26,12 +26,12 @@ MOST_TRIES = 2
 class Limits:
     """Throws the switch when a trial's end reaches a limit.
 
-    `budget.patience` counts trials since the best one, in the order of their end:
-    those that ran their full budget and are not better, and those that a comparison stopped, or let
-    wait for the first time. It begins with the first trial that ran its full budget, for until then
-    there is no best to wait for. With several objectives each trial that comes to be on their front
-    is a new best. Failed trials say nothing of the values around them and do not count, nor do
-    trials that the end of an earlier run stopped.
+    `budget.patience` counts trials since the best one, in the order of their end: those that ran
+    their full budget and are not better, and those that a comparison stopped, or let wait for the
+    first time. It begins with the first trial that ran its full budget, for until then there is no
+    best to wait for. With several objectives each trial that comes to be on their front is a new
+    best. Failed trials say nothing of the values around them and do not count, nor do trials that
+    the end of an earlier run stopped.
 
     Five failed trials in a row end the search. One that is infeasible by its own values (out of
     memory, not finite) counts only while it is in doubt whether anything works: before the first
@@ -40,8 +40,7 @@ class Limits:
     """
 
     def __init__(self, space: SearchSpace, switch: StopSwitch, logs: Path) -> None:
-        """Make the limits of a search.
-
+        """
         Args:
             logs: folder of the workers' logs, named where trials fail.
         """
@@ -63,15 +62,13 @@ class Limits:
     def check(self, record: TrialRecord) -> None:
         """Throw the switch if this change of a trial reaches a limit."""
         self._has_report |= bool(record.reports)
-        if record.is_paused:
-            self._check_gpu_hours(record)
-            self._check_patience(record)
         if record.end is None:
             self._under_way.add(record.number)
-            return
-        self._under_way.discard(record.number)
-        self._check_failures(record)
-        self._count(record)
+        else:
+            self._under_way.discard(record.number)
+            self._check_failures(record)
+        if record.end is not None or record.is_paused:
+            self._count(record)
 
     def replay(self, records: Iterable[TrialRecord]) -> None:
         """Count trials that ended before the search was interrupted, in the order of their end.
@@ -83,29 +80,26 @@ class Limits:
             self._count(record)
 
     def _count(self, record: TrialRecord) -> None:
-        """Let an ended trial count for the budget."""
+        """Let a trial that has ended or paused count for the budget."""
         self._check_gpu_hours(record)
         if record.state == "completed":
             self._check_target(record)
         self._check_patience(record)
 
     def _check_failures(self, record: TrialRecord) -> None:
+        may_work = self._has_report or any(n < record.number for n in self._under_way)
         if record.state != "failed":
             self._failures = []
-        elif not (record.is_infeasible and self._may_work(record)):
+        elif not (record.is_infeasible and may_work):
             self._failures.append(record.reason or "no reason is known")
         if len(self._failures) == MAX_FAILURES_IN_A_ROW:
+            others = " (the last one; the others failed otherwise)"
             self._switch.stop(
-                f"{MAX_FAILURES_IN_A_ROW} trials in a row failed: "
-                f"{_common_reason(self._failures)}; see {self._logs}"
+                f"{MAX_FAILURES_IN_A_ROW} trials in a row failed: {self._failures[-1]}"
+                f"{others if len({*self._failures}) > 1 else ''}; see {self._logs}"
             )
 
-    def _may_work(self, failed: TrialRecord) -> bool:
-        """Return whether another trial works, or may still turn out to."""
-        return self._has_report or any(number < failed.number for number in self._under_way)
-
     def _check_gpu_hours(self, record: TrialRecord) -> None:
-        """Let the work on a trial count that has ended, or paused; what is counted stays so."""
         seconds = record.reports[-1].seconds if record.reports else 0.0
         self._gpu_seconds += self._gpus * (seconds - self._seconds.get(record.number, 0.0))
         self._seconds[record.number] = seconds
@@ -154,12 +148,6 @@ class Limits:
 def hours_reason(budget: Budget) -> str:
     """Return why a search ended whose hours are over."""
     return f"budget.hours: {budget.hours or 0:g} hours have passed"
-
-
-def _common_reason(reasons: list[str]) -> str:
-    if len(set(reasons)) == 1:
-        return reasons[0]
-    return f"{reasons[-1]} (the last one; the others failed otherwise)"
 
 
 class RunConfigurations:

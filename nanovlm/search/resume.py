@@ -114,10 +114,8 @@ def _mend_rungs(
     Where a trial was compared, and whether it went on, is in its record. What it was compared with
     is not, and nobody asks for that again.
     """
-    if not milestones:
-        return []
     reader = FolderReader(folder)
-    lines = reader.decisions(records)
+    lines = reader.decisions(records) if milestones else []
     if not reader.problems:
         return []
     withdrawn = [line["withdrawn"] for line in lines if "withdrawn" in line]
@@ -149,13 +147,16 @@ def _decision(
     milestones: Sequence[int],
 ) -> PruningDecision:
     samples = report.samples_seen
-    milestone = max((m for m in milestones if m <= samples), default=milestones[0])
-    reason = "went on; with what it was compared is lost"
-    if not goes_on:
-        reason = record.reason or "was stopped; with what it was compared is lost"
     value, *others = objective.values_in(measured(report))
     return PruningDecision(
-        record.number, milestone, samples, value, goes_on, reason, others=tuple(others)
+        record.number,
+        max((m for m in milestones if m <= samples), default=milestones[0]),
+        samples,
+        value,
+        goes_on,
+        (not goes_on and record.reason)
+        or f"{'went on' if goes_on else 'was stopped'}; with what it was compared is lost",
+        others=tuple(others),
     )
 
 

@@ -36,7 +36,7 @@ from nanovlm.samplers.configurations import can_repeat, suggest
 from nanovlm.samplers.milestone_sampler import CORRELATIONS
 from nanovlm.samplers.optuna_samplers import build_history, build_sampler
 from nanovlm.search.limits import RunConfigurations
-from nanovlm.search.study import StudyFileStorage, StudyLocation, open_study
+from nanovlm.search.study import StudyFileStorage, open_study
 from nanovlm.search.study_recorder import (
     IMPORTED,
     OpenTrial,
@@ -65,38 +65,6 @@ class Pauses:
     """Called with the number of a paused trial whose state is not kept."""
 
 
-def build_searcher(
-    space: SearchSpace,
-    folder: Path,
-    concurrency: int,
-    switch: StopSwitch,
-    milestones: Sequence[int] = (),
-    earlier: Sequence[TrialRecord] = (),
-    failures: SamplerFailures | None = None,
-    *,
-    most_trials: int | None = None,
-    pauses: Pauses | None = None,
-) -> "StudySearch":
-    """Return the searcher of a space; the study of its results folder is gone on with.
-
-    Args:
-        milestones: samples seen at which trials are compared.
-        earlier: trials of the folder that have ended.
-        failures: counts those of the sampler, and passes on what a person should know.
-        most_trials: the search is of so many trials, the earlier ones included; None sets no end.
-        pauses: given if trials pause at the milestones.
-
-    Raises:
-        UserError: the storage cannot be reached, or the study is of another space.
-    """
-    location = open_study(space, folder)
-    searcher = StudySearch(
-        space, location, concurrency, switch, milestones, failures, most_trials, pauses
-    )
-    searcher.resume(earlier)
-    return searcher
-
-
 class StudySearch(Searcher):
     """Asks Optuna for trials, numbers them and writes to its study how each of them ended.
 
@@ -109,32 +77,47 @@ class StudySearch(Searcher):
     def __init__(
         self,
         space: SearchSpace,
-        location: StudyLocation,
+        folder: Path,
         concurrency: int,
         switch: StopSwitch,
-        milestones: Sequence[int],
+        milestones: Sequence[int] = (),
+        earlier: Sequence[TrialRecord] = (),
         failures: SamplerFailures | None = None,
+        *,
         most_trials: int | None = None,
         pauses: Pauses | None = None,
     ) -> None:
+        """Go on with the study of a results folder; make it if it is not there.
+
+        Args:
+            milestones: samples seen at which trials are compared.
+            earlier: trials of the folder that have ended.
+            failures: counts those of the sampler, and passes on what a person should know.
+            most_trials: the search is of so many trials, the earlier ones included; None sets no
+                end.
+            pauses: given if trials pause at the milestones.
+
+        Raises:
+            UserError: the storage cannot be reached, or the study is of another space.
+        """
         super().__init__(space.objective.metric, space.objective.mode)
         self._space = space
-        self._location = location
         self._concurrency = concurrency
         self._switch = switch
         self._milestones = tuple(milestones)
         self._most_trials = most_trials
         self._pauses = pauses
-        self.recorder = StudyRecorder(location, space, milestones)
+        self._location = open_study(space, folder)
+        self.recorder = StudyRecorder(self._location, space, milestones)
         self._failures = failures or SamplerFailures()
         self._failures.sampler = space.sampler.name
         self._open: dict[str, OpenTrial] = {}  # by Tune's id
         self._paused: dict[int, OpenTrial] = {}  # by number
         self._without_state: set[int] = set()  # numbers of paused trials whose states are not kept
         self._to_run: deque[OpenTrial] = deque()
-        self._next_number = 0
         self._history = build_history(space)
-        self._run = RunConfigurations(space)
+        self._run = RunConfigurations(space, earlier)
+        self._next_number = self._resume(earlier)
 
     def __reduce__(self) -> tuple[type[Searcher], tuple[()]]:
         return Searcher, ()  # Tune pickles it to a file; the study's URL may have a password
@@ -161,7 +144,8 @@ class StudySearch(Searcher):
         if not self._to_run and (next_trial := self._next_trial()) is not None:
             self._to_run.append(next_trial)
         if not self._to_run:
-            if self._has_new_trials() or (self._may_run_more() and self._open):
+            may_run_more = self._pauses is not None or self._run.num_left == 0
+            if self._has_new_trials() or (may_run_more and self._open):
                 return None
             if self._pauses is not None:  # nothing runs with which they could be compared
                 self._end_paused(self._pauses, self._pauses.rungs.end_all())
@@ -215,10 +199,6 @@ class StudySearch(Searcher):
             return True  # the default configuration always runs
         is_over = self._most_trials is not None and self._next_number >= self._most_trials
         return not is_over and self._run.num_left != 0
-
-    def _may_run_more(self) -> bool:
-        """Return whether one of the trials that run now may let another one run."""
-        return self._pauses is not None or self._run.num_left == 0
 
     def _promoted(self, pauses: Pauses) -> OpenTrial | None:
         """Return the paused trial that goes on now, if there is one; end those without a chance,
@@ -279,25 +259,23 @@ class StudySearch(Searcher):
         else:
             self.recorder.end(opened, TrialState.PRUNED)
 
-    def resume(self, records: Sequence[TrialRecord]) -> None:
-        """Bring the study in line with the trials that have ended; go on with those under way.
+    def _resume(self, records: Sequence[TrialRecord]) -> int:
+        """Bring the study in line with the trials that have ended, and go on with those under way;
+        return the number of the next new trial.
 
         `trials.jsonl`, the study and the rungs are written one after the other, so after a kill
         any of them may know more; after a power loss the study may lack trials. A trial that never
         got its values becomes FAIL.
         """
         ours = self.recorder.ours()
-        for number, frozen in ours.items():
-            if number > 0:
-                self._failures.restore(frozen)
-        ended = {record.number: record for record in records}
-        for number, record in ended.items():
-            if number not in ours:
+        self._failures.restore(frozen for number, frozen in ours.items() if number > 0)
+        ended = {record.number for record in records}
+        for record in records:
+            if record.number not in ours:
                 self.recorder.add(record)
         self.recorder.end_recorded(records)
-        self._run = RunConfigurations(self._space, records)
         paused = {} if self._pauses is None else self._pauses.rungs.paused
-        for number in sorted(ours.keys() - ended.keys()):
+        for number in sorted(ours.keys() - ended):
             opened = self.recorder.reopen(ours[number])
             if number in paused:
                 self._paused[number] = opened
@@ -306,7 +284,7 @@ class StudySearch(Searcher):
             else:
                 self._to_run.append(opened)
             self._run.begin(opened.values)
-        self._next_number = 1 + max((*ours, *ended), default=-1)
+        return 1 + max((*ours, *ended), default=-1)
 
     def _take_in_other_searches(self) -> None:
         """Take note of what other searches in the same database have run to the end."""
@@ -319,7 +297,7 @@ class StudySearch(Searcher):
 
     def end_recorded(self, records: Sequence[TrialRecord]) -> None:
         """Write how trials have ended of which Tune did not hear, such as at the end of the budget.
-        If the storage is away when the search ends, `resume` writes it with --resume."""
+        If the storage is away when the search ends, --resume writes it."""
         self._patiently(lambda: self.recorder.end_recorded(records))
 
     def correlations(self) -> dict[str, float]:

@@ -40,7 +40,7 @@ from nanovlm.results.retention import state_dir
 from nanovlm.search.confirm import ConfirmRun, plan_confirmation
 from nanovlm.search.limits import Limits, RunConfigurations, hours_reason
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.searcher import Pauses, RungScheduler, StudySearch, build_searcher
+from nanovlm.search.searcher import Pauses, RungScheduler, StudySearch
 from nanovlm.search.study import open_study
 from nanovlm.search.study_recorder import SamplerFailures
 from nanovlm.search.warm_start import learn_from
@@ -189,7 +189,7 @@ class _Search:
         if isinstance(rungs, PausingHalving):
             self._resume_paused(pool, rungs)
             pauses = Pauses(rungs, on_decision, self.context.max_states, self._drop_state)
-        searcher = build_searcher(
+        searcher = StudySearch(
             space,
             folder,
             pool.concurrency,

@@ -11,7 +11,7 @@ attribute, from which samplers (`Scalarized`) and the dashboard (`ReadOnlyStudy`
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -133,11 +133,11 @@ class StudyRecorder:
         Args:
             value: of the first objective, if it is COMPLETE.
         """
-        trial = opened.trial
-        if trial is not None and is_infeasible and _FEASIBLE not in trial.constraints:
-            trial.set_constraint(_FEASIBLE, 1.0)
-        if trial is not None:
-            self._end(trial.number, state, value)
+        if opened.trial is None:
+            return
+        if is_infeasible and _FEASIBLE not in opened.trial.constraints:
+            opened.trial.set_constraint(_FEASIBLE, 1.0)
+        self._end(opened.trial.number, state, value)
 
     def end_recorded(self, records: Sequence[TrialRecord]) -> None:
         """Write how trials have ended that are open in the study. Others stay open, unless they
@@ -260,11 +260,11 @@ class SamplerFailures:
     _num_asked: int = 0
     _reasons: list[str] = field(default_factory=list)
 
-    def restore(self, trial: FrozenTrial) -> None:
-        """Count a trial that the search had asked for before it was interrupted."""
-        self._num_asked += 1
-        if SAMPLER_FAILURE in trial.user_attrs:
-            self._reasons.append(trial.user_attrs[SAMPLER_FAILURE])
+    def restore(self, trials: Iterable[FrozenTrial]) -> None:
+        """Count trials that the search had asked for before it was interrupted."""
+        reasons = [trial.user_attrs.get(SAMPLER_FAILURE) for trial in trials]
+        self._num_asked += len(reasons)
+        self._reasons += [reason for reason in reasons if reason is not None]
 
     def count(self, number: int, trial: optuna.Trial, errors: Sequence[Exception]) -> None:
         """Count a new trial.
@@ -273,19 +273,16 @@ class SamplerFailures:
             number: of the trial.
             errors: of the sampler, each of which made it draw at random.
         """
-        if not errors:
-            self._num_asked += 1
-            return
-        first_line = f"{type(errors[0]).__name__}: {errors[0]}".split("\n")[0]
-        reason = first_line[:_LONGEST_REASON]
-        trial.set_user_attr(SAMPLER_FAILURE, reason)  # may fail: then the trial is asked for anew
+        for error in errors[:1]:
+            reason = f"{type(error).__name__}: {error}".split("\n")[0][:_LONGEST_REASON]
+            trial.set_user_attr(SAMPLER_FAILURE, reason)  # may fail: then it is asked for anew
+            if not self._reasons:
+                self.notify(
+                    f"the {self.sampler} sampler failed, and trial {number} is drawn at random: "
+                    f"{reason}; see logs/driver.log"
+                )
+            self._reasons.append(reason)
         self._num_asked += 1
-        if not self._reasons:
-            self.notify(
-                f"the {self.sampler} sampler failed, and trial {number} is drawn at random: "
-                f"{reason}; see logs/driver.log"
-            )
-        self._reasons.append(reason)
 
     def note(self) -> str | None:
         """Return what a person should know at the end; None if the sampler never failed."""

@@ -31,7 +31,7 @@ from nanovlm.results.summary import check_best_config
 from nanovlm.results.write import ResultsStore
 from nanovlm.search.forecast import past_rate
 from nanovlm.search.resume import check_same_space, mend_search
-from nanovlm.search.searcher import build_searcher
+from nanovlm.search.searcher import StudySearch
 from nanovlm.search.study import show_study
 from nanovlm.search.warm_start import read_earlier_trials
 from nanovlm.training.state import read_state, write_state
@@ -219,7 +219,7 @@ def resumed(folder: Path, space: SearchSpace) -> Seen:
         mended = mend_search(space, folder, MILESTONES, store.records)
         seconds = store.earlier_seconds()
         rungs = build_rungs(space, MILESTONES, folder / "rungs.jsonl")
-        searcher = build_searcher(space, folder, 1, StopSwitch(), MILESTONES, store.records)
+        searcher = StudySearch(space, folder, 1, StopSwitch(), MILESTONES, store.records)
         verdicts = rungs._decisions
         study = searcher.study.get_trials()
         store.close(seconds, "budget.trials: all trials are done")

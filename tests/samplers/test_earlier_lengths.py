@@ -15,7 +15,7 @@ from nanovlm.errors import UserError
 from nanovlm.messages import TrialState
 from nanovlm.records import record_line
 from nanovlm.samplers.history import CURVE, SOURCE
-from nanovlm.search.searcher import StudySearch, build_searcher
+from nanovlm.search.searcher import StudySearch
 from nanovlm.search.warm_start import (
     EarlierTrials,
     compare_lengths,
@@ -83,7 +83,7 @@ def compared(folder: Path) -> EarlierTrials:
 
 
 def searcher_of(folder: Path) -> StudySearch:
-    searcher = build_searcher(space(folder), folder, 1, StopSwitch(), (555, 1666))
+    searcher = StudySearch(space(folder), folder, 1, StopSwitch(), (555, 1666))
     learn_from(searcher.recorder, (compared(folder),), FULL)
     return searcher
 

@@ -34,7 +34,7 @@ from nanovlm.pruning.successive_halving import build_rungs
 from nanovlm.results.read import RUNGS_FILE
 from nanovlm.samplers.history import OTHERS
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.searcher import Pauses, RungScheduler, StudySearch, build_searcher
+from nanovlm.search.searcher import Pauses, RungScheduler, StudySearch
 from nanovlm.search.stages import ResumeState, SearchContext, _Search
 from nanovlm.search.warm_start import EarlierTrials, Lengths, learn_from
 from tests.full_disk import files_end_at
@@ -101,7 +101,7 @@ class Program:
         rungs = build_rungs(self.space, MILESTONES, folder / RUNGS_FILE)
         assert isinstance(rungs, PausingHalving)
         self.rungs, self.records, self.may_go_on = rungs, records, may_go_on
-        self.searcher: StudySearch = build_searcher(
+        self.searcher: StudySearch = StudySearch(
             self.space,
             folder,
             1,

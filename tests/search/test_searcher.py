@@ -23,7 +23,7 @@ from nanovlm.cluster.worker_pool import INTERRUPTED, StopSwitch
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.messages import End, TrialRecord, TrialState
 from nanovlm.results.read import STUDY_FILE
-from nanovlm.search.searcher import StudySearch, build_searcher
+from nanovlm.search.searcher import StudySearch
 from nanovlm.search.study import STUDY_NAME
 from nanovlm.search.study_recorder import SamplerFailures
 from tests.full_disk import files_end_at
@@ -51,7 +51,7 @@ SETTINGS = {name: {"sampler.name": name, "scheduler.type": "stopping"} for name 
 
 
 def searcher_of(searched: SearchSpace, folder: Path, **more: Any) -> StudySearch:
-    return build_searcher(searched, folder, 1, more.pop("switch", StopSwitch()), **more)
+    return StudySearch(searched, folder, 1, more.pop("switch", StopSwitch()), **more)
 
 
 def ask(searcher: StudySearch, trial_id: str) -> dict[str, Any]:
