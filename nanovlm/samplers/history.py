@@ -155,7 +155,7 @@ class WorstForInfeasible(History):
 
 
 class Scalarized(History):
-    """Shows trials with one value in place of several, in the direction of the first.
+    """shows trials with one value instead of several, in the direction of the first.
 
     ParEGO (Knowles 2006, IEEE Transactions on Evolutionary Computation 10(1)): for each suggestion
     the objectives get new random weights, and the augmented Chebyshev function makes them one; over

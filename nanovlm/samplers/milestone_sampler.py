@@ -60,7 +60,7 @@ a failure is says nothing of where the best ones are."""
 
 _NUM_DRAWS = 1024
 _NUM_LEADERS, _NUM_NEAR = 6, 60
-"""Draws near the best configurations so far."""
+"""Draws near the best configurations."""
 _NUM_CLIMBERS, _NUM_STEPS, _NUM_TRIES = 10, 6, 12
 """The best draws climb: so many steps, each the best of so many tries."""
 

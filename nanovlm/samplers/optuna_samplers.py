@@ -76,11 +76,11 @@ def build_sampler(
     """Return the sampler for one trial of a space.
 
     Args:
-        concurrency: trials at once; while the first of them run there is nothing to learn from.
+        concurrency: of trials; while the first of them run there is nothing to learn from.
         number: of the trial; 0 is the default configuration.
         history: one for the whole search, see `build_history`.
         has_run: tells of a configuration whether it is not to be run again; there must be others.
-        on_failure: told of each error of the sampler, after which a value is drawn at random.
+        on_failure: called with each error of the sampler, after which a value is drawn at random.
         milestones: samples seen at which trials report before the end, ascending.
     """
     if number == 0:
@@ -250,7 +250,7 @@ class _Guarded(BaseSampler):
             relative: the parameters that are drawn together; None lets the sampler find them out.
             history: what the sampler learns from; None takes all trials.
             avoids_infeasible: whether to draw again what looks infeasible.
-            on_failure: told of each error.
+            on_failure: called with each error.
         """
         self._inner, self._fallback = inner, fallback
         self._relative, self._history = relative, history

@@ -301,7 +301,7 @@ class Race:
 
 
 def most_batches(race: Race, slots: int) -> tuple[int, int]:
-    """Return how many runs there are at most, and how many trainings long they take at once.
+    """Return how many runs there are at most, and how many trainings long they take in parallel.
 
     That is a race in which nobody is ahead.
     """

@@ -23,7 +23,7 @@ from nanovlm.training.optim import FROZEN_PREFIXES, group_parameters
 
 _FLOAT32 = 4
 _STATE_EXTRA = 2**20
-"""Bytes of a state besides tensors: random states, the reports so far, step and order of data."""
+"""Bytes of a state besides tensors: random states, the reports, step and order of data."""
 _ANSWER_BYTES = 256
 """Of a question's line; about 130 for the short answers of the benchmark."""
 _TRIAL_BYTES = 64 * 2**10
@@ -92,11 +92,11 @@ def disk_peak(
 
 def _most_full_trials(scheduler: Scheduler, num_trials: int) -> int:
     """Return about how many trials run in full at most, and may be on the front. One that went on
-    early and fell back later takes no place away, so there may be twice the places."""
+    early and fell back later does not count against the quota, so there may be twice as many."""
     if scheduler.name != "asha":
         return num_trials
-    places = math.ceil(num_trials / scheduler.reduction_factor ** (scheduler.rungs - 1))
-    return min(num_trials, 2 * places)
+    quota = math.ceil(num_trials / scheduler.reduction_factor ** (scheduler.rungs - 1))
+    return min(num_trials, 2 * quota)
 
 
 def check_disk(peak: DiskPeak, folder: Path) -> int:

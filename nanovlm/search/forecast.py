@@ -211,7 +211,7 @@ def forecast(
     """Return what the search of `plan` will cost.
 
     Args:
-        concurrency: trials at once; None takes what fits on this machine.
+        concurrency: of trials; None takes what fits on this machine.
         samples_per_second: of one trial; None asks the searches in `results` and `warm_start`.
         results: the folder that results folders are made in.
     """
@@ -312,7 +312,7 @@ def _race(space: SearchSpace) -> Race:
 
 
 def local_slots(resources: TrialResources) -> int:
-    """Return how many trials fit on this machine at once; 1 where not even one does."""
+    """Return how many concurrent trials fit on this machine; 1 where not even one does."""
     fits = usable_cpus() / resources.cpus_per_worker
     if resources.gpus_per_worker:
         fits = min(fits, torch.cuda.device_count() / resources.gpus_per_worker)

@@ -50,7 +50,7 @@ def run_search(
             `results/NAME`, `results/NAME-2`, ... for the space's name.
         resume: go on with the search that was interrupted in `folder`.
         address: of a Ray cluster to join; None starts one here and ends it afterwards.
-        concurrency: trials at once; None takes what fits on the cluster.
+        concurrency: of trials; None takes what fits on the cluster.
         observers: called with what happens, besides those that every run has.
         on_progress: called while data is prepared.
 
@@ -97,9 +97,12 @@ def run_plan(
     unchecked = check_same_data(folder, plan.data) if resume else ()
     most_bytes, max_states = _check_room(plan, concurrency, folder)
     space = plan.space
-    num_models = max(1, space.confirm.num_raced)
     store = ResultsStore(
-        folder, space.objective, space.resources.gpus_per_trial, num_models, default_name
+        folder,
+        space.objective,
+        space.resources.gpus_per_trial,
+        max(1, space.confirm.num_raced),
+        default_name,
     )
     with (
         process.in_order(),
@@ -109,9 +112,6 @@ def run_plan(
     ):
         mended = mend_search(space, folder, plan.milestones, store.records) if resume else []
         recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])
-        earlier = ResumeState(
-            tuple(store.records), tuple(store.confirmed), store.paused, store.earlier_seconds()
-        )
         failures = SamplerFailures(lambda text: recorder.take(Notice(text=text)))
         context = SearchContext(
             store.folder,
@@ -122,6 +122,9 @@ def run_plan(
             start_workers=start_workers,
             sampler_failures=failures,
             max_states=max_states,
+        )
+        earlier = ResumeState(
+            tuple(store.records), tuple(store.confirmed), store.paused, store.earlier_seconds()
         )
         try:
             with recorder.told_of_errors():
@@ -165,7 +168,7 @@ def _start(plan: SearchPlan, store: ResultsStore) -> RunStart:
 
 def _check_room(plan: SearchPlan, concurrency: int | None, folder: Path) -> tuple[int, int]:
     """Return the bytes that the search takes at most, and how many states of paused trials it
-    keeps; raise UserError if there is less room, or fewer states than trials at once."""
+    keeps; raise UserError if there is less room, or fewer states than concurrent trials."""
     slots = concurrency or local_slots(plan.space.resources)
     max_paused = plan.space.scheduler.max_paused
     if max_paused is not None and max_paused < slots:

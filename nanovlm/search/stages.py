@@ -81,7 +81,7 @@ class SearchContext:
     address: str | None = None
     """Of a Ray cluster to join; None starts one here and ends it afterwards."""
     concurrency: int | None = None
-    """Trials at once; None takes what fits on the cluster."""
+    """Concurrent trials; None takes what fits on the cluster."""
     start_workers: StartWorkers = worker_groups
     """Starts what serves the trials."""
     sampler_failures: SamplerFailures = field(default_factory=SamplerFailures)
@@ -158,7 +158,7 @@ class _Search:
         )
 
     def slots_needed(self) -> int | None:
-        """Return how many trials can run at once at most, None if nothing limits them."""
+        """Return how many concurrent trials there can be at most, None if nothing limits them."""
         left = (self._trials_left(), RunConfigurations(self.plan.space, self._ended).num_left)
         return min((number for number in left if number is not None), default=None)
 

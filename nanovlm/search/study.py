@@ -235,19 +235,13 @@ class ReadOnlyStudy(BaseStorage):
             p.key: CategoricalDistribution(choices(p)) for p in space.parameters if p.is_ordered
         }
 
-    def _refuse(self, *arguments: Any, **named: Any) -> NoReturn:
+    def _raise(self, *arguments: Any, **named: Any) -> NoReturn:
         raise ReadOnly("this study is shown while its search may run; nothing can be written to it")
 
-    create_new_study: Any = _refuse
-    delete_study: Any = _refuse
-    set_study_user_attr: Any = _refuse
-    set_study_system_attr: Any = _refuse
-    create_new_trial: Any = _refuse
-    set_trial_param: Any = _refuse
-    set_trial_state_values: Any = _refuse
-    set_trial_intermediate_value: Any = _refuse
-    set_trial_user_attr: Any = _refuse
-    set_trial_system_attr: Any = _refuse
+    _refuse: Any = _raise
+    create_new_study = delete_study = set_study_user_attr = set_study_system_attr = _refuse
+    create_new_trial = set_trial_param = set_trial_state_values = _refuse
+    set_trial_intermediate_value = set_trial_user_attr = set_trial_system_attr = _refuse
 
     def get_study_id_from_name(self, study_name: str) -> int:
         return self._storage.get_study_id_from_name(study_name)
@@ -280,7 +274,7 @@ class ReadOnlyStudy(BaseStorage):
         return [self._with_values(trial) for trial in trials]
 
     def _with_values(self, trial: FrozenTrial) -> FrozenTrial:
-        """Return the trial with choices in place of their indices and values of all objectives.
+        """Return the trial with choices instead of their indices and values of all objectives.
 
         Of several objectives Optuna has no values on the way, and none of a trial that has ended
         before its end."""

@@ -67,8 +67,6 @@ class OpenTrial:
     """None if it has ended in Optuna's study already, before the program was killed."""
     steps: set[int] = field(default_factory=set)
     """At which it has reported."""
-    others: dict[str, list[float]] = field(default_factory=dict)
-    """Its attribute OTHERS, if there are several objectives."""
 
 
 class StudyRecorder:
@@ -102,8 +100,7 @@ class StudyRecorder:
         """Take up a trial that has its values."""
         opened = None if trial.state.is_finished() else reopen_trial(self.study, trial)
         values, steps = dict(trial.user_attrs[VALUES]), set(trial.intermediate_values)
-        others = dict(trial.user_attrs.get(OTHERS, {}))
-        return OpenTrial(trial.user_attrs[NUMBER], values, opened, steps, others)
+        return OpenTrial(trial.user_attrs[NUMBER], values, opened, steps)
 
     def report(
         self, opened: OpenTrial, samples_seen: int, values: Sequence[float], is_final: bool
@@ -116,8 +113,8 @@ class StudyRecorder:
             return
         value, *others = values
         if others:  # first: a step that has a value is whole
-            opened.others[str(step)] = others
-            opened.trial.set_user_attr(OTHERS, opened.others)
+            known = opened.trial.user_attrs.get(OTHERS, {})
+            opened.trial.set_user_attr(OTHERS, {**known, str(step): others})
         opened.trial.report(value, step=step)
         opened.steps.add(step)
 
@@ -299,7 +296,7 @@ def patiently(
 ) -> T | None:
     """Return what `do` returns; try again while the storage is away, None if the search ends.
 
-    A full disk under the results folder ends it at once: all else is written there, too.
+    A full disk under the results folder ends it immediately: all else is written there, too.
 
     Args:
         switch: ends the waiting; it is thrown when the patience is over.
