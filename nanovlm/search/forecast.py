@@ -6,7 +6,7 @@ measured in earlier searches, disk by what is kept (`disk.py`).
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,10 @@ from nanovlm.files import free_bytes, gib, user_path
 from nanovlm.process import usable_cpus
 from nanovlm.pruning.simulation import CORRELATIONS, SimulatedSearch, simulate
 from nanovlm.pruning.successive_halving import build_rungs
-from nanovlm.results.read import (
-    RUNGS_FILE,
-    SPACE_FILE,
-    STUDY_FILE,
-    SUMMARY_FILE,
-    TRIALS_FILE,
-    FolderReader,
-)
+from nanovlm.results.read import SUMMARY_FILE, TRIALS_FILE, FolderReader
 from nanovlm.results.verdict import DEFAULT_NUMBER
 from nanovlm.search.confirm import Race, most_batches
-from nanovlm.search.disk import DiskPeak, disk_peak, max_paused_states
+from nanovlm.search.disk import disk_peak, max_paused_states
 from nanovlm.search.plan import SearchPlan
 
 UNKNOWN_TRIALS = 100
@@ -87,50 +80,120 @@ class Range:
         return f"{_short(self.mean)} ({_short(self.low)} to {_short(self.high)})"
 
 
-@dataclass(frozen=True)
 class Forecast:
     """What a search is expected to cost."""
 
-    plan: SearchPlan
-    num_trials: int
-    trials_by: str
-    """Why so many."""
-    concurrency: int
-    concurrency_by: str
-    rate: Rate | None
-    """None where it is unknown."""
-    searches: Sequence[SimulatedSearch]
-    max_states: int
-    """Of paused trials that are kept."""
-    confirm_runs: int
-    confirm_batches: int
-    """Full trainings that the runs take one after another."""
-    disk: DiskPeak
-    free_bytes: int
-    left_out: Sequence[str]
-    """What is damaged in results folders that were asked for the speed."""
+    def __init__(
+        self,
+        plan: SearchPlan,
+        concurrency: int | None,
+        samples_per_second: float | None,
+        results: Path,
+    ) -> None:
+        """
+        Args:
+            concurrency: of trials; None takes what fits on this machine.
+            samples_per_second: of one trial; None asks the searches in `results` and `warm_start`.
+            results: the folder that results folders are made in.
+        """
+        space = self._space = plan.space
+        self.plan = plan
+        self.concurrency = concurrency or local_slots(space.resources)
+        self._concurrency_by = "as given" if concurrency else "what fits on this machine"
+        self.rate, self._left_out = past_rate(space, results)
+        if samples_per_second is not None:
+            evaluation, source = None, "given"
+            if past := self.rate:
+                evaluation, source = past.evaluation_seconds, f"given; evaluation as {past.source}"
+            self.rate = Rate(samples_per_second, evaluation, source)
+        self.num_trials, self.trials_by = self._num_trials()
+        sizes: dict[str, int] = {
+            "num_trials": self.num_trials,
+            "concurrency": self.concurrency,
+            "num_questions": plan.data["benchmark"]["samples"],
+        }
+        self._free_bytes = free_bytes(results)
+        self._max_states = max_paused_states(space, disk_peak(space, **sizes), self._free_bytes)
+        self.searches = self._simulate(self.num_trials, self._max_states)
+        most_paused = self.over_searches(lambda s: s.most_paused).high
+        num_paused = min(self._max_states, math.ceil(most_paused))
+        self.disk = disk_peak(space, **sizes, num_paused=num_paused)
+        # The race that confirms, with any numbers for the configurations.
+        others = (count_configurations(space.parameters) or math.inf) - 1
+        most = space.confirm.top if len(space.objective.all) == 1 else min(space.confirm.top, 1)
+        ranked = range(1, int(min(most, others)) + 1)
+        race = Race.between(ranked, DEFAULT_NUMBER, space.confirm)
+        self._num_raced = len(race.candidates)
+        self.confirm_runs, self.confirm_batches = most_batches(race, self.concurrency)
 
     def over_searches(self, count: Callable[[SimulatedSearch], float]) -> Range:
         return Range.of(map(count, self.searches))
+
+    def _num_trials(self) -> tuple[int, str]:
+        """Return how many trials the budget allows, as far as can be known, and by what."""
+        budget = self._space.budget
+        options = [(budget.trials, "budget.trials")] if budget.trials is not None else []
+        num_configurations = count_configurations(self._space.parameters)
+        if num_configurations is not None:
+            options.append((num_configurations, "all configurations of the space"))
+        if rate := self.rate:
+            sample = self._simulate(UNKNOWN_TRIALS)
+            hours = statistics.fmean(rate.hours(s.samples, s.num_reports) for s in sample)
+            gpus = self._space.resources.gpus_per_trial
+            for name, limit, in_parallel in (
+                ("hours", budget.hours, self.concurrency),
+                ("gpu_hours", budget.gpu_hours if gpus else None, 1 / (gpus or 1)),
+            ):
+                if limit is not None:
+                    fits = max(1, round(limit * in_parallel * UNKNOWN_TRIALS / hours))
+                    options.append((fits, f"about what fits budget.{name}={limit:g}"))
+        if options:
+            return min(options)
+        return UNKNOWN_TRIALS, "an example: how many there will be is not known"
+
+    def _simulate(self, num_trials: int, max_states: int | None = None) -> list[SimulatedSearch]:
+        """Return simulated searches, as many for each of CORRELATIONS."""
+        num_seeds = max(2, min(20, _MAX_SIMULATED_TRIALS // num_trials // len(CORRELATIONS)))
+        report_cost = 0.0  # in the time of a sample
+        if self.rate:
+            report_cost = (self.rate.evaluation_seconds or 0.0) * self.rate.samples_per_second
+        # How many go on does not depend on what they are ordered by.
+        space = replace(self._space, objective=self._space.objective.all[0])
+        milestones = self.plan.milestones
+        return [
+            simulate(
+                build_rungs(space, milestones),
+                milestones,
+                self.plan.trial_samples,
+                num_trials=num_trials,
+                concurrency=self.concurrency,
+                report_cost=report_cost,
+                correlation=correlation,
+                most_states=max_states,
+                seed=seed,
+            )
+            for correlation in CORRELATIONS
+            for seed in range(num_seeds)
+        ]
 
     def describe(self) -> str:
         """Return the forecast as lines of text."""
         lines = [
             self.plan.describe(),
             f"trials          {self.num_trials} ({self.trials_by}), {self.concurrency} at once "
-            f"({self.concurrency_by})",
+            f"({self._concurrency_by})",
             f"configurations  {self._describe_configurations()}",
             *self._trial_lines(),
             f"search          {self.over_searches(lambda s: s.samples)} samples",
             f"confirm         {self._describe_confirmation()}",
             *self._time_lines(),
             f"disk            {self._describe_disk()}",
-            *(f"left out        {text}" for text in self.left_out),
+            *(f"left out        {text}" for text in self._left_out),
         ]
         return "\n".join(lines)
 
     def _describe_configurations(self) -> str:
-        parameters, trials = self.plan.space.parameters, self.plan.space.budget.trials
+        parameters, trials = self._space.parameters, self._space.budget.trials
         count = count_configurations(parameters)
         if count is None:
             keys = ", ".join(p.key for p in parameters if p.num_values is None)
@@ -140,7 +203,7 @@ class Forecast:
         return f"{count:,} distinct{ends}"
 
     def _trial_lines(self) -> Iterator[str]:
-        scheduler, indent = self.plan.space.scheduler, " " * 16
+        scheduler, indent = self._space.scheduler, " " * 16
         reached = list(map(Range.of, zip(*(s.reached for s in self.searches), strict=True)))
         for milestone, trials in zip(self.plan.milestones, reached, strict=False):
             yield f"  reach {milestone:>9} {trials}"
@@ -153,7 +216,7 @@ class Forecast:
             by = "scheduler.max_paused" if is_given else "what the disk has room for"
             yield (
                 f"paused          {self.over_searches(lambda s: s.most_paused)} trials at a time "
-                f"at most; the states of at most {self.max_states:,} are kept ({by}); "
+                f"at most; the states of at most {self._max_states:,} are kept ({by}); "
                 f"{self.over_searches(lambda s: s.num_retrained)} times one goes on without and "
                 "trains again from its start"
             )
@@ -162,12 +225,12 @@ class Forecast:
         if not self.confirm_runs:
             return "nothing"
         samples = _short(self.confirm_runs * self.plan.trial_samples)
-        raced = len(_race(self.plan.space).candidates)
+        raced = self._num_raced
         best = f"the best {raced} and the default one" if raced > 1 else "the best and the default"
         return f"at most {self.confirm_runs} full trainings, {samples} samples: {best}"
 
     def _time_lines(self) -> list[str]:
-        rate, space = self.rate, self.plan.space
+        rate, space = self.rate, self._space
         if rate is None:
             how = "give --samples-per-second, or run a search of this model and data first"
             return [f"hours           unknown: {how}"]
@@ -193,122 +256,13 @@ class Forecast:
         return lines
 
     def _describe_disk(self) -> str:
-        disk, pauses = self.disk, self.plan.space.scheduler.pauses
+        disk, pauses = self.disk, self._space.scheduler.pauses
         paused = f"of paused trials {gib(disk.paused)}, " if pauses else ""
         return (
-            f"{gib(disk.total)} at most, {gib(self.free_bytes)} are free: states "
+            f"{gib(disk.total)} at most, {gib(self._free_bytes)} are free: states "
             f"{gib(disk.states)} ({gib(disk.state)} each), {paused}models {gib(disk.models)} "
             f"({gib(disk.model)} each), answers and logs {gib(disk.answers_and_logs)}"
         )
-
-
-def forecast(
-    plan: SearchPlan,
-    concurrency: int | None,
-    samples_per_second: float | None,
-    results: Path,
-) -> Forecast:
-    """Return what the search of `plan` will cost.
-
-    Args:
-        concurrency: of trials; None takes what fits on this machine.
-        samples_per_second: of one trial; None asks the searches in `results` and `warm_start`.
-        results: the folder that results folders are made in.
-    """
-    space = plan.space
-    concurrency_by = "as given" if concurrency else "what fits on this machine"
-    concurrency = concurrency or local_slots(space.resources)
-    rate, left_out = past_rate(space, results)
-    if samples_per_second is not None:
-        evaluation, source = None, "given"
-        if rate is not None:
-            evaluation, source = rate.evaluation_seconds, f"given; evaluation as {rate.source}"
-        rate = Rate(samples_per_second, evaluation, source)
-    num_trials, trials_by = _num_trials(plan, concurrency, rate)
-    sizes: dict[str, int] = {
-        "num_trials": num_trials,
-        "concurrency": concurrency,
-        "num_questions": plan.data["benchmark"]["samples"],
-    }
-    free = free_bytes(results)
-    max_states = max_paused_states(space, disk_peak(space, **sizes), free)
-    searches = _simulate(plan, concurrency, rate, num_trials, max_states)
-    num_paused = min(max_states, math.ceil(Range.of(s.most_paused for s in searches).high))
-    return Forecast(
-        plan,
-        num_trials,
-        trials_by,
-        concurrency,
-        concurrency_by,
-        rate,
-        searches,
-        max_states,
-        *most_batches(_race(space), concurrency),
-        disk=disk_peak(space, **sizes, num_paused=num_paused),
-        free_bytes=free,
-        left_out=left_out,
-    )
-
-
-def _num_trials(plan: SearchPlan, concurrency: int, rate: Rate | None) -> tuple[int, str]:
-    """Return how many trials the budget allows, as far as can be known, and by what."""
-    budget = plan.space.budget
-    options = [(budget.trials, "budget.trials")] if budget.trials is not None else []
-    num_configurations = count_configurations(plan.space.parameters)
-    if num_configurations is not None:
-        options.append((num_configurations, "all configurations of the space"))
-    if rate is not None:
-        sample = _simulate(plan, concurrency, rate, UNKNOWN_TRIALS)
-        hours = statistics.fmean(rate.hours(s.samples, s.num_reports) for s in sample)
-        in_parallel = {
-            "hours": concurrency,
-            "gpu_hours": 1 / gpus if (gpus := plan.space.resources.gpus_per_trial) else None,
-        }
-        for key, factor in in_parallel.items():
-            limit = getattr(budget, key)
-            if limit is not None and factor is not None:
-                fits = max(1, round(limit * factor * UNKNOWN_TRIALS / hours))
-                options.append((fits, f"about what fits budget.{key}={limit:g}"))
-    if options:
-        return min(options)
-    return UNKNOWN_TRIALS, "an example: how many there will be is not known"
-
-
-def _simulate(
-    plan: SearchPlan,
-    concurrency: int,
-    rate: Rate | None,
-    num_trials: int,
-    max_states: int | None = None,
-) -> list[SimulatedSearch]:
-    """Return simulated searches, as many for each of CORRELATIONS."""
-    num_seeds = max(2, min(20, _MAX_SIMULATED_TRIALS // num_trials // len(CORRELATIONS)))
-    evaluation_seconds = (rate.evaluation_seconds if rate else None) or 0.0
-    # How many go on does not depend on what they are ordered by.
-    space = replace(plan.space, objective=plan.space.objective.all[0])
-    return [
-        simulate(
-            build_rungs(space, plan.milestones),
-            plan.milestones,
-            plan.trial_samples,
-            num_trials=num_trials,
-            concurrency=concurrency,
-            report_cost=evaluation_seconds * rate.samples_per_second if rate else 0.0,
-            correlation=correlation,
-            most_states=max_states,
-            seed=seed,
-        )
-        for correlation in CORRELATIONS
-        for seed in range(num_seeds)
-    ]
-
-
-def _race(space: SearchSpace) -> Race:
-    """Return the race that confirms, with any numbers for the configurations."""
-    others = (count_configurations(space.parameters) or math.inf) - 1
-    most = space.confirm.top if len(space.objective.all) == 1 else min(space.confirm.top, 1)
-    ranked = range(1, int(min(most, others)) + 1)
-    return Race.between(ranked, DEFAULT_NUMBER, space.confirm)
 
 
 def local_slots(resources: TrialResources) -> int:
@@ -334,8 +288,11 @@ def past_rate(space: SearchSpace, results: Path) -> tuple[Rate | None, list[str]
     resources of a trial. Which GPU it was, no results folder says: the caller names the folders.
     """
     measured, folders, damaged = list[tuple[float, float]](), list[str](), list[str]()
-    for folder in _search_folders(results, space.warm_start):
+    folders_to_ask = [*map(user_path, space.warm_start), *sorted(results.glob("*/"))]
+    for folder in dict.fromkeys(folder.resolve() for folder in folders_to_ask):
         reader = FolderReader(folder)
+        if not reader.has(TRIALS_FILE, SUMMARY_FILE):
+            continue
         there = reader.space(())
         records, _ = reader.ended() if there and _work(there) == _work(space) else ([], [])
         damaged += reader.problems if there else reader.problems or reader.notes
@@ -353,14 +310,6 @@ def past_rate(space: SearchSpace, results: Path) -> tuple[Rate | None, list[str]
     more = f" and {len(folders) - 3} more" if len(folders) > 3 else ""
     source = f"measured in {', '.join(folders[:3])}{more}"
     return Rate(samples_per_second, evaluation_seconds, source), damaged
-
-
-def _search_folders(results: Path, warm_start: Iterable[str]) -> list[Path]:
-    """Return the results folders of searches that hold trials, each once."""
-    found = [*map(user_path, warm_start), *sorted(results.glob("*/"))]
-    marks = (SPACE_FILE, RUNGS_FILE, STUDY_FILE)
-    searches = [f.resolve() for f in found if FolderReader(f).has(*marks)]
-    return [f for f in dict.fromkeys(searches) if FolderReader(f).has(TRIALS_FILE, SUMMARY_FILE)]
 
 
 def _work(space: SearchSpace) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.files import gib
 from nanovlm.records import record_line
-from nanovlm.search.forecast import Forecast, Range, forecast, past_rate
+from nanovlm.search.forecast import Forecast, Range, past_rate
 from nanovlm.search.plan import SearchPlan
 from tests.records import make_record, make_report, make_speed
 
@@ -29,7 +29,7 @@ def full_length(
     """Return the forecast of trials of 3,600 samples that all run their full budget."""
     space = space_of(tmp_path / "spaces", **{"scheduler.name": "none"}, **overrides)
     plan = SearchPlan(space, (), 3600, {"benchmark": {"samples": 100}})
-    return forecast(plan, concurrency, rate, tmp_path / "results")
+    return Forecast(plan, concurrency, rate, tmp_path / "results")
 
 
 def earlier_search(results: Path, speeds: list[float], **overrides: Any) -> None:
@@ -135,7 +135,7 @@ def test_the_distinct_configurations_are_counted(
     budget = {"budget.trials": trials, "budget.hours": 1e6}
     space = load_space(path, CUDA_FREE | {"scheduler.name": "none"} | budget)
     plan = SearchPlan(space, (), 3600, {"benchmark": {"samples": 100}})
-    expected = forecast(plan, 2, None, tmp_path / "results")
+    expected = Forecast(plan, 2, None, tmp_path / "results")
     assert (expected.num_trials, expected.confirm_runs) == (num_trials, confirm_runs)
     assert f"configurations  {line}" in expected.describe()
 
@@ -145,7 +145,7 @@ def pausing(tmp_path: Path, **overrides: Any) -> Forecast:
     scheduler = {"scheduler.name": "asha", "scheduler.type": "pausing", "budget.trials": 60}
     space = space_of(tmp_path / "spaces", **scheduler, **overrides)
     plan = SearchPlan(space, (400, 1200), 3600, {"benchmark": {"samples": 100}})
-    return forecast(plan, 2, 1.0, tmp_path / "results")
+    return Forecast(plan, 2, 1.0, tmp_path / "results")
 
 
 def test_trials_that_pause(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_several_objectives_are_counted_as_one_is(tmp_path: Path) -> None:
     for more in ({}, {"objective": both}):
         space = space_of(tmp_path / "spaces", **more)
         plan = SearchPlan(space, (400, 1200), 3600, {"benchmark": {"samples": 100}})
-        forecasts.append(forecast(plan, 2, None, tmp_path / "results"))
+        forecasts.append(Forecast(plan, 2, None, tmp_path / "results"))
     assert [s.reached for s in forecasts[0].searches] == [s.reached for s in forecasts[1].searches]
     assert "the best 3 and the default one" in forecasts[0].describe()
     assert "the best and the default" in forecasts[1].describe()
