@@ -27,7 +27,7 @@ from nanovlm.search.disk import check_disk, disk_peak, max_paused_states
 from nanovlm.search.forecast import UNKNOWN_TRIALS, local_slots
 from nanovlm.search.plan import SearchPlan, plan_search
 from nanovlm.search.resume import check_same_space, mend_search
-from nanovlm.search.stages import ResumeState, SearchContext, run_stages
+from nanovlm.search.stages import ResumeState, Search
 from nanovlm.search.study_recorder import SamplerFailures
 from nanovlm.watch.observer import Observer, RunStart
 
@@ -113,22 +113,23 @@ def run_plan(
         mended = mend_search(space, folder, plan.milestones, store.records) if resume else []
         recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])
         failures = SamplerFailures(lambda text: recorder.take(Notice(text=text)))
-        context = SearchContext(
+        search = Search(
+            plan,
             store.folder,
             on_start=recorder.begin,
             on_event=recorder.take,
+            earlier=ResumeState(
+                tuple(store.records), tuple(store.confirmed), store.paused, store.earlier_seconds()
+            ),
             address=address,
             concurrency=concurrency,
             start_workers=start_workers,
             sampler_failures=failures,
             max_states=max_states,
         )
-        earlier = ResumeState(
-            tuple(store.records), tuple(store.confirmed), store.paused, store.earlier_seconds()
-        )
         try:
             with recorder.told_of_errors():
-                ended_by = run_stages(plan, context, earlier)
+                ended_by = search.run()
         except KeyboardInterrupt:  # while Ray starts, or for the second time from Python
             if not store.has_begun:
                 raise

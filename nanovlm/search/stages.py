@@ -8,7 +8,7 @@ can be interrupted and resumed.
 import functools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +67,18 @@ class ResumeState:
     """How long it ran."""
 
 
-@dataclass(frozen=True)
-class SearchContext:
-    """Where a search runs, and what it calls."""
+@dataclass
+class Search:
+    """A search in a results folder that exists."""
 
+    plan: SearchPlan
     folder: Path
-    """The results folder."""
     on_start: OnStart
     """Called each time that worker groups start."""
     on_event: OnEvent
     """Called with every change of a trial or of a run of the second stage, with progress updates,
     and with what a person should know."""
+    earlier: ResumeState = field(default_factory=ResumeState)
     address: str | None = None
     """Of a Ray cluster to join; None starts one here and ends it afterwards."""
     concurrency: int | None = None
@@ -89,75 +90,67 @@ class SearchContext:
     max_states: int | None = None
     """Of paused trials that are kept on the disk at most; None keeps all."""
 
-
-def run_stages(plan: SearchPlan, context: SearchContext, earlier: ResumeState | None = None) -> str:
-    """Run the search of `plan` in a results folder that exists; return why it ended.
-
-    `INTERRUPTED` is by a signal; any other reason is that of the first stage's end, after which the
-    second one has run.
-
-    Raises:
-        UserError: the cluster cannot run the trials, the study cannot be used, or no report has the
-            objective.
-        RunFailed: a part of the cluster is lost without which the search cannot go on.
-    """
-    context = replace(context, folder=context.folder.resolve())
-    search = _Search(plan, context, earlier or ResumeState())
-    open_study(plan.space, context.folder)  # before Ray takes its time
-    reason = search.reason_to_end()
-    if reason is None:
-        with search.worker_pool(search.switch, max_concurrency=search.slots_needed()) as pool:
-            search.run_trials(pool)
-            reason = search.switch.reason or search.reason_to_end()
-            if search.switch.reason is None:  # the workers are there
-                search.switch.lift_limit()
-                search.confirm(pool)
-        if search.problem is not None:
-            raise search.problem
-    reason = search.switch.reason or reason
-    if reason is None:
-        raise RunFailed(f"Ray Tune has ended before the search was over; see {search.logs}")
-    if reason == INTERRUPTED or not search.runs_to_confirm():
-        return reason
-    # A limit has sent the workers home, or the search was interrupted in its second stage.
-    switch = StopSwitch()
-    with search.worker_pool(switch, max_concurrency=len(search.runs_to_confirm())) as pool:
-        search.confirm(pool)
-    return switch.reason or reason
-
-
-class _Search:
-    """A search on its way."""
-
-    def __init__(self, plan: SearchPlan, context: SearchContext, earlier: ResumeState) -> None:
-        self.plan, self.context, self.earlier = plan, context, earlier
-        budget = plan.space.budget
-        self.switch = StopSwitch(budget.seconds_left(earlier.seconds), hours_reason(budget))
-        self.logs = context.folder / "logs"
-        self.problem: UserError | None = None
-        """The user's mistake that a report has shown."""
-        self._ended, self._confirmed = list(earlier.records), list(earlier.confirmed)
-        self._limits = Limits(plan.space, self.switch, self.logs)
-        self._limits.replay(earlier.records)
+    def __post_init__(self) -> None:
+        self.folder = self.folder.resolve()
+        self._logs = self.folder / "logs"
+        space, budget = self.plan.space, self.plan.space.budget
+        self._switch = StopSwitch(budget.seconds_left(self.earlier.seconds), hours_reason(budget))
+        self._ended, self._confirmed = list(self.earlier.records), list(self.earlier.confirmed)
+        self._limits = Limits(space, self._switch, self._logs)
+        self._limits.replay(self.earlier.records)
+        self._problem: UserError | None = None  # the user's mistake that a report has shown
         self._silent = set[int]()  # milestones that do not decide, as a person knows
         self._space_used_up: str | None = None  # by the searcher, who knows of other searches too
 
-    def worker_pool(
+    def run(self) -> str:
+        """Run both stages; return why the search ended.
+
+        `INTERRUPTED` is by a signal; any other reason is that of the first stage's end, after which
+        the second one has run.
+
+        Raises:
+            UserError: the cluster cannot run the trials, the study cannot be used, or no report has
+                the objective.
+            RunFailed: a part of the cluster is lost without which the search cannot go on.
+        """
+        open_study(self.plan.space, self.folder)  # before Ray takes its time
+        reason = self._reason_to_end()
+        if reason is None:
+            with self._worker_pool(self._switch, max_concurrency=self._slots_needed()) as pool:
+                self._run_trials(pool)
+                reason = self._switch.reason or self._reason_to_end()
+                if self._switch.reason is None:  # the workers are there
+                    self._switch.lift_limit()
+                    self._confirm(pool)
+            if self._problem is not None:
+                raise self._problem
+        reason = self._switch.reason or reason
+        if reason is None:
+            raise RunFailed(f"Ray Tune has ended before the search was over; see {self._logs}")
+        if reason == INTERRUPTED or not self._runs_to_confirm():
+            return reason
+        # A limit has sent the workers home, or the search was interrupted in its second stage.
+        switch = StopSwitch()
+        with self._worker_pool(switch, max_concurrency=len(self._runs_to_confirm())) as pool:
+            self._confirm(pool)
+        return switch.reason or reason
+
+    def _worker_pool(
         self, switch: StopSwitch, max_concurrency: int | None
     ) -> AbstractContextManager[WorkerPool]:
         return worker_pool(
-            self.context.address,
+            self.address,
             self.plan.space.resources,
-            concurrency=self.context.concurrency,
+            concurrency=self.concurrency,
             max_concurrency=max_concurrency,
-            folder=self.context.folder,
+            folder=self.folder,
             switch=switch,
-            on_start=self.context.on_start,
+            on_start=self.on_start,
             on_event=self._take,
-            start_workers=self.context.start_workers,
+            start_workers=self.start_workers,
         )
 
-    def slots_needed(self) -> int | None:
+    def _slots_needed(self) -> int | None:
         """Return how many concurrent trials there can be at most, None if nothing limits them."""
         left = (self._trials_left(), RunConfigurations(self.plan.space, self._ended).num_left)
         return min((number for number in left if number is not None), default=None)
@@ -167,11 +160,11 @@ class _Search:
         trials = self.plan.space.budget.trials
         return None if trials is None else trials - len(self._ended)
 
-    def reason_to_end(self) -> str | None:
+    def _reason_to_end(self) -> str | None:
         """Return why no trial is to run any more, None if there are some to run."""
         left, budget = self._trials_left(), self.plan.space.budget
-        if self.switch.reason:
-            return self.switch.reason
+        if self._switch.reason:
+            return self._switch.reason
         if left is not None and left <= 0:
             return f"budget.trials: {len(self._ended)} trials are done"
         used_up = RunConfigurations(self.plan.space, self._ended).reason_to_end()
@@ -180,29 +173,29 @@ class _Search:
         seconds = budget.seconds_left(self.earlier.seconds)
         return hours_reason(budget) if seconds is not None and seconds <= 0 else None
 
-    def run_trials(self, pool: WorkerPool) -> None:
+    def _run_trials(self, pool: WorkerPool) -> None:
         """Run the first stage; returns when the budget is used up or the switch is thrown."""
-        space, folder = self.plan.space, self.context.folder
+        space, folder = self.plan.space, self.folder
         rungs = build_rungs(space, self.plan.milestones, folder / RUNGS_FILE)
         on_decision = functools.partial(self._take_decision, pool.broker, rungs)
         pauses = None
         if isinstance(rungs, PausingHalving):
             self._resume_paused(pool, rungs)
-            pauses = Pauses(rungs, on_decision, self.context.max_states, self._drop_state)
+            pauses = Pauses(rungs, on_decision, self.max_states, self._drop_state)
         searcher = StudySearch(
             space,
             folder,
             pool.concurrency,
-            self.switch,
+            self._switch,
             self.plan.milestones,
             self.earlier.records,
-            self.context.sampler_failures,
+            self.sampler_failures,
             most_trials=space.budget.trials,
             pauses=pauses,
         )
         learn_from(searcher.recorder, self.plan.earlier_trials, self.plan.trial_samples)
         if searcher.reason_to_end() is None:
-            self._tune(pool, searcher, RungScheduler(rungs, on_decision, self.switch.fail))
+            self._tune(pool, searcher, RungScheduler(rungs, on_decision, self._switch.fail))
         pool.wait_until_told()  # Tune may have heard of the last trials first
         searcher.end_recorded(self._ended)
         self._space_used_up = searcher.reason_to_end()
@@ -215,7 +208,7 @@ class _Search:
                 f"warm start: what {name} led to expect and what trials came to have a rank "
                 f"correlation of {correlation:.2f} (1: the same order, 0: it told nothing)"
             )
-            self.context.on_event(Notice(text=text))
+            self.on_event(Notice(text=text))
 
     def _resume_paused(self, pool: WorkerPool, rungs: PausingHalving) -> None:
         """Let the trials wait that had paused when the search was interrupted."""
@@ -225,7 +218,7 @@ class _Search:
             if number in rungs.paused and record.samples_seen == rungs.paused[number].samples_seen
         }
         rungs.keep_waiting(waiting, {record.number for record in self._ended})
-        plan, folder = self.plan, self.context.folder
+        plan, folder = self.plan, self.folder
         for number, record in waiting.items():
             job = trial_job(plan.space, plan.milestones, folder, number, record.parameters)
             ray.get(pool.broker.take_up.remote(job, record))
@@ -247,27 +240,27 @@ class _Search:
                 f"trials come to later (rank correlation {silent[milestone]:.2f}), so trials pass "
                 "that milestone without a comparison"
             )
-            self.context.on_event(Notice(text=text))
+            self.on_event(Notice(text=text))
 
     def _drop_state(self, number: int) -> None:
         """Remove the state of a paused trial; if it goes on it trains again from its start."""
-        remove_folder(state_dir(self.context.folder, trial_id_of(number)))
+        remove_folder(state_dir(self.folder, trial_id_of(number)))
 
-    def runs_to_confirm(self) -> tuple[ConfirmRun, ...]:
+    def _runs_to_confirm(self) -> tuple[ConfirmRun, ...]:
         """Return the runs of the second stage that are certain now and have not ended."""
         return plan_confirmation(self.plan.space, self._ended, self._confirmed).runs
 
-    def confirm(self, pool: WorkerPool) -> None:
+    def _confirm(self, pool: WorkerPool) -> None:
         """Run the second stage: what has ended decides what follows."""
         run_to_end(
             pool.broker,
-            lambda: [self._job(run) for run in self.runs_to_confirm()],
+            lambda: [self._job(run) for run in self._runs_to_confirm()],
             pool.concurrency,
         )
 
     def _job(self, run: ConfirmRun) -> Job:
         return job_in(
-            self.context.folder,
+            self.folder,
             run.trial_id,
             kind=Kind.CONFIRM,
             number=run.number,
@@ -281,20 +274,20 @@ class _Search:
         if not isinstance(event, TrialRecord) or event.confirms:
             if isinstance(event, TrialRecord) and event.end is not None:
                 self._confirmed.append(event)
-            self.context.on_event(event)
+            self.on_event(event)
             return
-        self.problem = self.problem or _wrong_objective(self.plan.space.objective, event)
-        if self.problem is not None:
-            self.switch.stop(str(self.problem))
+        self._problem = self._problem or _wrong_objective(self.plan.space.objective, event)
+        if self._problem is not None:
+            self._switch.stop(str(self._problem))
             return
         if event.end is not None:
             self._ended.append(event)
-        self.context.on_event(event)
+        self.on_event(event)
         self._limits.check(event)
 
     def _tune(self, pool: WorkerPool, searcher: StudySearch, scheduler: RungScheduler) -> None:
         """Let Ray Tune run the trials; returns after them or when the switch is thrown."""
-        folder, broker = self.context.folder, pool.broker
+        folder, broker = self.folder, pool.broker
         trainable = tune.with_parameters(
             TrialRelay,
             broker=broker,
@@ -314,16 +307,16 @@ class _Search:
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=str(self.logs / "ray"),
+                storage_path=str(self._logs / "ray"),
                 storage_filesystem=LocalFileSystem(),
                 failure_config=tune.FailureConfig(max_failures=_MAX_LOST_RELAYS),
-                stop=_SwitchStopper(self.switch),
+                stop=_SwitchStopper(self._switch),
                 verbose=0,
             ),
         )
         tuner.fit()
-        if not self.switch.is_thrown():
-            given_up = f"Ray Tune has lost its actor {_MAX_LOST_RELAYS} times; see {self.logs}"
+        if not self._switch.is_thrown():
+            given_up = f"Ray Tune has lost its actor {_MAX_LOST_RELAYS} times; see {self._logs}"
             ray.get(broker.give_up.remote(given_up))
 
 

@@ -35,7 +35,7 @@ from nanovlm.results.read import RUNGS_FILE
 from nanovlm.samplers.history import OTHERS
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.searcher import Pauses, RungScheduler, StudySearch
-from nanovlm.search.stages import ResumeState, SearchContext, _Search
+from nanovlm.search.stages import Search
 from nanovlm.search.warm_start import EarlierTrials, Lengths, learn_from
 from tests.full_disk import files_end_at
 from tests.records import make_record, make_report, make_speed
@@ -321,7 +321,7 @@ def test_a_person_is_told_how_well_an_earlier_search_foresaw_the_trials(tmp_path
     program, _ = undisturbed(tmp_path / "a", earlier=(shorter_search(),))
     events: list[Any] = []
     plan = SearchPlan(space_of(tmp_path), MILESTONES, ENDS[-1], data={})
-    search = _Search(plan, SearchContext(tmp_path, lambda *_: None, events.append), ResumeState())
+    search = Search(plan, tmp_path, lambda *_: None, events.append)
     search._tell_correlations(program.searcher)
     (told,) = [event.text for event in events]
     (correlation,) = program.searcher.correlations().values()
@@ -333,8 +333,7 @@ def test_a_person_is_told_how_well_an_earlier_search_foresaw_the_trials(tmp_path
 def test_a_person_is_told_of_a_milestone_that_ceases_to_decide(tmp_path: Path) -> None:
     events: list[Any] = []
     plan = SearchPlan(space_of(tmp_path), MILESTONES, ENDS[-1], data={})
-    context = SearchContext(tmp_path, on_start=lambda *_: None, on_event=events.append)
-    search = _Search(plan, context, ResumeState())
+    search = Search(plan, tmp_path, on_start=lambda *_: None, on_event=events.append)
     rungs = build_rungs(plan.space, MILESTONES)
     assert isinstance(rungs, PausingHalving)
     broker: Any = SimpleNamespace(decide=SimpleNamespace(remote=lambda *_: None))
