@@ -96,14 +96,9 @@ def run_plan(
     """
     unchecked = check_same_data(folder, plan.data) if resume else ()
     most_bytes, max_states = _check_room(plan, concurrency, folder)
-    space = plan.space
-    store = ResultsStore(
-        folder,
-        space.objective,
-        space.resources.gpus_per_trial,
-        max(1, space.confirm.num_raced),
-        default_name,
-    )
+    space, num_models = plan.space, max(1, plan.space.confirm.num_raced)
+    gpus = space.resources.gpus_per_trial
+    store = ResultsStore(folder, space.objective, gpus, num_models, default_name)
     with (
         process.in_order(),
         store.opened(resume=resume),
