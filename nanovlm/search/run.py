@@ -16,7 +16,6 @@ from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
-from nanovlm.messages import Notice
 from nanovlm.results.full_disk import told_of_full_disk
 from nanovlm.results.pareto import choose, describe_choice
 from nanovlm.results.read import LOGS_DIR, SPACE_FILE
@@ -28,7 +27,6 @@ from nanovlm.search.forecast import UNKNOWN_TRIALS, local_slots
 from nanovlm.search.plan import SearchPlan, plan_search
 from nanovlm.search.resume import check_same_space, mend_search
 from nanovlm.search.stages import ResumeState, Search
-from nanovlm.search.study_recorder import SamplerFailures
 from nanovlm.watch.observer import Observer, RunStart
 
 
@@ -107,7 +105,6 @@ def run_plan(
     ):
         mended = mend_search(space, folder, plan.milestones, store.records) if resume else []
         recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])
-        failures = SamplerFailures(lambda text: recorder.take(Notice(text=text)))
         search = Search(
             plan,
             store.folder,
@@ -119,7 +116,6 @@ def run_plan(
             address=address,
             concurrency=concurrency,
             start_workers=start_workers,
-            sampler_failures=failures,
             max_states=max_states,
         )
         try:
@@ -130,8 +126,9 @@ def run_plan(
                 raise
             ended_by = INTERRUPTED
         summary = recorder.end(ended_by, is_settled=ended_by != INTERRUPTED)
-        planned, sampler = plan_confirmation(space, store.records).notes, failures.note()
-        notes = [*unchecked, *mended, *store.notes, *planned, *filter(None, [sampler])]
+        planned = plan_confirmation(space, store.records).notes
+        sampler = [search.sampler_note] if search.sampler_note else []
+        notes = [*unchecked, *mended, *store.notes, *planned, *sampler]
         notes += [*recorder.notes(), *_chosen_again(space, store, recorder)]
     return RunOutcome(store.folder, summary, tuple(notes))
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -37,15 +37,7 @@ from nanovlm.samplers.milestone_sampler import CORRELATIONS
 from nanovlm.samplers.optuna_samplers import build_history, build_sampler
 from nanovlm.search.limits import RunConfigurations
 from nanovlm.search.study import StudyFileStorage, open_study
-from nanovlm.search.study_recorder import (
-    IMPORTED,
-    OpenTrial,
-    SamplerFailures,
-    StudyRecorder,
-    patiently,
-)
-
-T = TypeVar("T")
+from nanovlm.search.study_recorder import IMPORTED, OpenTrial, StudyRecorder
 
 OnDecision = Callable[[PruningDecision], None]
 """Called with each decision when it is safe in the folder."""
@@ -82,7 +74,7 @@ class StudySearch(Searcher):
         switch: StopSwitch,
         milestones: Sequence[int] = (),
         earlier: Sequence[TrialRecord] = (),
-        failures: SamplerFailures | None = None,
+        notify: Callable[[str], None] = lambda text: None,
         *,
         most_trials: int | None = None,
         pauses: Pauses | None = None,
@@ -92,7 +84,7 @@ class StudySearch(Searcher):
         Args:
             milestones: samples seen at which trials are compared.
             earlier: trials of the folder that have ended.
-            failures: counts those of the sampler, and passes on what a person should know.
+            notify: called with what a person should know.
             most_trials: the search is of so many trials, the earlier ones included; None sets no
                 end.
             pauses: given if trials pause at the milestones.
@@ -107,10 +99,9 @@ class StudySearch(Searcher):
         self._milestones = tuple(milestones)
         self._most_trials = most_trials
         self._pauses = pauses
-        self._location = open_study(space, folder)
-        self.recorder = StudyRecorder(self._location, space, milestones)
-        self._failures = failures or SamplerFailures()
-        self._failures.sampler = space.sampler.name
+        location = open_study(space, folder)
+        self._is_alone = isinstance(location.storage, StudyFileStorage)
+        self.recorder = StudyRecorder(location, space, milestones, switch, notify)
         self._open: dict[str, OpenTrial] = {}  # by Tune's id
         self._paused: dict[int, OpenTrial] = {}  # by number
         self._without_state: set[int] = set()  # numbers of paused trials whose states are not kept
@@ -154,7 +145,7 @@ class StudySearch(Searcher):
         return {NUMBER: opened.number, VALUES: opened.values}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._patiently(lambda: self._report(self._open[trial_id], result))
+        self.recorder.patiently(lambda: self._report(self._open[trial_id], result))
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -164,16 +155,16 @@ class StudySearch(Searcher):
             return
         if self._pauses is not None and opened.number in self._pauses.rungs.paused and result:
             self._paused[opened.number] = opened
-            self._patiently(lambda: self._report(opened, result))
+            self.recorder.patiently(lambda: self._report(opened, result))
             return
         has_ended = result and (result.get(IS_FINAL) or FAILURE in result)
         if self._switch.is_thrown() and not has_ended:
             return  # it ends because the search does; the records tell how
         if error or not result or (FAILURE in result and not result.get(INFEASIBLE)):
             self._run.fail(opened.values)
-            self._patiently(lambda: self.recorder.end(opened, TrialState.FAIL))
+            self.recorder.patiently(lambda: self.recorder.end(opened, TrialState.FAIL))
         else:
-            self._patiently(lambda: self._end(opened, result))
+            self.recorder.patiently(lambda: self._end(opened, result))
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing of use: the study is in its storage, and Tune's state is not read again."""
@@ -190,8 +181,8 @@ class StudySearch(Searcher):
         """Return the trial that a free slot takes; None: none now."""
         if self._pauses is not None and (paused := self._promoted(self._pauses)) is not None:
             return paused
-        self._patiently(self._take_in_other_searches)
-        return self._patiently(self._ask) if self._has_new_trials() else None
+        self.recorder.patiently(self._take_in_other_searches)
+        return self.recorder.patiently(self._ask) if self._has_new_trials() else None
 
     def _has_new_trials(self) -> bool:
         """Return whether a trial may begin."""
@@ -220,7 +211,7 @@ class StudySearch(Searcher):
         for decision in decisions:
             pauses.on_decision(decision)
             opened = self._paused.pop(decision.number)
-            self._patiently(lambda: self.recorder.end(opened, TrialState.PRUNED))  # noqa: B023
+            self.recorder.patiently(lambda: self.recorder.end(opened, TrialState.PRUNED))  # noqa: B023
 
     def _ask(self) -> OpenTrial:
         number, errors = self._next_number, list[Exception]()
@@ -235,9 +226,7 @@ class StudySearch(Searcher):
         )
         trial = self.study.ask()
         values = suggest(self._space.parameters, trial)
-        if number > 0:  # trial 0 is the default configuration
-            self._failures.count(number, trial, errors)
-        opened = self.recorder.begin(number, values, trial)
+        opened = self.recorder.begin(number, values, trial, errors)
         self._next_number += 1
         self._run.begin(values)
         return opened
@@ -267,8 +256,7 @@ class StudySearch(Searcher):
         any of them may know more; after a power loss the study may lack trials. A trial that never
         got its values becomes FAIL.
         """
-        ours = self.recorder.ours()
-        self._failures.restore(frozen for number, frozen in ours.items() if number > 0)
+        ours = self.recorder.resume()
         ended = {record.number for record in records}
         for record in records:
             if record.number not in ours:
@@ -288,8 +276,7 @@ class StudySearch(Searcher):
 
     def _take_in_other_searches(self) -> None:
         """Take note of what other searches in the same database have run to the end."""
-        is_ours_alone = isinstance(self._location.storage, StudyFileStorage)
-        if is_ours_alone or not can_repeat(self._space.parameters):
+        if self._is_alone or not can_repeat(self._space.parameters):
             return
         for trial in self.study.get_trials(deepcopy=False, states=_COMPARED):
             if VALUES in trial.user_attrs and IMPORTED not in trial.user_attrs:
@@ -298,17 +285,14 @@ class StudySearch(Searcher):
     def end_recorded(self, records: Sequence[TrialRecord]) -> None:
         """Write how trials have ended of which Tune did not hear, such as at the end of the budget.
         If the storage is away when the search ends, --resume writes it."""
-        self._patiently(lambda: self.recorder.end_recorded(records))
+        self.recorder.patiently(lambda: self.recorder.end_recorded(records))
 
     def correlations(self) -> dict[str, float]:
         """Return how well the earlier searches of other lengths foresaw what trials came to, by
         their names: rank correlations, as the sampler noted them last."""
-        trials = self._patiently(lambda: self.study.get_trials(deepcopy=False)) or []
+        trials = self.recorder.patiently(lambda: self.study.get_trials(deepcopy=False)) or []
         noted = [t.system_attrs[CORRELATIONS] for t in trials if CORRELATIONS in t.system_attrs]
         return noted[-1] if noted else {}
-
-    def _patiently(self, do: Callable[[], T]) -> T | None:
-        return patiently(do, self._location, self._switch, self._failures.notify)
 
 
 def _raise(error: Exception) -> None:

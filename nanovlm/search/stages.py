@@ -42,7 +42,6 @@ from nanovlm.search.limits import Limits, RunConfigurations, hours_reason
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.searcher import Pauses, RungScheduler, StudySearch
 from nanovlm.search.study import open_study
-from nanovlm.search.study_recorder import SamplerFailures
 from nanovlm.search.warm_start import learn_from
 
 _UNLIMITED_TRIALS = -1
@@ -85,8 +84,6 @@ class Search:
     """Concurrent trials; None takes what fits on the cluster."""
     start_workers: StartWorkers = worker_groups
     """Starts what serves the trials."""
-    sampler_failures: SamplerFailures = field(default_factory=SamplerFailures)
-    """Counts them."""
     max_states: int | None = None
     """Of paused trials that are kept on the disk at most; None keeps all."""
 
@@ -100,6 +97,8 @@ class Search:
         self._limits.replay(self.earlier.records)
         self._problem: UserError | None = None  # the user's mistake that a report has shown
         self._silent = set[int]()  # milestones that do not decide, as a person knows
+        self.sampler_note: str | None = None
+        """How often the sampler failed, if it did."""
         self._space_used_up: str | None = None  # by the searcher, who knows of other searches too
 
     def run(self) -> str:
@@ -189,7 +188,7 @@ class Search:
             self._switch,
             self.plan.milestones,
             self.earlier.records,
-            self.sampler_failures,
+            self._notify,
             most_trials=space.budget.trials,
             pauses=pauses,
         )
@@ -199,7 +198,11 @@ class Search:
         pool.wait_until_told()  # Tune may have heard of the last trials first
         searcher.end_recorded(self._ended)
         self._space_used_up = searcher.reason_to_end()
+        self.sampler_note = searcher.recorder.sampler_note()
         self._tell_correlations(searcher)
+
+    def _notify(self, text: str) -> None:
+        self.on_event(Notice(text=text))
 
     def _tell_correlations(self, searcher: StudySearch) -> None:
         """Tell a person how well earlier searches of other lengths foresaw this one."""
@@ -208,7 +211,7 @@ class Search:
                 f"warm start: what {name} led to expect and what trials came to have a rank "
                 f"correlation of {correlation:.2f} (1: the same order, 0: it told nothing)"
             )
-            self.on_event(Notice(text=text))
+            self._notify(text)
 
     def _resume_paused(self, pool: WorkerPool, rungs: PausingHalving) -> None:
         """Let the trials wait that had paused when the search was interrupted."""
@@ -240,7 +243,7 @@ class Search:
                 f"trials come to later (rank correlation {silent[milestone]:.2f}), so trials pass "
                 "that milestone without a comparison"
             )
-            self.on_event(Notice(text=text))
+            self._notify(text)
 
     def _drop_state(self, number: int) -> None:
         """Remove the state of a paused trial; if it goes on it trains again from its start."""

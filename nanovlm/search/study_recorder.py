@@ -11,7 +11,7 @@ attribute, from which samplers (`Scalarized`) and the dashboard (`ReadOnlyStudy`
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -73,28 +73,107 @@ class StudyRecorder:
     """Writes to Optuna's study of a search; its methods raise STORAGE_ERRORS, see `patiently`."""
 
     def __init__(
-        self, location: StudyLocation, space: SearchSpace, milestones: Sequence[int]
+        self,
+        location: StudyLocation,
+        space: SearchSpace,
+        milestones: Sequence[int],
+        switch: StopSwitch,
+        notify: Callable[[str], None],
     ) -> None:
+        """
+        Args:
+            switch: thrown if the storage stays away.
+            notify: called where the storage fails, and with the first failure of the sampler.
+        """
         self.study = location.load()
         self._location = location
         self._space = space
         self._objective = space.objective
         self._milestones = tuple(milestones)
+        self._switch = switch
+        self._notify = notify
+        self._sampler_failures: list[str | None] = []  # of each trial but the default one
 
-    def ours(self) -> dict[int, FrozenTrial]:
-        """Return the trials of this search that got their values, by number."""
-        return {
+    def patiently(self, do: Callable[[], T]) -> T | None:
+        """Return what `do` returns; try again while the storage is away, None if the search ends.
+
+        A full disk under the results folder ends it immediately: all else is written there, too.
+        """
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return do()
+            except STORAGE_ERRORS as error:
+                if find_full_disk(error) and isinstance(self._location.storage, StudyFileStorage):
+                    self._switch.fail(error)
+                    return None
+                reason = self._location.without_password(str(error))
+            text = f"the study's storage fails, trying again: {reason}"
+            logger.warning("%s", text)
+            if pause == _FIRST_PAUSE:
+                self._notify(text)
+            if time.monotonic() > deadline:
+                self._switch.stop(f"study.storage: cannot be written: {reason}")
+            self._switch.pause(pause)
+            if self._switch.is_thrown():
+                return None
+            pause = min(_LONGEST_PAUSE, 2 * pause)
+
+    def resume(self) -> dict[int, FrozenTrial]:
+        """Return the trials of this search that got their values, by number; count the failures of
+        the sampler among them."""
+        ours = {
             trial.user_attrs[NUMBER]: trial
             for trial in self.study.get_trials(deepcopy=False)
             if self._is_ours(trial) and VALUES in trial.user_attrs
         }
+        self._sampler_failures = [t.user_attrs.get(SAMPLER_FAILURE) for n, t in ours.items() if n]
+        return ours
 
-    def begin(self, number: int, values: dict[str, Any], trial: optuna.Trial) -> OpenTrial:
-        """Number a new trial."""
+    def begin(
+        self,
+        number: int,
+        values: dict[str, Any],
+        trial: optuna.Trial,
+        errors: Sequence[Exception],
+    ) -> OpenTrial:
+        """Number a new trial.
+
+        Args:
+            errors: of the sampler, each of which made it draw at random.
+        """
+        if number > 0:  # trial 0 is the default configuration
+            self._count_sampler_failure(number, trial, errors)
         trial.set_user_attr(SEARCH, self._location.search_id)
         trial.set_user_attr(NUMBER, number)
         trial.set_user_attr(VALUES, values)  # last: a trial that has them is whole
         return OpenTrial(number, values, trial)
+
+    def _count_sampler_failure(
+        self, number: int, trial: optuna.Trial, errors: Sequence[Exception]
+    ) -> None:
+        reason = None
+        for error in errors[:1]:
+            reason = f"{type(error).__name__}: {error}".split("\n")[0][:_LONGEST_REASON]
+            trial.set_user_attr(SAMPLER_FAILURE, reason)  # may fail: then it is asked for anew
+            if not any(self._sampler_failures):
+                self._notify(
+                    f"the {self._space.sampler.name} sampler failed, and trial {number} is drawn "
+                    f"at random: {reason}; see logs/driver.log"
+                )
+        self._sampler_failures.append(reason)
+
+    def sampler_note(self) -> str | None:
+        """Return how often the sampler failed, None if it never did: a search whose sampler always
+        does is a random search."""
+        reasons = [reason for reason in self._sampler_failures if reason is not None]
+        if not reasons:
+            return None
+        return (
+            f"the {self._space.sampler.name} sampler failed in {len(reasons)} of "
+            f"{len(self._sampler_failures)} suggestions, which were random instead: {reasons[-1]}"
+        )
 
     def reopen(self, trial: FrozenTrial) -> OpenTrial:
         """Take up a trial that has its values."""
@@ -244,81 +323,3 @@ class StudyRecorder:
                 constraints={_FEASIBLE: 1.0} if record.is_infeasible else None,
             )
         )
-
-
-@dataclass
-class SamplerFailures:
-    """Counts how often a sampler failed: a search whose sampler always does is a random search."""
-
-    notify: Callable[[str], None] = lambda text: None
-    """Called with the first failure, and where the study's storage fails."""
-    sampler: str = ""
-    """The sampler's name."""
-    _num_asked: int = 0
-    _reasons: list[str] = field(default_factory=list)
-
-    def restore(self, trials: Iterable[FrozenTrial]) -> None:
-        """Count trials that the search had asked for before it was interrupted."""
-        reasons = [trial.user_attrs.get(SAMPLER_FAILURE) for trial in trials]
-        self._num_asked += len(reasons)
-        self._reasons += [reason for reason in reasons if reason is not None]
-
-    def count(self, number: int, trial: optuna.Trial, errors: Sequence[Exception]) -> None:
-        """Count a new trial.
-
-        Args:
-            number: of the trial.
-            errors: of the sampler, each of which made it draw at random.
-        """
-        for error in errors[:1]:
-            reason = f"{type(error).__name__}: {error}".split("\n")[0][:_LONGEST_REASON]
-            trial.set_user_attr(SAMPLER_FAILURE, reason)  # may fail: then it is asked for anew
-            if not self._reasons:
-                self.notify(
-                    f"the {self.sampler} sampler failed, and trial {number} is drawn at random: "
-                    f"{reason}; see logs/driver.log"
-                )
-            self._reasons.append(reason)
-        self._num_asked += 1
-
-    def note(self) -> str | None:
-        """Return what a person should know at the end; None if the sampler never failed."""
-        if not self._reasons:
-            return None
-        return (
-            f"the {self.sampler} sampler failed in {len(self._reasons)} of {self._num_asked} "
-            f"suggestions, which were random instead: {self._reasons[-1]}"
-        )
-
-
-def patiently(
-    do: Callable[[], T], location: StudyLocation, switch: StopSwitch, notify: Callable[[str], None]
-) -> T | None:
-    """Return what `do` returns; try again while the storage is away, None if the search ends.
-
-    A full disk under the results folder ends it immediately: all else is written there, too.
-
-    Args:
-        switch: ends the waiting; it is thrown when the patience is over.
-        notify: called with a sentence when the storage fails.
-    """
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    pause = _FIRST_PAUSE
-    while True:
-        try:
-            return do()
-        except STORAGE_ERRORS as error:
-            if find_full_disk(error) and isinstance(location.storage, StudyFileStorage):
-                switch.fail(error)
-                return None
-            reason = location.without_password(str(error))
-        text = f"the study's storage fails, trying again: {reason}"
-        logger.warning("%s", text)
-        if pause == _FIRST_PAUSE:
-            notify(text)
-        if time.monotonic() > deadline:
-            switch.stop(f"study.storage: cannot be written: {reason}")
-        switch.pause(pause)
-        if switch.is_thrown():
-            return None
-        pause = min(_LONGEST_PAUSE, 2 * pause)

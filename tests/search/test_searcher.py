@@ -25,7 +25,6 @@ from nanovlm.messages import End, TrialRecord, TrialState
 from nanovlm.results.read import STUDY_FILE
 from nanovlm.search.searcher import StudySearch
 from nanovlm.search.study import STUDY_NAME
-from nanovlm.search.study_recorder import SamplerFailures
 from tests.full_disk import files_end_at
 from tests.records import make_record, make_report
 
@@ -204,7 +203,9 @@ def test_a_study_is_brought_in_line_with_the_trials_that_have_ended(tmp_path: Pa
     earlier[3] = record(3, "failed", values[3], end=End.OUT_OF_MEMORY)
     lost = record(7, "stopped", values[0])  # the study was on a disk that lost power
     whole = searcher.study.ask()
-    whole.set_user_attr("search", searcher._location.search_id)  # and here the program was killed
+    whole.set_user_attr(
+        "search", searcher.recorder._location.search_id
+    )  # and here the program was killed
     again = searcher_of(searched, tmp_path, earlier=[*earlier, lost], milestones=(100, 300))
     trials = again.study.trials
     told = ["COMPLETE", "PRUNED", "FAIL", "PRUNED", "RUNNING", "COMPLETE", "RUNNING", "FAIL"]
@@ -242,45 +243,42 @@ def test_a_sampler_that_fails_does_not_end_the_search(
     for method in ("sample_relative", "sample_independent", "before_trial", "after_trial"):
         monkeypatch.setattr(optuna.samplers.TPESampler, method, fail)
     told: list[str] = []
-    failures = SamplerFailures(told.append)
     searched = space(tmp_path, **{"sampler.name": "tpe"})
-    asked = suggestions(searcher_of(searched, tmp_path, failures=failures), 4)
+    searcher = searcher_of(searched, tmp_path, notify=told.append)
+    asked = suggestions(searcher, 4)
     assert len({values["lr_mp"] for values in asked}) == 4
     assert "drawn at random" in caplog.text and "singular" in caplog.text
     reason = "FloatingPointError: a matrix that is singular"
     assert told == [
         f"the tpe sampler failed, and trial 1 is drawn at random: {reason}; see logs/driver.log"
     ]
-    assert failures.note() == (
+    assert searcher.recorder.sampler_note() == (
         f"the tpe sampler failed in 3 of 3 suggestions, which were random instead: {reason}"
     )
 
     monkeypatch.undo()  # it has recovered when the search goes on
-    later = SamplerFailures(told.append)
     earlier = [record(number, "completed", values) for number, values in enumerate(asked)]
-    searcher = searcher_of(searched, tmp_path, earlier=earlier, failures=later)
+    searcher = searcher_of(searched, tmp_path, earlier=earlier, notify=told.append)
     for number in (4, 5):
         assert ask(searcher, f"tune-{number}")[NUMBER] == number
     assert len(told) == 1
-    assert later.note() == (
+    assert searcher.recorder.sampler_note() == (
         f"the tpe sampler failed in 3 of 5 suggestions, which were random instead: {reason}"
     )
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_sampler_that_does_not_fail_is_not_counted(tmp_path: Path, sampler: str) -> None:
-    failures = SamplerFailures()
-    searched = space(tmp_path, **SETTINGS[sampler])
-    suggestions(searcher_of(searched, tmp_path, failures=failures), 14)
-    assert failures.note() is None
+    searcher = searcher_of(space(tmp_path, **SETTINGS[sampler]), tmp_path)
+    suggestions(searcher, 14)
+    assert searcher.recorder.sampler_note() is None
 
 
 def test_a_storage_that_is_away_is_no_failure_of_the_sampler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    failures = SamplerFailures(told.append)
-    searcher = searcher_of(space(tmp_path), tmp_path, failures=failures)
+    searcher = searcher_of(space(tmp_path), tmp_path, notify=told.append)
     ask(searcher, "tune-0")
     whole, away = optuna.samplers.TPESampler.sample_relative, iter([True, True, False])
 
@@ -293,7 +291,7 @@ def test_a_storage_that_is_away_is_no_failure_of_the_sampler(
     monkeypatch.setattr(StopSwitch, "pause", lambda switch, seconds: None)
     assert ask(searcher, "tune-1")[NUMBER] == 1
     assert told == ["the study's storage fails, trying again: no route to the database"]
-    assert failures.note() is None
+    assert searcher.recorder.sampler_note() is None
 
 
 def test_a_storage_that_is_away_for_a_while_is_waited_for(
@@ -332,8 +330,7 @@ def test_a_storage_that_stays_away_ends_the_search(
 
 def test_a_full_disk_ends_the_search_at_once(tmp_path: Path) -> None:
     switch, told = StopSwitch(), list[str]()
-    failures = SamplerFailures(told.append)
-    searcher = searcher_of(space(tmp_path), tmp_path, switch=switch, failures=failures)
+    searcher = searcher_of(space(tmp_path), tmp_path, switch=switch, notify=told.append)
     journal = tmp_path / STUDY_FILE
     before = journal.read_bytes()
     with files_end_at(len(before) + 10):
