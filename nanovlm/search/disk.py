@@ -1,4 +1,4 @@
-"""How much disk a search may take at most, and whether there is so much.
+"""How much disk a search may need at most, and whether it is free.
 
 Files that can still be needed are kept, and no others (docs/results.md), so the peak does not grow
 with the number of trials but for their answers and logs. A state holds the weights and, of what is

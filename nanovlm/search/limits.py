@@ -80,7 +80,7 @@ class Limits:
             self._count(record)
 
     def _count(self, record: TrialRecord) -> None:
-        """Let a trial that has ended or paused count for the budget."""
+        """Count a trial that has ended or paused for the budget."""
         self._check_gpu_hours(record)
         if record.state == "completed":
             self._check_target(record)
@@ -146,7 +146,7 @@ class Limits:
 
 
 def hours_reason(budget: Budget) -> str:
-    """Return why a search ended whose hours are over."""
+    """Return why a search ends when its hours are over."""
     return f"budget.hours: {budget.hours or 0:g} hours have passed"
 
 
@@ -181,11 +181,11 @@ class RunConfigurations:
         return frozenset(values.items()) in self._run
 
     def begin(self, values: Mapping[str, Any]) -> None:
-        """Take note that a trial of this configuration runs, or has run."""
+        """Count a configuration whose trial runs, or has run."""
         self._run.add(frozenset(values.items()))
 
     def fail(self, values: Mapping[str, Any]) -> None:
-        """Take note that its trial failed for no fault of its values."""
+        """Count a configuration whose trial failed for no fault of its values."""
         key = frozenset(values.items())
         self._failures[key] += 1
         if self._failures[key] < MOST_TRIES:
@@ -199,7 +199,7 @@ class RunConfigurations:
         return None if self.num_all is None else self.num_all - len(self._run)
 
     def reason_to_end(self) -> str | None:
-        """Return why no trial is left to run, None if there are some."""
+        """Return why no configuration is left to run, None if there are some."""
         if self.num_left != 0:
             return None
         all_of_them = f"all {self.num_all} configurations have"

@@ -1,4 +1,4 @@
-"""Which results folder a search can go on in, and what is made up for there."""
+"""Resuming a search: which folder it can go on in, and how lost or damaged files are repaired."""
 
 import json
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ _Trials = dict[str, dict[int, Any]]
 def mend_search(
     space: SearchSpace, folder: Path, milestones: Sequence[int], records: Sequence[TrialRecord]
 ) -> list[str]:
-    """Mend the rungs and the id of a search; return what was made up for, in a sentence each.
+    """Repair the rungs and the id of a search; return what was repaired, in a sentence each.
 
     Args:
         milestones: samples seen at which trials are compared.
@@ -101,7 +101,7 @@ def mend_search(
 
 
 def _with_state(folder: Path) -> set[int]:
-    """Return the numbers of the trials whose training has left its state."""
+    """Return the numbers of the trials that have a training state on disk."""
     names = [path.stem for path in (folder / CHECKPOINTS_DIR).glob("trial-*.state")]
     return {int(name.partition("-")[2]) for name in names if RUN_ID.fullmatch(name)}
 
@@ -109,10 +109,10 @@ def _with_state(folder: Path) -> set[int]:
 def _mend_rungs(
     folder: Path, milestones: Sequence[int], records: Sequence[TrialRecord], objective: Objective
 ) -> list[str]:
-    """Write decisions that are lost from what the trials have reported and become.
+    """Write lost decisions again from the reports and the ends of the trials.
 
-    Where a trial was compared, and whether it went on, is in its record. What it was compared with
-    is not, and nobody asks for that again.
+    A record tells where its trial was compared and whether it went on. It does not tell what it was
+    compared with, but that is not needed again.
     """
     reader = FolderReader(folder)
     lines = reader.decisions(records) if milestones else []

@@ -134,8 +134,8 @@ def run_plan(
 
 
 def _chosen_again(space: SearchSpace, store: ResultsStore, recorder: Recorder) -> list[str]:
-    """Say what was chosen in a search that was over: with other bounds of its objectives it may be
-    another trial than before, and nothing had to run for it that would tell of it."""
+    """Return a note on the choice in a search that was over: with other bounds of its objectives it
+    may be another trial, and nothing ran that would show it."""
     if recorder.has_begun or len(space.objective.all) == 1:
         return []
     store.write_text(SPACE_FILE, space.to_yaml())

@@ -47,7 +47,7 @@ _COMPARED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 @dataclass(frozen=True)
 class Pauses:
-    """How trials that pause are gone on with and ended."""
+    """How paused trials are resumed and ended."""
 
     rungs: PausingHalving
     on_decision: OnDecision = lambda decision: None
@@ -79,12 +79,12 @@ class StudySearch(Searcher):
         most_trials: int | None = None,
         pauses: Pauses | None = None,
     ) -> None:
-        """Go on with the study of a results folder; make it if it is not there.
+        """Open the study of a results folder, or create it, and resume its trials.
 
         Args:
             milestones: samples seen at which trials are compared.
             earlier: trials of the folder that have ended.
-            notify: called with what a person should know.
+            notify: called with notices for the user.
             most_trials: the search is of so many trials, the earlier ones included; None sets no
                 end.
             pauses: given if trials pause at the milestones.
@@ -120,10 +120,10 @@ class StudySearch(Searcher):
     # ------------------------------------------------------------------ Tune's side
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Return number and values of the next trial: one to go on with, or else a new one.
+        """Return number and values of the next trial: one to resume, or else a new one.
 
         FINISHED if nothing is left to run; None if the storage or a decision cannot be written, or
-        as long as what a trial comes to may let another one run.
+        while the outcome of a running trial may let another one run.
         """
         try:
             return self._suggest(trial_id)
@@ -178,7 +178,7 @@ class StudySearch(Searcher):
         return None if is_busy else self._run.reason_to_end()
 
     def _next_trial(self) -> OpenTrial | None:
-        """Return the trial that a free slot takes; None: none now."""
+        """Return the trial that a free slot takes, None if there is none now."""
         if self._pauses is not None and (paused := self._promoted(self._pauses)) is not None:
             return paused
         self.recorder.patiently(self._take_in_other_searches)
@@ -193,7 +193,7 @@ class StudySearch(Searcher):
 
     def _promoted(self, pauses: Pauses) -> OpenTrial | None:
         """Return the paused trial that goes on now, if there is one; end those without a chance,
-        and drop the states of the last ones if there are too many."""
+        and drop the least promising states if there are too many."""
         # A report is decided on before Tune has ended the trial: until then its slot is not free.
         decision = pauses.rungs.promote(is_last=not self._has_new_trials(), arrived=self._paused)
         if decision is not None:
@@ -249,8 +249,8 @@ class StudySearch(Searcher):
             self.recorder.end(opened, TrialState.PRUNED)
 
     def _resume(self, records: Sequence[TrialRecord]) -> int:
-        """Bring the study in line with the trials that have ended, and go on with those under way;
-        return the number of the next new trial.
+        """Bring the study in line with the ended trials, and resume the others; return the number
+        of the next new trial.
 
         `trials.jsonl`, the study and the rungs are written one after the other, so after a kill
         any of them may know more; after a power loss the study may lack trials. A trial that never
@@ -275,7 +275,7 @@ class StudySearch(Searcher):
         return 1 + max((*ours, *ended), default=-1)
 
     def _take_in_other_searches(self) -> None:
-        """Take note of what other searches in the same database have run to the end."""
+        """Count what other searches in the same database have run to the end as run."""
         if self._is_alone or not can_repeat(self._space.parameters):
             return
         for trial in self.study.get_trials(deepcopy=False, states=_COMPARED):
@@ -283,13 +283,13 @@ class StudySearch(Searcher):
                 self._run.begin(trial.user_attrs[VALUES])
 
     def end_recorded(self, records: Sequence[TrialRecord]) -> None:
-        """Write how trials have ended of which Tune did not hear, such as at the end of the budget.
-        If the storage is away when the search ends, --resume writes it."""
+        """Write the end of trials that Tune did not see end, such as at the end of the budget. If
+        the storage is away then, --resume writes it."""
         self.recorder.patiently(lambda: self.recorder.end_recorded(records))
 
     def correlations(self) -> dict[str, float]:
-        """Return how well the earlier searches of other lengths foresaw what trials came to, by
-        their names: rank correlations, as the sampler noted them last."""
+        """Return how well earlier searches of other lengths predicted the values of trials: the
+        last rank correlations that the sampler noted, by the names of the searches."""
         trials = self.recorder.patiently(lambda: self.study.get_trials(deepcopy=False)) or []
         noted = [t.system_attrs[CORRELATIONS] for t in trials if CORRELATIONS in t.system_attrs]
         return noted[-1] if noted else {}

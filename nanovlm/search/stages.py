@@ -1,7 +1,7 @@
 """The two stages of a search: Optuna suggests, Tune and the rungs decide, worker groups train.
 
-In the first one trials run until a limit of the budget is reached; in the second one the best
-configurations race each other and the default one on fresh seeds, which decides between them. Both
+In the first stage trials run until a limit of the budget is reached. In the second one the best
+configurations and the default one race each other on fresh seeds, which decides between them. Both
 can be interrupted and resumed.
 """
 
@@ -45,16 +45,16 @@ from nanovlm.search.study import open_study
 from nanovlm.search.warm_start import learn_from
 
 _UNLIMITED_TRIALS = -1
-"""Tune's word for a search that something else ends: here the searcher, which counts the trials.
-Tune would count one that pauses and goes on twice."""
+"""Tune sets no limit: the searcher counts the trials, since Tune would count one that pauses and
+goes on twice."""
 
 _MAX_LOST_RELAYS = 20
-"""So often Tune begins a trial again whose actor was lost."""
+"""Tune restarts a trial whose actor was lost at most so often."""
 
 
 @dataclass(frozen=True)
 class ResumeState:
-    """What there is already of a search that goes on."""
+    """The progress of a search that is resumed."""
 
     records: Sequence[TrialRecord] = ()
     """Trials that have ended; they count for the budget and for what others are compared with."""
@@ -63,7 +63,7 @@ class ResumeState:
     paused: Mapping[int, TrialRecord] = field(default_factory=dict)
     """Trials that were paused, by number."""
     seconds: float = 0.0
-    """How long it ran."""
+    """How long it has run."""
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Search:
     """Called each time that worker groups start."""
     on_event: OnEvent
     """Called with every change of a trial or of a run of the second stage, with progress updates,
-    and with what a person should know."""
+    and with notices for the user."""
     earlier: ResumeState = field(default_factory=ResumeState)
     address: str | None = None
     """Of a Ray cluster to join; None starts one here and ends it afterwards."""
@@ -96,7 +96,7 @@ class Search:
         self._limits = Limits(space, self._switch, self._logs)
         self._limits.replay(self.earlier.records)
         self._problem: UserError | None = None  # the user's mistake that a report has shown
-        self._silent = set[int]()  # milestones that do not decide, as a person knows
+        self._silent = set[int]()  # milestones that do not decide, of which the user was notified
         self.sampler_note: str | None = None
         """How often the sampler failed, if it did."""
         self._space_used_up: str | None = None  # by the searcher, who knows of other searches too
@@ -160,7 +160,7 @@ class Search:
         return None if trials is None else trials - len(self._ended)
 
     def _reason_to_end(self) -> str | None:
-        """Return why no trial is to run any more, None if there are some to run."""
+        """Return why no more trials run, None if there are some to run."""
         left, budget = self._trials_left(), self.plan.space.budget
         if self._switch.reason:
             return self._switch.reason
@@ -199,13 +199,13 @@ class Search:
         searcher.end_recorded(self._ended)
         self._space_used_up = searcher.reason_to_end()
         self.sampler_note = searcher.recorder.sampler_note()
-        self._tell_correlations(searcher)
+        self._notify_of_correlations(searcher)
 
     def _notify(self, text: str) -> None:
         self.on_event(Notice(text=text))
 
-    def _tell_correlations(self, searcher: StudySearch) -> None:
-        """Tell a person how well earlier searches of other lengths foresaw this one."""
+    def _notify_of_correlations(self, searcher: StudySearch) -> None:
+        """Notify the user how well earlier searches of other lengths predicted this one."""
         for name, correlation in searcher.correlations().items():
             text = (
                 f"warm start: what {name} led to expect and what trials came to have a rank "
@@ -214,7 +214,7 @@ class Search:
             self._notify(text)
 
     def _resume_paused(self, pool: WorkerPool, rungs: PausingHalving) -> None:
-        """Let the trials wait that had paused when the search was interrupted."""
+        """Let the trials that were paused when the search was interrupted wait again."""
         waiting = {
             number: record
             for number, record in self.earlier.paused.items()
@@ -229,7 +229,7 @@ class Search:
     def _take_decision(
         self, broker: Any, rungs: SuccessiveHalving | PausingHalving, decision: PruningDecision
     ) -> None:
-        """Let the trial know what was decided, and a person if a milestone has ceased to decide."""
+        """Send a decision to the trial, and notify the user if a milestone stops deciding."""
         answer = Decision.PAUSE if decision.is_paused else Decision.STOP
         if decision.goes_on:
             answer = Decision.CONTINUE
@@ -273,7 +273,7 @@ class Search:
         )
 
     def _take(self, event: Event) -> None:
-        """Take in what has happened, in the order of the events."""
+        """Record an event, pass it on and check the limits."""
         if not isinstance(event, TrialRecord) or event.confirms:
             if isinstance(event, TrialRecord) and event.end is not None:
                 self._confirmed.append(event)
@@ -337,7 +337,7 @@ class _SwitchStopper(tune.Stopper):
 
 
 def _wrong_objective(objective: Objective, record: TrialRecord) -> UserError | None:
-    """Return what is wrong if a trial's report has not all objectives."""
+    """Return what is wrong if a trial's report lacks an objective."""
     if not record.reports:
         return None
     found = measured(record.reports[-1])

@@ -165,8 +165,8 @@ class StudyRecorder:
         self._sampler_failures.append(reason)
 
     def sampler_note(self) -> str | None:
-        """Return how often the sampler failed, None if it never did: a search whose sampler always
-        does is a random search."""
+        """Return how often the sampler failed, None if it never did. If it always fails, the search
+        is a random one."""
         reasons = [reason for reason in self._sampler_failures if reason is not None]
         if not reasons:
             return None
@@ -176,7 +176,7 @@ class StudyRecorder:
         )
 
     def reopen(self, trial: FrozenTrial) -> OpenTrial:
-        """Take up a trial that has its values."""
+        """Open a trial again that has its values."""
         opened = None if trial.state.is_finished() else reopen_trial(self.study, trial)
         values, steps = dict(trial.user_attrs[VALUES]), set(trial.intermediate_values)
         return OpenTrial(trial.user_attrs[NUMBER], values, opened, steps)
@@ -216,8 +216,8 @@ class StudyRecorder:
         self._end(opened.trial.number, state, value)
 
     def end_recorded(self, records: Sequence[TrialRecord]) -> None:
-        """Write how trials have ended that are open in the study. Others stay open, unless they
-        never got their values."""
+        """Write the end of trials that are open in the study. Others stay open, unless they never
+        got their values: those become FAIL."""
         ended = {record.number: record for record in records}
         for trial in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
             if not self._is_ours(trial):

@@ -322,7 +322,7 @@ def test_a_person_is_told_how_well_an_earlier_search_foresaw_the_trials(tmp_path
     events: list[Any] = []
     plan = SearchPlan(space_of(tmp_path), MILESTONES, ENDS[-1], data={})
     search = Search(plan, tmp_path, lambda *_: None, events.append)
-    search._tell_correlations(program.searcher)
+    search._notify_of_correlations(program.searcher)
     (told,) = [event.text for event in events]
     (correlation,) = program.searcher.correlations().values()
     assert (
