@@ -112,9 +112,9 @@ def main() -> int:
 
 def dry_run(arguments: argparse.Namespace, plan: "SearchPlan", console: Console) -> int:
     """Print the resolved space and what its search would cost."""
-    from nanovlm.search.forecast import forecast
+    from nanovlm.search.forecast import Forecast
 
-    cost = forecast(plan, arguments.concurrency, arguments.samples_per_second, arguments.results)
+    cost = Forecast(plan, arguments.concurrency, arguments.samples_per_second, arguments.results)
     data = describe_data(plan.data)
     console.print(f"{cost.describe()}\n{data}\n\n{plan.space.to_yaml()}", **PLAIN)
     return cli.DONE

@@ -25,7 +25,7 @@ from benchmarks.command_line import parser_of
 from nanovlm.cluster.relay import FAILURE, INFEASIBLE, IS_FINAL, SAMPLES_SEEN, VALUES
 from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.space import load_space
-from nanovlm.search.searcher import build_searcher
+from nanovlm.search.searcher import StudySearch
 
 METRIC = "mmstar_accuracy"
 SIZES = [16, 32, 64, 128, 256, 512]
@@ -62,7 +62,7 @@ def ours(seed: int, is_infeasible: bool) -> int:
         path = Path(temporary) / "space.yaml"
         path.write_text(SPACE)
         space = load_space(path, {"sampler.seed": seed})
-        searcher = build_searcher(space, Path(temporary), 1, StopSwitch())
+        searcher = StudySearch(space, Path(temporary), 1, StopSwitch())
 
         def suggest(trial_id: str) -> dict[str, Any]:
             suggestion = searcher.suggest(trial_id)

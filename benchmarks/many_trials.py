@@ -39,8 +39,7 @@ from nanovlm.pruning.pausing_halving import PausingHalving, build_rungs
 from nanovlm.results.decisions import PruningDecision
 from nanovlm.results.read import RUNGS_FILE, read_records
 from nanovlm.results.write import ResultsStore
-from nanovlm.search.scheduler import RungScheduler
-from nanovlm.search.searcher import Pauses, build_searcher
+from nanovlm.search.searcher import Pauses, RungScheduler, StudySearch
 
 METRIC = "mmstar_accuracy"
 SPACE = """
@@ -102,7 +101,7 @@ class Driver:
         self.num_trials = num_trials
         rungs = build_rungs(self.space, ENDS[:-1], self.store.folder / RUNGS_FILE)
         assert isinstance(rungs, PausingHalving)
-        self.searcher = build_searcher(
+        self.searcher = StudySearch(
             self.space,
             self.store.folder,
             self.slots,

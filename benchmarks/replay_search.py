@@ -25,8 +25,8 @@ from nanovlm.config.parameter import Parameter
 from nanovlm.config.space import SearchSpace
 from nanovlm.pruning.pausing_halving import PausingHalving, build_rungs
 from nanovlm.results.read import RUNGS_FILE
-from nanovlm.search.scheduler import RungScheduler, plan_milestones
-from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
+from nanovlm.search.plan import plan_milestones
+from nanovlm.search.searcher import Pauses, RungScheduler, StudySearch
 
 _NO_CONTROLLER: Any = None  # the schedulers do not look at it
 
@@ -138,7 +138,7 @@ def our_search(
     pauses = Pauses(rungs) if isinstance(rungs, PausingHalving) else None
     return TuneLoop(
         curves,
-        build_searcher(space, folder, concurrency, StopSwitch(), milestones, pauses=pauses),
+        StudySearch(space, folder, concurrency, StopSwitch(), milestones, pauses=pauses),
         RungScheduler(rungs),
         milestones,
         describe,

@@ -20,7 +20,8 @@ from optuna.trial import TrialState
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
-from nanovlm.samplers.milestone_sampler import CURVE, SOURCE, MilestoneSampler
+from nanovlm.samplers.history import CURVE, SOURCE
+from nanovlm.samplers.milestone_sampler import MilestoneSampler
 
 SPACE: dict[str, BaseDistribution] = {f"key{place}": FloatDistribution(0, 1) for place in range(7)}
 FULL, MILESTONES = 900, (100, 300)

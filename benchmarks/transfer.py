@@ -16,8 +16,7 @@ from benchmarks.replay_search import TuneLoop
 from benchmarks.replay_table import Curves
 from nanovlm.cluster.relay import NUMBER, VALUES
 from nanovlm.messages import End, Report, TrialRecord
-from nanovlm.samplers.earlier_lengths import Lengths
-from nanovlm.search.warm_start import EarlierTrials, learn_from
+from nanovlm.search.warm_start import EarlierTrials, Lengths, learn_from
 
 _SLOTS = 8
 """Of the earlier search."""
@@ -52,7 +51,7 @@ def after(older: Callable[[Setting], Curves], trainings: float, shuffled: bool =
         }
         lengths = Lengths(curves.budget, setting.table.budget, shares)
         earlier = EarlierTrials("older", tuple(records), {}, (), lengths=lengths)
-        learn_from(method.searcher, (earlier,), setting.table.budget)
+        learn_from(method.searcher.recorder, (earlier,), setting.table.budget)
         return method
 
     return build

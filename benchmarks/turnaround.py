@@ -37,7 +37,7 @@ from nanovlm.messages import Job, Report, TrialRecord
 from nanovlm.resources import Resources
 from nanovlm.results.summary import turnarounds
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.stages import Place, run_stages
+from nanovlm.search.stages import Search
 from nanovlm.training.progress import OnUpdate, ignore
 
 NUM_REPORTS = 8
@@ -145,14 +145,14 @@ def run_warm(num_trials: int, folder: Path) -> list[float]:
             ended.append(event)
 
     (results / "logs").mkdir(parents=True)
-    place = Place(
+    Search(
+        plan,
         results,
         on_start=lambda *_: None,
         on_event=on_event,
         concurrency=1,
         start_workers=functools.partial(worker_groups, run_trial=fake_trial),
-    )
-    run_stages(plan, place)
+    ).run()
     assert len(ended) == num_trials, f"{len(ended)} of {num_trials} trials ended"
     return turnarounds(ended)
 

@@ -19,7 +19,7 @@ from nanovlm.commands.dashboard import bind, read_only, read_space
 from nanovlm.config.space import load_space
 from nanovlm.errors import UserError
 from nanovlm.results.read import STUDY_FILE
-from nanovlm.samplers.optuna_samplers import suggest
+from nanovlm.samplers.configurations import suggest
 from nanovlm.search.study import open_study
 from tests.browser import chromium
 

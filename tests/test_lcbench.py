@@ -20,7 +20,7 @@ from benchmarks.lcbench_runs import Job, Place, Result, missing, read_results, r
 from benchmarks.lcbench_space import NUM_QUESTIONS, BenchmarkSpace, benchmark_space
 from benchmarks.lcbench_surrogate import CHOOSE, FINAL, KEYS, NUM_EPOCHS
 from benchmarks.lcbench_table import difference, estimate, table
-from nanovlm.search.scheduler import plan_milestones
+from nanovlm.search.plan import plan_milestones
 
 RANGES = {
     "batch_size": (16, 512, True, 91),

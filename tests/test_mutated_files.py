@@ -14,7 +14,7 @@ from nanovlm.config.sources import load_config, parse_overrides
 from nanovlm.config.space import load_space
 from nanovlm.config.space_schema import SCHEMA_FILE
 from nanovlm.errors import UserError
-from nanovlm.samplers.optuna_samplers import distributions, encode
+from nanovlm.samplers.configurations import distributions, encode
 
 SPACES = sorted(SCHEMA_FILE.parent.glob("*.yaml"))
 NUM_FILES = 300

@@ -23,7 +23,7 @@ from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
 from nanovlm.results.read import SPACE_FILE, STUDY_FILE, FolderReader
-from nanovlm.search.read_only_study import ReadOnlyStudy, show_study
+from nanovlm.search.study import ReadOnlyStudy, show_study
 from nanovlm.watch.terminal.console import PLAIN, make_console
 
 EXAMPLES = """examples:

@@ -220,7 +220,7 @@ def _common(expected: Floats, others: Floats) -> Floats:
 
 
 def choose_longest(lengths: Floats, most: int, seed: int) -> NDArray[np.int64]:
-    """Return the places of so many reports at most: those of the longest trainings, and of the
+    """Return the indices of so many reports at most: those of the longest trainings, and of the
     shortest among these some at random."""
     if len(lengths) <= most:
         return np.arange(len(lengths))
@@ -239,7 +239,7 @@ class UnitCube:
         self._axes = {key: _axis(each) for key, each in distributions.items()}
         widths = [axis.num_features for axis in self._axes.values()]
         self.groups: NDArray[np.int64] = np.repeat(np.arange(len(widths)), widths)
-        """int[features], the place of the key that a feature is of."""
+        """int[features], the index of the key that a feature is of."""
 
     @property
     def num_keys(self) -> int:
@@ -314,17 +314,17 @@ class _Choice:
         self.num_features = len(distribution.choices)
 
     def encode(self, value: Any) -> float:
-        place = self._distribution.to_internal_repr(value)
-        return (place + 0.5) / self.num_features
+        index = self._distribution.to_internal_repr(value)
+        return (index + 0.5) / self.num_features
 
-    def _places(self, coordinates: Floats) -> NDArray[np.int64]:
+    def _indices(self, coordinates: Floats) -> NDArray[np.int64]:
         return np.clip(coordinates * self.num_features, 0, self.num_features - 1).astype(np.int64)
 
     def decode(self, coordinate: float) -> Any:
-        return self._distribution.choices[self._places(np.array([coordinate]))[0]]
+        return self._distribution.choices[self._indices(np.array([coordinate]))[0]]
 
     def features(self, coordinates: Floats) -> Floats:
-        return np.eye(self.num_features)[self._places(coordinates)] / math.sqrt(2)
+        return np.eye(self.num_features)[self._indices(coordinates)] / math.sqrt(2)
 
 
 def _axis(distribution: BaseDistribution) -> _Range | _Choice:

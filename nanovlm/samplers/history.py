@@ -1,10 +1,15 @@
-"""What a sampler is shown of the trials before: each kind of model learns from something else."""
+"""Which trials a sampler is shown, and with which values: each kind of model needs something else.
+
+With several objectives a sampler that follows one value is shown a weighted one (`Scalarized`).
+"""
 
 import bisect
+import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 import sqlalchemy.exc
 from optuna.distributions import (
@@ -16,12 +21,29 @@ from optuna.distributions import (
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 
+from nanovlm.config.search_settings import Objective
+from nanovlm.results.pareto import Box, Floats, least_extents, losses
+
 STORAGE_ERRORS = (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, OSError)
 """What a full disk or a database that is away for a while raises."""
+
+SOURCE, CURVE = "source", "curve"
+"""Attributes of Optuna's trials that are of an earlier search of another length: its name, and the
+values as pairs of how far the trial was trained there (1 in full) and what it reported."""
+
+OTHERS = "others"
+"""Attribute of Optuna's trials: by step, as text, the values of the objectives but the first."""
 
 _MOST_TRIALS = 250
 _BEST_TRIALS = 50
 _ENOUGH_VALUES = 10
+
+_SUM_SHARE = 0.05
+"""Share of the weighted sum in the Chebyshev function: of two values that are equal where it counts
+most, the one is better that is better elsewhere (Knowles' rho)."""
+
+_FULL_LENGTH = -1
+"""Stands for the last step of trials that ran in full, which depends on the batch size."""
 
 
 class History:
@@ -85,7 +107,7 @@ class BestAndLatest(History):
         """Order as TPE does: feasible, complete, then by how far it came, then by value."""
         is_pruned = trial.state is TrialState.PRUNED
         reached = -max(trial.intermediate_values, default=0) if is_pruned else 0
-        value = float("inf") if trial.value is None else trial.value
+        value = math.inf if trial.value is None else trial.value
         return is_infeasible(trial), is_pruned, reached, -value if self._maximize else value
 
 
@@ -100,28 +122,29 @@ class OneBudget(History):
     def __call__(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
         trials = self._with_open(trials)
         finished = _finished(trials)
-        judged = [t for t in finished if not is_infeasible(t) and t.value is not None]
-        seen = self._at_one_budget(judged)
+        running = [trial for trial in trials if trial.state is TrialState.RUNNING]
+        seen = self._at_one_budget([t for t in finished if not is_infeasible(t)])
         if not seen:
-            return _running(trials)
+            return running
         worst = self._worst([value for _, value in seen])
         seen += [(trial, worst) for trial in finished if is_infeasible(trial)]
-        return [*(_completed(trial, value) for trial, value in seen), *_running(trials)]
+        return [*(_completed(trial, value) for trial, value in seen), *running]
 
-    def _at_one_budget(self, judged: list[FrozenTrial]) -> list[tuple[FrozenTrial, float]]:
-        enough = min(_ENOUGH_VALUES, len(judged))
-        complete = [t for t in judged if t.state is TrialState.COMPLETE]
+    def _at_one_budget(self, feasible: list[FrozenTrial]) -> list[tuple[FrozenTrial, float]]:
+        known = [(trial, trial.value) for trial in feasible if trial.value is not None]
+        enough = min(_ENOUGH_VALUES, len(known))
+        complete = [(t, value) for t, value in known if t.state is TrialState.COMPLETE]
         if complete and len(complete) >= enough:
-            return [(trial, _value(trial)) for trial in complete]
-        for step in sorted({s for t in judged for s in t.intermediate_values}, reverse=True):
-            reached = [t for t in judged if step in t.intermediate_values]
+            return complete
+        for step in sorted({s for t, _ in known for s in t.intermediate_values}, reverse=True):
+            reached = [t for t, _ in known if step in t.intermediate_values]
             if len(reached) >= enough:
                 return [(trial, trial.intermediate_values[step]) for trial in reached]
         return []
 
 
 class WorstForInfeasible(History):
-    """For CMA-ES, which knows no constraints: infeasible trials have the worst value so far."""
+    """For CMA-ES, which knows no constraints: infeasible trials have the worst value of all."""
 
     def __call__(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
         values = [t.value for t in trials if t.value is not None]
@@ -131,65 +154,71 @@ class WorstForInfeasible(History):
         return [_completed(trial, worst) if is_infeasible(trial) else trial for trial in trials]
 
 
-class StudyView(optuna.Study):
-    """A study in which the sampler sees these trials and no others."""
+class Scalarized(History):
+    """shows trials with one value instead of several, in the direction of the first.
 
-    def __init__(self, study: optuna.Study, trials: list[FrozenTrial]) -> None:
-        self.__dict__.update(study.__dict__)
-        self._seen = trials
+    ParEGO (Knowles 2006, IEEE Transactions on Evolutionary Computation 10(1)): for each suggestion
+    the objectives get new random weights, and the augmented Chebyshev function makes them one; over
+    the trials of a search the weights cover the front. TPE could take several objectives as they
+    are, but not a trial's values at milestones: Optuna keeps such values for one objective alone.
+    """
 
-    def _get_trials(
-        self, deepcopy: bool = True, states: Any = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        return [trial for trial in self._seen if states is None or trial.state in states]
+    def __init__(self, objective: Objective, seed: int, shown: History | None) -> None:
+        """
+        Args:
+            seed: of the weights.
+            shown: what a sampler is shown of these trials; None shows all of them. It is asked
+                once, since the values of trials that have ended are others each time.
+        """
+        super().__init__(maximize=objective.mode == "max")
+        self._objective = objective
+        self._shown = shown
+        random = np.random.default_rng([seed, len(objective.all)])
+        self._weights = random.dirichlet(np.ones(len(objective.all)))
+
+    def __call__(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        values = self._values(trials)
+        scalarized = [_with_values(t, values.get(index, {})) for index, t in enumerate(trials)]
+        return scalarized if self._shown is None else self._shown(scalarized)
+
+    def _values(self, trials: Sequence[FrozenTrial]) -> dict[int, dict[Hashable, float]]:
+        """Return the value of each trial at each step, by its index."""
+        levels: dict[Hashable, list[tuple[int, Hashable, Sequence[float]]]] = {}
+        for index, trial in enumerate(trials):
+            for step, level, row in self._reports(trial):
+                levels.setdefault(level, []).append((index, step, row))
+        found: dict[int, dict[Hashable, float]] = {}
+        for reports in levels.values():
+            values = self._scalarize(losses(self._objective, [row for *_, row in reports]))
+            for (index, step, _), value in zip(reports, values, strict=True):
+                found.setdefault(index, {})[step] = -value if self._maximize else value
+        return found
+
+    def _reports(self, trial: FrozenTrial) -> Iterator[tuple[Hashable, Hashable, Sequence[float]]]:
+        """Yield step, level and values of what a trial has reported. An earlier search of another
+        length has levels of its own."""
+        others, source = trial.user_attrs.get(OTHERS, {}), trial.user_attrs.get(SOURCE)
+        last = max(trial.intermediate_values, default=None)
+        for step, value in trial.intermediate_values.items():
+            is_full = trial.state is TrialState.COMPLETE and step == last
+            if str(step) in others:
+                level = _FULL_LENGTH if is_full else step
+                yield step, (source, level), (value, *others[str(step)])
+        for share, *values in trial.user_attrs.get(CURVE, ()):
+            yield (CURVE, share), (source, CURVE, share), values
+
+    def _scalarize(self, rows: Floats) -> list[float]:
+        """Return one loss for each row, 0 for what would be best in all objectives.
+
+        Each milestone has its own box, so that the weights cover the front there."""
+        weighted = Box.around(rows, least_extents(self._objective)).scaled(rows) * self._weights
+        found: list[float] = (weighted.max(axis=1) + _SUM_SHARE * weighted.sum(axis=1)).tolist()
+        return found
 
 
 def is_infeasible(trial: FrozenTrial) -> bool:
-    """Return whether the trial was told to break a constraint."""
+    """Return whether the trial breaks a constraint."""
     return any(value > 0 for value in trial.constraints.values())
-
-
-def _finished(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    return [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-
-
-def _running(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    return [trial for trial in trials if trial.state is TrialState.RUNNING]
-
-
-def _value(trial: FrozenTrial) -> float:
-    assert trial.value is not None, f"trial {trial.number} has no value"
-    return trial.value
-
-
-def _stopped(trial: FrozenTrial) -> FrozenTrial:
-    """Return the trial as one that ended at its last report."""
-    last = max(trial.intermediate_values)
-    return optuna.trial.create_trial(
-        state=TrialState.PRUNED,
-        value=trial.intermediate_values[last],
-        params=trial.params,
-        distributions=trial.distributions,
-        intermediate_values=trial.intermediate_values,
-    )
-
-
-def _completed(trial: FrozenTrial, value: float) -> FrozenTrial:
-    """Return the trial as a full one with this value and without constraints."""
-    attributes = trial.system_attrs.items()
-    return FrozenTrial(
-        number=trial.number,
-        trial_id=trial._trial_id,
-        state=TrialState.COMPLETE,
-        value=value,
-        datetime_start=trial.datetime_start,
-        datetime_complete=trial.datetime_complete,
-        params=trial.params,
-        distributions=trial.distributions,
-        user_attrs={},
-        system_attrs={k: v for k, v in attributes if not k.startswith("constraints")},
-        intermediate_values={},
-    )
 
 
 def looks_infeasible(
@@ -202,8 +231,7 @@ def looks_infeasible(
     Distances are Euclidean, each parameter measured in its range and on its scale; two different
     choices without an order are as far apart as the ends of a range.
     """
-    finished = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    known = [t for t in finished if params.keys() <= t.params.keys()]
+    known = [t for t in _finished(trials) if params.keys() <= t.params.keys()]
     if not any(is_infeasible(trial) for trial in known):
         return False
     nearest = min(
@@ -224,3 +252,42 @@ def _distance(distribution: BaseDistribution, one: Any, other: Any) -> float:
     if distribution.log:
         low, high, one, other = map(math.log, (low, high, one, other))
     return float(abs(one - other) / (high - low))
+
+
+def _finished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+
+
+def _stopped(trial: FrozenTrial) -> FrozenTrial:
+    """Return the trial as one that ended at its last report."""
+    last = max(trial.intermediate_values)
+    return optuna.trial.create_trial(
+        state=TrialState.PRUNED,
+        value=trial.intermediate_values[last],
+        params=trial.params,
+        distributions=trial.distributions,
+        intermediate_values=trial.intermediate_values,
+    )
+
+
+def _completed(trial: FrozenTrial, value: float) -> FrozenTrial:
+    """Return the trial as a full one with this value and without constraints."""
+    attributes = trial.system_attrs.items()
+    shown = copy.copy(trial)
+    shown.state, shown.value = TrialState.COMPLETE, value
+    shown.user_attrs, shown.intermediate_values = {}, {}
+    shown.system_attrs = {k: v for k, v in attributes if not k.startswith("constraints")}
+    return shown
+
+
+def _with_values(trial: FrozenTrial, values: dict[Hashable, float]) -> FrozenTrial:
+    """Return the trial with these values by step and none else."""
+    shown = copy.copy(trial)
+    steps = {step: value for step, value in values.items() if isinstance(step, int)}
+    shown.intermediate_values = steps
+    if trial.values is not None:
+        shown.value = steps[max(steps)] if steps else None
+    if CURVE in trial.user_attrs:
+        curve = [(share, values[CURVE, share]) for share, *_ in trial.user_attrs[CURVE]]
+        shown.user_attrs = {**trial.user_attrs, CURVE: curve}
+    return shown

@@ -27,7 +27,8 @@ from threadpoolctl import threadpool_limits
 
 from nanovlm.results.statistics import rank_correlation
 from nanovlm.samplers.gaussian_process import GaussianProcess, UnitCube, choose_longest
-from nanovlm.samplers.history import is_infeasible
+from nanovlm.samplers.history import CURVE, SOURCE, is_infeasible
+from nanovlm.samplers.optuna_compat import set_system_attr
 
 Floats = NDArray[np.float64]
 
@@ -46,10 +47,6 @@ _MOST_EARLIER_REPORTS = 200
 _ENOUGH_VALUES = 6
 """A milestone that so many trials have reached is what the improvement is expected at."""
 
-SOURCE, CURVE = "source", "curve"
-"""Attributes of Optuna's trials that are of an earlier search of another length: its name, and the
-values as pairs of how far the trial was trained there (1 in full) and what it reported."""
-
 CORRELATIONS = "warm_start_correlations"
 """Attribute that a new trial gets in Optuna: by earlier search, the rank correlation of what that
 one expected with what the trials here came to."""
@@ -63,7 +60,7 @@ a failure is says nothing of where the best ones are."""
 
 _NUM_DRAWS = 1024
 _NUM_LEADERS, _NUM_NEAR = 6, 60
-"""Draws near the best configurations so far."""
+"""Draws near the best configurations."""
 _NUM_CLIMBERS, _NUM_STEPS, _NUM_TRIES = 10, 6, 12
 """The best draws climb: so many steps, each the best of so many tries."""
 
@@ -176,7 +173,7 @@ class MilestoneSampler(BaseSampler):
     def _reports(self, cube: UnitCube, trials: Sequence[FrozenTrial], most: int) -> _Reports:
         rows = [(trial, *row) for trial in trials for row in self._rows(trial)]
         kept = choose_longest(np.array([row[1] for row in rows]), most, self._seed)
-        rows = [rows[place] for place in kept]
+        rows = [rows[index] for index in kept]
         pending = [
             cube.encode(trial.params)
             for trial in trials
@@ -264,7 +261,7 @@ class MilestoneSampler(BaseSampler):
                 name: rank_correlation(each.expect(points).tolist(), values.tolist())
                 for name, each in past.items()
             }
-            study._storage.set_trial_system_attr(trial._trial_id, CORRELATIONS, found)
+            set_system_attr(study, trial, CORRELATIONS, found)
 
     # ------------------------------------------------------------------ what is next
 
@@ -299,15 +296,15 @@ class MilestoneSampler(BaseSampler):
         values = improvement(points)
         best = np.argsort(-values, kind="stable")[:_NUM_CLIMBERS]
         points, values = points[best], values[best]
-        places = np.arange(len(points))
+        climbers = np.arange(len(points))
         for size in np.geomspace(0.2, 0.01, _NUM_STEPS):
             tries = self._near(np.repeat(points, _NUM_TRIES, axis=0), size)
             found = improvement(tries).reshape(len(points), _NUM_TRIES)
             chosen = found.argmax(axis=1)
-            is_better = found[places, chosen] > values
-            moved = tries.reshape(len(points), _NUM_TRIES, num_keys)[places, chosen]
+            is_better = found[climbers, chosen] > values
+            moved = tries.reshape(len(points), _NUM_TRIES, num_keys)[climbers, chosen]
             points = np.where(is_better[:, None], moved, points)
-            values = np.where(is_better, found[places, chosen], values)
+            values = np.where(is_better, found[climbers, chosen], values)
         return points[values.argmax()]
 
     def _near(self, points: Floats, size: float) -> Floats:

@@ -4,46 +4,49 @@ A sampler of its own for each trial, seeded by the trial's number, makes a searc
 interrupted suggest what the undisturbed one would have.
 """
 
-import importlib
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
+from optuna.distributions import BaseDistribution
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
 )
-from optuna.samplers import CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from nanovlm.config.parameter import Parameter
-from nanovlm.config.search_settings import Sampler
 from nanovlm.config.space import SearchSpace
-from nanovlm.errors import UserError
-from nanovlm.samplers.configurations import can_repeat, nearest_first
+from nanovlm.samplers.configurations import (
+    can_repeat,
+    choose,
+    distribution,
+    distributions,
+    encode,
+    nearest_first,
+)
 from nanovlm.samplers.history import (
     STORAGE_ERRORS,
     BestAndLatest,
     History,
     OneBudget,
-    StudyView,
+    Scalarized,
     WorstForInfeasible,
     looks_infeasible,
 )
 from nanovlm.samplers.milestone_sampler import MilestoneSampler
-from nanovlm.samplers.scalarized import Scalarized
+from nanovlm.samplers.optuna_compat import StudyView
 
 logger = logging.getLogger(__name__)
 
 HasRun = Callable[[Mapping[str, Any]], bool]
 OnFailure = Callable[[Exception], None]
-
-_PACKAGES = {"cmaes": "cmaes", "gp": "scipy"}
-"""What a sampler needs beside Optuna, which imports it when the sampler is asked."""
 
 STARTUP_TRIALS = 10
 """Random trials before a model of the objective is asked, besides those that run meanwhile."""
@@ -54,22 +57,10 @@ trials is too wide to keep away from a region by itself. The last draw that look
 is, so no region is closed for ever."""
 
 
-def check_sampler(settings: Sampler) -> None:
-    """Raise UserError if the sampler lacks a package: it would draw at random all the time."""
-    package = _PACKAGES.get(settings.name)
-    try:
-        if package is not None:
-            importlib.import_module(package)
-    except ImportError as error:
-        raise UserError(
-            f"sampler.name: {settings.name} needs the package {package}, which cannot be "
-            f"imported: {error}"
-        ) from None
-
-
 def build_history(space: SearchSpace) -> History | None:
     """Return what the samplers of a search are shown; None shows them all trials."""
-    kind = _HISTORIES.get(_kind(space))
+    kinds = {"tpe": BestAndLatest, "gp": OneBudget, "cmaes": WorstForInfeasible}
+    kind: type[History] | None = kinds.get(_kind(space))
     return None if kind is None else kind(space.objective.mode == "max", space.scheduler.pauses)
 
 
@@ -81,15 +72,15 @@ def build_sampler(
     has_run: HasRun = lambda values: False,
     on_failure: OnFailure = lambda error: None,
     milestones: Sequence[int] = (),
-) -> optuna.samplers.BaseSampler:
+) -> BaseSampler:
     """Return the sampler for one trial of a space.
 
     Args:
-        concurrency: trials at once; while the first of them run there is nothing to learn from.
+        concurrency: of trials; while the first of them run there is nothing to learn from.
         number: of the trial; 0 is the default configuration.
         history: one for the whole search, see `build_history`.
         has_run: tells of a configuration whether it is not to be run again; there must be others.
-        on_failure: told of each error of the sampler, after which a value is drawn at random.
+        on_failure: called with each error of the sampler, after which a value is drawn at random.
         milestones: samples seen at which trials report before the end, ascending.
     """
     if number == 0:
@@ -126,10 +117,13 @@ def _kind(space: SearchSpace) -> str:
 
 def _build(
     space: SearchSpace, num_startup: int, seed: int, milestones: Sequence[int]
-) -> optuna.samplers.BaseSampler:
-    settings: Sampler = space.sampler
-    independent = RandomSampler(seed=seed)
-    if _kind(space) == "auto":
+) -> BaseSampler:
+    kind, independent = _kind(space), RandomSampler(seed=seed)
+    common: dict[str, Any] = {
+        "independent_sampler": independent,
+        "warn_independent_sampling": False,
+    }
+    if kind == "auto":
         return MilestoneSampler(
             seed,
             maximize=space.objective.mode == "max",
@@ -137,7 +131,7 @@ def _build(
             reduction_factor=space.scheduler.reduction_factor,
             independent=independent,
         )
-    if _kind(space) == "tpe":
+    if kind == "tpe":
         return TPESampler(
             seed=seed,
             multivariate=True,
@@ -145,29 +139,15 @@ def _build(
             constant_liar=True,
             n_startup_trials=num_startup,
         )
-    if settings.name == "gp":
-        return GPSampler(
-            seed=seed,
-            n_startup_trials=STARTUP_TRIALS,
-            independent_sampler=independent,
-            warn_independent_sampling=False,
-        )
-    if settings.name == "cmaes":
+    if kind == "gp":
+        return GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS, **common)
+    if kind == "cmaes":
         return CmaEsSampler(
-            seed=seed,
-            n_startup_trials=STARTUP_TRIALS,
-            consider_pruned_trials=True,
-            independent_sampler=independent,
-            warn_independent_sampling=False,
+            seed=seed, n_startup_trials=STARTUP_TRIALS, consider_pruned_trials=True, **common
         )
-    if settings.name == "qmc":
+    if kind == "qmc":
         # One sequence for the whole search, so the seed does not depend on the trial.
-        return QMCSampler(
-            seed=settings.seed,
-            scramble=True,
-            independent_sampler=independent,
-            warn_independent_sampling=False,
-        )
+        return QMCSampler(seed=space.sampler.seed, scramble=True, **common)
     return independent
 
 
@@ -175,69 +155,7 @@ def _is_conditional(space: SearchSpace) -> bool:
     return any(parameter.when for parameter in space.parameters)
 
 
-def distribution(parameter: Parameter) -> BaseDistribution:
-    """Return Optuna's distribution of a searched key.
-
-    Choices among numbers, such as batch sizes, become their places in ascending order.
-    """
-    if parameter.is_ordered:
-        return IntDistribution(0, len(parameter.values) - 1)
-    if parameter.kind == "choice":
-        return CategoricalDistribution(parameter.values)
-    low, high = parameter.values
-    log = parameter.kind.startswith("log_")
-    if parameter.kind.endswith("int"):
-        return IntDistribution(low, high, log=log)  # type: ignore[arg-type]
-    return FloatDistribution(low, high, log=log)  # type: ignore[arg-type]
-
-
-def distributions(parameters: Sequence[Parameter]) -> dict[str, BaseDistribution]:
-    """Return Optuna's distributions of searched keys, by key."""
-    return {parameter.key: distribution(parameter) for parameter in parameters}
-
-
-def encode(parameters: Sequence[Parameter], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of searched keys as Optuna's parameters."""
-    return {
-        p.key: sorted(p.values).index(values[p.key]) if p.is_ordered else values[p.key]  # type: ignore[type-var]
-        for p in parameters
-        if p.key in values
-    }
-
-
-def suggest(parameters: Sequence[Parameter], trial: optuna.Trial) -> dict[str, Any]:
-    """Return the values of the searched keys that are active, as Optuna suggests them."""
-    return _choose(parameters, lambda parameter, asked: _suggest(trial, parameter.key, asked))
-
-
-def _choose(
-    parameters: Sequence[Parameter], choose: Callable[[Parameter, BaseDistribution], Any]
-) -> dict[str, Any]:
-    """Return the values of the keys that are active, each as its parameter of Optuna says."""
-    values: dict[str, Any] = {}
-    for parameter in parameters:
-        if parameter.is_active(values):
-            chosen = choose(parameter, distribution(parameter))
-            ordered = sorted(parameter.values) if parameter.is_ordered else None  # type: ignore[type-var]
-            values[parameter.key] = ordered[chosen] if ordered else chosen
-    return values
-
-
-def _suggest(trial: optuna.Trial, key: str, asked: BaseDistribution) -> Any:
-    if isinstance(asked, CategoricalDistribution):
-        return trial.suggest_categorical(key, asked.choices)
-    if isinstance(asked, IntDistribution):
-        return trial.suggest_int(key, asked.low, asked.high, log=asked.log)
-    assert isinstance(asked, FloatDistribution), f"{asked}: no such distribution"
-    return trial.suggest_float(key, asked.low, asked.high, log=asked.log)
-
-
-_HISTORIES: dict[str, type[History]] = {
-    "tpe": BestAndLatest, "gp": OneBudget, "cmaes": WorstForInfeasible
-}  # fmt: skip
-
-
-class _Fixed(optuna.samplers.BaseSampler):
+class _Fixed(BaseSampler):
     """Gives parameters that are known."""
 
     def __init__(self, params: Mapping[str, Any]) -> None:
@@ -264,7 +182,7 @@ class _New(_Fixed):
 
     def __init__(
         self,
-        inner: optuna.samplers.BaseSampler,
+        inner: BaseSampler,
         parameters: Sequence[Parameter],
         has_run: HasRun,
         most_draws: int,
@@ -292,39 +210,36 @@ class _New(_Fixed):
             if not self._has_run(values):
                 return values
         near = nearest_first(
-            self._parameters,
-            values,
-            lambda parameter: self._draw_one(study, trial, parameter, distribution(parameter)),
+            self._parameters, values, lambda parameter: self._draw_one(study, trial, parameter)
         )
         return next((other for other in near if not self._has_run(other)), values)
 
     def _draw(self, study: optuna.Study, trial: FrozenTrial, together: dict) -> dict[str, Any]:
         """Return the values that Optuna would get from the inner sampler."""
         drawn = self._inner.sample_relative(study, trial, together)
-        return _choose(
+        return choose(
             self._parameters,
-            lambda parameter, asked: (
+            lambda parameter: (
                 drawn[parameter.key]
                 if parameter.key in drawn
-                else self._draw_one(study, trial, parameter, asked)
+                else self._draw_one(study, trial, parameter)
             ),
         )
 
-    def _draw_one(
-        self, study: optuna.Study, trial: FrozenTrial, parameter: Parameter, asked: BaseDistribution
-    ) -> Any:
+    def _draw_one(self, study: optuna.Study, trial: FrozenTrial, parameter: Parameter) -> Any:
+        asked = distribution(parameter)
         if asked.single():
             return encode([parameter], {parameter.key: parameter.values[0]})[parameter.key]
         return self._inner.sample_independent(study, trial, parameter.key, asked)
 
 
-class _Guarded(optuna.samplers.BaseSampler):
+class _Guarded(BaseSampler):
     """A sampler whose errors do not end the search: the trial is drawn at random instead."""
 
     def __init__(
         self,
-        inner: optuna.samplers.BaseSampler,
-        fallback: optuna.samplers.BaseSampler,
+        inner: BaseSampler,
+        fallback: BaseSampler,
         relative: dict[str, BaseDistribution] | None,
         history: History | None,
         avoids_infeasible: bool,
@@ -335,7 +250,7 @@ class _Guarded(optuna.samplers.BaseSampler):
             relative: the parameters that are drawn together; None lets the sampler find them out.
             history: what the sampler learns from; None takes all trials.
             avoids_infeasible: whether to draw again what looks infeasible.
-            on_failure: told of each error.
+            on_failure: called with each error.
         """
         self._inner, self._fallback = inner, fallback
         self._relative, self._history = relative, history

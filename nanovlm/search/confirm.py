@@ -18,6 +18,15 @@ from nanovlm.results.conclusion import DEFAULT_NUMBER
 from nanovlm.results.statistics import paired_p_value
 from nanovlm.results.summary import best_record
 
+Run = tuple[int, int]
+"""Number of a configuration, and round."""
+
+Results = Mapping[Run, float | None]
+"""The value of each ended run; more is better. None if it failed."""
+
+_EARLY_ERROR, _EARLY_ERROR_AFTER_CHOICE = 0.05, 0.01
+"""Of all looks but the last, both sides together."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConfirmRun:
@@ -53,9 +62,10 @@ def with_holdout(space: SearchSpace) -> SearchSpace:
         UserError: the base divides the benchmark otherwise.
     """
     holdout, base = space.confirm.holdout, space.base
-    if not holdout or _division(base) == (holdout, "search"):
+    division = base.mmstar_holdout, base.mmstar_part
+    if not holdout or division == (holdout, "search"):
         return space
-    if _division(base) != (0, "all"):
+    if division != (0, "all"):
         raise UserError(
             f"confirm.holdout: divides the benchmark itself; it must be 0 (got {holdout}), or base "
             "must leave mmstar_holdout and mmstar_part at 0 and 'all', "
@@ -71,9 +81,8 @@ def first_confirm_seed(space: SearchSpace) -> int:
     Each round has the next one. They follow from the space alone and are the same for every
     configuration, so that the runs of a round see the same data in the same order.
     """
-    searched = [value for p in space.parameters if p.key == "seed" for value in p.values]
-    used: list[Any] = [space.base.seed, *searched]
-    return int(max(used)) + 1
+    searched: list[Any] = [v for p in space.parameters if p.key == "seed" for v in p.values]
+    return 1 + int(max([space.base.seed, *searched]))
 
 
 def plan_confirmation(
@@ -90,23 +99,26 @@ def plan_confirmation(
     default = next((r for r in records if r.number == DEFAULT_NUMBER), None)
     default_config = space.base if default is None else _config_of(default)
     ranked = rank_configurations(records, space.objective, default_config)
-    if not ranked or not space.confirm.top:
-        return ConfirmPlan(runs=(), notes=_notes_without_runs(space, records))
+    if not space.confirm.top:
+        return ConfirmPlan(runs=(), notes=())
+    if not ranked:
+        note = "no configuration but the default one has reported"
+        if len(space.objective.all) > 1 and best_record(records, space.objective) is not None:
+            note = "the chosen configuration is the default one"
+        return ConfirmPlan(runs=(), notes=(f"nothing to confirm: {note}",))
     entries = {r.number: (dict(r.parameters), _config_of(r)) for r in ranked}
-    notes = []
-    can_run_default = default is None or default.state != "failed"
-    if can_run_default:
+    notes = list[str]()
+    if default is None or default.state != "failed":
         values = space.default_values() if default is None else dict(default.parameters)
         entries[DEFAULT_NUMBER] = values, default_config
     else:
-        assert default is not None, "a trial has failed"
         notes.append(
             f"the default configuration (trial {DEFAULT_NUMBER}) failed and is not run again, so "
             f"nothing is compared with it: {default.reason}"
         )
     race = Race.between(
         [r.number for r in ranked],
-        DEFAULT_NUMBER if can_run_default else None,
+        DEFAULT_NUMBER if DEFAULT_NUMBER in entries else None,
         space.confirm,
         {r.number: _value(r, space.objective) for r in ranked if r.state == "completed"},
     )
@@ -135,11 +147,11 @@ def rank_configurations(
     def rank(record: TrialRecord) -> tuple[float, int, int]:
         return -_value(record, objective), -record.samples_seen, record.number
 
-    judged = [r for r in records if r.state != "failed" and objective.metric in r.metrics]
+    measured = [r for r in records if r.state != "failed" and objective.metric in r.metrics]
     if len(objective.all) > 1:
-        judged = [r for r in [best_record(records, objective)] if r is not None]
+        measured = [r for r in [best_record(records, objective)] if r is not None]
     best: dict[str, TrialRecord] = {}
-    for record in sorted(judged, key=rank):
+    for record in sorted(measured, key=rank):
         best.setdefault(_identity(_config_of(record)), record)
     best.pop(_identity(default), None)
     return list(best.values())
@@ -147,7 +159,7 @@ def rank_configurations(
 
 def _results(
     done: Sequence[TrialRecord], objective: Objective, first_seed: int
-) -> dict[tuple[int, int], float | None]:
+) -> dict[Run, float | None]:
     """Return what the runs came to, as the race sees it."""
     return {
         (run.number, run.config["seed"] - first_seed): _value(run, objective)
@@ -161,18 +173,6 @@ def _value(record: TrialRecord, objective: Objective) -> float:
     """Return the last value of a trial or a run as the race sees it: more is better."""
     value = record.metrics[objective.metric]
     return value if objective.mode == "max" else -value
-
-
-def _division(config: TrainConfig) -> tuple[float, str]:
-    return config.mmstar_holdout, config.mmstar_part
-
-
-def _notes_without_runs(space: SearchSpace, records: Sequence[TrialRecord]) -> tuple[str, ...]:
-    if not space.confirm.top:
-        return ()
-    if len(space.objective.all) > 1 and best_record(records, space.objective) is not None:
-        return ("nothing to confirm: the chosen configuration is the default one",)
-    return ("nothing to confirm: no configuration but the default one has reported",)
 
 
 def _config_of(record: TrialRecord) -> TrainConfig:
@@ -201,17 +201,6 @@ def _run(
         parameters={key: value for key, value in parameters.items() if key != "seed"},
         config=dataclasses.replace(config, **changes),
     )
-
-
-Results = Mapping[tuple[int, int], float | None]
-"""The value of each ended run, by the number of its configuration and its round; more is better.
-None if it failed."""
-
-Run = tuple[int, int]
-"""Number of a configuration, and round."""
-
-_EARLY_ERROR, _EARLY_ERROR_AFTER_CHOICE = 0.05, 0.01
-"""Of all looks but the last, both sides together."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +301,7 @@ class Race:
 
 
 def most_batches(race: Race, slots: int) -> tuple[int, int]:
-    """Return how many runs there are at most, and how many trainings long they take at once.
+    """Return how many runs there are at most, and how many trainings long they take in parallel.
 
     That is a race in which nobody is ahead.
     """

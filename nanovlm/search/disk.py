@@ -1,7 +1,8 @@
-"""How much disk a search may take at most, and whether there is so much.
+"""How much disk a search may need at most, and whether it is free.
 
-Files that can still be needed are kept, and no others, so the peak does not grow with the number
-of trials but for their answers and logs.
+Files that can still be needed are kept, and no others (docs/results.md), so the peak does not grow
+with the number of trials but for their answers and logs. A state holds the weights and, of what is
+trained, AdamW's two moments, all in float32.
 """
 
 import itertools
@@ -20,24 +21,9 @@ from nanovlm.files import free_bytes, gib
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.optim import FROZEN_PREFIXES, group_parameters
 
-POLICY = """\
-A search keeps only files that may still be needed:
-
-- the training state of each running trial at its last report, and the new one while that is
-  written;
-- the training states of at most `scheduler.max_paused` paused trials;
-- the final models of as many of the best trials as will race (with several objectives: of the
-  front), plus one while they are exchanged; `best/` is a second name for one of the models kept;
-- the models of the confirming runs, at most `confirm.runs`, until the winner is known, then only
-  the one in `best/`;
-- the answers, the line in `trials.jsonl` and the log lines of every ended trial.
-
-A state holds the weights and, of what is trained, AdamW's two moments, all in float32."""
-"""What is kept, in words, as docs/results.md has it."""
-
 _FLOAT32 = 4
 _STATE_EXTRA = 2**20
-"""Bytes of a state besides tensors: random states, the reports so far, step and order of data."""
+"""Bytes of a state besides tensors: random states, the reports, step and order of data."""
 _ANSWER_BYTES = 256
 """Of a question's line; about 130 for the short answers of the benchmark."""
 _TRIAL_BYTES = 64 * 2**10
@@ -77,7 +63,7 @@ def disk_peak(
     num_questions: int,
     num_paused: int | None = None,
 ) -> DiskPeak:
-    """Return the most bytes that a search takes at a time, by POLICY.
+    """Return the most bytes that a search takes at a time.
 
     Args:
         num_paused: states of paused trials; None takes as many as must have room: those that
@@ -106,11 +92,11 @@ def disk_peak(
 
 def _most_full_trials(scheduler: Scheduler, num_trials: int) -> int:
     """Return about how many trials run in full at most, and may be on the front. One that went on
-    early and fell back later takes no place away, so there may be twice the places."""
+    early and fell back later does not count against the quota, so there may be twice as many."""
     if scheduler.name != "asha":
         return num_trials
-    places = math.ceil(num_trials / scheduler.reduction_factor ** (scheduler.rungs - 1))
-    return min(num_trials, 2 * places)
+    quota = math.ceil(num_trials / scheduler.reduction_factor ** (scheduler.rungs - 1))
+    return min(num_trials, 2 * quota)
 
 
 def check_disk(peak: DiskPeak, folder: Path) -> int:
@@ -121,7 +107,8 @@ def check_disk(peak: DiskPeak, folder: Path) -> int:
     Raises:
         UserError: the search would not fit there.
     """
-    room = _room_for(folder)
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    room = free_bytes(folder) + sum(path.stat().st_size for path in files)
     if peak.total > room:
         also = ", scheduler.max_paused" if peak.paused else ""
         raise UserError(
@@ -146,12 +133,6 @@ def max_paused_states(space: SearchSpace, peak: DiskPeak, room: int) -> int:
     if space.scheduler.max_paused is not None:
         return space.scheduler.max_paused
     return max(0, room - peak.total) // 2 // peak.state
-
-
-def _room_for(folder: Path) -> int:
-    """Return the bytes that a search may have: what is free, and what its folder holds already."""
-    held = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
-    return free_bytes(folder) + held
 
 
 def _largest_configs(space: SearchSpace) -> list[TrainConfig]:

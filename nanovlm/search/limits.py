@@ -1,29 +1,36 @@
 """What ends a search before its number of trials: each limit names its figure when it is reached.
 
-Trials are counted by Tune, and hours by the switch, which wakes up by itself.
+A space without a continuous key has so many configurations and no more, and a search that has run
+them all is over. Trials are counted by the searcher, and hours by the switch, which wakes up by
+itself.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from nanovlm.cluster.worker_pool import StopSwitch
+from nanovlm.config.parameter import count_configurations
 from nanovlm.config.search_settings import Budget
 from nanovlm.config.space import SearchSpace
-from nanovlm.messages import TrialRecord
+from nanovlm.messages import End, TrialRecord
 from nanovlm.results.pareto import choose
 
 MAX_FAILURES_IN_A_ROW = 5
+
+MOST_TRIES = 2
+"""Of a configuration whose trials fail for no fault of its values."""
 
 
 class Limits:
     """Throws the switch when a trial's end reaches a limit.
 
-    `budget.patience` counts trials since the one that is best so far, in the order of their end:
-    those that ran their full budget and are not better, and those that a comparison stopped, or let
-    wait for the first time. It
-    begins with the first trial that ran its full budget, for until then there is no best to wait
-    for. With several objectives each trial that comes to be on their front is a new best. Failed
-    trials say nothing of the values around them and do not count, nor do trials that
+    `budget.patience` counts trials since the best one, in the order of their end: those that ran
+    their full budget and are not better, and those that a comparison stopped, or let wait for the
+    first time. It begins with the first trial that ran its full budget, for until then there is no
+    best to wait for. With several objectives each trial that comes to be on their front is a new
+    best. Failed trials say nothing of the values around them and do not count, nor do trials that
     the end of an earlier run stopped.
 
     Five failed trials in a row end the search. One that is infeasible by its own values (out of
@@ -33,8 +40,7 @@ class Limits:
     """
 
     def __init__(self, space: SearchSpace, switch: StopSwitch, logs: Path) -> None:
-        """Make the limits of a search.
-
+        """
         Args:
             logs: folder of the workers' logs, named where trials fail.
         """
@@ -56,15 +62,13 @@ class Limits:
     def check(self, record: TrialRecord) -> None:
         """Throw the switch if this change of a trial reaches a limit."""
         self._has_report |= bool(record.reports)
-        if record.is_paused:
-            self._check_gpu_hours(record)
-            self._check_patience(record)
         if record.end is None:
             self._under_way.add(record.number)
-            return
-        self._under_way.discard(record.number)
-        self._check_failures(record)
-        self._count(record)
+        else:
+            self._under_way.discard(record.number)
+            self._check_failures(record)
+        if record.end is not None or record.is_paused:
+            self._count(record)
 
     def replay(self, records: Iterable[TrialRecord]) -> None:
         """Count trials that ended before the search was interrupted, in the order of their end.
@@ -76,29 +80,26 @@ class Limits:
             self._count(record)
 
     def _count(self, record: TrialRecord) -> None:
-        """Let an ended trial count for the budget."""
+        """Count a trial that has ended or paused for the budget."""
         self._check_gpu_hours(record)
         if record.state == "completed":
             self._check_target(record)
         self._check_patience(record)
 
     def _check_failures(self, record: TrialRecord) -> None:
+        may_work = self._has_report or any(n < record.number for n in self._under_way)
         if record.state != "failed":
             self._failures = []
-        elif not (record.is_infeasible and self._may_work(record)):
+        elif not (record.is_infeasible and may_work):
             self._failures.append(record.reason or "no reason is known")
         if len(self._failures) == MAX_FAILURES_IN_A_ROW:
+            others = " (the last one; the others failed otherwise)"
             self._switch.stop(
-                f"{MAX_FAILURES_IN_A_ROW} trials in a row failed: "
-                f"{_common_reason(self._failures)}; see {self._logs}"
+                f"{MAX_FAILURES_IN_A_ROW} trials in a row failed: {self._failures[-1]}"
+                f"{others if len({*self._failures}) > 1 else ''}; see {self._logs}"
             )
 
-    def _may_work(self, failed: TrialRecord) -> bool:
-        """Return whether another trial works, or may still turn out to."""
-        return self._has_report or any(number < failed.number for number in self._under_way)
-
     def _check_gpu_hours(self, record: TrialRecord) -> None:
-        """Let the work on a trial count that has ended, or paused; what is counted stays so."""
         seconds = record.reports[-1].seconds if record.reports else 0.0
         self._gpu_seconds += self._gpus * (seconds - self._seconds.get(record.number, 0.0))
         self._seconds[record.number] = seconds
@@ -145,11 +146,64 @@ class Limits:
 
 
 def hours_reason(budget: Budget) -> str:
-    """Return why a search ended whose hours are over."""
+    """Return why a search ends when its hours are over."""
     return f"budget.hours: {budget.hours or 0:g} hours have passed"
 
 
-def _common_reason(reasons: list[str]) -> str:
-    if len(set(reasons)) == 1:
-        return reasons[0]
-    return f"{reasons[-1]} (the last one; the others failed otherwise)"
+class RunConfigurations:
+    """Which configurations of a space have run, those that run now included.
+
+    One that has run is not run again: its record is the answer. That is so if it is infeasible, or
+    was stopped by a comparison. One whose trial failed otherwise may be tried again (MOST_TRIES),
+    and one that the end of an earlier run of the search stopped as often as that happens.
+    """
+
+    def __init__(self, space: SearchSpace, records: Iterable[TrialRecord] = ()) -> None:
+        """
+        Args:
+            records: trials that have ended.
+        """
+        self.num_all = count_configurations(space.parameters)
+        self._run = set[frozenset[tuple[str, Any]]]()
+        self._failures = Counter[frozenset[tuple[str, Any]]]()
+        for record in records:
+            if record.state == "failed" and not record.is_infeasible:
+                self.fail(record.parameters)
+            elif record.end is not None and record.end is not End.SEARCH_ENDED:
+                self.begin(record.parameters)
+
+    def has_run(self, values: Mapping[str, Any]) -> bool:
+        """Return whether this configuration is not to be run again.
+
+        Args:
+            values: of the searched keys that are active.
+        """
+        return frozenset(values.items()) in self._run
+
+    def begin(self, values: Mapping[str, Any]) -> None:
+        """Count a configuration whose trial runs, or has run."""
+        self._run.add(frozenset(values.items()))
+
+    def fail(self, values: Mapping[str, Any]) -> None:
+        """Count a configuration whose trial failed for no fault of its values."""
+        key = frozenset(values.items())
+        self._failures[key] += 1
+        if self._failures[key] < MOST_TRIES:
+            self._run.discard(key)
+        else:
+            self._run.add(key)
+
+    @property
+    def num_left(self) -> int | None:
+        """How many have not run; None if there is no end to them."""
+        return None if self.num_all is None else self.num_all - len(self._run)
+
+    def reason_to_end(self) -> str | None:
+        """Return why no configuration is left to run, None if there are some."""
+        if self.num_left != 0:
+            return None
+        all_of_them = f"all {self.num_all} configurations have"
+        what = "its only configuration has" if self.num_all == 1 else all_of_them
+        num_failed = sum(number >= MOST_TRIES for number in self._failures.values())
+        failed = f", {num_failed} of them failed {MOST_TRIES} times" if num_failed else ""
+        return f"the space is used up: {what} run{failed}"

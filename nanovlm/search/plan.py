@@ -1,5 +1,6 @@
-"""What a search is made up to be before it starts: data, milestones, what it learns from."""
+"""What a search will do, before it starts: data, milestones, what it learns from."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,9 +13,7 @@ from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.sources import pin_data
 from nanovlm.errors import UserError, did_you_mean
 from nanovlm.resources import Resources
-from nanovlm.samplers.optuna_samplers import check_sampler
 from nanovlm.search.confirm import with_holdout
-from nanovlm.search.scheduler import plan_milestones
 from nanovlm.search.warm_start import EarlierTrials, compare_lengths, read_earlier_trials
 from nanovlm.trial import check_backbones, check_start, metric_names
 from nanovlm.watch.wandb_runs import check_wandb
@@ -22,7 +21,7 @@ from nanovlm.watch.wandb_runs import check_wandb
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What a search was made up to be, before it starts."""
+    """What a search will do."""
 
     space: SearchSpace
     """With the version of each data set of the hub, and what its trials are asked."""
@@ -47,17 +46,16 @@ def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> S
     """Return the plan of a search; prepares the data, since the milestones follow from its size.
 
     Args:
-        on_progress: told how far it is when data has to be prepared.
+        on_progress: called while data is prepared.
 
     Raises:
         UserError: if the data cannot be had, is smaller than a batch or too small for the rungs, if
-            no report will carry the objective, if the sampler lacks a package, if an earlier search
-            does not fit or its length cannot be ordered with that here, or if an environment
-            variable of study.storage is not set.
+            no report will carry the objective, if an earlier search does not fit or its length
+            cannot be ordered with that here, or if an environment variable of study.storage is not
+            set.
     """
     if space.study.storage is not None:
         fill_in(space.study.storage)  # a variable that is not set is better missed now
-    check_sampler(space.sampler)
     earlier_trials = read_earlier_trials(space)
     resources = Resources("cpu", on_progress)
     check_wandb(space.base)
@@ -78,13 +76,41 @@ def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> S
     )
 
 
+def plan_milestones(space: SearchSpace, budget: int) -> tuple[int, ...]:
+    """Return the samples seen at which trials report before the end, ascending.
+
+    They are counted back from the full budget of a trial, so that the last comparison before the
+    end always has the same distance to it: with `rungs: 4, reduction_factor: 3` trials are compared
+    at 1/27, 1/9 and 1/3 of the budget, and the end is the fourth rung.
+
+    Args:
+        budget: samples that a trial of full length sees.
+
+    Raises:
+        UserError: if the first milestones lie closer together than the largest batch.
+    """
+    if space.scheduler.name == "none":
+        return ()
+    rungs, factor = space.scheduler.rungs, space.scheduler.reduction_factor
+    first = budget // factor ** (rungs - 1)
+    largest = space.batch_sizes()[1]
+    if rungs > 1 and first < largest:
+        most = 1 + max(0, math.floor(math.log(budget / largest, factor)))
+        raise UserError(
+            f"scheduler.rungs: the first milestone must be at least one batch of {largest} "
+            f"samples, but {rungs} rungs with reduction_factor {factor} put it at {first} of the "
+            f"{budget} samples of a full trial; choose at most {most} rungs, or train longer"
+        )
+    return tuple(first * factor**rung for rung in range(rungs - 1))
+
+
 def _check_objective(objective: Objective, metrics: Sequence[str]) -> None:
     """Raise if no report will carry an objective, or if its mode looks for the worst trial."""
     scores = [name for name in metrics if is_score(name)]
     messages = list[str]()
-    for place, each in enumerate(objective.all):
-        where, metric, better = objective.place(place), each.metric, natural_mode(each.metric)
-        usable = [*scores, *COSTS] if place else scores
+    for index, each in enumerate(objective.all):
+        where, metric, better = objective.place(index), each.metric, natural_mode(each.metric)
+        usable = [*scores, *COSTS] if index else scores
         if metric not in usable:
             near = did_you_mean(metric, usable)
             messages.append(f"{where}.metric: no report has {metric!r} as a score.{near}")

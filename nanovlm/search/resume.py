@@ -1,10 +1,8 @@
-"""Whether a search can go on in a results folder: only the same space can."""
+"""Resuming a search: which folder it can go on in, and how lost or damaged files are repaired."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import optuna
 
 from nanovlm.cluster.relay import NUMBER, VALUES
 from nanovlm.config.search_settings import Objective
@@ -30,7 +28,7 @@ from nanovlm.results.read import (
     FolderReader,
 )
 from nanovlm.search.study import open_study, read_search_id
-from nanovlm.search.told_study import SEARCH
+from nanovlm.search.study_recorder import SEARCH
 
 
 def search_folder(results: Path, name: str | None, space: SearchSpace, resume: bool) -> Path:
@@ -74,7 +72,7 @@ _Trials = dict[str, dict[int, Any]]
 def mend_search(
     space: SearchSpace, folder: Path, milestones: Sequence[int], records: Sequence[TrialRecord]
 ) -> list[str]:
-    """Mend the rungs and the id of a search; return what was made up for, in a sentence each.
+    """Repair the rungs and the id of a search; return what was repaired, in a sentence each.
 
     Args:
         milestones: samples seen at which trials are compared.
@@ -88,9 +86,12 @@ def mend_search(
     has_id = read_search_id(folder) is not None
     if has_id and is_shared:
         return notes
-    place = open_study(space, folder)  # makes an id, which is no trial's, if there is none
-    study = optuna.load_study(study_name=place.name, storage=place.storage)
-    trials = _trials_by_search(study)
+    location = open_study(space, folder)  # makes an id, which is no trial's, if there is none
+    trials: _Trials = {}
+    for trial in location.load().get_trials(deepcopy=False):
+        attributes = trial.user_attrs
+        if SEARCH in attributes and VALUES in attributes:
+            trials.setdefault(attributes[SEARCH], {})[attributes[NUMBER]] = attributes[VALUES]
     if not has_id:
         notes += _mend_search_id(folder, trials, records, is_shared)
     ours, ended = trials.get(read_search_id(folder) or "", {}), {r.number for r in records}
@@ -104,7 +105,7 @@ def mend_search(
 
 
 def _with_state(folder: Path) -> set[int]:
-    """Return the numbers of the trials whose training has left its state."""
+    """Return the numbers of the trials that have a training state on disk."""
     names = [path.stem for path in (folder / CHECKPOINTS_DIR).glob("trial-*.state")]
     return {int(name.partition("-")[2]) for name in names if RUN_ID.fullmatch(name)}
 
@@ -112,15 +113,13 @@ def _with_state(folder: Path) -> set[int]:
 def _mend_rungs(
     folder: Path, milestones: Sequence[int], records: Sequence[TrialRecord], objective: Objective
 ) -> list[str]:
-    """Write decisions that are lost from what the trials have reported and become.
+    """Write lost decisions again from the reports and the ends of the trials.
 
-    Where a trial was compared, and whether it went on, is in its record; with what it was compared
-    is not, and nobody asks for that again.
+    A record tells where its trial was compared and whether it went on. It does not tell what it was
+    compared with, but that is not needed again.
     """
-    if not milestones:
-        return []
     reader = FolderReader(folder)
-    decisions, withdrawn = reader.decisions(records)
+    decisions, withdrawn = reader.decisions(records) if milestones else ([], set())
     if not reader.problems:
         return []
     known = {(decision.number, decision.samples_seen) for decision in decisions}
@@ -152,13 +151,16 @@ def _decision(
     milestones: Sequence[int],
 ) -> PruningDecision:
     samples = report.samples_seen
-    milestone = last_milestone(milestones, samples) or milestones[0]
-    reason = "went on; with what it was compared is lost"
-    if not goes_on:
-        reason = record.reason or "was stopped; with what it was compared is lost"
     value, *others = objective.values_in(measured(report))
     return PruningDecision(
-        record.number, milestone, samples, value, goes_on, reason, others=tuple(others)
+        record.number,
+        last_milestone(milestones, samples) or milestones[0],
+        samples,
+        value,
+        goes_on,
+        (not goes_on and record.reason)
+        or f"{'went on' if goes_on else 'was stopped'}; with what it was compared is lost",
+        others=tuple(others),
     )
 
 
@@ -185,12 +187,3 @@ def _mend_search_id(
         return [f"{path}: was damaged or gone; a new one was made"] if records else []
     replace_text(path, found.pop())
     return [f"{path}: was damaged or gone; found again in the study"]
-
-
-def _trials_by_search(study: optuna.Study) -> _Trials:
-    trials: _Trials = {}
-    for trial in study.get_trials(deepcopy=False):
-        attributes = trial.user_attrs
-        if SEARCH in attributes and VALUES in attributes:
-            trials.setdefault(attributes[SEARCH], {})[attributes[NUMBER]] = attributes[VALUES]
-    return trials

@@ -16,7 +16,6 @@ from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
-from nanovlm.messages import Notice
 from nanovlm.results.folder import check_same_data, choose_folder, explain_full_disk
 from nanovlm.results.pareto import choose, describe_choice
 from nanovlm.results.read import LOGS_DIR, SPACE_FILE
@@ -26,8 +25,7 @@ from nanovlm.search.disk import check_disk, disk_peak, max_paused_states
 from nanovlm.search.forecast import UNKNOWN_TRIALS, local_slots
 from nanovlm.search.plan import SearchPlan, plan_search
 from nanovlm.search.resume import check_same_space, mend_search
-from nanovlm.search.sampler_failures import SamplerFailures
-from nanovlm.search.stages import Place, ResumeState, run_stages
+from nanovlm.search.stages import ResumeState, Search
 from nanovlm.watch.observer import Observer, RunStart
 
 
@@ -49,9 +47,9 @@ def run_search(
             `results/NAME`, `results/NAME-2`, ... for the space's name.
         resume: go on with the search that was interrupted in `folder`.
         address: of a Ray cluster to join; None starts one here and ends it afterwards.
-        concurrency: trials at once; None takes what fits on the cluster.
-        observers: told what happens, besides those that every run has.
-        on_progress: told how far it is when data has to be prepared.
+        concurrency: of trials; None takes what fits on the cluster.
+        observers: called with what happens, besides those that every run has.
+        on_progress: called while data is prepared.
 
     Raises:
         UserError: the space, the data, the cluster, the study or the folder cannot be used.
@@ -95,11 +93,9 @@ def run_plan(
     """
     unchecked = check_same_data(folder, plan.data) if resume else ()
     most_bytes, max_states = _check_room(plan, concurrency, folder)
-    space = plan.space
-    num_models = max(1, space.confirm.num_raced)
-    store = ResultsStore(
-        folder, space.objective, space.resources.gpus_per_trial, num_models, default_name
-    )
+    space, num_models = plan.space, max(1, plan.space.confirm.num_raced)
+    gpus = space.resources.gpus_per_trial
+    store = ResultsStore(folder, space.objective, gpus, num_models, default_name)
     with (
         process.in_order(),
         store.opened(resume=resume),
@@ -108,37 +104,37 @@ def run_plan(
     ):
         mended = mend_search(space, folder, plan.milestones, store.records) if resume else []
         recorder = Recorder(store, _start(plan, store), [*standard_observers(), *observers])
-        earlier = ResumeState(
-            tuple(store.records), tuple(store.confirmed), store.paused, store.earlier_seconds
-        )
-        failures = SamplerFailures(lambda text: recorder.take(Notice(text=text)))
-        place = Place(
+        search = Search(
+            plan,
             store.folder,
             on_start=recorder.begin,
             on_event=recorder.take,
+            earlier=ResumeState(
+                tuple(store.records), tuple(store.confirmed), store.paused, store.earlier_seconds
+            ),
             address=address,
             concurrency=concurrency,
             start_workers=start_workers,
-            sampler_failures=failures,
             max_states=max_states,
         )
         try:
             with recorder.told_of_errors():
-                ended_by = run_stages(plan, place, earlier)
+                ended_by = search.run()
         except KeyboardInterrupt:  # while Ray starts, or for the second time from Python
             if not store.has_begun:
                 raise
             ended_by = INTERRUPTED
         summary = recorder.end(ended_by, is_settled=ended_by != INTERRUPTED)
-        planned, sampler = plan_confirmation(space, store.records).notes, failures.note()
-        notes = [*unchecked, *mended, *store.notes, *planned, *filter(None, [sampler])]
+        planned = plan_confirmation(space, store.records).notes
+        sampler = [search.sampler_note] if search.sampler_note else []
+        notes = [*unchecked, *mended, *store.notes, *planned, *sampler]
         notes += [*recorder.notes(), *_chosen_again(space, store, recorder)]
     return RunOutcome(store.folder, summary, tuple(notes))
 
 
 def _chosen_again(space: SearchSpace, store: ResultsStore, recorder: Recorder) -> list[str]:
-    """Say what was chosen in a search that was over: with other bounds of its objectives it may be
-    another trial than before, and nothing had to run for it that would tell of it."""
+    """Return a note on the choice in a search that was over: with other bounds of its objectives it
+    may be another trial, and nothing ran that would show it."""
     if recorder.has_begun or len(space.objective.all) == 1:
         return []
     store.write_text(SPACE_FILE, space.to_yaml())
@@ -164,7 +160,7 @@ def _start(plan: SearchPlan, store: ResultsStore) -> RunStart:
 
 def _check_room(plan: SearchPlan, concurrency: int | None, folder: Path) -> tuple[int, int]:
     """Return the bytes that the search takes at most, and how many states of paused trials it
-    keeps; raise UserError if there is less room, or fewer states than trials at once."""
+    keeps; raise UserError if there is less room, or fewer states than concurrent trials."""
     slots = concurrency or local_slots(plan.space.resources)
     max_paused = plan.space.scheduler.max_paused
     if max_paused is not None and max_paused < slots:

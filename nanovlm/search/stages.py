@@ -1,13 +1,14 @@
 """The two stages of a search: Optuna suggests, Tune and the rungs decide, worker groups train.
 
-In the first one trials run until a limit of the budget is reached; in the second one the best
-configurations race each other and the default one on fresh seeds, which decides between them. Both
-can be interrupted and gone on with.
+In the first stage trials run until a limit of the budget is reached. In the second one the best
+configurations and the default one race each other on fresh seeds, which decides between them. Both
+can be interrupted and resumed.
 """
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,216 +37,204 @@ from nanovlm.pruning.successive_halving import SuccessiveHalving
 from nanovlm.results.decisions import PruningDecision
 from nanovlm.results.read import RUNGS_FILE
 from nanovlm.results.retention import state_dir
-from nanovlm.samplers.configurations import RunConfigurations
 from nanovlm.search.confirm import ConfirmRun, plan_confirmation
-from nanovlm.search.limits import Limits, hours_reason
+from nanovlm.search.limits import Limits, RunConfigurations, hours_reason
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.sampler_failures import SamplerFailures
-from nanovlm.search.scheduler import RungScheduler
-from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
+from nanovlm.search.searcher import Pauses, RungScheduler, StudySearch
 from nanovlm.search.study import open_study
 from nanovlm.search.warm_start import learn_from
 
 _UNLIMITED_TRIALS = -1
-"""Tune's word for a search that something else ends: here the searcher, which counts the trials.
-Tune would count one that pauses and goes on twice."""
+"""Tune sets no limit: the searcher counts the trials, since Tune would count one that pauses and
+goes on twice."""
 
 _MAX_LOST_RELAYS = 20
-"""So often Tune begins a trial again whose actor was lost."""
+"""Tune restarts a trial whose actor was lost at most so often."""
 
 
 @dataclass(frozen=True)
 class ResumeState:
-    """What there is already of a search that goes on."""
+    """The progress of a search that is resumed."""
 
     records: Sequence[TrialRecord] = ()
     """Trials that have ended; they count for the budget and for what others are compared with."""
     confirmed: Sequence[TrialRecord] = ()
     """Runs of the second stage that have ended."""
     paused: Mapping[int, TrialRecord] = field(default_factory=dict)
-    """Trials that had paused when they were last heard of, by number."""
+    """Trials that were paused, by number."""
     seconds: float = 0.0
-    """How long it ran."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a search runs, and who is told of it."""
-
-    folder: Path
-    """The results folder."""
-    on_start: OnStart
-    """Told once for each time that worker groups start."""
-    on_event: OnEvent
-    """Told of every change of a trial or of a run of the second stage, of updates, and of what
-    a person should know."""
-    address: str | None = None
-    """Of a Ray cluster to join; None starts one here and ends it afterwards."""
-    concurrency: int | None = None
-    """Trials at once; None takes what fits on the cluster."""
-    start_workers: StartWorkers = worker_groups
-    """Starts what serves the trials."""
-    sampler_failures: SamplerFailures = field(default_factory=SamplerFailures)
-    """Counts them."""
-    max_states: int | None = None
-    """Of paused trials that are kept on the disk at most; None keeps all."""
-
-
-def run_stages(plan: SearchPlan, place: Place, earlier: ResumeState | None = None) -> str:
-    """Run the search of `plan` in a results folder that exists; return why it ended.
-
-    `INTERRUPTED` is by a signal; any other reason is that of the first stage's end, after which the
-    second one has run.
-
-    Raises:
-        UserError: the cluster cannot run the trials, the study cannot be used, or no report has the
-            objective.
-        RunFailed: a part of the cluster is lost without which the search cannot go on.
-    """
-    search = _Search(plan, replace(place, folder=place.folder.resolve()), earlier or ResumeState())
-    open_study(plan.space, search.place.folder)  # before Ray takes its time
-    reason = search.reason_to_end()
-    if reason is None:
-        with search.worker_pool(search.switch, max_concurrency=search.slots_needed()) as running:
-            search.run_trials(running)
-            reason = search.switch.reason or search.reason_to_end()
-            if search.switch.reason is None:  # the workers are there
-                search.switch.lift_limit()
-                search.confirm(running)
-        search.raise_problem()
-    reason = search.switch.reason or reason
-    if reason is None:
-        raise RunFailed(f"Ray Tune has ended before the search was over; see {search.logs}")
-    if reason == INTERRUPTED or not search.runs_to_confirm():
-        return reason
-    # A limit has sent the workers home, or the search was interrupted in its second stage.
-    switch = StopSwitch()
-    with search.worker_pool(switch, max_concurrency=len(search.runs_to_confirm())) as running:
-        search.confirm(running)
-    return switch.reason or reason
+    """How long it has run."""
 
 
 @dataclass
-class _Search:
-    """A search on its way."""
+class Search:
+    """A search in a results folder that exists."""
 
     plan: SearchPlan
-    place: Place
-    earlier: ResumeState
-    switch: StopSwitch = field(init=False)
-    logs: Path = field(init=False)
-    _ended: list[TrialRecord] = field(init=False)
-    _confirmed: list[TrialRecord] = field(init=False)
-    _problem: UserError | None = None
-    _silent: set[int] = field(default_factory=set)
-    """Milestones of which a person knows that they do not decide."""
-    _space_used_up: str | None = None
-    """Why no configuration is left, as the searcher says, who knows of other searches too."""
+    folder: Path
+    on_start: OnStart
+    """Called each time that worker groups start."""
+    on_event: OnEvent
+    """Called with every change of a trial or of a run of the second stage, with progress updates,
+    and with notices for the user."""
+    earlier: ResumeState = field(default_factory=ResumeState)
+    address: str | None = None
+    """Of a Ray cluster to join; None starts one here and ends it afterwards."""
+    concurrency: int | None = None
+    """Concurrent trials; None takes what fits on the cluster."""
+    start_workers: StartWorkers = worker_groups
+    """Starts what serves the trials."""
+    max_states: int | None = None
+    """Of paused trials that are kept on the disk at most; None keeps all."""
 
     def __post_init__(self) -> None:
-        budget = self.plan.space.budget
-        self.switch = StopSwitch(budget.seconds_left(self.earlier.seconds), hours_reason(budget))
+        self.folder = self.folder.resolve()
+        self._logs = self.folder / "logs"
+        space, budget = self.plan.space, self.plan.space.budget
+        self._switch = StopSwitch(budget.seconds_left(self.earlier.seconds), hours_reason(budget))
         self._ended, self._confirmed = list(self.earlier.records), list(self.earlier.confirmed)
-        self.logs = self.place.folder / "logs"
-        self._limits = Limits(self.plan.space, self.switch, self.logs)
+        self._limits = Limits(space, self._switch, self._logs)
         self._limits.replay(self.earlier.records)
+        self._problem: UserError | None = None  # the user's mistake that a report has shown
+        self._silent = set[int]()  # milestones that do not decide, of which the user was notified
+        self.sampler_note: str | None = None
+        """How often the sampler failed, if it did."""
+        self._space_used_up: str | None = None  # by the searcher, who knows of other searches too
 
-    def worker_pool(self, switch: StopSwitch, max_concurrency: int | None) -> Any:
-        """Return the context of the worker groups."""
-        place = self.place
+    def run(self) -> str:
+        """Run both stages; return why the search ended.
+
+        `INTERRUPTED` is by a signal; any other reason is that of the first stage's end, after which
+        the second one has run.
+
+        Raises:
+            UserError: the cluster cannot run the trials, the study cannot be used, or no report has
+                the objective.
+            RunFailed: a part of the cluster is lost without which the search cannot go on.
+        """
+        open_study(self.plan.space, self.folder)  # before Ray takes its time
+        reason = self._reason_to_end()
+        if reason is None:
+            with self._worker_pool(self._switch, max_concurrency=self._slots_needed()) as pool:
+                self._run_trials(pool)
+                reason = self._switch.reason or self._reason_to_end()
+                if self._switch.reason is None:  # the workers are there
+                    self._switch.lift_limit()
+                    self._confirm(pool)
+            if self._problem is not None:
+                raise self._problem
+        reason = self._switch.reason or reason
+        if reason is None:
+            raise RunFailed(f"Ray Tune has ended before the search was over; see {self._logs}")
+        if reason == INTERRUPTED or not self._runs_to_confirm():
+            return reason
+        # A limit has sent the workers home, or the search was interrupted in its second stage.
+        switch = StopSwitch()
+        with self._worker_pool(switch, max_concurrency=len(self._runs_to_confirm())) as pool:
+            self._confirm(pool)
+        return switch.reason or reason
+
+    def _worker_pool(
+        self, switch: StopSwitch, max_concurrency: int | None
+    ) -> AbstractContextManager[WorkerPool]:
         return worker_pool(
-            place.address,
+            self.address,
             self.plan.space.resources,
-            concurrency=place.concurrency,
+            concurrency=self.concurrency,
             max_concurrency=max_concurrency,
-            folder=place.folder,
+            folder=self.folder,
             switch=switch,
-            on_start=place.on_start,
+            on_start=self.on_start,
             on_event=self._take,
-            start_workers=place.start_workers,
+            start_workers=self.start_workers,
         )
 
-    def slots_needed(self) -> int | None:
-        """Return how many trials can run at once at most, None if nothing limits them."""
-        left = (self.trials_left(), RunConfigurations(self.plan.space, self._ended).num_left)
+    def _slots_needed(self) -> int | None:
+        """Return how many concurrent trials there can be at most, None if nothing limits them."""
+        left = (self._trials_left(), RunConfigurations(self.plan.space, self._ended).num_left)
         return min((number for number in left if number is not None), default=None)
 
-    def trials_left(self) -> int | None:
+    def _trials_left(self) -> int | None:
         """Return how many trials the budget still allows, None if it does not count them."""
         trials = self.plan.space.budget.trials
         return None if trials is None else trials - len(self._ended)
 
-    def reason_to_end(self) -> str | None:
-        """Return why no trial is to run any more, None if there are some to run."""
-        left = self.trials_left()
-        if self.switch.reason:
-            return self.switch.reason
+    def _reason_to_end(self) -> str | None:
+        """Return why no more trials run, None if there are some to run."""
+        left, budget = self._trials_left(), self.plan.space.budget
+        if self._switch.reason:
+            return self._switch.reason
         if left is not None and left <= 0:
             return f"budget.trials: {len(self._ended)} trials are done"
         used_up = RunConfigurations(self.plan.space, self._ended).reason_to_end()
         if used_up or self._space_used_up:
             return used_up or self._space_used_up
-        seconds = self.plan.space.budget.seconds_left(self.earlier.seconds)
-        return (
-            hours_reason(self.plan.space.budget) if seconds is not None and seconds <= 0 else None
-        )
+        seconds = budget.seconds_left(self.earlier.seconds)
+        return hours_reason(budget) if seconds is not None and seconds <= 0 else None
 
-    def run_trials(self, running: WorkerPool) -> None:
+    def _run_trials(self, pool: WorkerPool) -> None:
         """Run the first stage; returns when the budget is used up or the switch is thrown."""
-        space, folder = self.plan.space, self.place.folder
+        space, folder = self.plan.space, self.folder
         rungs = build_rungs(space, self.plan.milestones, folder / RUNGS_FILE)
-        answer = functools.partial(self._take_decision, running.broker, rungs)
+        on_decision = functools.partial(self._take_decision, pool.broker, rungs)
         pauses = None
         if isinstance(rungs, PausingHalving):
-            self._take_up_paused(running, rungs)
-            pauses = Pauses(rungs, answer, self.place.max_states, self._let_go)
-        searcher = build_searcher(
+            self._resume_paused(pool, rungs)
+            pauses = Pauses(rungs, on_decision, self.max_states, self._drop_state)
+        searcher = StudySearch(
             space,
             folder,
-            running.concurrency,
-            self.switch,
+            pool.concurrency,
+            self._switch,
             self.plan.milestones,
             self.earlier.records,
-            self.place.sampler_failures,
+            self._notify,
             most_trials=space.budget.trials,
             pauses=pauses,
         )
-        learn_from(searcher, self.plan.earlier_trials, self.plan.trial_samples)
-        scheduler = RungScheduler(rungs, answer, self.switch.fail)
+        learn_from(searcher.recorder, self.plan.earlier_trials, self.plan.trial_samples)
         if searcher.reason_to_end() is None:
-            self._tune(running, searcher, scheduler)
-        running.wait_until_told()  # Tune may have heard of the last trials first
-        searcher.tell_ended(self._ended)
+            self._tune(pool, searcher, RungScheduler(rungs, on_decision, self._switch.fail))
+        pool.wait_until_told()  # Tune may have heard of the last trials first
+        searcher.end_recorded(self._ended)
         self._space_used_up = searcher.reason_to_end()
-        self._tell_correlations(searcher)
+        self.sampler_note = searcher.recorder.sampler_note()
+        self._notify_of_correlations(searcher)
 
-    def _tell_correlations(self, searcher: StudySearch) -> None:
-        """Tell a person how well earlier searches of other lengths foresaw this one."""
+    def _notify(self, text: str) -> None:
+        self.on_event(Notice(text=text))
+
+    def _notify_of_correlations(self, searcher: StudySearch) -> None:
+        """Notify the user how well earlier searches of other lengths predicted this one."""
         for name, correlation in searcher.correlations().items():
             text = (
                 f"warm start: what {name} led to expect and what trials came to have a rank "
                 f"correlation of {correlation:.2f} (1: the same order, 0: it told nothing)"
             )
-            self.place.on_event(Notice(text=text))
+            self._notify(text)
 
-    def _take_up_paused(self, running: WorkerPool, rungs: PausingHalving) -> None:
-        """Let the trials wait that had paused when the search was interrupted."""
+    def _resume_paused(self, pool: WorkerPool, rungs: PausingHalving) -> None:
+        """Let the trials that were paused when the search was interrupted wait again."""
         waiting = {
             number: record
             for number, record in self.earlier.paused.items()
             if number in rungs.paused and record.samples_seen == rungs.paused[number].samples_seen
         }
         rungs.keep_waiting(waiting, {record.number for record in self._ended})
-        plan, folder = self.plan, self.place.folder
+        plan, folder = self.plan, self.folder
         for number, record in waiting.items():
             job = trial_job(plan.space, plan.milestones, folder, number, record.parameters)
-            ray.get(running.broker.take_up.remote(job, record))
+            ray.get(pool.broker.take_up.remote(job, record))
 
     def _take_decision(
         self, broker: Any, rungs: SuccessiveHalving, decision: PruningDecision
     ) -> None:
-        """Let the trial know what was decided, and a person if a milestone has ceased to decide."""
-        _answer(broker, decision)
+        """Send a decision to the trial, and notify the user if a milestone stops deciding."""
+        answer = Decision.PAUSE if decision.is_paused else Decision.STOP
+        if decision.goes_on:
+            answer = Decision.CONTINUE
+        reason = None if decision.goes_on else decision.reason
+        broker.decide.remote(trial_id_of(decision.number), decision.samples_seen, answer, reason)
         silent = rungs.silent_milestones() if isinstance(rungs, PausingHalving) else {}
         for milestone in silent.keys() - self._silent:
             self._silent.add(milestone)
@@ -254,32 +243,27 @@ class _Search:
                 f"trials come to later (rank correlation {silent[milestone]:.2f}), so trials pass "
                 "that milestone without a comparison"
             )
-            self.place.on_event(Notice(text=text))
+            self._notify(text)
 
-    def _let_go(self, number: int) -> None:
+    def _drop_state(self, number: int) -> None:
         """Remove the state of a paused trial; if it goes on it trains again from its start."""
-        remove_folder(state_dir(self.place.folder, trial_id_of(number)))
+        remove_folder(state_dir(self.folder, trial_id_of(number)))
 
-    def runs_to_confirm(self) -> tuple[ConfirmRun, ...]:
+    def _runs_to_confirm(self) -> tuple[ConfirmRun, ...]:
         """Return the runs of the second stage that are certain now and have not ended."""
         return plan_confirmation(self.plan.space, self._ended, self._confirmed).runs
 
-    def confirm(self, running: WorkerPool) -> None:
+    def _confirm(self, pool: WorkerPool) -> None:
         """Run the second stage: what has ended decides what follows."""
         run_to_end(
-            running.broker,
-            lambda: [self._job(run) for run in self.runs_to_confirm()],
-            running.concurrency,
+            pool.broker,
+            lambda: [self._job(run) for run in self._runs_to_confirm()],
+            pool.concurrency,
         )
-
-    def raise_problem(self) -> None:
-        """Raise the user's mistake that a report has shown."""
-        if self._problem is not None:
-            raise self._problem
 
     def _job(self, run: ConfirmRun) -> Job:
         return job_in(
-            self.place.folder,
+            self.folder,
             run.trial_id,
             kind=Kind.CONFIRM,
             number=run.number,
@@ -289,33 +273,28 @@ class _Search:
         )
 
     def _take(self, event: Event) -> None:
-        """Take in what has happened."""
-        if not isinstance(event, TrialRecord):
-            self.place.on_event(event)
-        elif event.confirms:
-            if event.end is not None:
+        """Record an event, pass it on and check the limits."""
+        if not isinstance(event, TrialRecord) or event.confirms:
+            if isinstance(event, TrialRecord) and event.end is not None:
                 self._confirmed.append(event)
-            self.place.on_event(event)
-        else:
-            self._take_trial(event)
-
-    def _take_trial(self, record: TrialRecord) -> None:
-        self._problem = self._problem or _wrong_objective(self.plan.space.objective, record)
-        if self._problem is not None:
-            self.switch.stop(str(self._problem))
+            self.on_event(event)
             return
-        if record.end is not None:
-            self._ended.append(record)
-        self.place.on_event(record)
-        self._limits.check(record)
+        self._problem = self._problem or _wrong_objective(self.plan.space.objective, event)
+        if self._problem is not None:
+            self._switch.stop(str(self._problem))
+            return
+        if event.end is not None:
+            self._ended.append(event)
+        self.on_event(event)
+        self._limits.check(event)
 
-    def _tune(self, running: WorkerPool, searcher: StudySearch, scheduler: RungScheduler) -> None:
+    def _tune(self, pool: WorkerPool, searcher: StudySearch, scheduler: RungScheduler) -> None:
         """Let Ray Tune run the trials; returns after them or when the switch is thrown."""
-        space, folder, broker = self.plan.space, self.place.folder, running.broker
+        folder, broker = self.folder, pool.broker
         trainable = tune.with_parameters(
             TrialRelay,
             broker=broker,
-            space=space,
+            space=self.plan.space,
             milestones=self.plan.milestones,
             folder=folder,
         )
@@ -326,34 +305,25 @@ class _Search:
                 num_samples=_UNLIMITED_TRIALS,
                 search_alg=searcher,
                 scheduler=scheduler,
-                max_concurrent_trials=running.concurrency,
+                max_concurrent_trials=pool.concurrency,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=str(folder / "logs" / "ray"),
+                storage_path=str(self._logs / "ray"),
                 storage_filesystem=LocalFileSystem(),
                 failure_config=tune.FailureConfig(max_failures=_MAX_LOST_RELAYS),
-                stop=_StopperOf(self.switch),
+                stop=_SwitchStopper(self._switch),
                 verbose=0,
             ),
         )
         tuner.fit()
-        if not self.switch.is_thrown():
-            given_up = f"Ray Tune has lost its actor {_MAX_LOST_RELAYS} times; see {self.logs}"
+        if not self._switch.is_thrown():
+            given_up = f"Ray Tune has lost its actor {_MAX_LOST_RELAYS} times; see {self._logs}"
             ray.get(broker.give_up.remote(given_up))
 
 
-def _answer(broker: Any, decision: PruningDecision) -> None:
-    """Let the trial know what was decided on its report."""
-    answer = Decision.PAUSE if decision.is_paused else Decision.STOP
-    if decision.goes_on:
-        answer = Decision.CONTINUE
-    reason = None if decision.goes_on else decision.reason
-    broker.decide.remote(trial_id_of(decision.number), decision.samples_seen, answer, reason)
-
-
-class _StopperOf(tune.Stopper):
+class _SwitchStopper(tune.Stopper):
     """Ends the experiment when the switch is thrown."""
 
     def __init__(self, switch: StopSwitch) -> None:
@@ -367,14 +337,14 @@ class _StopperOf(tune.Stopper):
 
 
 def _wrong_objective(objective: Objective, record: TrialRecord) -> UserError | None:
-    """Return what is wrong if a trial's report has not all objectives."""
+    """Return what is wrong if a trial's report lacks an objective."""
     if not record.reports:
         return None
     found = measured(record.reports[-1])
-    for place, metric in enumerate(each.metric for each in objective.all):
+    for index, metric in enumerate(each.metric for each in objective.all):
         if metric not in found:
             return UserError(
-                f"{objective.place(place)}.metric: the reports of {record.trial_id} have no "
+                f"{objective.place(index)}.metric: the reports of {record.trial_id} have no "
                 f"{metric!r}.{did_you_mean(metric, found)}"
             )
     return None

@@ -1,35 +1,38 @@
 """Where Optuna keeps a search: a file of the results folder, or a database of a cluster.
 
 A study is bound to its space. What it holds of another space would teach the sampler wrong things,
-so a study of another space under the same name is refused.
+so a study of another space under the same name is refused. `show_study` opens it for reading alone.
 """
 
 import contextlib
+import copy
 import json
-import logging
 import os
 import re
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn
 
 import optuna
 import sqlalchemy
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.distributions import CategoricalDistribution
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
-from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.database_url import PLACEHOLDER, fill_in, without_password_of
 from nanovlm.config.search_settings import NO_SQLITE, Study
 from nanovlm.config.sources import config_values, flat_values
 from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
-from nanovlm.files import append, drop_cut_line, find_full_disk, identifier, replace_text
+from nanovlm.files import append, drop_cut_line, identifier, replace_text
 from nanovlm.results.read import SEARCH_ID_FILE, STUDY_FILE, TRIALS_FILE, read_text
-from nanovlm.samplers.history import STORAGE_ERRORS
+from nanovlm.samplers.configurations import choices
+from nanovlm.samplers.history import OTHERS, STORAGE_ERRORS
+from nanovlm.samplers.optuna_compat import METRIC_NAMES, with_objectives
 
 STUDY_NAME = "search"
 SPACE = "space"
@@ -39,16 +42,20 @@ _SEARCH_ID = re.compile("[0-9a-f]{32}")
 _CONNECT_SECONDS = 10
 _CONNECT_TIMEOUT = {"postgresql": "connect_timeout", "mysql": "connect_timeout"}
 _SHOWN_DIFFERENCES = 5
+_DIRECTIONS = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
 
 
 @dataclass(frozen=True)
-class StudyPlace:
+class StudyLocation:
     """Where a search finds its study."""
 
     storage: BaseStorage
     name: str
     search_id: str
     """Tells the trials of this results folder from those of others in the same study."""
+
+    def load(self) -> optuna.Study:
+        return optuna.load_study(study_name=self.name, storage=self.storage)
 
     def without_password(self, text: str) -> str:
         """Return what the storage said, in which it may have quoted the password."""
@@ -83,12 +90,12 @@ class StudyFileStorage(JournalStorage):
     """The study file as a storage."""
 
     def __init__(self, path: Path) -> None:
-        with readable(path):
+        with _readable(path):
             self.file = StudyFile(path)
             super().__init__(self.file)
 
 
-def open_study(space: SearchSpace, folder: Path) -> StudyPlace:
+def open_study(space: SearchSpace, folder: Path) -> StudyLocation:
     """Return where the study of a results folder is; makes it if it is not there.
 
     Raises:
@@ -99,19 +106,28 @@ def open_study(space: SearchSpace, folder: Path) -> StudyPlace:
         storage: BaseStorage = StudyFileStorage(folder / STUDY_FILE)
     else:
         storage = open_database(space.study)
-    name = study_name(space, folder)
+    name = _study_name(space, folder)
     _bind(storage, name, space)
-    return StudyPlace(storage, name, _search_id(folder))
+    search_id = read_search_id(folder)
+    if search_id is None:
+        search_id = uuid.uuid4().hex
+        replace_text(folder / SEARCH_ID_FILE, search_id)
+    return StudyLocation(storage, name, search_id)
 
 
-def study_name(space: SearchSpace, folder: Path) -> str:
-    """Return the name of a results folder's study where it is kept."""
+def read_search_id(folder: Path) -> str | None:
+    """Return what `study.id` holds; None if it is gone, or damaged."""
+    text = (read_text(folder / SEARCH_ID_FILE) or "").strip()
+    return text if _SEARCH_ID.fullmatch(text) else None
+
+
+def _study_name(space: SearchSpace, folder: Path) -> str:
     default = STUDY_NAME if space.study.storage is None else identifier(folder.name)
     return space.study.name or default
 
 
 @contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
+def _readable(path: Path) -> Iterator[None]:
     """Raise UserError if what is done in the context shows that a journal is damaged."""
     try:
         yield
@@ -154,16 +170,14 @@ def open_database(study: Study) -> BaseStorage:
 
 def _bind(storage: BaseStorage, name: str, space: SearchSpace) -> None:
     """Make the study, or raise UserError if there is one of another space by that name."""
-    maximize = space.objective.mode == "max"
     ours = _signature(space)
-    known = {summary.study_name for summary in optuna.get_all_study_summaries(storage, False)}
     study = optuna.create_study(
         storage=storage,
         study_name=name,
-        direction="maximize" if maximize else "minimize",
+        direction=_DIRECTIONS[space.objective.mode],
         load_if_exists=True,
     )
-    if name not in known or (SPACE not in study.user_attrs and not study.trials):
+    if SPACE not in study.user_attrs and not study.trials:
         study.set_user_attr(SPACE, ours)
         return
     theirs = study.user_attrs.get(SPACE)
@@ -201,58 +215,104 @@ def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str
     ]
 
 
-def _search_id(folder: Path) -> str:
-    search_id = read_search_id(folder)
-    if search_id is None:
-        search_id = uuid.uuid4().hex
-        replace_text(folder / SEARCH_ID_FILE, search_id)
-    return search_id
+class ReadOnly(Exception):
+    """Something was to be written to a study that is only shown."""
 
 
-def read_search_id(folder: Path) -> str | None:
-    """Return what `study.id` holds; None if it is gone, or damaged."""
-    text = (read_text(folder / SEARCH_ID_FILE) or "").strip()
-    return text if _SEARCH_ID.fullmatch(text) else None
+class ReadOnlyStudy(BaseStorage):
+    """The storage of one study, of which everything can be read and nothing written.
 
-
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-PATIENCE_SECONDS = 600.0
-"""So long the storage may be away before the search ends."""
-
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
-
-
-def patiently(
-    do: Callable[[], T], place: StudyPlace, switch: StopSwitch, tell: Callable[[str], None]
-) -> T | None:
-    """Return what `do` returns; try again while the storage is away, None if the search ends.
-
-    A full disk under the results folder ends it at once: all else is written there, too.
-
-    Args:
-        switch: ends the waiting; it is thrown when the patience is over.
-        tell: told in a sentence that the storage fails.
+    It follows the search while it runs. The search writes its journal without a lock, so nobody
+    else may write to it. Choices among numbers are shown as they are, where the study keeps indices
+    (`configurations.py`). A study of several objectives, which keeps all but the first as
+    attributes (`study_recorder.py`), has all of them here, so that the dashboard draws their front.
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    pause = _FIRST_PAUSE
-    while True:
-        try:
-            return do()
-        except STORAGE_ERRORS as error:
-            if find_full_disk(error) and isinstance(place.storage, StudyFileStorage):
-                switch.fail(error)
-                return None
-            reason = place.without_password(str(error))
-        text = f"the study's storage fails, trying again: {reason}"
-        logger.warning("%s", text)
-        if pause == _FIRST_PAUSE:
-            tell(text)
-        if time.monotonic() > deadline:
-            switch.stop(f"study.storage: cannot be written: {reason}")
-        switch.pause(pause)
-        if switch.is_thrown():
-            return None
-        pause = min(_LONGEST_PAUSE, 2 * pause)
+
+    def __init__(self, storage: BaseStorage, name: str, space: SearchSpace) -> None:
+        self._storage, self._name = storage, name
+        self._directions = {each.metric: _DIRECTIONS[each.mode] for each in space.objective.all}
+        self._choices = {
+            p.key: CategoricalDistribution(choices(p)) for p in space.parameters if p.is_ordered
+        }
+
+    def _raise(self, *arguments: Any, **named: Any) -> NoReturn:
+        raise ReadOnly("this study is shown while its search may run; nothing can be written to it")
+
+    _refuse: Any = _raise
+    create_new_study = delete_study = set_study_user_attr = set_study_system_attr = _refuse
+    create_new_trial = set_trial_param = set_trial_state_values = _refuse
+    set_trial_intermediate_value = set_trial_user_attr = set_trial_system_attr = _refuse
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        return self._storage.get_study_id_from_name(study_name)
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        return self._storage.get_study_name_from_id(study_id)
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        return list(self._directions.values())
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        return self._storage.get_study_user_attrs(study_id)
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        attributes = self._storage.get_study_system_attrs(study_id)
+        return {**attributes, METRIC_NAMES: list(self._directions)}
+
+    def get_all_studies(self) -> list[Any]:
+        """Return this study alone; a database may hold others, of other spaces."""
+        studies = [s for s in self._storage.get_all_studies() if s.study_name == self._name]
+        return [with_objectives(study, self._directions) for study in studies]
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        return self._with_values(self._storage.get_trial(trial_id))
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        trials = self._storage.get_all_trials(study_id, deepcopy, states)
+        return [self._with_values(trial) for trial in trials]
+
+    def _with_values(self, trial: FrozenTrial) -> FrozenTrial:
+        """Return the trial with choices instead of their indices and values of all objectives.
+
+        Of several objectives Optuna has no values on the way, and none of a trial that has ended
+        before its end."""
+        shown = copy.copy(trial)
+        shown.params = {
+            key: self._choices[key].choices[value] if key in self._choices else value
+            for key, value in trial.params.items()
+        }
+        shown.distributions = {
+            key: self._choices.get(key, known) for key, known in trial.distributions.items()
+        }
+        if len(self._directions) > 1:
+            steps, others = trial.intermediate_values, trial.user_attrs.get(OTHERS, {})
+            whole = [step for step in steps if str(step) in others]
+            shown.intermediate_values, shown.values = {}, None
+            if trial.state is TrialState.COMPLETE and whole:
+                shown.values = [steps[max(whole)], *others[str(max(whole))]]
+        return shown
+
+
+def show_study(space: SearchSpace, folder: Path) -> ReadOnlyStudy:
+    """Return the study of a results folder, which is not touched. It follows a search that runs.
+
+    Raises:
+        UserError: there is no study yet, or the database cannot be reached.
+    """
+    name = _study_name(space, folder)
+    if space.study.storage is not None:
+        where = space.study.shown_storage
+        storage = get_storage(open_database(space.study))
+    else:
+        path = folder / STUDY_FILE
+        where = str(path)
+        if not path.is_file():
+            raise UserError(f"{folder}: the search has made no study yet (no {STUDY_FILE})")
+        with _readable(path):  # only ever read: takes no lock
+            storage = JournalStorage(JournalFileBackend(str(path)))
+    shown = ReadOnlyStudy(storage, name, space)
+    if not shown.get_all_studies():
+        raise UserError(f"{where} holds no study {name!r}")
+    return shown

@@ -1,8 +1,9 @@
 """What the sampler learns from earlier searches before its own first trial.
 
 An earlier search whose trainings are as long as those here adds trials of this search's own kind.
-One whose trainings have another length is a source of its own, if the lengths can be ordered
-(`earlier_lengths.py`).
+One whose trainings have another length is a source of its own. Trainings are longer or shorter ones
+of the same kind if they are on the same data, of which one search trains on fewer rows, or for
+fewer epochs. All else cannot be ordered by samples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,15 +12,42 @@ from typing import Any
 
 from nanovlm.config.sources import config_values, flat_values
 from nanovlm.config.space import SearchSpace
+from nanovlm.data.hub import split_revision
 from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.files import user_path
 from nanovlm.messages import TrialRecord, measured
-from nanovlm.results.read import TRIALS_FILE, FolderReader
+from nanovlm.results.read import DATA_FILE, TRIALS_FILE, FolderReader
 from nanovlm.results.summary import mmstar_rules
-from nanovlm.samplers.earlier_lengths import Lengths, find_lengths, is_as_long
-from nanovlm.search.searcher import StudySearch
+from nanovlm.search.study_recorder import StudyRecorder
 
 _SHOWN_DIFFERENCES = 5
+
+_SAME_LENGTH = 0.01
+"""Share by which full trainings may differ in samples; the last step of an epoch depends on the
+batch size."""
+
+_DATA_KEYS = ("train_dataset_path", "train_dataset_name", "turns", "test_dataset_path")
+"""What must be the same where the lengths differ."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long the trainings of an earlier search of another length are."""
+
+    there: int
+    """Samples of a full training."""
+    here: int
+    shares: Mapping[str, tuple[float, ...]]
+    """By trial id: how far it had come there at each of its reports, 1 in full."""
+
+    def __str__(self) -> str:
+        last = [shares[-1] for shares in self.shares.values() if shares]
+        num_full = sum(share >= 1 for share in last)
+        return (
+            f"its full trainings have {self.there} samples, {self.there / self.here:.2g} times "
+            f"those here ({num_full} trials in full, {len(last) - num_full} shorter): the sampler "
+            "finds out how much they tell"
+        )
 
 
 @dataclass(frozen=True)
@@ -71,9 +99,9 @@ def read_earlier_trials(space: SearchSpace) -> tuple[EarlierTrials, ...]:
 
 
 def learn_from(
-    searcher: StudySearch, earlier: tuple[EarlierTrials, ...], trial_samples: int
+    recorder: StudyRecorder, earlier: Sequence[EarlierTrials], trial_samples: int
 ) -> None:
-    """Let the searcher learn from trials of earlier searches, each once.
+    """Add the trials of earlier searches to the study, each once, for the sampler to learn from.
 
     A trial that ran its full budget counts as a full one if that was as long as it is here, else as
     one that was stopped at its last report; `auto` takes it for a trial of another source.
@@ -81,9 +109,9 @@ def learn_from(
     for trials in earlier:
         source = str(user_path(trials.folder).resolve())
         for record in trials.records:
-            is_full = is_as_long(record.samples_seen, trial_samples)
+            is_full = _is_as_long(record.samples_seen, trial_samples)
             shares = None if trials.lengths is None else trials.lengths.shares[record.trial_id]
-            searcher.import_trial(record, source, is_full, shares)
+            recorder.add_imported(record, source, is_full, shares)
 
 
 def compare_lengths(
@@ -105,12 +133,86 @@ def compare_lengths(
     compared = list[EarlierTrials]()
     for trials in earlier:
         with problems:
-            lengths = find_lengths(
-                space, trials.folder, trials.records, trials.full_samples, trial_samples, data
-            )
+            there = trials.full_samples or _estimate(space, trials, trial_samples, data)
+            lengths = _lengths(space, trials, there, trial_samples)
             compared.append(replace(trials, lengths=lengths))
     problems.raise_if_any()
     return tuple(compared)
+
+
+def _is_as_long(samples: int, trial_samples: int) -> bool:
+    return abs(samples - trial_samples) <= _SAME_LENGTH * trial_samples
+
+
+def _estimate(
+    space: SearchSpace, trials: EarlierTrials, trial_samples: int, data: Mapping[str, Any]
+) -> int:
+    """Return the samples of a full training there in proportion to the data and the epochs."""
+    before = FolderReader(user_path(trials.folder)).data() or {}
+    sides = ((before, trials.records[0].config), (data, config_values(space.base)))
+    try:
+        there, here = (
+            content["training"]["samples"] * config["epochs"] * (1 - config["val_ratio"])
+            for content, config in sides
+        )
+    except KeyError:
+        raise UserError(
+            f"warm_start: {trials.folder}: how long its trainings are is unknown, since none has "
+            f"run in full, and {DATA_FILE} does not say how much data it had; take it out, or go "
+            "on with that search until a trial has run in full"
+        ) from None
+    return round(trial_samples * there / here)
+
+
+def _lengths(
+    space: SearchSpace, trials: EarlierTrials, there: int, trial_samples: int
+) -> Lengths | None:
+    """Return the lengths of an earlier search; None if it is as long as this one."""
+    if _is_as_long(there, trial_samples):
+        return None
+    ours, theirs = (
+        flat_values(config) for config in (config_values(space.base), trials.records[0].config)
+    )
+    differing = ", ".join(
+        f"there {key}={theirs[key]!r}, here {ours[key]!r}"
+        for key in _DATA_KEYS
+        if key in theirs and _without_version(theirs[key]) != _without_version(ours[key])
+    )
+    if differing:
+        raise UserError(
+            f"warm_start: {trials.folder}: its full trainings of {there} samples cannot be ordered "
+            f"with those of {trial_samples} here, for the data differ otherwise than in the number "
+            f"of rows: {differing}. Take it out, or learn from a search of the same data with "
+            "another data_cutoff_idx or other epochs"
+        )
+    return Lengths(there, trial_samples, _shares(trials, there))
+
+
+def _without_version(value: Any) -> Any:
+    """Return a data set of the hub without its version, which may have changed in between."""
+    return split_revision(value)[0] if isinstance(value, str) else value
+
+
+def _shares(trials: EarlierTrials, there: int) -> dict[str, tuple[float, ...]]:
+    """Return how far each trial had come at its reports, by trial id.
+
+    A report counts at its milestone, whatever the batch size was.
+    """
+    reader = FolderReader(user_path(trials.folder))
+    decisions, _ = reader.decisions(())
+    if reader.problems:
+        raise UserError(*(f"warm_start: {problem}" for problem in reader.problems))
+    milestones = {(d.number, d.samples_seen): d.milestone for d in decisions}
+
+    def share(record: TrialRecord, seen: int) -> float:
+        if record.state == "completed" and seen == record.samples_seen:
+            return 1.0
+        return min(1.0, milestones.get((record.number, seen), seen) / there)
+
+    return {
+        record.trial_id: tuple(share(record, report.samples_seen) for report in record.reports)
+        for record in trials.records
+    }
 
 
 def _read(space: SearchSpace, name: str) -> EarlierTrials:

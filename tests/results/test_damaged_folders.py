@@ -28,10 +28,10 @@ from nanovlm.results.load import load_results
 from nanovlm.results.read import SPACE_FILE
 from nanovlm.results.summary import check_best_config
 from nanovlm.results.write import ResultsStore
-from nanovlm.search.read_only_study import show_study
+from nanovlm.search.forecast import past_rate
 from nanovlm.search.resume import check_same_space, mend_search
-from nanovlm.search.searcher import build_searcher
-from nanovlm.search.throughput_history import past_speed
+from nanovlm.search.searcher import StudySearch
+from nanovlm.search.study import show_study
 from nanovlm.search.warm_start import read_earlier_trials
 from nanovlm.training.state import read_state, write_state
 from nanovlm.watch.report.folder import read_search
@@ -152,9 +152,7 @@ def loaded(folder: Path, space: SearchSpace) -> Seen:
 
 def reported(folder: Path, space: SearchSpace) -> Seen:
     search = read_search(folder)
-    verdicts = sorted(
-        (v["number"], v["milestone"], v["value"], v["goes_on"]) for v in search.verdicts
-    )
+    verdicts = sorted((d.number, d.milestone, d.value, d.goes_on) for d in search.decisions)
     assert search.best is not None
     content = (
         [*search.records], [*search.confirmed], [*search.paused], verdicts, search.space,
@@ -180,9 +178,8 @@ def learnt_from(folder: Path, space: SearchSpace) -> Seen:
 
 
 def timed(folder: Path, space: SearchSpace) -> Seen:
-    found = past_speed(space, folder.parent)
-    speed = found.speed and (found.speed.samples_per_second, found.speed.evaluation_seconds)
-    return Seen(speed, found.left_out)
+    rate, damaged = past_rate(space, folder.parent)
+    return Seen(rate and (rate.samples_per_second, rate.evaluation_seconds), tuple(damaged))
 
 
 def run_again(folder: Path, space: SearchSpace) -> Seen:
@@ -219,7 +216,7 @@ def resumed(folder: Path, space: SearchSpace) -> Seen:
         mended = mend_search(space, folder, MILESTONES, store.records)
         seconds = store.earlier_seconds
         rungs = build_rungs(space, MILESTONES, folder / "rungs.jsonl")
-        searcher = build_searcher(space, folder, 1, StopSwitch(), MILESTONES, store.records)
+        searcher = StudySearch(space, folder, 1, StopSwitch(), MILESTONES, store.records)
         verdicts = rungs._decisions
         study = searcher.study.get_trials()
         store.close(seconds, "budget.trials: all trials are done")

@@ -19,7 +19,7 @@ from nanovlm.results.folder import describe_environment
 from nanovlm.results.read import CONFIG_FILE, DATA_FILE, ENVIRONMENT_FILE, SPACE_FILE
 from nanovlm.results.retention import state_dir
 from nanovlm.results.write import ResultsStore
-from nanovlm.search.searcher import build_searcher
+from nanovlm.search.searcher import StudySearch
 from nanovlm.training.state import TrainingState, write_state
 from nanovlm.watch.observer import RunStart
 from nanovlm.watch.report.page import write_report
@@ -52,7 +52,7 @@ def make_whole_search(folder: Path) -> Path:
         write_model(folder / "best")
         store.write_json(DATA_FILE, DATA_MADE)
         store.write_json(ENVIRONMENT_FILE, describe_environment())
-        searcher = build_searcher(space, folder, 1, StopSwitch(), MILESTONES, store.records)
+        searcher = StudySearch(space, folder, 1, StopSwitch(), MILESTONES, store.records)
         searcher.suggest("tune-id")
         _write_state(folder, f"trial-{NUM_TRIALS:04d}")
         store.note_pause(make_record(NUM_TRIALS, "paused", reports=REPORTS))

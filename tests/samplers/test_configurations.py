@@ -14,13 +14,10 @@ from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.parameter import count_configurations
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.messages import End, TrialRecord, TrialState
-from nanovlm.samplers.configurations import (
-    RunConfigurations,
-    can_repeat,
-    nearest_first,
-)
-from nanovlm.search.searcher import StudySearch, build_searcher
-from nanovlm.search.study import StudyPlace
+from nanovlm.samplers.configurations import can_repeat, nearest_first
+from nanovlm.search import study as study_module
+from nanovlm.search.limits import RunConfigurations
+from nanovlm.search.searcher import StudySearch
 from tests.records import make_record
 
 SIX = "batch_size: {choice: [64, 128, 256]}, freeze: {choice: [none, vision_encoder]}"
@@ -110,7 +107,7 @@ def test_what_counts_as_run(tmp_path: Path) -> None:
 
 def searcher_of(space: SearchSpace, folder: Path, **more: Any) -> StudySearch:
     folder.mkdir(exist_ok=True)
-    return build_searcher(space, folder, more.pop("slots", 1), StopSwitch(), **more)
+    return StudySearch(space, folder, more.pop("slots", 1), StopSwitch(), **more)
 
 
 def ask(searcher: StudySearch, trial_id: str) -> Any:
@@ -235,14 +232,14 @@ def test_a_finite_space_that_is_gone_on_with(tmp_path: Path, sampler: str, num_d
     assert run_to_end(searcher_of(space, tmp_path / "parts", earlier=everything)) == []
 
 
-def test_what_another_search_of_the_study_has_run_is_not_run_again(tmp_path: Path) -> None:
-    space = space_of(tmp_path, SIX)
+def test_what_another_search_of_the_study_has_run_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage = optuna.storages.InMemoryStorage()
-    optuna.create_study(storage=storage, study_name="shared", direction="maximize")
-    one, other = (
-        StudySearch(space, StudyPlace(storage, "shared", name), 1, StopSwitch(), ())
-        for name in ("one", "other")
-    )
+    monkeypatch.setattr(study_module, "open_database", lambda study: storage)
+    database = {"study.storage": "postgresql://host/db", "study.name": "shared"}
+    space = space_of(tmp_path, SIX, **database)
+    one, other = (searcher_of(space, tmp_path / name) for name in ("one", "other"))
     first = [ask(one, str(number)) for number in range(3)]
     for number, values in enumerate(first[:2]):  # the third one still runs there
         end(one, str(number), values)

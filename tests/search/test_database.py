@@ -17,8 +17,8 @@ from nanovlm.cluster.worker_pool import INTERRUPTED, StopSwitch
 from nanovlm.commands.dashboard import read_space
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
-from nanovlm.search.read_only_study import show_study
-from nanovlm.search.searcher import StudySearch, build_searcher
+from nanovlm.search.searcher import StudySearch
+from nanovlm.search.study import show_study
 from tests.search.test_stages import Run
 
 pytest.importorskip("psycopg")
@@ -94,11 +94,11 @@ def finish(searcher: StudySearch, trial_id: str, value: float) -> None:
 
 def test_a_search_goes_on_in_the_database(tmp_path: Path, database: Database) -> None:
     searched = space(tmp_path, database)
-    first = build_searcher(searched, tmp_path, 1, StopSwitch())
+    first = StudySearch(searched, tmp_path, 1, StopSwitch())
     ask(first, "a")
     finish(first, "a", 0.5)
     under_way = ask(first, "b")
-    again = build_searcher(searched, tmp_path, 1, StopSwitch())
+    again = StudySearch(searched, tmp_path, 1, StopSwitch())
     # There is no line for 0 in trials.jsonl yet, so that it runs again; it is told once.
     assert ask(again, "c")[NUMBER] == 0
     finish(again, "c", 0.1)
@@ -112,7 +112,7 @@ def test_two_searches_share_a_study(tmp_path: Path, database: Database) -> None:
     searchers = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        searchers.append(build_searcher(searched, tmp_path / name, 1, StopSwitch()))
+        searchers.append(StudySearch(searched, tmp_path / name, 1, StopSwitch()))
     for number in range(3):
         for searcher in searchers:
             assert ask(searcher, str(number))[NUMBER] == number
@@ -121,14 +121,14 @@ def test_two_searches_share_a_study(tmp_path: Path, database: Database) -> None:
     assert [trial.user_attrs[NUMBER] for trial in trials] == [0, 0, 1, 1, 2, 2]
     assert len({trial.user_attrs[VALUES]["lr_mp"] for trial in trials[2:]}) >= 2
     with pytest.raises(UserError, match="is the study of another space") as refused:
-        build_searcher(space(tmp_path, database, epochs=2), tmp_path / "one", 1, StopSwitch())
+        StudySearch(space(tmp_path, database, epochs=2), tmp_path / "one", 1, StopSwitch())
     assert "***@127.0.0.1" in str(refused.value) and "hush" not in str(refused.value)
 
 
 def test_a_database_that_comes_back_is_waited_for(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    searcher = build_searcher(space(tmp_path, database), tmp_path, 1, StopSwitch())
+    searcher = StudySearch(space(tmp_path, database), tmp_path, 1, StopSwitch())
     ask(searcher, "a")
     database.stop()
     pauses: list[float] = []
@@ -147,18 +147,18 @@ def test_a_search_that_is_interrupted_while_its_database_is_away_ends_and_goes_o
     tmp_path: Path, database: Database
 ) -> None:
     searched, switch = space(tmp_path, database), StopSwitch()
-    searcher = build_searcher(searched, tmp_path, 1, switch)
+    searcher = StudySearch(searched, tmp_path, 1, switch)
     under_way = ask(searcher, "a")
     database.stop()
     try:
         threading.Timer(0.2, switch.stop, [INTERRUPTED]).start()
         assert searcher.suggest("b") is None
         searcher.on_trial_complete("a", None)
-        searcher.tell_ended([])
+        searcher.end_recorded([])
     finally:
         database.start()
     assert switch.reason == INTERRUPTED
-    assert ask(build_searcher(searched, tmp_path, 1, StopSwitch()), "c") == under_way
+    assert ask(StudySearch(searched, tmp_path, 1, StopSwitch()), "c") == under_way
 
 
 @pytest.mark.ray
@@ -177,10 +177,8 @@ def test_a_study_in_the_database_is_shown(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searched = space(tmp_path, database, **{"search.batch_size": {"choice": [64, 256]}})
-    build_searcher(
-        space(tmp_path, database, **{"study.name": "another"}), tmp_path, 1, StopSwitch()
-    )
-    searcher = build_searcher(searched, tmp_path, 1, StopSwitch())
+    StudySearch(space(tmp_path, database, **{"study.name": "another"}), tmp_path, 1, StopSwitch())
+    searcher = StudySearch(searched, tmp_path, 1, StopSwitch())
     suggested = [ask(searcher, "a")[VALUES]]
     finish(searcher, "a", 0.5)
     (tmp_path / "space.yaml").write_text(searched.to_yaml())

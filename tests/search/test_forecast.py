@@ -1,5 +1,6 @@
 """The dry run's figures: counted by hand where the scheduler stops nothing."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,8 @@ import pytest
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.files import gib
 from nanovlm.records import record_line
-from nanovlm.search.forecast import Forecast, Range, forecast
+from nanovlm.search.forecast import Forecast, Range, past_rate
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.throughput_history import past_speed
 from tests.records import make_record, make_report, make_speed
 
 CUDA_FREE = {"resources.workers": 1, "resources.gpus_per_worker": 0}
@@ -29,7 +29,7 @@ def full_length(
     """Return the forecast of trials of 3,600 samples that all run their full budget."""
     space = space_of(tmp_path / "spaces", **{"scheduler.name": "none"}, **overrides)
     plan = SearchPlan(space, (), 3600, {"benchmark": {"samples": 100}})
-    return forecast(plan, concurrency, rate, tmp_path / "results")
+    return Forecast(plan, concurrency, rate, tmp_path / "results")
 
 
 def earlier_search(results: Path, speeds: list[float], **overrides: Any) -> None:
@@ -46,14 +46,10 @@ def earlier_search(results: Path, speeds: list[float], **overrides: Any) -> None
 def test_hours_at_a_given_rate(tmp_path: Path) -> None:
     expected = full_length(tmp_path, 1.0, **{"budget.trials": 5})
     assert expected.num_trials == 5
-    assert expected.reached == (Range(5, 5, 5),)
-    assert expected.search_samples == Range(18_000, 18_000, 18_000)
-    assert expected.time is not None
-    assert expected.time.trial_seconds.mean == 5 * 3600
-    assert expected.time.wall_seconds.mean == pytest.approx(3 * 3600, abs=1)
-    assert expected.confirm_runs == 8
-    assert expected.time.confirm_seconds == 8 * 3600
-    assert expected.time.confirm_wall_seconds == 4 * 3600
+    assert expected.over_searches(lambda s: s.reached[-1]) == Range(5, 5, 5)
+    assert expected.over_searches(lambda s: s.samples) == Range(18_000, 18_000, 18_000)
+    assert expected.over_searches(lambda s: s.duration).mean == pytest.approx(3 * 3600, abs=1)
+    assert (expected.confirm_runs, expected.confirm_batches) == (8, 4)
     text = expected.describe()
     assert "confirm         at most 8 full trainings, 28,800 samples: the best 3 and the de" in text
     assert "CPU-hours       5 (5 to 5), and 8 to confirm" in text
@@ -63,7 +59,7 @@ def test_hours_at_a_given_rate(tmp_path: Path) -> None:
 
 def test_unknown_hours(tmp_path: Path) -> None:
     expected = full_length(tmp_path, None, **{"budget.trials": 5})
-    assert expected.time is None
+    assert expected.rate is None
     assert "unknown: give --samples-per-second" in expected.describe()
 
 
@@ -88,9 +84,10 @@ def test_how_many_trials_there_will_be(
 def test_the_rate_of_an_earlier_search(tmp_path: Path) -> None:
     earlier_search(tmp_path / "results", [1.0, 2.0, 9.0], lr_mp=0.05, batch_size=16)
     expected = full_length(tmp_path, None, **{"budget.trials": 4})
-    assert expected.time is not None
-    assert expected.time.rate.samples_per_second == 2.0
-    assert expected.time.trial_seconds.mean == 4 * (1800 + 5)
+    assert expected.rate is not None
+    assert expected.rate.samples_per_second == 2.0
+    assert expected.rate.hours(4 * 3600, 4) * 3600 == pytest.approx(4 * (1800 + 5))
+    assert "CPU-hours       2.01 (2.01 to 2.01)" in expected.describe()
     assert str(tmp_path / "results" / "earlier") in expected.describe()
 
 
@@ -99,14 +96,14 @@ def test_the_rate_of_an_earlier_search(tmp_path: Path) -> None:
 )
 def test_another_model_or_machine_says_nothing(tmp_path: Path, change: dict[str, Any]) -> None:
     earlier_search(tmp_path / "results", [1.0], **change)
-    assert past_speed(space_of(tmp_path / "spaces"), tmp_path / "results").speed is None
+    assert past_rate(space_of(tmp_path / "spaces"), tmp_path / "results") == (None, [])
 
 
 def test_a_folder_to_learn_from_is_asked_too(tmp_path: Path) -> None:
     earlier_search(tmp_path / "elsewhere", [7.0])
     space = space_of(tmp_path / "spaces", warm_start=[str(tmp_path / "elsewhere" / "earlier")])
-    speed = past_speed(space, tmp_path / "results").speed
-    assert speed is not None and speed.samples_per_second == 7.0
+    rate, _ = past_rate(space, tmp_path / "results")
+    assert rate is not None and rate.samples_per_second == 7.0
 
 
 @pytest.mark.parametrize(
@@ -138,7 +135,7 @@ def test_the_distinct_configurations_are_counted(
     budget = {"budget.trials": trials, "budget.hours": 1e6}
     space = load_space(path, CUDA_FREE | {"scheduler.name": "none"} | budget)
     plan = SearchPlan(space, (), 3600, {"benchmark": {"samples": 100}})
-    expected = forecast(plan, 2, None, tmp_path / "results")
+    expected = Forecast(plan, 2, None, tmp_path / "results")
     assert (expected.num_trials, expected.confirm_runs) == (num_trials, confirm_runs)
     assert f"configurations  {line}" in expected.describe()
 
@@ -148,31 +145,33 @@ def pausing(tmp_path: Path, **overrides: Any) -> Forecast:
     scheduler = {"scheduler.name": "asha", "scheduler.type": "pausing", "budget.trials": 60}
     space = space_of(tmp_path / "spaces", **scheduler, **overrides)
     plan = SearchPlan(space, (400, 1200), 3600, {"benchmark": {"samples": 100}})
-    return forecast(plan, 2, 1.0, tmp_path / "results")
+    return Forecast(plan, 2, 1.0, tmp_path / "results")
 
 
 def test_trials_that_pause(tmp_path: Path) -> None:
     expected = pausing(tmp_path)
-    assert expected.pauses is not None
-    assert 10 < expected.pauses.most.low <= expected.pauses.most.high < 60
-    assert expected.pauses.retrained == Range(0, 0, 0)
-    assert expected.disk.paused == expected.pauses.num_states * expected.disk.state
+    waiting = expected.over_searches(lambda s: s.most_paused)
+    assert 10 < waiting.low <= waiting.high < 60
+    assert expected.over_searches(lambda s: s.num_retrained) == Range(0, 0, 0)
+    assert expected.disk.paused == math.ceil(waiting.high) * expected.disk.state
     text = expected.describe()
-    assert f"paused          {expected.pauses.most} trials at a time at most; the states" in text
+    assert f"paused          {waiting} trials at a time at most; the states" in text
     assert "are kept (what the disk has room for); 0 (0 to 0) times one goes on" in text
     assert f", of paused trials {gib(expected.disk.paused)}, models" in text
 
 
 def test_trials_that_pause_and_lose_their_states(tmp_path: Path) -> None:
-    kept, let_go = pausing(tmp_path), pausing(tmp_path, **{"scheduler.max_paused": 2})
-    assert kept.pauses is not None and let_go.pauses is not None
-    assert let_go.pauses.num_states == 2 and let_go.disk.paused == 2 * let_go.disk.state
-    assert let_go.pauses.retrained.mean > 0
-    assert let_go.reached[-1].mean == pytest.approx(kept.reached[-1].mean, rel=0.1)
-    assert let_go.search_samples.mean > kept.search_samples.mean
-    assert "the states of at most 2 are kept (scheduler.max_paused)" in let_go.describe()
+    kept, dropped = pausing(tmp_path), pausing(tmp_path, **{"scheduler.max_paused": 2})
+    assert dropped.disk.paused == 2 * dropped.disk.state
+    assert dropped.over_searches(lambda s: s.num_retrained).mean > 0
+    full, samples = (
+        [each.over_searches(count).mean for each in (kept, dropped)]
+        for count in (lambda s: s.reached[-1], lambda s: s.samples)
+    )
+    assert full[1] == pytest.approx(full[0], rel=0.1) and samples[1] > samples[0]
+    assert "the states of at most 2 are kept (scheduler.max_paused)" in dropped.describe()
     stopping = full_length(tmp_path, 1.0, **{"budget.trials": 5})
-    assert stopping.pauses is None and "paused" not in stopping.describe()
+    assert "paused" not in stopping.describe()
 
 
 def test_several_objectives_are_counted_as_one_is(tmp_path: Path) -> None:
@@ -182,7 +181,7 @@ def test_several_objectives_are_counted_as_one_is(tmp_path: Path) -> None:
     for more in ({}, {"objective": both}):
         space = space_of(tmp_path / "spaces", **more)
         plan = SearchPlan(space, (400, 1200), 3600, {"benchmark": {"samples": 100}})
-        forecasts.append(forecast(plan, 2, None, tmp_path / "results"))
-    assert forecasts[0].reached == forecasts[1].reached
+        forecasts.append(Forecast(plan, 2, None, tmp_path / "results"))
+    assert [s.reached for s in forecasts[0].searches] == [s.reached for s in forecasts[1].searches]
     assert "the best 3 and the default one" in forecasts[0].describe()
     assert "the best and the default" in forecasts[1].describe()

@@ -15,7 +15,7 @@ from nanovlm.pruning.successive_halving import StoppingHalving
 from nanovlm.results.read import RUNGS_FILE, SEARCH_ID_FILE
 from nanovlm.search import study as study_module
 from nanovlm.search.resume import mend_search
-from nanovlm.search.searcher import build_searcher
+from nanovlm.search.searcher import StudySearch
 from tests.records import make_record, make_report
 
 MILESTONES = (100, 300, 900)
@@ -90,7 +90,7 @@ def test_a_whole_log_stays_as_it_is(tmp_path: Path) -> None:
     space = space_of(tmp_path, "asha")
     records, _ = run_search(space, tmp_path)
     whole = (tmp_path / RUNGS_FILE).read_bytes()
-    build_searcher(space, tmp_path, 1, StopSwitch(), MILESTONES, records)
+    StudySearch(space, tmp_path, 1, StopSwitch(), MILESTONES, records)
     assert mend_search(space, tmp_path, MILESTONES, records) == []
     assert (tmp_path / RUNGS_FILE).read_bytes() == whole
 
@@ -99,7 +99,7 @@ def test_a_whole_log_stays_as_it_is(tmp_path: Path) -> None:
 def test_the_id_is_found_in_the_study(tmp_path: Path, content: str | None) -> None:
     space = space_of(tmp_path, "none")
     records, _ = run_search(space_of(tmp_path, "asha"), tmp_path)
-    build_searcher(space, tmp_path, 1, StopSwitch(), (), records)
+    StudySearch(space, tmp_path, 1, StopSwitch(), (), records)
     path = tmp_path / SEARCH_ID_FILE
     before = path.read_text()
     path.unlink()
@@ -107,7 +107,7 @@ def test_the_id_is_found_in_the_study(tmp_path: Path, content: str | None) -> No
         path.write_text(content)
     assert "found again" in " ".join(mend_search(space, tmp_path, (), records))
     assert path.read_text() == before
-    searcher = build_searcher(space, tmp_path, 1, StopSwitch(), (), records)
+    searcher = StudySearch(space, tmp_path, 1, StopSwitch(), (), records)
     assert len(searcher.study.get_trials()) == len(records), "each once"
 
 
@@ -128,14 +128,14 @@ def test_of_several_searches_in_a_study_the_trials_tell(
              for r in records]  # fmt: skip
     for folder, own in ((ours, records), (theirs, other)):
         folder.mkdir()
-        build_searcher(space, folder, 1, StopSwitch(), (), own)
+        StudySearch(space, folder, 1, StopSwitch(), (), own)
     before = (ours / SEARCH_ID_FILE).read_text()
     (ours / SEARCH_ID_FILE).unlink()
     assert "found again" in " ".join(mend_search(space, ours, (), records))
     assert (ours / SEARCH_ID_FILE).read_text() == before
     twin = tmp_path / "twin"  # with the same trials: nothing tells them apart
     twin.mkdir()
-    build_searcher(space, twin, 1, StopSwitch(), (), records)
+    StudySearch(space, twin, 1, StopSwitch(), (), records)
     (twin / SEARCH_ID_FILE).unlink()
     with pytest.raises(UserError, match=r"study\.id: is damaged or gone, and the study does not"):
         mend_search(space, twin, (), records)

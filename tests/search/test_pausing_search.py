@@ -31,13 +31,11 @@ from nanovlm.messages import End, TrialRecord
 from nanovlm.pruning.pausing_halving import PausingHalving, build_rungs
 from nanovlm.results.decisions import PruningDecision
 from nanovlm.results.read import RUNGS_FILE
-from nanovlm.samplers.earlier_lengths import Lengths
-from nanovlm.samplers.scalarized import OTHERS
+from nanovlm.samplers.history import OTHERS
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.scheduler import RungScheduler
-from nanovlm.search.searcher import Pauses, StudySearch, build_searcher
-from nanovlm.search.stages import Place, ResumeState, _Search
-from nanovlm.search.warm_start import EarlierTrials, learn_from
+from nanovlm.search.searcher import Pauses, RungScheduler, StudySearch
+from nanovlm.search.stages import Search
+from nanovlm.search.warm_start import EarlierTrials, Lengths, learn_from
 from tests.full_disk import files_end_at
 from tests.records import make_record, make_report, make_speed
 
@@ -102,7 +100,7 @@ class Program:
         rungs = build_rungs(self.space, MILESTONES, folder / RUNGS_FILE)
         assert isinstance(rungs, PausingHalving)
         self.rungs, self.records, self.may_go_on = rungs, records, may_go_on
-        self.searcher: StudySearch = build_searcher(
+        self.searcher: StudySearch = StudySearch(
             self.space,
             folder,
             1,
@@ -112,7 +110,7 @@ class Program:
             most_trials=NUM_TRIALS,
             pauses=Pauses(rungs, self._on_decision, **more),
         )
-        learn_from(self.searcher, earlier, ENDS[-1])
+        learn_from(self.searcher.recorder, earlier, ENDS[-1])
         self.scheduler = RungScheduler(rungs, self._on_decision)
 
     def _on_decision(self, decision: PruningDecision) -> None:
@@ -309,10 +307,10 @@ def test_a_verdict_that_cannot_be_written_ends_the_search_in_order(tmp_path: Pat
     assert len(again.rungs.paused) == len(paused) - 1
 
 
-def test_states_beyond_the_limit_are_let_go_once(tmp_path: Path) -> None:
-    let_go: list[int] = []
-    program, legs = undisturbed(tmp_path / "a", max_states=2, let_go=let_go.append)
-    assert let_go and len(let_go) == len(set(let_go))
+def test_states_beyond_the_limit_are_dropped_once(tmp_path: Path) -> None:
+    dropped: list[int] = []
+    program, legs = undisturbed(tmp_path / "a", max_states=2, drop_state=dropped.append)
+    assert dropped and len(dropped) == len(set(dropped))
     unlimited, same = undisturbed(tmp_path / "b")
     assert legs == same, "what is kept decides nothing"
     assert program.records.ended.keys() == unlimited.records.ended.keys()
@@ -322,8 +320,8 @@ def test_a_person_is_told_how_well_an_earlier_search_foresaw_the_trials(tmp_path
     program, _ = undisturbed(tmp_path / "a", earlier=(shorter_search(),))
     events: list[Any] = []
     plan = SearchPlan(space_of(tmp_path), MILESTONES, ENDS[-1], data={})
-    search = _Search(plan, Place(tmp_path, lambda *_: None, events.append), ResumeState())
-    search._tell_correlations(program.searcher)
+    search = Search(plan, tmp_path, lambda *_: None, events.append)
+    search._notify_of_correlations(program.searcher)
     (told,) = [event.text for event in events]
     (correlation,) = program.searcher.correlations().values()
     assert (
@@ -334,8 +332,7 @@ def test_a_person_is_told_how_well_an_earlier_search_foresaw_the_trials(tmp_path
 def test_a_person_is_told_of_a_milestone_that_ceases_to_decide(tmp_path: Path) -> None:
     events: list[Any] = []
     plan = SearchPlan(space_of(tmp_path), MILESTONES, ENDS[-1], data={})
-    place = Place(tmp_path, on_start=lambda *_: None, on_event=events.append)
-    search = _Search(plan, place, ResumeState())
+    search = Search(plan, tmp_path, on_start=lambda *_: None, on_event=events.append)
     rungs = build_rungs(plan.space, MILESTONES)
     assert isinstance(rungs, PausingHalving)
     broker: Any = SimpleNamespace(decide=SimpleNamespace(remote=lambda *_: None))

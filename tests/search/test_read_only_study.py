@@ -14,10 +14,9 @@ from nanovlm.cluster.worker_pool import StopSwitch
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.results.read import STUDY_FILE
-from nanovlm.samplers.optuna_samplers import suggest
-from nanovlm.search.read_only_study import ReadOnly, ReadOnlyStudy, show_study
-from nanovlm.search.searcher import build_searcher
-from nanovlm.search.study import open_study
+from nanovlm.samplers.configurations import suggest
+from nanovlm.search.searcher import StudySearch
+from nanovlm.search.study import ReadOnly, ReadOnlyStudy, open_study, show_study
 
 SPACE = """
 search:
@@ -123,7 +122,7 @@ def test_of_several_objectives_all_are_shown(tmp_path: Path) -> None:
     """As a study that Optuna has for them, so that the dashboard draws their front."""
     both = [{"metric": "mmstar_accuracy"}, {"metric": "seconds_per_sample"}]
     searched = space(tmp_path, objective=both)
-    searcher = build_searcher(searched, tmp_path, 1, StopSwitch(), (100,))
+    searcher = StudySearch(searched, tmp_path, 1, StopSwitch(), (100,))
     for number, (accuracy, seconds) in enumerate([(0.5, 0.01), (0.7, 0.02), (0.6, 0.03)]):
         searcher.suggest(str(number))
         for samples, is_final in ((100, False), (300, True)):

@@ -15,7 +15,8 @@ from nanovlm.errors import UserError
 from nanovlm.pruning.pausing_halving import build_rungs
 from nanovlm.results.decisions import PruningDecision
 from nanovlm.results.read import RUNGS_FILE
-from nanovlm.search.scheduler import RungScheduler, plan_milestones
+from nanovlm.search.plan import plan_milestones
+from nanovlm.search.searcher import RungScheduler
 from tests.full_disk import files_end_at
 
 

@@ -1,7 +1,6 @@
-"""What Optuna is asked and told, through the real OptunaSearch and its real storage."""
+"""What Optuna is asked and told, through the real searcher and its real storage."""
 
 import math
-import sys
 import threading
 import time
 from pathlib import Path
@@ -21,14 +20,10 @@ from nanovlm.cluster.relay import (
     VALUES,
 )
 from nanovlm.cluster.worker_pool import INTERRUPTED, StopSwitch
-from nanovlm.config.search_settings import Sampler
 from nanovlm.config.space import SearchSpace, load_space
-from nanovlm.errors import UserError
 from nanovlm.messages import End, TrialRecord, TrialState
 from nanovlm.results.read import STUDY_FILE
-from nanovlm.samplers.optuna_samplers import check_sampler
-from nanovlm.search.sampler_failures import SamplerFailures
-from nanovlm.search.searcher import StudySearch, build_searcher
+from nanovlm.search.searcher import StudySearch
 from nanovlm.search.study import STUDY_NAME
 from tests.full_disk import files_end_at
 from tests.records import make_record, make_report
@@ -55,7 +50,7 @@ SETTINGS = {name: {"sampler.name": name, "scheduler.type": "stopping"} for name 
 
 
 def searcher_of(searched: SearchSpace, folder: Path, **more: Any) -> StudySearch:
-    return build_searcher(searched, folder, 1, more.pop("switch", StopSwitch()), **more)
+    return StudySearch(searched, folder, 1, more.pop("switch", StopSwitch()), **more)
 
 
 def ask(searcher: StudySearch, trial_id: str) -> dict[str, Any]:
@@ -208,7 +203,9 @@ def test_a_study_is_brought_in_line_with_the_trials_that_have_ended(tmp_path: Pa
     earlier[3] = record(3, "failed", values[3], end=End.OUT_OF_MEMORY)
     lost = record(7, "stopped", values[0])  # the study was on a disk that lost power
     whole = searcher.study.ask()
-    whole.set_user_attr("search", searcher._place.search_id)  # and here the program was killed
+    whole.set_user_attr(
+        "search", searcher.recorder._location.search_id
+    )  # and here the program was killed
     again = searcher_of(searched, tmp_path, earlier=[*earlier, lost], milestones=(100, 300))
     trials = again.study.trials
     told = ["COMPLETE", "PRUNED", "FAIL", "PRUNED", "RUNNING", "COMPLETE", "RUNNING", "FAIL"]
@@ -232,7 +229,7 @@ def test_ends_that_tune_did_not_see_are_told_and_open_trials_stay_open(tmp_path:
     switch.stop("the target of 0.5 is reached")
     for number in range(3):
         searcher.on_trial_complete(f"tune-{number}", result(0.3, 100, **{IS_FINAL: False}))
-    searcher.tell_ended([record(0, "completed", values[0]), record(1, "stopped", values[1])])
+    searcher.end_recorded([record(0, "completed", values[0]), record(1, "stopped", values[1])])
     states = [trial.state.name for trial in searcher.study.trials]
     assert states == ["COMPLETE", "PRUNED", "RUNNING"]
 
@@ -246,45 +243,42 @@ def test_a_sampler_that_fails_does_not_end_the_search(
     for method in ("sample_relative", "sample_independent", "before_trial", "after_trial"):
         monkeypatch.setattr(optuna.samplers.TPESampler, method, fail)
     told: list[str] = []
-    failures = SamplerFailures(told.append)
     searched = space(tmp_path, **{"sampler.name": "tpe"})
-    asked = suggestions(searcher_of(searched, tmp_path, failures=failures), 4)
+    searcher = searcher_of(searched, tmp_path, notify=told.append)
+    asked = suggestions(searcher, 4)
     assert len({values["lr_mp"] for values in asked}) == 4
     assert "drawn at random" in caplog.text and "singular" in caplog.text
     reason = "FloatingPointError: a matrix that is singular"
     assert told == [
         f"the tpe sampler failed, and trial 1 is drawn at random: {reason}; see logs/driver.log"
     ]
-    assert failures.note() == (
+    assert searcher.recorder.sampler_note() == (
         f"the tpe sampler failed in 3 of 3 suggestions, which were random instead: {reason}"
     )
 
     monkeypatch.undo()  # it has recovered when the search goes on
-    later = SamplerFailures(told.append)
     earlier = [record(number, "completed", values) for number, values in enumerate(asked)]
-    searcher = searcher_of(searched, tmp_path, earlier=earlier, failures=later)
+    searcher = searcher_of(searched, tmp_path, earlier=earlier, notify=told.append)
     for number in (4, 5):
         assert ask(searcher, f"tune-{number}")[NUMBER] == number
     assert len(told) == 1
-    assert later.note() == (
+    assert searcher.recorder.sampler_note() == (
         f"the tpe sampler failed in 3 of 5 suggestions, which were random instead: {reason}"
     )
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_sampler_that_does_not_fail_is_not_counted(tmp_path: Path, sampler: str) -> None:
-    failures = SamplerFailures()
-    searched = space(tmp_path, **SETTINGS[sampler])
-    suggestions(searcher_of(searched, tmp_path, failures=failures), 14)
-    assert failures.note() is None
+    searcher = searcher_of(space(tmp_path, **SETTINGS[sampler]), tmp_path)
+    suggestions(searcher, 14)
+    assert searcher.recorder.sampler_note() is None
 
 
 def test_a_storage_that_is_away_is_no_failure_of_the_sampler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    failures = SamplerFailures(told.append)
-    searcher = searcher_of(space(tmp_path), tmp_path, failures=failures)
+    searcher = searcher_of(space(tmp_path), tmp_path, notify=told.append)
     ask(searcher, "tune-0")
     whole, away = optuna.samplers.TPESampler.sample_relative, iter([True, True, False])
 
@@ -297,19 +291,7 @@ def test_a_storage_that_is_away_is_no_failure_of_the_sampler(
     monkeypatch.setattr(StopSwitch, "pause", lambda switch, seconds: None)
     assert ask(searcher, "tune-1")[NUMBER] == 1
     assert told == ["the study's storage fails, trying again: no route to the database"]
-    assert failures.note() is None
-
-
-@pytest.mark.parametrize(("sampler", "package"), [("cmaes", "cmaes"), ("gp", "scipy")])
-def test_a_sampler_without_its_package_is_refused(
-    sampler: Any, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = Sampler(name=sampler)
-    check_sampler(settings)
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=f"sampler.name: {sampler} needs the package {package}, "):
-        check_sampler(settings)
-    check_sampler(Sampler(name="tpe"))
+    assert searcher.recorder.sampler_note() is None
 
 
 def test_a_storage_that_is_away_for_a_while_is_waited_for(
@@ -340,7 +322,7 @@ def test_a_storage_that_stays_away_ends_the_search(
         raise OSError("disk full")
 
     monkeypatch.setattr(searcher.study, "ask", fail)
-    monkeypatch.setattr("nanovlm.search.study.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("nanovlm.search.study_recorder.PATIENCE_SECONDS", 0.0)
     assert searcher.suggest("tune-0") is None
     assert switch.reason == "study.storage: cannot be written: disk full"
     searcher.on_trial_complete("tune-0", None)
@@ -348,8 +330,7 @@ def test_a_storage_that_stays_away_ends_the_search(
 
 def test_a_full_disk_ends_the_search_at_once(tmp_path: Path) -> None:
     switch, told = StopSwitch(), list[str]()
-    failures = SamplerFailures(told.append)
-    searcher = searcher_of(space(tmp_path), tmp_path, switch=switch, failures=failures)
+    searcher = searcher_of(space(tmp_path), tmp_path, switch=switch, notify=told.append)
     journal = tmp_path / STUDY_FILE
     before = journal.read_bytes()
     with files_end_at(len(before) + 10):

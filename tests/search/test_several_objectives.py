@@ -28,8 +28,7 @@ from nanovlm.pruning.successive_halving import StoppingHalving
 from nanovlm.results.decisions import PruningDecision
 from nanovlm.results.pareto import Ranking, front_ranks, hypervolume
 from nanovlm.results.read import RUNGS_FILE
-from nanovlm.samplers.milestone_sampler import CURVE, SOURCE
-from nanovlm.samplers.scalarized import OTHERS, Scalarized
+from nanovlm.samplers.history import CURVE, OTHERS, SOURCE, Scalarized
 from nanovlm.search.resume import mend_search
 from nanovlm.search.study import open_study
 from tests.records import make_record, make_report, make_speed

@@ -11,7 +11,7 @@ from nanovlm.config.space import load_space
 from nanovlm.errors import UserError
 from nanovlm.messages import End, Notice, TrialRecord
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.stages import Place, ResumeState, run_stages
+from nanovlm.search.stages import ResumeState, Search
 from tests.search.fake_trials import (
     HangOnce,
     pretend,
@@ -45,14 +45,15 @@ class Run:
     def __call__(
         self, run_trial: Any = pretend, earlier: ResumeState | None = None, concurrency: int = 1
     ) -> str:
-        place = Place(
+        return Search(
+            self.plan,
             self.folder,
             on_start=lambda *_: None,
             on_event=self._take,
+            earlier=earlier or ResumeState(),
             concurrency=concurrency,
             start_workers=functools.partial(worker_threads, run_trial=run_trial),
-        )
-        return run_stages(self.plan, place, earlier)
+        ).run()
 
     def _take(self, event: Event) -> None:
         if isinstance(event, TrialRecord) and event.end is not None:

@@ -11,7 +11,8 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from nanovlm.samplers.milestone_sampler import CORRELATIONS, CURVE, SOURCE, MilestoneSampler
+from nanovlm.samplers.history import CURVE, SOURCE
+from nanovlm.samplers.milestone_sampler import CORRELATIONS, MilestoneSampler
 
 SPACE: Mapping[str, BaseDistribution] = {
     "rate": FloatDistribution(1e-4, 1e-1, log=True),

@@ -13,8 +13,8 @@ from nanovlm.config.sources import config_values
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.records import record_line
-from nanovlm.samplers.scalarized import OTHERS
-from nanovlm.search.searcher import build_searcher
+from nanovlm.samplers.history import OTHERS
+from nanovlm.search.searcher import StudySearch
 from nanovlm.search.warm_start import learn_from, read_earlier_trials
 from tests.records import make_record, make_report, make_speed
 
@@ -70,9 +70,9 @@ def test_finished_and_stopped_trials_are_learnt_from(tmp_path: Path) -> None:
         f"warm start: {tmp_path / 'older'}: 2 of 5 trials taken (1 failed, 1 with lr_mp outside "
         "log_uniform [0.0001, 0.1], 1 with batch_size outside choice [64, 256])"
     )
-    searcher = build_searcher(searched, tmp_path, 1, StopSwitch(), (100,))
+    searcher = StudySearch(searched, tmp_path, 1, StopSwitch(), (100,))
     for _ in range(2):  # when the search goes on, they are there already
-        learn_from(searcher, (earlier,), trial_samples=1000)
+        learn_from(searcher.recorder, (earlier,), trial_samples=1000)
     full, stopped = searcher.study.trials
     assert (full.state.name, full.value) == ("COMPLETE", 0.5)
     assert (stopped.state.name, stopped.value) == ("PRUNED", 0.3)
@@ -84,8 +84,8 @@ def test_finished_and_stopped_trials_are_learnt_from(tmp_path: Path) -> None:
 
 def test_a_full_trial_of_a_shorter_search_is_no_full_one_here(tmp_path: Path) -> None:
     older(tmp_path, {})
-    searcher = build_searcher(space(tmp_path), tmp_path, 1, StopSwitch())
-    learn_from(searcher, read_earlier_trials(space(tmp_path)), trial_samples=3000)
+    searcher = StudySearch(space(tmp_path), tmp_path, 1, StopSwitch())
+    learn_from(searcher.recorder, read_earlier_trials(space(tmp_path)), trial_samples=3000)
     (trial,) = searcher.study.trials
     assert (trial.state.name, trial.value) == ("PRUNED", 0.5)
 
@@ -129,7 +129,7 @@ def test_trials_without_one_of_the_objectives_are_not_taken(tmp_path: Path) -> N
     searched = space(tmp_path, objective=both)
     earlier = read_earlier_trials(searched)
     assert "1 of 2 trials taken (1 without seconds_per_sample)" in str(earlier[0])
-    searcher = build_searcher(searched, tmp_path, 1, StopSwitch(), (100,))
-    learn_from(searcher, earlier, 1000)
+    searcher = StudySearch(searched, tmp_path, 1, StopSwitch(), (100,))
+    learn_from(searcher.recorder, earlier, 1000)
     (taken,) = searcher.study.trials
     assert taken.value == 0.5 and taken.user_attrs[OTHERS] == {"100": [0.02], "1000": [0.02]}

@@ -237,7 +237,7 @@ def read_search(folder: Path) -> SearchFolder:
 def _last(
     decisions: Sequence[PruningDecision], withdrawn: Collection[int]
 ) -> list[PruningDecision]:
-    """Return the last decision on each trial at each milestone, of trials that were not withdrawn."""
+    """Return the last decision on each trial at each milestone; none on withdrawn trials."""
     last = {(decision.number, decision.milestone): decision for decision in decisions}
     return [decision for decision in last.values() if decision.number not in withdrawn]
 

@@ -14,8 +14,8 @@ from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialState
 from nanovlm.records import record_line
-from nanovlm.samplers.milestone_sampler import CURVE, SOURCE
-from nanovlm.search.searcher import StudySearch, build_searcher
+from nanovlm.samplers.history import CURVE, SOURCE
+from nanovlm.search.searcher import StudySearch
 from nanovlm.search.warm_start import (
     EarlierTrials,
     compare_lengths,
@@ -83,8 +83,8 @@ def compared(folder: Path) -> EarlierTrials:
 
 
 def searcher_of(folder: Path) -> StudySearch:
-    searcher = build_searcher(space(folder), folder, 1, StopSwitch(), (555, 1666))
-    learn_from(searcher, (compared(folder),), FULL)
+    searcher = StudySearch(space(folder), folder, 1, StopSwitch(), (555, 1666))
+    learn_from(searcher.recorder, (compared(folder),), FULL)
     return searcher
 
 
