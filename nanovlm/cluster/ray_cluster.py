@@ -16,15 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import ray
-from ray._common.utils import get_default_ray_temp_dir
-from ray._private import services
-from ray._private.state import available_resources_per_node
 
 from nanovlm import process
+from nanovlm.cluster.ray_compat import free_resources, resolve_address, temporary_folder
 from nanovlm.config.search_settings import TrialResources
 from nanovlm.errors import UserError
 from nanovlm.watch.observer import Observer, RunStart
@@ -93,7 +90,7 @@ def num_concurrent_trials(resources: TrialResources, wanted: int | None) -> int:
         UserError: if not one trial fits, or fewer than `wanted`; gives need and stock.
     """
     need = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    free = available_resources_per_node().values()
+    free = free_resources()
     num_workers = sum(
         min(math.floor(node.get(kind, 0) / amount) for kind, amount in need.items() if amount)
         for node in free
@@ -136,13 +133,13 @@ def start_ray(address: str | None) -> Any:
     if address:
         _check_reachable(address)
     else:
-        _check_temporary_folder(Path(get_default_ray_temp_dir()))
+        _check_temporary_folder(temporary_folder())
     try:
         return ray.init(
             address=address or "local",
             include_dashboard=None if address else True,
             log_to_driver=False,
-            configure_logging=False,  # see driver_log.py
+            configure_logging=False,  # see logs.py
         )
     except Exception as error:
         raise UserError(_explain_join(address, error) if address else _explain(error)) from error
@@ -151,9 +148,7 @@ def start_ray(address: str | None) -> Any:
 def _check_reachable(address: str) -> None:
     """Raise UserError if nothing listens at `address`."""
     try:
-        target = services.canonicalize_bootstrap_address_or_die(address)
-        host, _, port = target.rpartition(":")
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        socket.create_connection(resolve_address(address), timeout=_CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise UserError(f"--address: no Ray cluster answers at {address!r}: {error}") from None
 
@@ -185,8 +180,8 @@ def _check_temporary_folder(folder: Path) -> None:
 
 def _explain(error: Exception) -> str:
     """Return why no cluster could be started."""
-    reason = _first_line(error)
-    help = f"Ray's logs are in {get_default_ray_temp_dir()}/session_latest/logs"
+    reason = first_line(error)
+    help = f"Ray's logs are in {temporary_folder()}/session_latest/logs"
     if isinstance(error, OSError) and error.filename:
         help = _ELSEWHERE
     if "object store" in reason:
@@ -203,13 +198,13 @@ def _explain_join(address: str, error: Exception) -> str:
             f"need the same packages: {detail}"
         )
     return (
-        f"--address: no Ray cluster answers at {address!r}: {_first_line(error)}. For a cluster "
+        f"--address: no Ray cluster answers at {address!r}: {first_line(error)}. For a cluster "
         "that asks for a token, set RAY_AUTH_MODE=token and have the token in ~/.ray/auth_token"
     )
 
 
-def _first_line(error: Exception) -> str:
-    """Return what an error says first; Ray appends whole logs."""
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message; Ray appends whole logs."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(" .:") if lines else type(error).__name__
 
@@ -221,28 +216,17 @@ _SECONDS_BETWEEN_RENEWALS = 0.005
 _here = threading.local()
 
 
-class RayThread:
-    """The thread. It lives as long as the context: Linux ends processes of Ray with the thread that
-    has started them."""
+class RayThread(ThreadPoolExecutor):
+    """The one thread that starts Ray and ends it. It lives as long as the context: Linux ends
+    processes of Ray with the thread that has started them."""
 
     def __init__(self) -> None:
         _leave_group_at_fork()
-        self._pool = ThreadPoolExecutor(1, "ray", _mark)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._pool.shutdown()
+        super().__init__(1, "ray", _mark)
 
     def run(self, do: Callable[[], T]) -> T:
         """Return what `do` returns; the program's handlers of signals are there afterwards."""
-        future = self._pool.submit(do)
+        future = self.submit(do)
         while wait([future], _SECONDS_BETWEEN_RENEWALS).not_done:
             process.renew()
         process.renew()
@@ -268,7 +252,7 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class AuthTokenGuard(Observer):
-    """Takes the token's file from others, for whom Ray leaves it readable, and says so once."""
+    """Takes the file of Ray's token from other users, for whom Ray leaves it readable."""
 
     def __init__(self) -> None:
         self._notes: list[str] = []
@@ -278,7 +262,8 @@ class AuthTokenGuard(Observer):
         return self._notes
 
     def begin(self, start: RunStart) -> None:
-        path = token_file()
+        given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        path = Path(given) if given else Path.home() / ".ray" / "auth_token"
         if not start.is_own_cluster or not path.is_file():
             return
         status = path.stat()
@@ -288,9 +273,3 @@ class AuthTokenGuard(Observer):
                 f"{path}, the token of Ray's clusters, was readable for other users of this machine"
                 "; it no longer is"
             )
-
-
-def token_file() -> Path:
-    """Return where Ray has its token, unless an environment variable holds that itself."""
-    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return Path(given) if given else Path.home() / ".ray" / "auth_token"

@@ -1,8 +1,8 @@
 """What runs in each process of a worker group: one trial after another, from the broker.
 
 The process lives as long as the search, and so does its `Resources`: libraries, data, models and
-compiled code are there when the next trial comes. Rank 0 talks to the broker and tells the other
-ranks; all ranks go through the same reports, so they start and end each trial together.
+compiled code are there when the next trial comes. Rank 0 calls the broker and broadcasts its
+answers; all ranks make the same reports, so they start and end each trial together.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ _SEEN_BY_ALL_RANKS = (UserError, NonFiniteLossError)
 
 
 RunTrial = Callable[[Job, Resources, Callable[[], bool], OnUpdate], Generator[Report, None, None]]
-"""`nanovlm.trial.run_trial`, or what takes its place in a measurement."""
+"""The signature of `nanovlm.trial.run_trial`."""
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker group is told when it starts."""
+    """What a worker group is started with."""
 
     group: str
     broker: Any  # handle of the Broker actor
@@ -55,10 +55,8 @@ def serve_trials(settings: WorkerSettings) -> None:
     """Run the broker's jobs until there are no more. The training function of a TorchTrainer."""
     _log_to_file(settings)
     began_at = psutil.Process().create_time()
-    known = settings.broker.add_worker.remote(
-        settings.group, os.getpid(), began_at, get_current_placement_group()
-    )
-    ray.get(known)
+    reservation = get_current_placement_group()
+    ray.get(settings.broker.add_worker.remote(settings.group, os.getpid(), began_at, reservation))
     serve_broker(settings, ray.train.torch.get_device())
 
 
@@ -91,7 +89,7 @@ def _serve(
 
     def on_update(update: ProgressUpdate) -> None:
         if parallel.rank() == 0:
-            broker.progress.remote(lease, update)  # nobody waits for it
+            broker.progress.remote(lease, update)  # best-effort: never blocks training
 
     def hand_in(report: Report) -> Decision:
         first_step_at = started_at + seconds_to_first_step(report, made)
@@ -179,8 +177,6 @@ def _wait_until_closed(broker: Any, closed: threading.Event) -> None:
 
 def _log_to_file(settings: WorkerSettings) -> None:
     name = f"{settings.group}-rank-{parallel.rank()}.log"
-    handler = LogFile(Path(settings.log_dir) / name)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger("nanovlm")
-    root.handlers = [handler]
+    root.handlers = [LogFile(Path(settings.log_dir) / name)]
     root.setLevel(logging.INFO)

@@ -16,8 +16,7 @@ from pyarrow.fs import LocalFileSystem
 from ray import tune
 
 from nanovlm.cluster.broker_state import Event
-from nanovlm.cluster.jobs import job_in, run_to_end, trial_id_of, trial_job
-from nanovlm.cluster.relay import TrialRelay
+from nanovlm.cluster.relay import TrialRelay, job_in, run_to_end, trial_id_of, trial_job
 from nanovlm.cluster.worker_group import StartWorkers, worker_groups
 from nanovlm.cluster.worker_pool import (
     INTERRUPTED,
@@ -214,7 +213,7 @@ class _Search:
         scheduler = RungScheduler(rungs, answer, self.switch.fail)
         if searcher.reason_to_end() is None:
             self._tune(running, searcher, scheduler)
-        running.wait_until_told()  # Tune may have heard of the last trials first
+        running.flush_events()  # Tune may have heard of the last trials first
         searcher.tell_ended(self._ended)
         self._space_used_up = searcher.reason_to_end()
         self._tell_correlations(searcher)

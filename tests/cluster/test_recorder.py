@@ -148,7 +148,7 @@ def test_an_observer_that_fails_is_left_out_and_all_else_goes_on(
     assert read_records(folder) == read_records(tmp_path / "other") != []
     assert failing.told == ORDER[: ORDER.index(where) + 1]
     assert witness.found == [
-        "Failing has failed, and was told nothing after: "
+        "Failing has failed, and gets no more events: "
         f"{type(error).__name__}: {error} (see logs/driver.log)"
     ]
     log = (folder / "logs" / DRIVER_LOG).read_text()
@@ -181,9 +181,7 @@ def test_what_a_person_should_know_is_told_when_it_happens_and_at_the_end(tmp_pa
     failing = Failing("trial_changed", OSError("no screen"))
     witness = record_run(folder, search_start(folder), events, "over", (Troubled(), failing))
     notices = [entry for entry in witness.told if entry[0] in ("notice", "progress", "completed")]
-    failed = (
-        "Failing has failed, and was told nothing after: OSError: no screen (see logs/driver.log)"
-    )
+    failed = "Failing has failed, and gets no more events: OSError: no screen (see logs/driver.log)"
     assert notices == [
         ("notice", "all is slow"),
         ("progress", 1),
@@ -201,7 +199,7 @@ def test_an_error_is_told_and_goes_on(tmp_path: Path) -> None:
     store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), 0.0)
     with store.opened(resume=False):
         recorder = Recorder(store, search_start(folder), [witness])
-        with pytest.raises(RuntimeError), recorder.told_of_errors():
+        with pytest.raises(RuntimeError), recorder.errors_recorded():
             recorder.begin(None, True, 1)
             raise RuntimeError("all worker groups have ended")
     assert witness.told[-1] == ("end", "an error: all worker groups have ended", True)
@@ -214,7 +212,7 @@ def test_a_run_that_has_failed_names_the_folder_that_it_got(tmp_path: Path) -> N
     folder.mkdir()  # another program was faster
     with store.opened(resume=False):
         recorder = Recorder(store, search_start(store.folder), [])
-        with pytest.raises(RunFailed) as failed, recorder.told_of_errors():
+        with pytest.raises(RunFailed) as failed, recorder.errors_recorded():
             recorder.begin(None, True, 1)
             raise RunFailed("the disk is full")
     assert failed.value.folder == tmp_path / "digits-2"
