@@ -20,6 +20,8 @@ from nanovlm.errors import UserError, did_you_mean, plain_rule
 from nanovlm.files import user_path
 
 PRESETS_DIR = Path(__file__).resolve().parent / "presets"
+SPACES_DIR = PRESETS_DIR.parents[2] / "search_spaces"
+"""In the repository, and beside the packages where it is installed."""
 
 TRAIN_KEYS = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name != "vlm")
 VLM_KEYS = tuple(f"vlm.{f.name}" for f in dataclasses.fields(VLMConfig))

@@ -35,6 +35,7 @@ from nanovlm.config.search_settings import (
     TrialResources,
 )
 from nanovlm.config.sources import (
+    SPACES_DIR,
     Layer,
     LayersBelow,
     build_config,
@@ -128,9 +129,15 @@ def load_space(
     An override is a key of the file (`budget.trials`, `preset`, `search.lr_mp`) or a key of the
     base configuration (`epochs`, `vlm.lm_dropout`). For `below` see `build_config`.
 
+    Args:
+        path: a file, or `search_spaces/NAME.yaml` for a space that comes with the program.
+
     Raises:
         UserError: with a message for everything that is wrong.
     """
+    shipped = SPACES_DIR / path.name
+    if not path.exists() and path.parent == Path(SPACES_DIR.name) and shipped.exists():
+        path = shipped
     place = str(path)
     sections, base_overrides = _apply(read_mapping(path), overrides or {})
     problems = ErrorCollector()

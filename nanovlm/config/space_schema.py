@@ -14,9 +14,9 @@ from pydantic.json_schema import GenerateJsonSchema
 from nanovlm.config.parameter import KINDS, TUNABLE
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import SpaceFile
-from nanovlm.config.sources import PRESETS_DIR
+from nanovlm.config.sources import PRESETS_DIR, SPACES_DIR
 
-SCHEMA_FILE = PRESETS_DIR.parents[2] / "search_spaces" / "space.schema.json"
+SCHEMA_FILE = SPACES_DIR / "space.schema.json"
 
 Schema = dict[str, Any]
 
