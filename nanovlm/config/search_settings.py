@@ -20,6 +20,7 @@ from pydantic import (
 
 from nanovlm.config.database_url import PLACEHOLDER, hide_password
 from nanovlm.config.metrics import COSTS, Mode, loss_of, natural_mode, value_at
+from nanovlm.config.schema import STRICT
 
 NO_SQLITE = (
     "must not be SQLite, which loses trials when several processes write; leave it out for a file "
@@ -28,9 +29,7 @@ NO_SQLITE = (
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = STRICT | ConfigDict(frozen=True)
 
 
 class Objective(_Section):
@@ -320,6 +319,5 @@ class SpaceFile(_Section):
 
 
 SECTIONS = tuple(SpaceFile.model_fields)
-SETTINGS = (
-    "objective", "sampler", "scheduler", "budget", "confirm", "study", "warm_start", "resources",
-)  # fmt: skip
+SETTINGS = SECTIONS[3:]
+"""Those that describe no configuration."""

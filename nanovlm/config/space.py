@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError as PydanticError
+from pydantic_core import ErrorDetails
 
 from nanovlm.config.database_url import hide_passwords
 from nanovlm.config.parameter import (
+    TUNABLE,
     Parameter,
     check_conditions,
     count_configurations,
-    read_parameter,
+    read_parameters,
 )
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import (
@@ -160,7 +162,8 @@ def load_space(
         parameters=parameters,
         **{section: getattr(settings, section) for section in SETTINGS},
     )
-    _check_together(place, space)
+    if messages := [f"{place}: {message}" for message in _contradictions(space)]:
+        raise UserError(*messages)
     return space
 
 
@@ -168,7 +171,7 @@ def _read_settings(place: str, sections: Mapping[str, Any]) -> SpaceFile:
     try:
         return SpaceFile(**sections)
     except PydanticError as error:
-        raise UserError(*(_describe(place, dict(e)) for e in error.errors())) from None
+        raise UserError(*(_describe(place, e) for e in error.errors())) from None
 
 
 def _plain(section: Any) -> Any:
@@ -213,13 +216,14 @@ def _section(sections: Mapping[str, Any], section: str, key: str) -> dict[str, A
 def _read_parameters(
     place: str, search: Mapping[str, Any], base: TrainConfig
 ) -> tuple[Parameter, ...]:
-    parameters: list[Parameter] = []
+    try:
+        parameters = read_parameters(search)
+    except PydanticError as error:
+        raise UserError(*(_describe(place, e, "search") for e in error.errors())) from None
     problems = ErrorCollector()
-    for key, content in search.items():
+    for parameter in parameters:
         with problems:
-            parameter = read_parameter(f"{place}: search.{key}", key, content)
-            _check_values(f"{place}: search.{key}", parameter, base)
-            parameters.append(parameter)
+            _check_values(f"{place}: search.{parameter.key}", parameter, base)
     problems.raise_if_any()
     return check_conditions(place, parameters)
 
@@ -234,60 +238,52 @@ def _check_values(place: str, parameter: Parameter, base: TrainConfig) -> None:
             raise UserError(f"{place}: {rules}, got {value!r}") from None
 
 
-def _check_together(place: str, space: SearchSpace) -> None:
-    defaults = space.default_values()
-    messages = [
-        f"{place}: search.{parameter.key}: trial 0 runs the base configuration, whose "
-        f"{parameter.key}={defaults[parameter.key]!r} is outside {parameter}; "
-        f"set base.{parameter.key} to a value inside, or widen it"
-        for parameter in space.parameters
-        if parameter.key in defaults and not parameter.contains(defaults[parameter.key])
-    ]
+def _contradictions(space: SearchSpace) -> Iterator[str]:
+    """Yield what cannot go together in the space."""
+    defaults, num_objectives = space.default_values(), len(space.objective.all)
+    for parameter in space.parameters:
+        key = parameter.key
+        if key in defaults and not parameter.contains(defaults[key]):
+            yield (
+                f"search.{key}: trial 0 runs the base configuration, whose {key}={defaults[key]!r} "
+                f"is outside {parameter}; set base.{key} to a value inside, or widen it"
+            )
     smallest, _ = space.batch_sizes()
     if smallest < space.resources.workers:
-        messages.append(
-            f"{place}: resources.workers: must not exceed the smallest batch_size={smallest}, "
+        yield (
+            f"resources.workers: must not exceed the smallest batch_size={smallest}, "
             f"got {space.resources.workers}"
         )
     budget = space.budget.model_dump()
-    if all(value is None for value in budget.values()):
-        messages.append(f"{place}: budget: one of {', '.join(budget)} must be given")
     limits = [name for name, value in budget.items() if value is not None]
+    if not limits:
+        yield f"budget: one of {', '.join(budget)} must be given"
     if limits == ["gpu_hours"] and not space.resources.gpus_per_worker:
-        messages.append(
-            f"{place}: budget.gpu_hours: trials on CPU spend none, so the search would not end; "
+        yield (
+            "budget.gpu_hours: trials on CPU spend none, so the search would not end; "
             "give budget.trials or budget.hours, or resources.gpus_per_worker"
         )
-    if space.scheduler.pauses and space.sampler.name == "cmaes":
-        messages.append(
-            f"{place}: sampler.name: cmaes learns from trials that have ended and not from those "
+    if space.sampler.name == "cmaes" and space.scheduler.pauses:
+        yield (
+            "sampler.name: cmaes learns from trials that have ended and not from those "
             "that pause; choose auto, tpe, gp, qmc or random, or scheduler.type=stopping"
         )
-    messages += _several_objectives_against(place, space)
-    if messages:
-        raise UserError(*messages)
-
-
-def _several_objectives_against(place: str, space: SearchSpace) -> Iterator[str]:
-    """Yield what cannot go with the objectives."""
-    if len(space.objective.all) == 1:
-        return
-    if space.sampler.name == "cmaes":
+    if space.sampler.name == "cmaes" and num_objectives > 1:
         yield (
-            f"{place}: sampler.name: cmaes follows a single objective, and there are "
-            f"{len(space.objective.all)}; choose auto, tpe, gp, qmc or random"
+            f"sampler.name: cmaes follows a single objective, and there are {num_objectives}; "
+            "choose auto, tpe, gp, qmc or random"
         )
-    if space.scheduler.name == "pasha":
+    if space.scheduler.name == "pasha" and num_objectives > 1:
         yield (
-            f"{place}: scheduler.name: pasha goes by the gaps between values of a single "
-            f"objective, and there are {len(space.objective.all)}; choose asha, hyperband or none"
+            "scheduler.name: pasha goes by the gaps between values of a single objective, and "
+            f"there are {num_objectives}; choose asha, hyperband or none"
         )
     metrics = [objective.metric for objective in space.objective.all]
-    if "peak_memory_gib" in metrics and not space.resources.gpus_per_worker:
+    if "peak_memory_gib" in metrics[1:] and not space.resources.gpus_per_worker:
         yield (
-            f"{place}: {space.objective.place(metrics.index('peak_memory_gib'))}.metric: "
-            "peak_memory_gib on the CPU is that of the whole process, earlier trials included; "
-            "choose gflops_per_sample or seconds_per_sample, or resources.gpus_per_worker"
+            f"objective[{metrics.index('peak_memory_gib')}].metric: peak_memory_gib on the CPU is "
+            "that of the whole process, earlier trials included; choose gflops_per_sample or "
+            "seconds_per_sample, or resources.gpus_per_worker"
         )
 
 
@@ -297,12 +293,14 @@ def _with_values(base: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     return dataclasses.replace(base, **train, vlm=dataclasses.replace(base.vlm, **vlm))
 
 
-def _describe(place: str, error: Mapping[str, Any]) -> str:
-    path = [str(part) for part in error["loc"] if part not in (ONE, SEVERAL)]
-    key = re.sub(r"\.(\d+)", r"[\1]", ".".join(path)) if SEVERAL in error["loc"] else ".".join(path)
+def _describe(place: str, error: ErrorDetails, *prefix: str) -> str:
+    path = [*prefix, *(str(part) for part in error["loc"] if part not in (ONE, SEVERAL))]
+    key = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", ".".join(path))
     if error["type"] == "missing":
         return f"{place}: {key}: must be given"
     if error["type"] == "extra_forbidden":
+        if path[0] == "search":
+            return f"{place}: {key}: this key cannot be searched.{did_you_mean(path[1], TUNABLE)}"
         section = SpaceFile.model_fields[path[0]].annotation if len(path) > 1 else SpaceFile
         section = Objective if len(path) > 1 and path[0] == "objective" else section
         known = section.model_fields if isinstance(section, type) else ()
