@@ -6,9 +6,9 @@
                           next_events ▼
                    driver: results folder, then whoever watches
 
-One broker serves a whole search. `BrokerState` keeps the states of the trials; the broker makes
-callers wait for what they ask. The search gets a report only after the driver has written it to the
-results folder, so no decision rests on what a crash could lose.
+One broker serves a whole search. `BrokerState` has the states of the trials and the rules; the
+broker makes callers wait for what they ask. The search gets a report only after the driver has
+written it to the results folder, so no decision rests on what a crash could lose.
 """
 
 import asyncio
@@ -43,11 +43,14 @@ class GroupParts:
     workers: list[tuple[int, float]] = field(default_factory=list)
     """Process ids, with the times at which the processes began: ids are used again."""
     placement_groups: dict[Any, Any] = field(default_factory=dict)
-    """By id: what the group has reserved on the cluster."""
+    """By id."""
 
 
 class Broker:
-    """An asyncio actor; `ray.remote(Broker)`. Each wait is one pending call, nothing polls."""
+    """An asyncio actor; `ray.remote(Broker)`. Each wait is one pending call, nothing polls.
+
+    Methods named as those of `BrokerState` do the same and wake everyone who waits.
+    """
 
     def __init__(self, stall_seconds: float | None = None) -> None:
         self._state = BrokerState(stall_seconds)
@@ -74,14 +77,9 @@ class Broker:
     # ------------------------------------------------------------------ the search's side
 
     async def submit(self, job: Job) -> int:
-        """Queue a job for the next free worker group; return how many of its reports are decided.
-
-        A known job goes on as it is; its relay asks for the reports from there on.
-        """
         return await self._change(lambda: self._state.submit(job, time.time()))
 
     async def take_up(self, job: Job, record: TrialRecord) -> None:
-        """Add a trial that paused in an earlier run of the program; it is paused again."""
         await self._change(lambda: self._state.take_up(job, record))
 
     async def next_report(self, trial_id: str, index: int) -> Report | TrialRecord:
@@ -95,23 +93,12 @@ class Broker:
     async def decide(
         self, trial_id: str, samples_seen: int, decision: Decision, reason: str | None = None
     ) -> None:
-        """Answer the last report of the trial, once, or twice if the first answer is PAUSE.
-
-        STOP ends the trial for the reason. Whatever else is asked for changes nothing.
-        """
         await self._change(lambda: self._state.decide(trial_id, samples_seen, decision, reason))
 
     async def give_up(self, reason: str) -> None:
-        """End the open trials as failed: the search has given them up."""
         await self._change(lambda: self._state.give_up(reason))
 
     async def close(self, reason: str | None = None) -> None:
-        """Hand out no more jobs and interrupt running trials at their next step.
-
-        A trial that makes its final report nevertheless is completed. With a reason, one that has
-        reported ends for it when its worker comes back; any other stays unfinished and leaves no
-        record, so that it can be run after a resume.
-        """
         await self._change(lambda: self._state.close(reason))
 
     # ------------------------------------------------------------------ the driver's side
@@ -143,7 +130,6 @@ class Broker:
         return group in self._calls
 
     async def lose_stalled(self) -> list[str]:
-        """Lose the groups that have been silent for too long; return them."""
         return await self._change(lambda: self._state.lose_stalled(time.monotonic()))
 
     async def wait_until_idle(self) -> None:
@@ -151,7 +137,6 @@ class Broker:
         await self._wait_for(lambda: self._state.is_idle or None)
 
     async def parts_of(self, group: str) -> GroupParts:
-        """Return a group's known processes and reservations."""
         return self._parts.setdefault(group, GroupParts())
 
     async def finish(self) -> None:
@@ -162,13 +147,11 @@ class Broker:
     # ------------------------------------------------------------------ the workers' side
 
     async def add_controller(self, group: str, controller: Any) -> None:
-        """Keep the handle of a worker group's controller."""
         (await self.parts_of(group)).controllers.append(controller)
 
     async def add_worker(
         self, group: str, pid: int, began_at: float, placement_group: Any = None
     ) -> None:
-        """Keep a worker's process and the reservation of its group."""
         parts = await self.parts_of(group)
         parts.workers.append((pid, began_at))
         if placement_group is not None:
@@ -201,12 +184,7 @@ class Broker:
         return found
 
     async def report(self, lease: int, report: Report, first_step_at: float, at: float) -> Decision:
-        """Hand in a report and wait for the decision on it.
-
-        Args:
-            first_step_at: end of the trial's first optimizer step, by the worker's clock.
-            at: now, by the worker's clock.
-        """
+        """Hand in a report and wait for the decision on it; times are of the worker's clock."""
         now = time.monotonic()
         await self._change(lambda: self._state.report(lease, report, first_step_at, at, now))
         return await self._wait_for(
@@ -214,15 +192,12 @@ class Broker:
         )
 
     async def progress(self, lease: int, update: ProgressUpdate) -> None:
-        """Take in a trial's progress; only the latest counts."""
         await self._change(lambda: self._state.progress(lease, update, time.monotonic()))
 
     async def fail(self, lease: int, end: End, reason: str, at: float) -> None:
-        """End the trial as failed; the first rank that says so gives the reason."""
         await self._change(lambda: self._state.fail(lease, end, reason, at))
 
     async def abort(self, reason: str) -> None:
-        """End the run, which cannot go on; open trials stay unfinished."""
         await self._change(lambda: self._state.abort(reason))
 
     async def wait_until_closed(self) -> None:
