@@ -72,7 +72,7 @@ def main() -> int:
 
 
 def results_folder(arguments: argparse.Namespace) -> Path:
-    """Return the folder to make, or with --resume the one to go on with."""
+    """Return the folder to make, or with --resume the existing one."""
     if not arguments.resume:
         return choose_folder(arguments.results, arguments.name, DEFAULT_NAME)
     folder: Path = arguments.results / (arguments.name or DEFAULT_NAME)

@@ -100,7 +100,7 @@ def make_parser(description: str | None, examples: str) -> argparse.ArgumentPars
         "--address", help="Ray cluster to join (auto: the one on this machine); default: own one"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on with what was interrupted in the folder"
+        "--resume", action="store_true", help="continue the interrupted run in the folder"
     )
     parser.add_argument(
         "--quiet", action="store_true", help="print plain lines, also on a terminal"
@@ -140,14 +140,14 @@ def above_zero(text: str) -> float:
 
 
 def command(words: Sequence[str]) -> str:
-    """Return this program's command with other arguments, as it was called."""
+    """Return the command by which this program was called, with other arguments."""
     num_given = len(sys.argv) - 1
     called = sys.orig_argv[: len(sys.orig_argv) - num_given]
     return shlex.join([*called, *words])
 
 
 def how_to_go_on(folder: Path) -> str:
-    """Return the command that goes on, or begins again if there is nothing to go on from."""
+    """Return the command that resumes the run, or starts it again if there is nothing to resume."""
     words, what = hide_words(sys.argv[1:]), "begin again"
     if folder.exists():
         words, what = resume_words(words, folder), "go on"
@@ -155,9 +155,9 @@ def how_to_go_on(folder: Path) -> str:
 
 
 def resume_words(words: Sequence[str], folder: Path) -> list[str]:
-    """Return the arguments of a program that goes on with what these have begun in `folder`.
+    """Return the arguments that resume the run which `words` have started in `folder`.
 
-    For the password of a database they have an environment variable.
+    Passwords of databases are replaced by an environment variable.
     """
     kept = [word for word in hide_words(words) if word != "--resume"]
     if not any(word == "--name" or word.startswith("--name=") for word in kept):

@@ -1,6 +1,6 @@
-"""The Ray cluster: join one or start one, what fits on it, and why it cannot be had.
+"""The Ray cluster: joining or starting one, how many trials fit on it, and errors in plain words.
 
-Ray starts and ends in a thread of its own, so that signals reach this program and nobody else.
+Ray starts and ends in a thread of its own, so that signals reach this program alone.
 """
 
 import contextlib
@@ -52,8 +52,8 @@ class Cluster:
 def connect(address: str | None) -> Iterator[Cluster]:
     """Join the cluster at `address` (`auto`: the one on this machine), or start one if None.
 
-    A cluster that was started here ends with the context; one that was joined stays as it was. A
-    process that is connected already, by its own `ray.init`, stays with its cluster.
+    A cluster that was started here ends with the context; an existing one is left running. If this
+    process has called `ray.init` itself, it stays connected to its cluster.
 
     Raises:
         UserError: if there is no cluster at `address`, Ray cannot be started, or this process is
@@ -72,22 +72,22 @@ def connect(address: str | None) -> Iterator[Cluster]:
 
 
 def _connected_before(address: str | None) -> Cluster:
-    """Return the cluster that this process has been connected to before."""
+    """Return the cluster that this process is connected to already."""
     present = ray.get_runtime_context().gcs_address
     if address not in (None, "auto", present):
         raise UserError(
             f"address: this process is connected to the Ray cluster at {present} and cannot join "
             f"{address!r} too; `ray.shutdown()` leaves it"
         )
-    dashboard = ray.init(ignore_reinit_error=True).dashboard_url  # tells, and changes nothing
+    dashboard = ray.init(ignore_reinit_error=True).dashboard_url  # changes nothing
     return Cluster(dashboard_url=f"http://{dashboard}" if dashboard else None, is_own=False)
 
 
 def num_concurrent_trials(resources: TrialResources, wanted: int | None) -> int:
-    """Return how many trials fit at once on what is free on the cluster, at most `wanted`.
+    """Return how many trials fit on the free resources of the cluster, at most `wanted`.
 
     Raises:
-        UserError: if not one trial fits, or fewer than `wanted`; gives need and stock.
+        UserError: if no trial fits, or fewer than `wanted`; the message has need and stock.
     """
     need = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     free = free_resources()
@@ -117,18 +117,18 @@ _CONNECT_SECONDS = 5
 _SOCKET = "session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
 """The longest socket of Ray below its folder."""
 _LONGEST_SOCKET = 107 if sys.platform == "linux" else 103
-"""Bytes of a socket's path that the system takes."""
+"""Bytes that the system allows in a socket's path."""
 _FREE_BYTES = 200 * 2**20
-"""What Ray needs for its logs, a search of a day included."""
+"""Room for Ray's logs of a search of a day."""
 
 _ELSEWHERE = "RAY_TMPDIR=FOLDER has Ray use another folder"
 
 
 def start_ray(address: str | None) -> Any:
-    """Start a cluster, or join the one at `address`; return what `ray.init` does.
+    """Start a cluster, or join the one at `address`; return the result of `ray.init`.
 
     Raises:
-        UserError: it cannot be; gives the reason and what helps.
+        UserError: with the reason and what helps.
     """
     if address:
         _check_reachable(address)
@@ -239,7 +239,7 @@ def _mark() -> None:
 
 @functools.cache
 def _leave_group_at_fork() -> None:
-    """Let what the thread starts leave the process group; once for this process, for good."""
+    """Let processes that the thread starts leave the process group; set once, for good."""
 
     def leave() -> None:  # in the new process, before it becomes the other program
         if getattr(_here, "starts_ray", False):

@@ -1,6 +1,6 @@
-"""All that is used of Ray's private parts: what there is no public way to.
+"""Every use of Ray's private parts, for which there is no public way.
 
-`tests/cluster/test_ray_compat.py` names for each part what breaks when Ray changes it.
+For each, a test in `tests/cluster/test_ray_compat.py` names what breaks when Ray changes it.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
 
 
 def temporary_folder() -> Path:
-    """Return the folder in which Ray makes its sockets and logs, unless told otherwise."""
+    """Return the folder in which Ray makes its sockets and logs by default."""
     return Path(get_default_ray_temp_dir())
 
 
@@ -36,13 +36,13 @@ def resolve_address(address: str) -> tuple[str, int]:
 
 
 def free_resources() -> list[dict[str, float]]:
-    """Return what is free on each node of the cluster; Ray's public sums do not say on which."""
+    """Return the free resources of each node; Ray's public function has only their sum."""
     return list(available_resources_per_node().values())
 
 
 @contextlib.contextmanager
 def prints_logged(logger: logging.Logger) -> Iterator[None]:
-    """Log what Ray prints: whatever `ray.init` was given, it says where a process has died."""
+    """Log what Ray prints in spite of all settings of `ray.init`, such as processes that died."""
 
     def log(data: Any, ignore_prefix: bool) -> None:
         for line in data["lines"]:

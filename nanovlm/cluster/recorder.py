@@ -41,7 +41,7 @@ class RunOutcome:
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether Ctrl-C or SIGTERM ended it, so that it can go on."""
+        """Whether Ctrl-C or SIGTERM ended it, so that it can be resumed."""
         return bool(self.summary["ended_by"] == INTERRUPTED)
 
     @property

@@ -108,12 +108,12 @@ def run_single(
     Args:
         folder: the results folder, which must not exist yet.
         default_name: see `ResultsStore`.
-        resume: go on with the run that was interrupted in `folder`, from its last report.
+        resume: continue the run that was interrupted in `folder`, from its last report.
         address: of a Ray cluster to join; None starts one here and ends it afterwards.
         observers: in addition to those that every run has.
 
     Raises:
-        UserError: if the cluster has not the resources, or there is no such run to go on with.
+        UserError: if the cluster lacks the resources, or there is no such run to resume.
         RunFailed: the disk is full, or a part of the cluster is lost.
     """
     unchecked: tuple[str, ...] = ()
@@ -154,7 +154,7 @@ def run_single(
 
 
 def check_same_config(folder: Path, config: TrainConfig) -> None:
-    """Raise UserError if the folder holds no run of this configuration that can go on."""
+    """Raise UserError if the folder holds no run of this configuration that can be resumed."""
     reader = FolderReader(folder)
     if not reader.has(CONFIG_FILE):
         raise UserError(f"--resume: {folder} holds no single run to go on with (no {CONFIG_FILE})")

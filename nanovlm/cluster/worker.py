@@ -109,7 +109,7 @@ def _serve(
     except Exception as error:
         logger.exception("trial %s failed", job.trial_id)
         _check_gpu()
-        if full_disk := find_full_disk(error):  # no fault of the trial's: the next one meets it too
+        if full_disk := find_full_disk(error):  # not the trial's fault: the next would fail too
             ray.get(broker.abort.remote(f"{job.trial_id}: {full_disk}"))
         else:
             failure = (kind_of_failure(error), _reason(error), time.time())
@@ -123,25 +123,25 @@ def _serve(
 def _check_gpu() -> None:
     """Raise if the GPU has failed for this process.
 
-    CUDA gives such an error at every later call, to every later trial. So the group has to start
-    again, in new processes, and the trial goes on from its last report.
+    Every later call of CUDA would fail too, in every later trial. So the group has to start again
+    in new processes, and the trial continues from its last report.
     """
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def seconds_to_first_step(report: Report, made: Sequence[Report]) -> float:
-    """Return how long after its own start the leg that has made a report took its first step.
+    """Return the seconds from the start of a report's leg to the leg's first step.
 
     Args:
-        made: the trial's reports before it; those of earlier legs were made before that step.
+        made: the trial's earlier reports; those of earlier legs came before that step.
     """
     earlier = [r.seconds for r in made if r.seconds < report.first_step_seconds]
     return report.first_step_seconds - max(earlier, default=0.0)
 
 
 def kind_of_failure(error: Exception) -> End:
-    """Return which kind of end a trial has that has raised this."""
+    """Return the end of a trial that has raised this error."""
     if isinstance(error, NonFiniteLossError):
         return End.NOT_FINITE
     return End.OUT_OF_MEMORY if _is_out_of_memory(error) else End.ERROR

@@ -42,7 +42,7 @@ _FREE_SECONDS = 10
 """How long Ray may take to free what a group has occupied."""
 
 _REFRESH_SECONDS = 0.5
-"""Until all nodes of a cluster have told what is free on them; Ray does ten times a second."""
+"""Until all nodes have published their free resources, which they do ten times a second."""
 
 _MAX_RESTARTS = 100
 """Of the workers of one group; a job that kills its workers is given up long before that."""
@@ -125,7 +125,7 @@ class RayWorkerGroups:
             ray.get(self._broker.close.remote())
             ray.wait([self._broker.wait_until_idle.remote()], timeout=_GOODBYE_SECONDS)
         except RayActorError:
-            return  # nobody else knows the groups' processes; they end with the driver
+            return  # only the broker knows the groups' processes; they end with the driver
         finally:
             self._is_leaving = True
         self.end_groups(sorted(self._groups))

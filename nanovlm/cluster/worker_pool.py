@@ -1,7 +1,7 @@
-"""A running set of worker groups on a Ray cluster, and the orderly ways to end it.
+"""A running set of worker groups on a Ray cluster, and its orderly end.
 
-Ctrl-C, SIGTERM, a time limit and a reached goal all take one way: the switch is thrown, the
-broker closes, trials under way end at their next optimizer step, the worker groups go home.
+Ctrl-C, SIGTERM, a time limit and a reached goal all throw the switch: the broker closes, running
+trials end at their next optimizer step, and the worker groups leave.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ class StopSwitch:
     ) -> None:
         self.reason: str | None = None
         self.error: Exception | None = None
-        """Why the run cannot go on, if that has thrown the switch."""
+        """Why the run had to end, if an error has thrown the switch."""
         self._limit_reason = limit_reason
         self._thrown = threading.Event()
         self._deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
@@ -132,7 +132,7 @@ def worker_pool(
     Raises:
         UserError: if the cluster cannot run that many trials, or none.
         RunFailed: if all worker groups have ended although there was work, the broker is lost, or
-            a worker cannot go on.
+            a worker ends the run.
         KeyboardInterrupt: by a signal, before anything has begun.
     """
     stall_minutes = resources.stall_minutes
@@ -233,7 +233,7 @@ def _broker_closed_on_stop(broker: Any, switch: StopSwitch) -> Iterator[None]:
 
     def close() -> None:
         switch.wait()
-        # One that was interrupted or failed is to go on later; else it has stopped its trials.
+        # A run that was interrupted or failed is to be resumed; any other has stopped its trials.
         is_over = switch.reason != INTERRUPTED and switch.error is None
         ray.get(broker.close.remote(switch.reason if is_over else None))
 

@@ -71,7 +71,7 @@ class Parameter:
         return content
 
 
-def check_conditions(place: str, parameters: Sequence[Parameter]) -> tuple[Parameter, ...]:
+def check_conditions(source: str, parameters: Sequence[Parameter]) -> tuple[Parameter, ...]:
     """Return the parameters ordered so that each comes after those its condition names.
 
     Raises:
@@ -82,7 +82,7 @@ def check_conditions(place: str, parameters: Sequence[Parameter]) -> tuple[Param
     messages = []
     for parameter in parameters:
         for other, values in parameter.when.items():
-            where = f"{place}: search.{parameter.key}: when.{other}"
+            where = f"{source}: search.{parameter.key}: when.{other}"
             if other not in by_key:
                 messages.append(f"{where}: is not a searched key.{did_you_mean(other, by_key)}")
                 continue
@@ -98,7 +98,7 @@ def check_conditions(place: str, parameters: Sequence[Parameter]) -> tuple[Param
         ]
         if not ready:
             waiting = ", ".join(p.key for p in parameters if p.key not in ordered)
-            raise UserError(f"{place}: search: conditions wait for each other: {waiting}")
+            raise UserError(f"{source}: search: conditions wait for each other: {waiting}")
         ordered |= {parameter.key: parameter for parameter in ready}
     return tuple(ordered.values())
 

@@ -69,8 +69,8 @@ class Objective(_Section):
         """Every objective, the first one first."""
         return (self,)
 
-    def place(self, number: int) -> str:
-        """Return where an objective stands in a space file."""
+    def location(self, number: int) -> str:
+        """Return the path of objective `number` in a space file."""
         return "objective" if len(self.all) == 1 else f"objective[{number}]"
 
     @property

@@ -1,7 +1,7 @@
 """The search space: what `run_search.py --space FILE` reads, checked as a whole.
 
-A space is a `TrainConfig` (the base) and, for some of its keys, a range to search. Everything
-that is wrong in the file is reported at once, before anything starts.
+A space is a `TrainConfig` (the base) and, for some of its keys, a range to search. All errors in
+the file are reported together, before anything starts.
 """
 
 import dataclasses
@@ -140,21 +140,21 @@ def load_space(
     shipped = SPACES_DIR / path.name
     if not path.exists() and path.parent == Path(SPACES_DIR.name) and shipped.exists():
         path = shipped
-    place = str(path)
+    source = str(path)
     sections, base_overrides = _apply(read_mapping(path), overrides or {})
     problems = ErrorCollector()
     settings, base = SpaceFile(search={"-": 0}), TrainConfig()
     with problems:
-        settings = _read_settings(place, sections)
+        settings = _read_settings(source, sections)
     with problems:
         base = build_config(
             preset_layer(str(sections.get("preset", settings.preset))),
-            Layer(f"{place}: base", _mapping_or_empty(sections.get("base"))),
+            Layer(f"{source}: base", _mapping_or_empty(sections.get("base"))),
             Layer("command line", base_overrides),
             below=below,
         )
     with problems:
-        parameters = _read_parameters(place, _mapping_or_empty(sections.get("search")), base)
+        parameters = _read_parameters(source, _mapping_or_empty(sections.get("search")), base)
     problems.raise_if_any()
     space = SearchSpace(
         name=path.stem,
@@ -162,16 +162,16 @@ def load_space(
         parameters=parameters,
         **{section: getattr(settings, section) for section in SETTINGS},
     )
-    if messages := [f"{place}: {message}" for message in _contradictions(space)]:
+    if messages := [f"{source}: {message}" for message in _contradictions(space)]:
         raise UserError(*messages)
     return space
 
 
-def _read_settings(place: str, sections: Mapping[str, Any]) -> SpaceFile:
+def _read_settings(source: str, sections: Mapping[str, Any]) -> SpaceFile:
     try:
         return SpaceFile(**sections)
     except PydanticError as error:
-        raise UserError(*(_describe(place, e) for e in error.errors())) from None
+        raise UserError(*(_describe(source, e) for e in error.errors())) from None
 
 
 def _plain(section: Any) -> Any:
@@ -214,28 +214,28 @@ def _section(sections: Mapping[str, Any], section: str, key: str) -> dict[str, A
 
 
 def _read_parameters(
-    place: str, search: Mapping[str, Any], base: TrainConfig
+    source: str, search: Mapping[str, Any], base: TrainConfig
 ) -> tuple[Parameter, ...]:
     try:
         parameters = read_parameters(search)
     except PydanticError as error:
-        raise UserError(*(_describe(place, e, "search") for e in error.errors())) from None
+        raise UserError(*(_describe(source, e, "search") for e in error.errors())) from None
     problems = ErrorCollector()
     for parameter in parameters:
         with problems:
-            _check_values(f"{place}: search.{parameter.key}", parameter, base)
+            _check_values(f"{source}: search.{parameter.key}", parameter, base)
     problems.raise_if_any()
-    return check_conditions(place, parameters)
+    return check_conditions(source, parameters)
 
 
-def _check_values(place: str, parameter: Parameter, base: TrainConfig) -> None:
+def _check_values(source: str, parameter: Parameter, base: TrainConfig) -> None:
     """Raise if a choice or an end of the range makes a configuration that cannot be."""
     for value in parameter.values:
         try:
             _with_values(base, {parameter.key: value})
         except PydanticError as error:
             rules = "; ".join(plain_rule(e["msg"]) for e in error.errors())
-            raise UserError(f"{place}: {rules}, got {value!r}") from None
+            raise UserError(f"{source}: {rules}, got {value!r}") from None
 
 
 def _contradictions(space: SearchSpace) -> Iterator[str]:
@@ -293,16 +293,18 @@ def _with_values(base: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     return dataclasses.replace(base, **train, vlm=dataclasses.replace(base.vlm, **vlm))
 
 
-def _describe(place: str, error: ErrorDetails, *prefix: str) -> str:
+def _describe(source: str, error: ErrorDetails, *prefix: str) -> str:
     path = [*prefix, *(str(part) for part in error["loc"] if part not in (ONE, SEVERAL))]
     key = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", ".".join(path))
     if error["type"] == "missing":
-        return f"{place}: {key}: must be given"
+        return f"{source}: {key}: must be given"
     if error["type"] == "extra_forbidden":
         if path[0] == "search":
-            return f"{place}: {key}: this key cannot be searched.{did_you_mean(path[1], TUNABLE)}"
+            return f"{source}: {key}: this key cannot be searched.{did_you_mean(path[1], TUNABLE)}"
         section = SpaceFile.model_fields[path[0]].annotation if len(path) > 1 else SpaceFile
         section = Objective if len(path) > 1 and path[0] == "objective" else section
         known = section.model_fields if isinstance(section, type) else ()
-        return f"{place}: unknown key {key!r}.{did_you_mean(path[-1], known)}"
-    return f"{place}: {key}: {plain_rule(error['msg'])}, got {hide_passwords(repr(error['input']))}"
+        return f"{source}: unknown key {key!r}.{did_you_mean(path[-1], known)}"
+    return (
+        f"{source}: {key}: {plain_rule(error['msg'])}, got {hide_passwords(repr(error['input']))}"
+    )

@@ -1,7 +1,7 @@
-"""The JSON schema of space files, by which editors complete and check them while they are written.
+"""The JSON schema of space files, by which editors complete and check them.
 
-It is made from the code: the sections, the configuration's fields and their natural ranges. What
-it cannot say (a lower end below the upper one, rules between several keys) `--dry-run` checks.
+pydantic derives it from the sections, the configurations and the searched keys. `--dry-run` also
+checks what a schema cannot express, such as rules between several keys.
 """
 
 import json

@@ -142,20 +142,20 @@ _Loader.add_constructor(f"{_TAG}map", _Loader.construct_dict)
 _Loader.add_constructor(None, _Loader.refuse)
 
 
-def parse_yaml(text: str, place: str) -> Any:
+def parse_yaml(text: str, source: str) -> Any:
     """Return the value that `text` stands for: mappings by text, lists, text, numbers, None.
 
     Raises:
-        UserError: names `place`, in a text of several lines the line, and the rule.
+        UserError: names `source`, in a text of several lines the line, and the rule.
     """
     try:
         return yaml.load(text, Loader=_Loader)
     except _Refused as error:
-        assert error.problem_mark is not None, "each has its place"
+        assert error.problem_mark is not None, "each has its mark"
         line = f", line {error.problem_mark.line + 1}" if "\n" in text else ""
-        raise UserError(f"{place}{line}: {error.problem}") from None
+        raise UserError(f"{source}{line}: {error.problem}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two of "\UFFFFFFFF"
-        raise UserError(f"{place}: is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{source}: is not YAML: {' '.join(str(error).split())}") from None
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def _check_objective(objective: Objective, metrics: Sequence[str]) -> None:
     scores = [name for name in metrics if is_score(name)]
     messages = list[str]()
     for place, each in enumerate(objective.all):
-        where, metric, better = objective.place(place), each.metric, natural_mode(each.metric)
+        where, metric, better = objective.location(place), each.metric, natural_mode(each.metric)
         usable = [*scores, *COSTS] if place else scores
         if metric not in usable:
             near = did_you_mean(metric, usable)

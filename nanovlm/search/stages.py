@@ -373,7 +373,7 @@ def _wrong_objective(objective: Objective, record: TrialRecord) -> UserError | N
     for place, metric in enumerate(each.metric for each in objective.all):
         if metric not in found:
             return UserError(
-                f"{objective.place(place)}.metric: the reports of {record.trial_id} have no "
+                f"{objective.location(place)}.metric: the reports of {record.trial_id} have no "
                 f"{metric!r}.{did_you_mean(metric, found)}"
             )
     return None
