@@ -58,11 +58,6 @@ LayersBelow = Callable[[Sequence[Layer]], Sequence[Layer]]
 They are on disk or on the hub, where nanovlm/training/start.py reads them."""
 
 
-def no_layers(layers: Sequence[Layer]) -> Sequence[Layer]:
-    """Return no layers."""
-    return ()
-
-
 def preset_layer(preset: str) -> Layer:
     """Return the values of a preset: a name in `presets/` or the path of a YAML file."""
     path = user_path(preset)
@@ -74,7 +69,7 @@ def preset_layer(preset: str) -> Layer:
     return Layer(str(path), read_mapping(path))
 
 
-def build_config(*layers: Layer, below: LayersBelow = no_layers) -> TrainConfig:
+def build_config(*layers: Layer, below: LayersBelow = lambda layers: ()) -> TrainConfig:
     """Return the configuration of the layers over the defaults; later layers win.
 
     Raises:
@@ -90,7 +85,7 @@ def build_config(*layers: Layer, below: LayersBelow = no_layers) -> TrainConfig:
             if key in CONFIG_KEYS:
                 values[key], sources[key] = value, layer.source
             else:
-                messages.append(f"{layer.source}: unknown key {key!r}.{nearest_key(key)}")
+                messages.append(f"{layer.source}: unknown key {key!r}.{_nearest_key(key)}")
     vlm_values = {k.removeprefix("vlm."): v for k, v in values.items() if k in VLM_KEYS}
     train_values = {k: v for k, v in values.items() if k in TRAIN_KEYS}
     vlm = VLMConfig()
@@ -112,7 +107,7 @@ def given_values(layers: Sequence[Layer]) -> dict[str, Any]:
     return {key: value for layer in layers for key, value in _flatten(layer)[0].items()}
 
 
-def nearest_key(key: str) -> str:
+def _nearest_key(key: str) -> str:
     """Return ` Did you mean ...?` for an unknown key; `vlm.` may have been forgotten."""
     full_names = {name.removeprefix("vlm."): name for name in CONFIG_KEYS}
     near = difflib.get_close_matches(key.removeprefix("vlm."), full_names, n=1)
@@ -123,7 +118,7 @@ def load_config(
     file: Path | None,
     preset: str | None,
     overrides: Mapping[str, Any],
-    below: LayersBelow = no_layers,
+    below: LayersBelow = lambda layers: (),
 ) -> TrainConfig:
     """Return the configuration of a single run. A file may name its own `preset`."""
     values = read_mapping(file) if file else {}

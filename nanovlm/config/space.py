@@ -43,7 +43,6 @@ from nanovlm.config.sources import (
     build_config,
     config_values,
     get_value,
-    no_layers,
     preset_layer,
 )
 from nanovlm.config.yaml_text import read_mapping, write_yaml
@@ -124,7 +123,7 @@ class SearchSpace:
 
 
 def load_space(
-    path: Path, overrides: Mapping[str, Any] | None = None, below: LayersBelow = no_layers
+    path: Path, overrides: Mapping[str, Any] | None = None, below: LayersBelow = lambda layers: ()
 ) -> SearchSpace:
     """Return the space of a YAML file with the overrides of the command line.
 
