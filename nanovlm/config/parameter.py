@@ -199,23 +199,27 @@ class _Searched(BaseModel):
         return content
 
 
+def _range_type(kind: Kind, rules: Sequence[Any]) -> Any:
+    """Return the type of a range whose ends keep the rules of the key."""
+    above_0 = [Field(gt=0)] if kind.startswith("log_") else []
+    end: Any = Annotated[(int if kind.endswith("int") else float, *rules, *above_0)]
+    about = Field(description="[low, high], both ends included.", strict=False)
+    return Annotated[tuple[end, end], about, BeforeValidator(functools.partial(_check_range, kind))]
+
+
 def _searched(key: str) -> Any:
-    """Return the field of a key: its type has the kinds that fit the key's values.
+    """Return type and description of what a space file has for a key: the kinds that fit its type.
 
     Text has choices alone, a whole number `int` and `log_int` too, any other number all kinds.
     """
-    owner, name = dict(_OWNERS)["vlm." * key.startswith("vlm.")], key.removeprefix("vlm.")
+    owner, name = dict(_OWNERS)["vlm." if "." in key else ""], key.removeprefix("vlm.")
     value = get_type_hints(owner, include_extras=True)[name]
-    number = next((part for part in get_args(value) if get_origin(part) is Annotated), value)
     kinds: dict[str, Any] = {}
+    number = next((part for part in get_args(value) if get_origin(part) is Annotated), value)
     if get_origin(number) is Annotated:
         base, *rules = get_args(number)
-        for kind in KINDS[:-1] if base is float else KINDS[2:4]:
-            above_0 = [Field(gt=0)] * kind.startswith("log_")
-            end: Any = Annotated[(int if kind.endswith("int") else float, *rules, *above_0)]
-            check = BeforeValidator(functools.partial(_check_range, kind))
-            about = Field(description="[low, high], both ends included.", strict=False)
-            kinds[kind] = Annotated[tuple[end, end], about, check]
+        ranges = KINDS[:-1] if base is float else KINDS[2:4]
+        kinds = {kind: _range_type(kind, rules) for kind in ranges}
     sizes = Field(min_length=1, strict=False, json_schema_extra={"uniqueItems": True})
     choices: Any = tuple.__class_getitem__((value, ...))
     kinds["choice"] = Annotated[choices, sizes, BeforeValidator(_check_choices)]
@@ -226,9 +230,11 @@ def _searched(key: str) -> Any:
     return model, Field(default_factory=dict, description=about)
 
 
-_KEYS: Any = {key: _searched(key) for key in TUNABLE}
-Search = create_model("Search", __config__=STRICT, **_KEYS)
-"""The section `search` of a space file."""
+@functools.cache
+def search_model() -> type[BaseModel]:
+    """Return the model of the section `search` of a space file, made when it is first needed."""
+    keys: Any = {key: _searched(key) for key in TUNABLE}
+    return create_model("Search", __config__=STRICT, **keys)
 
 
 def read_parameters(content: Any) -> list[Parameter]:
@@ -237,7 +243,7 @@ def read_parameters(content: Any) -> list[Parameter]:
     Raises:
         pydantic.ValidationError: one that names the rules that are broken.
     """
-    search = Search.model_validate(content)
+    search = search_model().model_validate(content)
     parameters = []
     for key in content:
         given = getattr(search, key)

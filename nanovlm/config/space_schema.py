@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from nanovlm.config.parameter import Search
+from nanovlm.config.parameter import search_model
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import SpaceFile
 from nanovlm.config.sources import PRESETS_DIR, SPACES_DIR
@@ -41,7 +41,7 @@ def space_schema() -> Schema:
     dotted = {
         f"vlm.{key}": {"$ref": f"#/$defs/VLMConfig/properties/{key}"} for key in vlm["properties"]
     }
-    search = Search.model_json_schema(schema_generator=_Untitled)
+    search = search_model().model_json_schema(schema_generator=_Untitled)
     schema["$defs"] |= {"VLMConfig": vlm, **search.pop("$defs")}
     sections = schema["properties"]
     sections["preset"] |= _preset()
