@@ -122,14 +122,12 @@ def start_layers(layers: Sequence[Layer]) -> Sequence[Layer]:
 
 
 def at_least_one(text: str) -> int:
-    """Return a count given on the command line."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
 
 
 def above_zero(text: str) -> float:
-    """Return a positive number given on the command line."""
     try:
         value = float(text)
     except ValueError:

@@ -29,7 +29,6 @@ FIELDS = (
 
 
 def record_line(record: TrialRecord) -> str:
-    """Return the line of a record, with its newline."""
     content = _RECORD.dump_python(record, mode="json")
     content |= {name: getattr(record, name) for name in _DERIVED}
     return json.dumps({name: content[name] for name in FIELDS}) + "\n"
@@ -54,7 +53,6 @@ def read_record(line: str) -> TrialRecord:
 
 
 def reports_to_json(reports: Sequence[Report]) -> Any:
-    """Return reports as values of JSON."""
     return _REPORTS.dump_python(tuple(reports), mode="json")
 
 

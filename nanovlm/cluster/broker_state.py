@@ -325,7 +325,6 @@ class BrokerState:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no group is at work."""
         return not self._serving
 
     # ------------------------------------------------------------------ inside
@@ -348,7 +347,6 @@ class BrokerState:
         return trial
 
     def _release(self, trial: _Trial) -> None:
-        """End the lease of a trial that is at work."""
         assert trial.lease is not None, f"{trial.job.trial_id} is not at work"
         group = self._leases.pop(trial.lease)
         del self._serving[group]

@@ -72,7 +72,6 @@ def connect(address: str | None) -> Iterator[Cluster]:
 
 
 def _connected_before(address: str | None) -> Cluster:
-    """Return the cluster that this process is connected to already."""
     present = ray.get_runtime_context().gcs_address
     if address not in (None, "auto", present):
         raise UserError(
@@ -179,7 +178,6 @@ def _check_temporary_folder(folder: Path) -> None:
 
 
 def _explain(error: Exception) -> str:
-    """Return why no cluster could be started."""
     reason = first_line(error)
     help = f"Ray's logs are in {temporary_folder()}/session_latest/logs"
     if isinstance(error, OSError) and error.filename:
@@ -190,7 +188,6 @@ def _explain(error: Exception) -> str:
 
 
 def _explain_join(address: str, error: Exception) -> str:
-    """Return why the cluster could not be joined."""
     if "mismatch" in str(error):
         detail = " ".join(str(error).split())
         return (

@@ -23,7 +23,6 @@ SAMPLES_SEEN = "samples_seen"
 
 
 def trial_id_of(number: int) -> str:
-    """Return the id of a search's trial."""
     return f"trial-{number:04d}"
 
 

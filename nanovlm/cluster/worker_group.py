@@ -120,7 +120,6 @@ class RayWorkerGroups:
             _free([group for parts in groups for group in parts.placement_groups.values()])
 
     def leave(self) -> None:
-        """Close the broker and end all groups."""
         try:
             ray.get(self._broker.close.remote())
             ray.wait([self._broker.wait_until_idle.remote()], timeout=_GOODBYE_SECONDS)

@@ -149,7 +149,6 @@ def what_study_lacks(study: ReadOnlyStudy, folder: Path) -> list[str]:
 
 
 def dashboard_application(study: ReadOnlyStudy) -> Application:
-    """Return Optuna's dashboard of a study."""
     package = importlib.import_module("optuna_dashboard")  # an optional one
     application: Application = package.wsgi(study)
     return application

@@ -131,7 +131,6 @@ def count_configurations(parameters: Sequence[Parameter]) -> int | None:
 
 
 def _check_range(kind: Kind, values: Any) -> Any:
-    """Raise ValueError if these are no ends of a range."""
     whole = kind.endswith("int")
     allowed = (int,) if whole else (int, float)
     if not isinstance(values, list):
@@ -147,7 +146,6 @@ def _check_range(kind: Kind, values: Any) -> Any:
 
 
 def _check_choices(values: Any) -> Any:
-    """Raise ValueError if these are no choices."""
     if not isinstance(values, list):
         raise ValueError("must be a list")
     if not values:

@@ -194,7 +194,6 @@ class Scheduler(_Section):
 
     @property
     def pauses(self) -> bool:
-        """Whether trials wait at the milestones."""
         return self.name == "asha" and self.type != "stopping"
 
 
@@ -276,7 +275,6 @@ class Confirm(_Section):
 
     @property
     def most_runs(self) -> int:
-        """How many runs there are at most."""
         if not self.top:
             return 0
         if self.seeds is not None:

@@ -147,7 +147,6 @@ def flat_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def get_value(config: TrainConfig, key: str) -> Any:
-    """Return the value of a key such as `lr_mp` or `vlm.lm_dropout`."""
     owner = config.vlm if key.startswith("vlm.") else config
     return getattr(owner, key.removeprefix("vlm."))
 

@@ -33,7 +33,6 @@ def schema_text() -> str:
 
 
 def space_schema() -> Schema:
-    """Return the JSON schema of a space file."""
     schema = SpaceFile.model_json_schema(schema_generator=_Untitled)
     train = TypeAdapter(TrainConfig).json_schema(schema_generator=_Untitled)
     vlm = train["$defs"]["VLMConfig"]
