@@ -29,7 +29,7 @@ def record(state: Any, *, has_report: bool = True, **changes: Any) -> TrialRecor
     return make_record(changes.pop("number", 0), state, **known | changes)
 
 
-PULSE = make_update("trial-0000", 9, step=1)
+UPDATE = make_update("trial-0000", 9, step=1)
 NOTICE = Notice(text="group-0 is lost")
 
 
@@ -113,7 +113,7 @@ def record_run(
 
 def test_what_has_ended_is_on_disk_when_it_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "digits"
-    events: list[Event] = [record("running"), PULSE, NOTICE, record("completed")]
+    events: list[Event] = [record("running"), UPDATE, NOTICE, record("completed")]
     events += [record("running", number=1), record("paused", number=1)]
     events.append(record("running", number=1))
     witness = record_run(folder, search_start(folder), events, "budget.trials")
@@ -140,7 +140,7 @@ def test_an_observer_that_fails_is_left_out_and_all_else_goes_on(
 ) -> None:
     folder = tmp_path / "digits"
     failing = Failing(where, error)
-    events: list[Event] = [record("running"), PULSE, record("completed")]
+    events: list[Event] = [record("running"), UPDATE, record("completed")]
     start = search_start(folder)
     undisturbed = record_run(tmp_path / "other", search_start(tmp_path / "other"), events, "over")
     witness = record_run(folder, start, events, "over", (failing,))
@@ -177,7 +177,7 @@ class Troubled(Observer):
 
 def test_what_a_person_should_know_is_told_when_it_happens_and_at_the_end(tmp_path: Path) -> None:
     folder = tmp_path / "digits"
-    events: list[Event] = [Notice(text="all is slow"), PULSE, PULSE, record("completed")]
+    events: list[Event] = [Notice(text="all is slow"), UPDATE, UPDATE, record("completed")]
     failing = Failing("trial_changed", OSError("no screen"))
     witness = record_run(folder, search_start(folder), events, "over", (Troubled(), failing))
     notices = [entry for entry in witness.told if entry[0] in ("notice", "progress", "completed")]
