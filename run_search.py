@@ -14,9 +14,7 @@ from rich.console import Console
 from nanovlm import cli
 from nanovlm.config.sources import parse_overrides
 from nanovlm.config.space import load_space
-from nanovlm.errors import RunFailed
 from nanovlm.files import user_path
-from nanovlm.process import name_results
 from nanovlm.search.resume import search_folder
 from nanovlm.watch.terminal.console import PLAIN, PreparationDisplay, make_console
 from nanovlm.watch.terminal.search_display import SearchDisplay
@@ -41,15 +39,14 @@ a study in a database, its password from the environment (docs/search.md):
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser(__doc__, EXAMPLES)
     parser.add_argument("--space", type=user_path, required=True, help="the space file (YAML)")
-    cli.add_common_arguments(parser)
     parser.add_argument("--trials", type=cli.at_least_one, help="number of trials to run")
     parser.add_argument("--hours", type=cli.above_zero, help="end the search after so many hours")
     parser.add_argument(
-        "--concurrency", type=cli.at_least_one, help="trials at once; default: what fits"
+        "--concurrency",
+        type=cli.at_least_one,
+        help="trials that run at the same time; default: what fits",
     )
     parser.add_argument(
         "--no-confirm", action="store_true", help="run no configuration again after the search"
@@ -73,7 +70,7 @@ def main() -> int:
     arguments = parse_arguments()
     space = load_space(arguments.space, space_overrides(arguments), cli.start_layers)
     folder = search_folder(arguments.results, arguments.name, space, arguments.resume)
-    # Imported late: a mistake in the space file is told at once, and not after torch and Ray.
+    # Imported late: a mistake in the space file is reported before torch and Ray are loaded.
     from nanovlm.search.plan import plan_search
 
     console = make_console()
@@ -81,12 +78,12 @@ def main() -> int:
         plan = plan_search(space, preparation.update)
     if arguments.dry_run:
         return dry_run(arguments, plan, console)
+    from nanovlm.cluster.recorder import RunOutcome
     from nanovlm.search.run import run_plan
 
-    name_results(folder)
-    try:
+    def run() -> RunOutcome:
         with SearchDisplay(console, arguments.quiet) as display:
-            outcome = run_plan(
+            return run_plan(
                 plan,
                 folder,
                 default_name=space.name if arguments.name is None else None,
@@ -95,19 +92,8 @@ def main() -> int:
                 concurrency=arguments.concurrency,
                 observers=[display],
             )
-    except RunFailed as failed:
-        folder = failed.folder or folder
-        if folder.exists():
-            console.print(f"\n{cli.how_to_go_on(folder)}", **PLAIN)
-        raise
-    for note in outcome.notes:
-        console.print(f"note: {note}", style="yellow", **PLAIN)
-    if outcome.is_interrupted:
-        console.print(f"\n{cli.how_to_go_on(outcome.folder)}", **PLAIN)
-        return cli.INTERRUPTED
-    if process.was_interrupted():  # when all was done
-        return cli.INTERRUPTED
-    return cli.FAILED if outcome.has_failed else cli.DONE
+
+    return cli.show_outcome(console, folder, run)
 
 
 def dry_run(arguments: argparse.Namespace, plan: "SearchPlan", console: Console) -> int:

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from nanovlm import cli
 from nanovlm.config.sources import load_config, parse_overrides
-from nanovlm.errors import RunFailed, UserError
+from nanovlm.errors import UserError
 from nanovlm.files import user_path
-from nanovlm.process import name_results
 from nanovlm.results.folder import choose_folder, folder_exists
 from nanovlm.results.summary import check_best_config
-from nanovlm.watch.terminal.console import PLAIN, PreparationDisplay, make_console
+from nanovlm.watch.terminal.console import PreparationDisplay, make_console
 from nanovlm.watch.terminal.single_display import SingleDisplay
 
 DEFAULT_NAME = "single"
@@ -30,14 +29,11 @@ EXAMPLES = """examples:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.make_parser(__doc__, EXAMPLES)
     parser.add_argument(
         "--config", type=user_path, help="a configuration (YAML), such as best.yaml"
     )
     parser.add_argument("--preset", help="a name or a file; --config goes over it")
-    cli.add_common_arguments(parser)
     parser.add_argument(
         "--workers", type=cli.at_least_one, default=1, help="processes (GPUs) that share the batch"
     )
@@ -51,17 +47,18 @@ def main() -> int:
         check_best_config(arguments.config)
     config = load_config(arguments.config, arguments.preset, overrides, cli.start_layers)
     folder = results_folder(arguments)
-    # Imported late: a mistake in the configuration is told at once, and not after torch and Ray.
+    # Imported late: a mistake in the configuration is reported before torch and Ray are loaded.
+    from nanovlm.cluster.recorder import RunOutcome
     from nanovlm.cluster.single_run import plan_single, run_single, trial_resources
 
     console = make_console()
     resources = trial_resources(config, arguments.workers)
     with PreparationDisplay(console, arguments.quiet) as preparation:
         plan = plan_single(config, preparation.update)
-    name_results(folder)
-    try:
+
+    def run() -> RunOutcome:
         with SingleDisplay(console, arguments.quiet) as display:
-            outcome = run_single(
+            return run_single(
                 plan,
                 folder,
                 resources,
@@ -70,21 +67,12 @@ def main() -> int:
                 address=arguments.address,
                 observers=[display],
             )
-    except RunFailed as failed:
-        console.print(f"\n{cli.how_to_go_on(failed.folder or folder)}", **PLAIN)
-        raise
-    for note in outcome.notes:
-        console.print(f"note: {note}", style="yellow", **PLAIN)
-    if outcome.is_interrupted:
-        console.print(f"\ninterrupted; {cli.how_to_go_on(outcome.folder)}", **PLAIN)
-        return cli.INTERRUPTED
-    if process.was_interrupted():  # when all was done
-        return cli.INTERRUPTED
-    return cli.FAILED if outcome.has_failed else cli.DONE
+
+    return cli.show_outcome(console, folder, run)
 
 
 def results_folder(arguments: argparse.Namespace) -> Path:
-    """Return the folder to make, or with --resume the one to go on with."""
+    """Return the folder to make, or with --resume the existing one."""
     if not arguments.resume:
         return choose_folder(arguments.results, arguments.name, DEFAULT_NAME)
     folder: Path = arguments.results / (arguments.name or DEFAULT_NAME)

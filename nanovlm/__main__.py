@@ -1,4 +1,4 @@
-"""What there is beside the two programs: python -m nanovlm COMMAND --help"""
+"""The commands beside the two programs: python -m nanovlm COMMAND --help"""
 
 from nanovlm import process
 
@@ -11,14 +11,19 @@ import sys
 from collections.abc import Sequence
 
 from nanovlm import cli
+from nanovlm.errors import UserError
+from nanovlm.files import user_path
+
+EXAMPLES = """examples:
+  python -m nanovlm report results/*
+  python -m nanovlm schema --write   # bring search_spaces/space.schema.json up to date
+"""
 
 COMMANDS = {
     "generate": "answer a question about an image with a saved model",
     "push": "put a saved model on the hub",
-    "report": "make the report of a results folder",
     "dashboard": "look at a search in Optuna's dashboard",
     "data": "list and delete prepared data",
-    "schema": "print the JSON schema of space files",
 }
 """Modules of `nanovlm.commands`, each with `add_arguments` and `run`."""
 
@@ -27,6 +32,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m nanovlm",
         description="Commands beside run_search.py and run_single.py.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     asked_for = next((word for word in argv if not word.startswith("-")), None)
@@ -44,7 +51,34 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         )
         module.add_arguments(chosen)
         chosen.set_defaults(run=module.run)
+    report = commands.add_parser("report", help="make report.html of results folders")
+    report.add_argument("folders", nargs="+", type=user_path, metavar="results/NAME")
+    report.set_defaults(run=write_reports)
+    schema = commands.add_parser("schema", help="print the JSON schema of space files")
+    schema.add_argument("--write", action="store_true", help="to search_spaces/space.schema.json")
+    schema.set_defaults(run=show_schema)
     return parser.parse_args(argv)
+
+
+def write_reports(arguments: argparse.Namespace) -> int:
+    from nanovlm.watch.report.page import write_report
+
+    for folder in arguments.folders:
+        try:
+            sys.stdout.write(f"{write_report(folder)}\n")
+        except OSError as error:
+            raise UserError(f"{folder}: the report cannot be written: {error}") from error
+    return cli.DONE
+
+
+def show_schema(arguments: argparse.Namespace) -> int:
+    from nanovlm.config.space_schema import SCHEMA_FILE, schema_text
+
+    if arguments.write:
+        SCHEMA_FILE.write_text(schema_text(), encoding="utf-8")
+    else:
+        sys.stdout.write(schema_text())
+    return cli.DONE
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,17 +1,23 @@
-"""What the two programs have in common: exit codes, shared arguments, how a mistake is told."""
+"""What the programs share: exit codes, arguments, how they report errors and how to resume."""
 
 import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from nanovlm import process
 from nanovlm.config.database_url import hide_passwords, hide_words
 from nanovlm.config.sources import TOKENIZERS_WITH_DEFAULT_EOS, Layer, given_values
 from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import find_full_disk, user_path
-from nanovlm.process import enduring_streams
+from nanovlm.watch.terminal.console import PLAIN
+
+if TYPE_CHECKING:
+    from nanovlm.cluster.recorder import RunOutcome
 
 START_KEYS = {"vlm.vit_model_type", "vlm.lm_model_type", "resume_from_vlm_checkpoint"}
 """Without one of these a run starts from the default backbones, or from random weights."""
@@ -23,12 +29,29 @@ INTERRUPTED = process.EXIT_CODE
 
 
 def run_program(main: Callable[[], int]) -> None:
-    """Run `main` and exit with its code; a mistake of the user is told without a traceback.
+    """Run `main` and exit with its code; a user's error is printed without a traceback.
 
-    Whoever reads the output may leave before the end: `main` goes on, and its code counts.
+    If the output is closed before the end, `main` goes on, and its code counts.
     """
-    with enduring_streams():
+    with process.enduring_streams():
         sys.exit(_run(main))
+
+
+def show_outcome(console: Console, folder: Path, run: Callable[[], "RunOutcome"]) -> int:
+    """Run a search or a single run; print its notes and how to resume it; return the exit code."""
+    process.name_results(folder)
+    try:
+        outcome = run()
+    except RunFailed as failed:
+        console.print(f"\n{how_to_go_on(failed.folder or folder)}", **PLAIN)
+        raise
+    for note in outcome.notes:
+        console.print(f"note: {note}", style="yellow", **PLAIN)
+    if outcome.is_interrupted:
+        console.print(f"\ninterrupted; {how_to_go_on(outcome.folder)}", **PLAIN)
+    if outcome.is_interrupted or process.was_interrupted():
+        return INTERRUPTED
+    return FAILED if outcome.has_failed else DONE
 
 
 def _run(main: Callable[[], int]) -> int:
@@ -56,8 +79,13 @@ def _run(main: Callable[[], int]) -> int:
         return INTERRUPTED
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that both programs take."""
+def make_parser(description: str | None, examples: str) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that both programs take."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -72,11 +100,12 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         "--address", help="Ray cluster to join (auto: the one on this machine); default: own one"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on with what was interrupted in the folder"
+        "--resume", action="store_true", help="continue the interrupted run in the folder"
     )
     parser.add_argument(
         "--quiet", action="store_true", help="print plain lines, also on a terminal"
     )
+    return parser
 
 
 def start_layers(layers: Sequence[Layer]) -> Sequence[Layer]:
@@ -86,21 +115,19 @@ def start_layers(layers: Sequence[Layer]) -> Sequence[Layer]:
     knows_tokenizer = given.get("vlm.lm_tokenizer", default) in TOKENIZERS_WITH_DEFAULT_EOS
     if knows_tokenizer and not START_KEYS & given.keys():
         return []
-    # Imported late: most mistakes in a configuration are told without waiting for torch.
+    # Imported late: most mistakes in a configuration are reported without waiting for torch.
     from nanovlm.training import start
 
     return start.start_layers(layers)
 
 
 def at_least_one(text: str) -> int:
-    """Return a count given on the command line."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
 
 
 def above_zero(text: str) -> float:
-    """Return a positive number given on the command line."""
     try:
         value = float(text)
     except ValueError:
@@ -111,14 +138,14 @@ def above_zero(text: str) -> float:
 
 
 def command(words: Sequence[str]) -> str:
-    """Return this program's command with other arguments, as it was called."""
+    """Return the command by which this program was called, with other arguments."""
     num_given = len(sys.argv) - 1
     called = sys.orig_argv[: len(sys.orig_argv) - num_given]
     return shlex.join([*called, *words])
 
 
 def how_to_go_on(folder: Path) -> str:
-    """Return the command that goes on, or begins again if there is nothing to go on from."""
+    """Return the command that resumes the run, or starts it again if there is nothing to resume."""
     words, what = hide_words(sys.argv[1:]), "begin again"
     if folder.exists():
         words, what = resume_words(words, folder), "go on"
@@ -126,9 +153,9 @@ def how_to_go_on(folder: Path) -> str:
 
 
 def resume_words(words: Sequence[str], folder: Path) -> list[str]:
-    """Return the arguments of a program that goes on with what these have begun in `folder`.
+    """Return the arguments that resume the run which `words` have started in `folder`.
 
-    For the password of a database they have an environment variable.
+    Passwords of databases are replaced by an environment variable.
     """
     kept = [word for word in hide_words(words) if word != "--resume"]
     if not any(word == "--name" or word.startswith("--name=") for word in kept):

@@ -1,4 +1,4 @@
-"""The exceptions that a person is to see: mistakes in the input, and runs that could not go on."""
+"""The exceptions that are shown to users: errors in the input, and runs that had to end."""
 
 import difflib
 import re
@@ -10,14 +10,14 @@ WITHOUT_HUB = (
     "asking the hub, and a folder can stand in place of the id; search_spaces/digits.yaml runs "
     "now, without hub and download"
 )
-"""The end of a message about something that the hub does not give."""
+"""The end of messages about files that the hub does not provide."""
 
 
 class UserError(Exception):
     """Input that cannot be used. The programs print it without a traceback and exit with code 2.
 
-    Each message gives the place, the rule, the value found and, where there are some, the choices.
-    Everything that is wrong is collected and raised at once.
+    Each message gives the location, the rule, the value and, where there are some, the choices.
+    All errors of an input are collected and raised together.
     """
 
     def __init__(self, *messages: str) -> None:
@@ -29,14 +29,14 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):
-    """A run that could not go on though the input was right: the disk is full, or a part of the
-    cluster is lost. What was recorded stays, and the run can be resumed.
+    """A run that had to end although the input was right: the disk is full, or a part of the
+    cluster is lost. Its records stay, and it can be resumed.
 
     The programs print it without a traceback and exit with code 1.
     """
 
     folder: Path | None = None
-    """The results folder that can be gone on with."""
+    """The results folder to resume."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
@@ -49,7 +49,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def plain_rule(message: str) -> str:
-    """Return the rule that a message of pydantic states, in the words of this program."""
+    """Return the rule of a message of pydantic in the style of this program."""
     rule = message.removeprefix("Value error, ")
     rule = re.sub(r"^(Input|Dictionary|Tuple) should", "must", rule)
     rule = re.sub(r" after validation, not \d+$", "", rule)

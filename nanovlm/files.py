@@ -1,7 +1,7 @@
-"""Files and folders: what a person names, why it holds nothing, and how a file is written whole.
+"""Files and folders: paths of the user, checks with reasons, files that are written as a whole.
 
-`~` at the beginning is the home folder wherever a path comes in: a shell puts it in only where it
-stands alone, and not in `key=~/data`, `--name=~/x` or a YAML file.
+`~` at the beginning of a path is the home folder wherever a path comes in: a shell expands it only
+at the beginning of a word, and not in `key=~/data`, `--name=~/x` or a YAML file.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from typing import Any
 from nanovlm.errors import UserError
 
 LFS_HEAD = b"version https://git-lfs"
-"""How a file begins that stands for another one, which Git LFS has."""
+"""The first bytes of a pointer of Git LFS."""
 PART_SUFFIX = ".part"
-"""How the name of a file ends that is being written."""
+"""Ending of a file that is being written."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a quota that is used up, a file of the largest size that is allowed."""
@@ -36,11 +36,11 @@ def user_path(name: str | Path) -> Path:
     return Path(os.path.expanduser(name))
 
 
-def find_local_folder(place: str, name: str) -> Path | None:
+def find_local_folder(setting: str, name: str) -> Path | None:
     """Return the folder `name`; None if there is nothing by that name, so it may be a hub id.
 
     Args:
-        place: the setting that holds `name`, for the message.
+        setting: the one that holds `name`, for the message.
 
     Raises:
         UserError: it is a file, or a link to what is not there.
@@ -50,18 +50,18 @@ def find_local_folder(place: str, name: str) -> Path | None:
         return path
     problem = f"{path} is a file, where a folder is wanted" if path.exists() else _broken_link(path)
     if problem:
-        raise UserError(f"{place}: {problem}")
+        raise UserError(f"{setting}: {problem}")
     return None
 
 
-def check_whole(place: str, *files: Path) -> None:
+def check_whole(setting: str, *files: Path) -> None:
     """Raise UserError with all files that are links to nothing or pointers of Git LFS, or locked.
 
-    A file that is not there at all is somebody else's concern.
+    Files that do not exist are not checked.
     """
     problems = [problem for file in files if (problem := _broken_link(file) or _not_the_file(file))]
     if problems:
-        raise UserError(*(f"{place}: {problem}" for problem in problems))
+        raise UserError(*(f"{setting}: {problem}" for problem in problems))
 
 
 def _broken_link(path: Path) -> str | None:
@@ -108,7 +108,7 @@ def fingerprint(path: Path) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give the path of a new file, which takes the place of `path` once it is safe on the disk.
+    """Yield the path of a new file, which replaces `path` once it is safe on the disk.
 
     A reader finds the old file or the new one, also after a power loss. Nothing changes if the
     context ends with an error. The folder must exist.
@@ -160,10 +160,9 @@ def append(path: Path, text: str, is_synced: bool = True) -> None:
 
 
 def find_full_disk(error: BaseException) -> str | None:
-    """Return what an error, or one behind it, says of a full disk; None if none of them does.
+    """Return the message of a full disk in an error or its causes; None if there is none.
 
-    Of errors that come from another process, or from a library in another language, the text alone
-    is left.
+    Errors of another process, or of a library in another language, are known by their text alone.
     """
     seen: list[BaseException] = []
     found: BaseException | None = error
@@ -191,23 +190,20 @@ def gib(num_bytes: int) -> str:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what writers that were killed have left in a folder that nobody else writes now."""
+    """Remove unfinished files of killed writers; nobody else may be writing in the folder."""
     for part in folder.glob(f".*.[0-9]*{PART_SUFFIX}"):
         if part.is_file():
             part.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder that this program has made, with what is in it.
-
-    What is no folder stays, and so does what lies elsewhere and is only linked to from there.
-    """
+    """Remove a folder that this program has made; anything else, and links, are left alone."""
     if path.is_dir() and not path.is_symlink() and not path.parent.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
 
 
 def drop_cut_line(path: Path) -> None:
-    """Take away a last line that a full disk or a power loss has cut, if the file is there."""
+    """Remove a last line that a full disk or a power loss has cut, if the file exists."""
     if path.exists():
         content = path.read_bytes()
         if not content.endswith(b"\n"):
@@ -238,9 +234,9 @@ def identifier(name: str) -> str:
     return f"{plain[: _LONGEST - _HASH_DIGITS - 1].strip('-')}-{digest}".lstrip("-")
 
 
-def check_text(place: str, path: Path) -> None:
+def check_text(setting: str, path: Path) -> None:
     """Raise UserError if a path is no text: files and messages that name it are UTF-8."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise UserError(f"{place}: must be UTF-8, got {os.fsencode(path)!r}") from None
+        raise UserError(f"{setting}: must be UTF-8, got {os.fsencode(path)!r}") from None

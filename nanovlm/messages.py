@@ -1,4 +1,4 @@
-"""The few frozen values that travel between the layers, and between processes."""
+"""The frozen messages that layers and processes exchange."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from nanovlm.config.metrics import COSTS
 from nanovlm.config.schema import TrainConfig
 
 RUN_ID = re.compile(r"trial-\d{4,}|confirm-\d+-seed-\d+")
-"""What runs are called, and files and folders that are of one of them."""
+"""Ids of runs, which their files and folders bear too."""
 
 
 class Decision(Enum):
@@ -18,19 +18,19 @@ class Decision(Enum):
 
     CONTINUE = "continue"
     PAUSE = "pause"
-    """It gives its worker group back, and waits until it is told to go on or to stop."""
+    """It frees its worker group and waits for CONTINUE or STOP."""
     STOP = "stop"
 
 
 class Order(Enum):
-    """What a worker group is told when there is no job for it."""
+    """The broker's answer to a worker group for which it has no job."""
 
     RETRY = "ask again"
     SHUTDOWN = "go home"
 
 
 class Kind(StrEnum):
-    """What a run is for."""
+    """The purpose of a run."""
 
     TRIAL = "trial"
     """One of the search's trials, or a single run."""
@@ -46,9 +46,9 @@ class Job:
     config: TrainConfig
     kind: Kind = Kind.TRIAL
     number: int = 0
-    """Place of the trial in its search, from 0; of a run that confirms, that of its trial."""
+    """Index of the trial in its search, from 0; of a confirming run, that of its trial."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    """The values of the searched keys; they are in `config` too."""
+    """The values of the searched keys, which `config` has too."""
     milestones: tuple[int, ...] = ()
     """Samples seen at which to report besides the end, ascending. Each report is made at the first
     optimizer step that reaches its milestone."""
@@ -58,7 +58,7 @@ class Job:
     """Folder that receives the model of the final report; None keeps no model."""
     state_dir: str | None = None
     """Folder for the state of the training, replaced before each report but the final one; a trial
-    that finds a state there makes the reports before it again and goes on from it. None keeps
+    that finds a state there repeats the reports before it and continues from it. None keeps
     none."""
     answers_file: str | None = None
     """File that receives the answers to the benchmark, replaced at each report; None keeps none."""
@@ -70,44 +70,43 @@ class Assignment:
 
     job: Job
     lease: int
-    """Goes back with all that the group says of the job. It ends when the job goes to another
-    group, so that a group which was taken for dead has no say any more."""
+    """The group sends it with each message about the job. It ends when another group gets the job,
+    so that messages of a group which was taken for lost are ignored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Notice:
-    """Something that a person who watches should know."""
+    """A message to the user."""
 
     text: str
     ends_run: bool = False
-    """Whether the run cannot go on."""
+    """Whether the run has to end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speed:
-    """How fast a trial trained since its report before, evaluation left out; of all its workers.
+    """How fast a trial has trained since its last report, without evaluation, all workers together.
 
-    Apart from the metrics: those are the same at every run, to the bit.
+    It is not among the metrics: those repeat to the bit.
     """
 
     samples_per_second: float
     answer_tokens_per_second: float
-    """Tokens that are learnt: those of the answers, and EOS."""
+    """Tokens with a loss: those of the answers, and EOS."""
     data_wait_fraction: float
-    """Share of the time in which the compute had to wait for a batch; of the worker that waited
-    longest."""
+    """Share of the time spent waiting for a batch; of the worker that waited longest."""
     model_tflops_per_second: float
     """10^12 useful floating-point operations a second (`training/flops.py`)."""
     model_flops_utilization: float | None
     """Share of what the GPUs could do at best; None on the CPU and on GPUs without a known peak."""
     peak_memory_gib: float
-    """Most memory that a worker has occupied so far. On a GPU: tensors, since the trial began. On
-    the CPU: the whole process, since it began, earlier trials included."""
+    """The peak of any worker. On a GPU: tensors, since the trial began. On the CPU: the whole
+    process since its start, earlier trials included."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """What a trial has reached; made exactly at each milestone and at the end."""
+    """The state of a trial at a milestone or at its end."""
 
     samples_seen: int
     step: int
@@ -115,7 +114,7 @@ class Report:
     metrics: dict[str, float]
     """Always with the objective, e.g. `mmstar_accuracy`."""
     seconds: float
-    """Seconds since the trial started, evaluation included, and pauses left out."""
+    """Seconds since the trial started, with evaluation, without pauses."""
     first_step_seconds: float = 0.0
     """Seconds from the trial's start to the end of the first optimizer step in this leg."""
     evaluation_seconds: float = 0.0
@@ -125,11 +124,11 @@ class Report:
     is_final: bool = False
     """True for the report after the last step of the full budget."""
     notes: tuple[str, ...] = ()
-    """What the trial's workers have done so far otherwise than configured, and why."""
+    """What the trial's workers did differently from the configuration, and why."""
 
 
 def measured(report: Report) -> dict[str, float]:
-    """Return what a report tells of every metric and cost; without costs if no speed was taken."""
+    """Return the metrics and costs of a report; without costs if no speed was measured."""
     if report.speed is None:
         return report.metrics
     return {**report.metrics, **{name: cost.of(report.speed) for name, cost in COSTS.items()}}
@@ -140,7 +139,7 @@ Stage = Literal["training", "evaluating"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProgressUpdate:
-    """How far a running trial is, between two reports; about one a second."""
+    """The progress of a running trial between two reports; about one a second."""
 
     trial_id: str
     stage: Stage
@@ -152,18 +151,17 @@ class ProgressUpdate:
     train_loss: float
     """Loss per answer token, smoothed over some twenty steps."""
     samples_per_second: float
-    """Over the last second or so of training, of all workers of the trial together; 0 if there has
-    been none."""
+    """Over the last second or so of training, all workers together; 0 if there was none."""
     data_wait_fraction: float
-    """Share of that time in which the compute of the first worker waited for a batch."""
+    """Share of that time in which the first worker waited for a batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildProgress:
-    """How far the preparation of a data set is."""
+    """The progress of preparing a data set."""
 
     what: str
-    """What the data is called: `training data` or `benchmark`."""
+    """`training data` or `benchmark`."""
     stage: Literal["text", "images", "waiting"]
     """Waiting: another process prepares the same."""
     done: int
@@ -182,12 +180,12 @@ class End(StrEnum):
     PRUNED = "pruned"
     """The scheduler stopped it after a comparison with other trials."""
     SEARCH_ENDED = "search_ended"
-    """The search ended, by a limit of its budget or by a fault, while the trial was under way."""
+    """The search ended, by a limit of its budget or by a fault, before the trial did."""
     OUT_OF_MEMORY = "out_of_memory"
     NOT_FINITE = "not_finite"
     """The loss, a gradient or a metric became NaN or infinite."""
     WORKERS_DIED = "workers_died"
-    """Its workers died again and again without coming any further."""
+    """Its workers died repeatedly without a new report."""
     ERROR = "error"
     """Any other failure; it says nothing about the trial's values."""
 
@@ -199,19 +197,19 @@ class End(StrEnum):
 
     @property
     def is_infeasible(self) -> bool:
-        """Whether the trial failed by its own values."""
+        """Whether the trial failed because of its values."""
         return self in (End.OUT_OF_MEMORY, End.NOT_FINITE, End.WORKERS_DIED)
 
     @property
     def was_compared(self) -> bool:
-        """Whether the trial ended by its own merit."""
+        """Whether the trial completed or lost a comparison."""
         return self in (End.COMPLETED, End.PRUNED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Leg:
-    """What one worker group did for a trial at one go. A trial that pauses, or whose group is lost,
-    has several. Times are those of `TrialRecord`."""
+    """The uninterrupted work of one worker group on a trial. A trial that pauses, or whose group is
+    lost, has several. Times are those of `TrialRecord`."""
 
     worker_group: str
     first_step_at: float | None
@@ -222,8 +220,8 @@ class Leg:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialRecord:
-    """All that is known of a trial; a line of `paused.jsonl` whenever it pauses, and of
-    `trials.jsonl` once it has ended.
+    """Everything about a trial; a line of `paused.jsonl` whenever it pauses, and of `trials.jsonl`
+    once it has ended.
 
     Times are seconds since the epoch. `first_step_at` and `ended_at` are read from the clock of
     the worker, so that their difference over consecutive legs of one group is exact.
@@ -237,7 +235,7 @@ class TrialRecord:
     end: End | None = None
     """None while it runs or is paused, and if it was interrupted."""
     is_paused: bool = False
-    """Whether no group works on it until the search lets it go on."""
+    """Whether it waits until the search resumes it."""
     reason: str | None = None
     """In words: why the trial failed or was stopped."""
     reports: tuple[Report, ...] = ()
@@ -247,9 +245,9 @@ class TrialRecord:
     ended_at: float | None = None
     """When the last work was done: the last report handed in, or the failure."""
     worker_group: str | None = None
-    """That works on it, or was the last to do so."""
+    """The group that works on it, or was the last to do so."""
     legs: tuple[Leg, ...] = ()
-    """In their order; one that was lost without a report has left no trace."""
+    """In order; without those that were lost before a report."""
 
     @property
     def state(self) -> TrialState:
@@ -259,12 +257,12 @@ class TrialRecord:
 
     @property
     def is_infeasible(self) -> bool:
-        """Failed by its own values."""
+        """Whether the trial failed because of its values."""
         return self.end is not None and self.end.is_infeasible
 
     @property
     def confirms(self) -> bool:
-        """Whether it is a run after the search, which confirms the configuration of a trial."""
+        """Whether it is a run after the search that confirms a trial's configuration."""
         return self.kind is Kind.CONFIRM
 
     @property

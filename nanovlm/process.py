@@ -1,4 +1,4 @@
-"""This process: how signals end it, output that closes before it does, and the CPUs it may use.
+"""This process: how signals end it, what happens if its output closes, which CPUs it may use.
 
 Ctrl-C, SIGTERM and SIGHUP (a closed terminal) end a program with exit code 130.
 """
@@ -9,7 +9,6 @@ import io
 import os
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,21 +16,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+import psutil
+
 EXIT_CODE = 130
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _ONE_EVENT_SECONDS = 0.1
-"""`timeout` and programs that pass Ctrl-C on send what belongs together twice."""
+"""Signals that follow each other within this time are one: `timeout` and programs that pass Ctrl-C
+on send it twice."""
 
 _SHOW_CURSOR = "\x1b[?25h"
 
 _handled: tuple[signal.Signals, ...] = ()
 _is_program = False
 _terminals: tuple[int, ...] = ()
-"""Which of stdin, stdout and stderr are one; of a terminal that is closed nobody can tell."""
+"""Which of stdin, stdout and stderr are one; once it is closed this cannot be found out."""
 _receivers: list[Callable[[], None]] = []
-"""Of the contexts of `in_order`, the innermost last."""
+"""`stop` of the contexts of `in_order`, the innermost last."""
 _first_at: float | None = None
 """When the first signal came, by time.monotonic."""
 
@@ -51,10 +53,10 @@ def listen() -> None:
 
 @contextlib.contextmanager
 def in_order(stop: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Call `stop` at the first signal, once or more often and from any thread; the context goes on.
+    """Call `stop` at a signal, perhaps repeatedly and from any thread; the context goes on.
 
-    It is called at once if a context around this one has had its signal. Of contexts in each other
-    only the innermost is told.
+    If an outer context has had its signal, `stop` is called immediately. Of nested contexts only
+    the innermost is called.
     """
     is_main = threading.current_thread() is threading.main_thread()
     with contextlib.nullcontext() if _handled or not is_main else _handled_meanwhile():
@@ -111,8 +113,8 @@ def _on_signal(number: int, frame: object) -> None:
     if not _is_program and _is_repeated(number):
         raise KeyboardInterrupt
     if not _is_program:
-        for tell in _receivers[-1:]:
-            tell()
+        for stop in _receivers[-1:]:
+            stop()
 
 
 def _watch(pipe: int) -> None:
@@ -130,9 +132,9 @@ def _watch(pipe: int) -> None:
 
 
 def _is_repeated(number: int) -> bool:
-    """Take note of a signal; return whether it is a second one, of a person who will not wait.
+    """Record a signal; return whether it is a second one, by which the user demands an end now.
 
-    A terminal that closes sends several, so SIGHUP is never one.
+    A terminal that closes sends several, so SIGHUP never is.
     """
     global _first_at
     now = time.monotonic()
@@ -142,46 +144,23 @@ def _is_repeated(number: int) -> bool:
 
 
 def _leave_terminal() -> None:
-    """Send to nowhere what would go to a terminal that is no more; writing to that fails."""
+    """Redirect to /dev/null what would go to a terminal that is closed; writing there fails."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in _terminals:
         os.dup2(nowhere, descriptor)
 
 
 def _end_at_once() -> None:
-    for pid in _descendants(os.getpid()):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.kill()
     text = "\ninterrupted\n"
     if 2 in _terminals:
         text = _SHOW_CURSOR + text
-    if select.select([], [2], [], 0)[1]:  # nobody waits for a reader that has stopped
+    if select.select([], [2], [], 0)[1]:  # else its reader has stopped, and writing would block
         with contextlib.suppress(OSError):
             os.write(2, text.encode())
     os._exit(EXIT_CODE)
-
-
-def _descendants(ancestor: int) -> list[int]:
-    """Return the processes that this one has started, and those that they have."""
-    children: dict[int, list[int]] = {}
-    for pid, parent in _processes():
-        children.setdefault(parent, []).append(pid)
-    found = [ancestor]
-    for pid in found:  # which grows meanwhile
-        found += children.get(pid, [])
-    return found[1:]
-
-
-def _processes() -> Iterator[tuple[int, int]]:
-    """Yield all processes with their parents."""
-    if sys.platform != "linux":
-        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True)
-        yield from (tuple(map(int, line.split())) for line in listed.stdout.splitlines())  # type: ignore[misc]
-        return
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            state = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            yield int(folder.name), int(state[1])
 
 
 _ERROR = 2
@@ -202,16 +181,16 @@ class _EnduringFile(io.FileIO):
                 return super().write(data)
             except OSError as error:  # the reader is gone, the terminal is, the disk is full
                 self._failure = error
-                self._tell()
+                self._show_results()
         return memoryview(data).nbytes
 
     def name_results(self, folder: Path) -> None:
-        """Have the folder named on standard error when this file fails, or at once if it has."""
+        """Name the folder on standard error when this file fails, or now if it has failed."""
         self._results = folder
         if self._failure is not None:
-            self._tell()
+            self._show_results()
 
-    def _tell(self) -> None:
+    def _show_results(self) -> None:
         if self._results is None:
             return
         line = (
@@ -224,7 +203,7 @@ class _EnduringFile(io.FileIO):
 
 @contextlib.contextmanager
 def enduring_streams() -> Iterator[None]:
-    """Let no write to `sys.stdout` or `sys.stderr` fail for the sake of who reads it meanwhile.
+    """Let no write to `sys.stdout` or `sys.stderr` fail because its reader is gone.
 
     Streams that are no files of the system, such as those of a notebook, stay as they are.
     """
@@ -241,7 +220,7 @@ def enduring_streams() -> Iterator[None]:
 
 
 def name_results(folder: Path) -> None:
-    """Have standard error name the folder in a line should standard output close."""
+    """Name the folder in a line on standard error if standard output closes."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     if isinstance(raw, _EnduringFile):
         raw.name_results(folder)
@@ -268,7 +247,6 @@ def _enduring(stream: TextIO | None, number: int) -> TextIO:
 
 
 def usable_cpus() -> int:
-    """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

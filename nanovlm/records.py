@@ -1,4 +1,4 @@
-"""Records as lines of JSON: the one place where they are written and read.
+"""Records as lines of JSON: the only module that writes and reads them.
 
     file.write(record_line(record))
     record = read_record(line)
@@ -29,17 +29,16 @@ FIELDS = (
 
 
 def record_line(record: TrialRecord) -> str:
-    """Return the line of a record, with its newline."""
     content = _RECORD.dump_python(record, mode="json")
     content |= {name: getattr(record, name) for name in _DERIVED}
     return json.dumps({name: content[name] for name in FIELDS}) + "\n"
 
 
 def read_record(line: str) -> TrialRecord:
-    """Return the record of a line; that of an earlier version of the program will do.
+    """Return the record of a line, which an earlier version of the program may have written.
 
     Raises:
-        ValueError: it is the line of no record; says why in one line.
+        ValueError: it is no record; the message is one line.
     """
     content = json.loads(line)
     if not isinstance(content, dict):
@@ -49,22 +48,21 @@ def read_record(line: str) -> TrialRecord:
         return _RECORD.validate_python({k: v for k, v in content.items() if k not in _DERIVED})
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{place}: {plain_rule(first['msg'])}") from None
+        path = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: {plain_rule(first['msg'])}") from None
 
 
 def reports_to_json(reports: Sequence[Report]) -> Any:
-    """Return reports as values of JSON."""
     return _REPORTS.dump_python(tuple(reports), mode="json")
 
 
 def reports_from_json(content: Any) -> tuple[Report, ...]:
-    """Return what `reports_to_json` was given. Raises ValueError if it is no such thing."""
+    """Return the reports of `reports_to_json`. Raises ValueError if the content is none."""
     return _REPORTS.validate_python(content)
 
 
 def _upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of a line with what earlier versions did not write."""
+    """Return the content of a line with the fields that earlier versions did not write."""
     upgraded = {"legs": _earlier_legs(content), **content}
     if "end" not in content:
         is_confirming = str(content.get("trial_id", "")).startswith("confirm-")
@@ -80,7 +78,7 @@ def _earlier_legs(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _earlier_end(content: Mapping[str, Any]) -> End | None:
-    """Return the end of a trial of which an earlier version kept state and reason."""
+    """Return the end of a trial from the state and reason that earlier versions wrote."""
     reason = content.get("reason") or ""
     match content.get("state"), bool(content.get("is_infeasible")):
         case "completed", _:

@@ -177,7 +177,7 @@ with process.in_order():
 
 
 def test_handlers_are_set_again_after_a_library_has_replaced_them() -> None:
-    replaced = "signal.signal(signal.SIGTERM, signal.SIG_DFL)\ninterrupts.renew()\n"
+    replaced = "signal.signal(signal.SIGTERM, signal.SIG_DFL)\nprocess.renew()\n"
     process = start(replaced + "say('here')\nwait_in_c()")
     line_of(process)
     process.send_signal(signal.SIGTERM)

@@ -35,7 +35,7 @@ LAYERS = (
 """The folders and modules of the project, lowest layer first; those of one layer know nothing of
 each other."""
 
-LIGHT_PACKAGES = {"yaml", "pydantic", "pydantic_core"}
+LIGHT_PACKAGES = {"yaml", "pydantic", "pydantic_core", "psutil"}
 """All that what lies below the models may import besides the standard library."""
 
 
@@ -121,7 +121,7 @@ def test_a_folder_says_what_it_is_and_no_more() -> None:
         ("nanovlm/samplers/tpe.py", "from nanovlm.pruning import rungs", "nanovlm.pruning"),
         ("nanovlm/results/write.py", "import nanovlm.parallel", "imports nanovlm.parallel"),
         ("nanovlm/results/write.py", "from nanovlm.trial import run_trial", "nanovlm.trial"),
-        ("nanovlm/results/read.py", "from nanovlm.commands.report import main", "commands.report"),
+        ("nanovlm/results/read.py", "from nanovlm.commands.push import run", "commands.push"),
         ("nanovlm/trial.py", "def f() -> None:\n    import ray.train", "imports ray"),
         ("nanovlm/training/loop.py", "from nanovlm import trial", "imports nanovlm.trial"),
         ("nanovlm/cluster/worker.py", "from nanovlm.search.run import x", "nanovlm.search.run"),

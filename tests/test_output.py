@@ -18,7 +18,7 @@ from nanovlm.results.read import read_records
 from nanovlm.results.write import ResultsStore
 from nanovlm.watch.terminal.console import make_console
 from nanovlm.watch.terminal.search_display import SearchDisplay
-from tests.cluster.test_recorder import PULSE, record
+from tests.cluster.test_recorder import UPDATE, record
 from tests.results.starts import search_start
 
 REPOSITORY = Path(__file__).parents[1]
@@ -91,7 +91,7 @@ def test_a_search_is_recorded_though_nobody_reads_what_it_prints(
     ended: list[TrialRecord] = [
         record("completed", trial_id=f"trial-{number:04}") for number in range(3)
     ]
-    events: list[TrialRecord | ProgressUpdate] = [record("running"), PULSE, *ended]
+    events: list[TrialRecord | ProgressUpdate] = [record("running"), UPDATE, *ended]
     store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), 0.0)
     with standard_output(writer, monkeypatch), store.opened(resume=False):
         name_results(folder)

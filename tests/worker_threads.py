@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,12 @@ class ThreadPool:
             self._threads.append(thread)
             thread.start()
 
-    def wait(self) -> None:
-        for thread in self._threads:
-            thread.join()
+    def have_ended(self) -> bool:
+        return not any(thread.is_alive() for thread in self._threads)
 
-    def end_group(self, name: str) -> None:
-        """Put another group in its place; the thread itself ends when it asks for its next job."""
-        self.start(1)
+    def end_groups(self, names: Sequence[str]) -> None:
+        """Put others in their places; the threads end when they ask for their next jobs."""
+        self.start(len(names))
 
     def leave(self) -> None:
         ray.get(self._broker.close.remote())

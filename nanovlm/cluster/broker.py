@@ -6,9 +6,9 @@
                           next_events ▼
                    driver: results folder, then whoever watches
 
-One broker serves a whole search. What becomes of the trials is the matter of `BrokerState`; the
-broker is where everyone meets and waits. The search hears of a report only when the driver has
-taken in the event that brought it, so nothing is decided on what is not safe in the results folder.
+One broker serves a whole search. `BrokerState` has the states of the trials and the rules; the
+broker makes callers wait for what they ask. The search gets a report only after the driver has
+written it to the results folder, so no decision rests on what a crash could lose.
 """
 
 import asyncio
@@ -36,29 +36,28 @@ PATIENCE_SECONDS = 60.0
 
 @dataclass
 class GroupParts:
-    """What a worker group consists of, for whoever ends it."""
+    """The processes and reservations of a worker group, by which it is ended."""
 
     controllers: list[Any] = field(default_factory=list)
     """Handles of actors."""
     workers: list[tuple[int, float]] = field(default_factory=list)
     """Process ids, with the times at which the processes began: ids are used again."""
     placement_groups: dict[Any, Any] = field(default_factory=dict)
-    """What is reserved on the cluster, by id."""
+    """By id."""
 
 
 class Broker:
-    """An asyncio actor; `ray.remote(Broker)`. Each wait is one pending call, nothing polls."""
+    """An asyncio actor; `ray.remote(Broker)`. Each wait is one pending call, nothing polls.
+
+    Methods named as those of `BrokerState` do the same and wake everyone who waits.
+    """
 
     def __init__(self, stall_seconds: float | None = None) -> None:
-        """
-        Args:
-            stall_seconds: see `BrokerState`.
-        """
         self._state = BrokerState(stall_seconds)
         self._calls: dict[str, object] = {}  # worker group -> its latest call of next_job
         self._parts: dict[str, GroupParts] = {}  # by worker group
         self._finished = False
-        self._is_followed = False  # someone waits in next_events, done with all before it
+        self._is_followed = False  # the driver waits in next_events, done with all before it
         self._changed = asyncio.Condition()
 
     async def _change(self, change: Callable[[], T]) -> T:
@@ -78,15 +77,9 @@ class Broker:
     # ------------------------------------------------------------------ the search's side
 
     async def submit(self, job: Job) -> int:
-        """Queue a job for the next free worker group; return how many of its reports are decided.
-
-        One that is known goes on as it is, and whoever submits it again asks for the reports from
-        there on.
-        """
         return await self._change(lambda: self._state.submit(job, time.time()))
 
     async def take_up(self, job: Job, record: TrialRecord) -> None:
-        """Take in a trial that has paused in an earlier run of the program: it is paused again."""
         await self._change(lambda: self._state.take_up(job, record))
 
     async def next_report(self, trial_id: str, index: int) -> Report | TrialRecord:
@@ -100,31 +93,20 @@ class Broker:
     async def decide(
         self, trial_id: str, samples_seen: int, decision: Decision, reason: str | None = None
     ) -> None:
-        """Answer the last report of the trial, once, or twice if the first answer is PAUSE.
-
-        STOP ends the trial for the reason. Whatever else is asked for changes nothing.
-        """
         await self._change(lambda: self._state.decide(trial_id, samples_seen, decision, reason))
 
     async def give_up(self, reason: str) -> None:
-        """End the trials that are not over as failed: the search asks for them no more."""
         await self._change(lambda: self._state.give_up(reason))
 
     async def close(self, reason: str | None = None) -> None:
-        """Hand out no more jobs and interrupt running trials at their next step.
-
-        A trial that makes its final report nevertheless is completed. With a reason, one that has
-        reported ends for it when its worker comes back; any other stays unfinished and leaves no
-        record, so that it can be run another day.
-        """
         await self._change(lambda: self._state.close(reason))
 
     # ------------------------------------------------------------------ the driver's side
 
     async def next_events(self) -> list[Event]:
-        """Wait for something to happen; an empty list once finished.
+        """Wait for events; an empty list once finished.
 
-        To ask again says that all before is taken in: it is in the results folder.
+        The next call confirms that they are in the results folder.
         """
         async with self._changed:
             self._is_followed = True
@@ -136,44 +118,40 @@ class Broker:
             self._is_followed = False
         return events
 
-    async def wait_until_told(self) -> None:
-        """Wait until all that has happened until now was returned by `next_events` and taken in."""
+    async def flush_events(self) -> None:
+        """Wait until all events up to now are in the results folder."""
         await self._wait_for(
-            lambda: (self._is_followed and not self._state.has_untold_records) or None
+            lambda: (self._is_followed and not self._state.has_unsaved_records) or None
         )
 
     async def lose(self, group: str, reason: str) -> bool:
-        """Take a worker group for dead; return whether it had ever asked for a job."""
+        """Give a worker group no more jobs; return whether it had ever asked for one."""
         await self._change(lambda: self._state.lose(group, reason))
         return group in self._calls
 
     async def lose_stalled(self) -> list[str]:
-        """Take the groups for dead that have been silent for too long; return them."""
         return await self._change(lambda: self._state.lose_stalled(time.monotonic()))
 
-    async def wait_until_home(self) -> None:
+    async def wait_until_idle(self) -> None:
         """Wait, after `close`, until no worker group is at work any more."""
         await self._wait_for(lambda: self._state.is_idle or None)
 
     async def parts_of(self, group: str) -> GroupParts:
-        """Return what is known of a group's processes and of what they occupy."""
         return self._parts.setdefault(group, GroupParts())
 
     async def finish(self) -> None:
-        """Let `next_events` end: the workers have gone home, nothing comes any more."""
+        """Let `next_events` end: all workers have left."""
         self._finished = True
         await self._change(lambda: None)
 
     # ------------------------------------------------------------------ the workers' side
 
     async def add_controller(self, group: str, controller: Any) -> None:
-        """Keep the handle of a worker group's controller."""
         (await self.parts_of(group)).controllers.append(controller)
 
     async def add_worker(
         self, group: str, pid: int, began_at: float, placement_group: Any = None
     ) -> None:
-        """Keep a worker's process, and what of the cluster is reserved for its group."""
         parts = await self.parts_of(group)
         parts.workers.append((pid, began_at))
         if placement_group is not None:
@@ -182,13 +160,13 @@ class Broker:
     async def next_job(
         self, group: str, patience_seconds: float = PATIENCE_SECONDS
     ) -> Assignment | Order:
-        """Return the next job; that of a worker of the group which has died is the first.
+        """Return the next job, first the one that the group had when its workers died.
 
-        After `patience_seconds` without a job the group is told to ask again: its other ranks wait
+        After `patience_seconds` without a job it returns RETRY: the other ranks of the group wait
         in a collective, which would take a long silence for the death of rank 0.
         """
         call = self._calls[group] = object()
-        # Also frees the call of a worker of the group that has died since.
+        # Also ends the pending call of a worker of the group that has died since.
         await self._change(lambda: self._state.come_back(group))
 
         def answer() -> Assignment | Order | None:
@@ -206,12 +184,7 @@ class Broker:
         return found
 
     async def report(self, lease: int, report: Report, first_step_at: float, at: float) -> Decision:
-        """Hand in a report and wait for the decision on it.
-
-        Args:
-            first_step_at: end of the trial's first optimizer step, by the worker's clock.
-            at: now, by the worker's clock.
-        """
+        """Hand in a report and wait for the decision on it; times are of the worker's clock."""
         now = time.monotonic()
         await self._change(lambda: self._state.report(lease, report, first_step_at, at, now))
         return await self._wait_for(
@@ -219,15 +192,12 @@ class Broker:
         )
 
     async def progress(self, lease: int, update: ProgressUpdate) -> None:
-        """Take in how far a trial is; only the latest counts."""
         await self._change(lambda: self._state.progress(lease, update, time.monotonic()))
 
     async def fail(self, lease: int, end: End, reason: str, at: float) -> None:
-        """End the trial as failed; the first rank that says so gives the reason."""
         await self._change(lambda: self._state.fail(lease, end, reason, at))
 
     async def abort(self, reason: str) -> None:
-        """End the run, which cannot go on; a trial that is not over stays unfinished."""
         await self._change(lambda: self._state.abort(reason))
 
     async def wait_until_closed(self) -> None:

@@ -1,4 +1,4 @@
-"""Which worker group works on which trial, and what becomes of a trial whose group is lost.
+"""The states of trials: which worker group works on which, and what follows if a group is lost.
 
     submit ──▶ queued ──next_job──▶ working ──report──▶ deciding ──PAUSE──▶ paused ◀── take_up
                ▲  ▲                 │  │  ▲                │ │               │ │
@@ -7,11 +7,11 @@
                │                       └─────────────────▶ ended ◀───────────┘ │
                └─────────────────────────── CONTINUE ──────────────────────────┘
 
-Trials belong to nobody: one whose group is gone or silent goes back to the head of the queue, and
-any free group takes it from its last report. One that is paused has given its group back, and waits
-until the search lets it go on, in whichever group is free then, or says that it is over. A lease
-says which group has a trial now; what comes with an older one counts for nothing. There is no
-clock, no Ray and no waiting here: `Broker` adds them.
+A trial belongs to no group: if its group is lost or silent, it returns to the head of the queue,
+and any free group takes it up from its last report. A paused trial holds no group; it waits until
+the search resumes it, in whichever group is free then, or ends it. A lease says which group has a
+trial now; messages with an older lease are ignored. There is no clock, no Ray and no waiting here:
+`Broker` adds them.
 """
 
 import itertools
@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from nanovlm.cluster.silence import Silence
 from nanovlm.config.sources import config_values
 from nanovlm.messages import (
     Assignment,
@@ -35,8 +34,13 @@ from nanovlm.messages import (
 )
 
 MAX_STARTS = 3
-"""A trial that so many groups have begun or taken up, none of which has come any further than the
-one before, is given up."""
+"""A trial fails after so many groups in a row have worked on it without a new report."""
+
+STALL_FACTOR = 10
+"""A group is lost after so many times the longest silence of any group at work."""
+LEAST_STALL_SECONDS = 300.0
+FIRST_STALL_SECONDS = 1800.0
+"""The least while no trial has reported: downloads and the first compilation may take long."""
 
 Event = TrialRecord | ProgressUpdate | Notice
 
@@ -47,14 +51,14 @@ class _Trial:
     record: TrialRecord
     lease: int | None = None
     """None while it is in the queue or paused, and after its end."""
-    told: TrialRecord | None = None
-    """The record as it is safe in the results folder; the search hears of nothing before."""
+    saved: TrialRecord | None = None
+    """The record as it is in the results folder; the search is shown no other."""
     decisions: dict[int, Decision] = field(default_factory=dict)
     """On its reports, by the samples seen."""
     num_starts: int = 0
     """Since its last report."""
     num_legs_before: int = 0
-    """Of other groups, or of this one before a pause."""
+    """Legs of other groups, or of this one before a pause."""
 
     @property
     def is_open(self) -> bool:
@@ -64,8 +68,8 @@ class _Trial:
     def awaits_decision(self) -> bool:
         return bool(self.record.reports) and self.record.samples_seen not in self.decisions
 
-    def work(self, first_step_at: float | None, at: float) -> None:
-        """Take down that the group that has the trial was at work until now."""
+    def extend_leg(self, first_step_at: float | None, at: float) -> None:
+        """Record that the trial's group was at work until now."""
         group, legs = self.record.worker_group, self.record.legs
         assert group is not None, f"{self.job.trial_id} is in no group"
         if len(legs) > self.num_legs_before:
@@ -79,20 +83,20 @@ class BrokerState:
     """The trials of a search, each queued, at work in one group, paused, or ended."""
 
     def __init__(self, stall_seconds: float | None = None) -> None:
-        """
-        Args:
-            stall_seconds: see `Silence`.
-        """
+        """Lose a group after a silence of `stall_seconds`; None: see `stall_seconds()`."""
         self._trials: dict[str, _Trial] = {}
         self._queue: deque[_Trial] = deque()
         self._serving: dict[str, _Trial] = {}  # worker group -> the trial that it works on
         self._leases: dict[int, str] = {}  # those that hold -> worker group
-        self._silence = Silence(stall_seconds)  # of the worker groups at work
+        self._stall_seconds = stall_seconds
+        self._heard_at: dict[str, float] = {}  # group at work -> its last sign of life
+        self._longest_silence = 0.0
+        self._has_report = False
         self._lost: set[str] = set()  # worker groups
         self._next_lease = itertools.count()
         self._events: list[TrialRecord | Notice] = []
         self._updates: dict[str, ProgressUpdate] = {}  # trial id -> the latest that was not taken
-        self._untold: list[TrialRecord] = []  # taken, and perhaps not in the results folder yet
+        self._unsaved: list[TrialRecord] = []  # taken, and perhaps not in the results folder yet
         self.is_closed = False
         self._close_reason: str | None = None
         self._is_aborted = False
@@ -102,8 +106,7 @@ class BrokerState:
     def submit(self, job: Job, at: float) -> int:
         """Queue a job; return how many of its reports have a decision.
 
-        One that is known already goes on as it is: it was paused before, or whoever asked for it
-        was lost.
+        A known job goes on as it is: it was paused before, or the actor that submitted it was lost.
 
         Args:
             at: now, in seconds since the epoch.
@@ -124,7 +127,7 @@ class BrokerState:
         return 0
 
     def take_up(self, job: Job, record: TrialRecord) -> None:
-        """Take in a trial that has paused in an earlier run of the program: it is paused again."""
+        """Add a trial that paused in an earlier run of the program; it is paused again."""
         trial = self._trials[job.trial_id] = _Trial(job, record)
         trial.decisions = {report.samples_seen: Decision.CONTINUE for report in record.reports}
         self._events.append(record)
@@ -133,11 +136,11 @@ class BrokerState:
         """Return the trial's report number `index`, its record if it has ended before that, None if
         neither is in the results folder yet. After `close` there is always an answer."""
         trial = self._trials[trial_id]
-        told = trial.told
-        if told is not None and len(told.reports) > index:
-            return told.reports[index]
-        if told is not None and told.end is not None:
-            return told
+        saved = trial.saved
+        if saved is not None and len(saved.reports) > index:
+            return saved.reports[index]
+        if saved is not None and saved.end is not None:
+            return saved
         return trial.record if self.is_closed else None
 
     def decide(
@@ -150,38 +153,36 @@ class BrokerState:
         trial = self._trials.get(trial_id)
         if trial is None or not trial.is_open or self.is_closed:
             return
-        is_open_to_it = trial.awaits_decision or (
-            trial.record.is_paused and decision is not Decision.PAUSE
-        )
+        is_paused = trial.record.is_paused
+        is_open_to_it = trial.awaits_decision or (is_paused and decision is not Decision.PAUSE)
         if samples_seen != trial.record.samples_seen or not is_open_to_it:
             return
         trial.decisions[samples_seen] = decision
-        match decision:
-            case Decision.STOP:
-                self._end(trial, End.PRUNED, reason, at=trial.record.ended_at)
-            case Decision.PAUSE:
-                self._pause(trial)
-            case Decision.CONTINUE if trial.record.is_paused:
-                self._go_on(trial)
+        if decision is Decision.STOP:
+            self._end(trial, End.PRUNED, reason, at=trial.record.ended_at)
+        elif decision is Decision.PAUSE:
+            self._pause(trial)
+        elif is_paused:
+            self._go_on(trial)
 
     def give_up(self, reason: str) -> None:
-        """End the trials that are not over as failed: the search asks for them no more."""
+        """End the open trials as failed: the search has given them up."""
         for trial in self._open_trials():
             self._end(trial, End.ERROR, reason, at=trial.record.ended_at)
 
     def abort(self, reason: str) -> None:
-        """End everything: the run cannot go on, and not for a trial's sake. All that is not over
-        stays unfinished, to be run another day."""
+        """End the run, which cannot go on for a reason that is no trial's fault. Open trials stay
+        unfinished, so that the run can be resumed."""
         if not self._is_aborted:
             self._is_aborted = True
             self._events.append(Notice(text=reason, ends_run=True))
         self.close(None)
 
     def close(self, reason: str | None) -> None:
-        """Hand out no more jobs; a trial at work is to be broken off at its next step.
+        """Hand out no more jobs and interrupt running trials at their next step.
 
         With a reason, a trial that has reported ends for it, as soon as its group comes back. Any
-        other stays unfinished, to be run another day.
+        other stays unfinished, so that it can be run after a resume.
         """
         self.is_closed = True
         self._close_reason = self._close_reason or reason
@@ -190,33 +191,33 @@ class BrokerState:
                 self._end_with_search(trial)
 
     def take_events(self) -> list[Event]:
-        """Return what has happened: changed records in their order, and the latest updates.
+        """Return the events since the last call: changed records in order, and the latest progress.
 
-        To ask again says that all before is safe in the results folder.
+        The next call confirms that they are in the results folder.
         """
-        for record in self._untold:
-            self._trials[record.trial_id].told = record
+        for record in self._unsaved:
+            self._trials[record.trial_id].saved = record
         events, self._events = self._events, []
         updates, self._updates = self._updates, {}
-        self._untold = [event for event in events if isinstance(event, TrialRecord)]
+        self._unsaved = [event for event in events if isinstance(event, TrialRecord)]
         return [*events, *updates.values()]
 
     @property
-    def has_untold_records(self) -> bool:
-        return bool(self._untold or self._events)
+    def has_unsaved_records(self) -> bool:
+        return bool(self._unsaved or self._events)
 
     # ------------------------------------------------------------------ the workers' side
 
     def next_job(self, group: str, now: float) -> Assignment | None:
-        """Return a job for the group, None if there is none or the group is not to have any.
+        """Return a job for the group, None if there is none or the group may have none.
 
-        A group that was at work has lost its workers, and its trial goes back to the queue first.
+        If the group was at work, its workers were lost: its trial goes back to the queue first.
 
         Args:
             now: in seconds, on a clock that only goes forward.
         """
         self.come_back(group)
-        if not self.has_job_for(group):
+        if not self._queue or self.is_closed or group in self._lost:
             return None
         trial = self._queue.popleft()
         trial.num_starts += 1
@@ -224,24 +225,15 @@ class BrokerState:
         trial.lease = next(self._next_lease)
         self._leases[trial.lease] = group
         self._serving[group] = trial
-        self._silence.begin(group, now)
+        self._heard_at[group] = now
         trial.record = replace(trial.record, worker_group=group)
         self._events.append(trial.record)
         return Assignment(job=trial.job, lease=trial.lease)
 
     def come_back(self, group: str) -> None:
-        """Take in that nobody in the group works on a trial any more."""
-        trial = self._serving.get(group)
-        if trial is None:
-            return
-        if self.is_closed:
-            self._release(trial)
-            self._end_with_search(trial)
-        else:
+        """Take in that the group works on no trial any more."""
+        if trial := self._serving.get(group):
             self._requeue(trial, f"{group}: a worker has ended")
-
-    def has_job_for(self, group: str) -> bool:
-        return bool(self._queue) and not self.is_closed and group not in self._lost
 
     def is_lost(self, group: str) -> bool:
         return group in self._lost
@@ -260,15 +252,15 @@ class BrokerState:
             return
         is_known = trial.record.reports and report.samples_seen <= trial.record.samples_seen
         if not is_known:
-            trial.work(first_step_at, at)
-        if not_finite := [n for n, value in report.metrics.items() if not math.isfinite(value)]:
-            name = not_finite[0]
-            reason = f"{name} is {report.metrics[name]} after {report.samples_seen} samples"
-            self._end(trial, End.NOT_FINITE, reason, at)
-            return
+            trial.extend_leg(first_step_at, at)
+        for name, value in report.metrics.items():
+            if not math.isfinite(value):
+                reason = f"{name} is {value} after {report.samples_seen} samples"
+                self._end(trial, End.NOT_FINITE, reason, at)
+                return
         if is_known:
             return
-        self._silence.has_report = True
+        self._has_report = True
         trial.num_starts = 1
         trial.record = replace(
             trial.record,
@@ -282,17 +274,18 @@ class BrokerState:
             self._events.append(trial.record)
 
     def decision(self, lease: int, samples_seen: int, now: float) -> Decision | None:
-        """Return the decision on a report, None until there is one. The group goes on at `now`."""
+        """Return the decision on a report, None until there is one; the group's silence counts
+        from `now`."""
         trial = self._serving_by(lease)
         if trial is None or self.is_closed:
             return Decision.STOP
         found = trial.decisions.get(samples_seen)
         if found is not None:
-            self._silence.begin(self._leases[lease], now)
+            self._heard_at[self._leases[lease]] = now
         return found
 
     def progress(self, lease: int, update: ProgressUpdate, now: float) -> None:
-        """Take in how far a trial is; only the latest counts."""
+        """Take in a trial's progress; only the latest counts."""
         if self._heard(lease, now) is not None:
             self._updates[update.trial_id] = update
 
@@ -300,11 +293,11 @@ class BrokerState:
         """End the trial as failed; the first rank that says so gives the reason."""
         trial = self._serving_by(lease)
         if trial is not None and not self._is_aborted:  # else a rank fails since another one did
-            trial.work(None, at)
+            trial.extend_leg(None, at)
             self._end(trial, end, reason, at)
 
     def lose(self, group: str, reason: str) -> None:
-        """Take a group for dead: its trial goes on in another one, and it gets no job any more."""
+        """Give a group no more jobs; its trial goes on in another one."""
         if group in self._lost:
             return
         self._lost.add(group)
@@ -315,20 +308,23 @@ class BrokerState:
             self._events.append(Notice(text=f"{group}: {reason}"))
 
     def lose_stalled(self, now: float) -> list[str]:
-        """Take the groups for dead that have been silent for too long; return them."""
-        silent = self._silence.too_long(now)
+        """Lose the groups that have been silent for too long; return them."""
+        limit = self.stall_seconds()
+        silent = [group for group, heard_at in self._heard_at.items() if now - heard_at > limit]
         lost = [group for group in silent if not self._serving[group].awaits_decision]
         for group in lost:
-            self.lose(group, f"no sign of life for {self._silence.limit() / 60:.3g} minutes")
+            self.lose(group, f"no sign of life for {limit / 60:.3g} minutes")
         return lost
 
     def stall_seconds(self) -> float:
-        """Return the silence after which a group at work is taken for dead."""
-        return self._silence.limit()
+        """Return the silence after which a group at work is lost."""
+        if self._stall_seconds is not None:
+            return self._stall_seconds
+        least = LEAST_STALL_SECONDS if self._has_report else FIRST_STALL_SECONDS
+        return max(least, STALL_FACTOR * self._longest_silence)
 
     @property
     def is_idle(self) -> bool:
-        """Whether no group is at work."""
         return not self._serving
 
     # ------------------------------------------------------------------ inside
@@ -341,23 +337,25 @@ class BrokerState:
         return None if group is None else self._serving[group]
 
     def _heard(self, lease: int, now: float) -> _Trial | None:
-        """Return the trial of a lease that holds, after a sign of life of its group."""
+        """Return the trial of a lease that holds; note the sign of life of its group."""
         trial = self._serving_by(lease)
         if trial is not None:
-            self._silence.hear(self._leases[lease], now, was_at_work=not trial.awaits_decision)
+            group = self._leases[lease]
+            if not trial.awaits_decision:  # else the group was silent because it had to wait
+                self._longest_silence = max(self._longest_silence, now - self._heard_at[group])
+            self._heard_at[group] = now
         return trial
 
     def _release(self, trial: _Trial) -> None:
-        """End the lease of a trial that is at work."""
         assert trial.lease is not None, f"{trial.job.trial_id} is not at work"
         group = self._leases.pop(trial.lease)
         del self._serving[group]
-        self._silence.end(group)
+        del self._heard_at[group]
         trial.lease = None
         self._updates.pop(trial.job.trial_id, None)
 
     def _pause(self, trial: _Trial) -> None:
-        """Take the trial from the group that has it, which is told to stop as its lease is over."""
+        """Take the trial from its group, which stops because its lease has ended."""
         if trial.lease is not None:
             self._release(trial)
         elif trial in self._queue:  # its group was lost while the search decided
@@ -366,14 +364,14 @@ class BrokerState:
         self._events.append(trial.record)
 
     def _go_on(self, trial: _Trial) -> None:
-        """Queue a paused trial; the groups that it had before count no more."""
+        """Queue a paused trial; starts of earlier groups no longer count."""
         trial.num_starts = 0
         trial.record = replace(trial.record, is_paused=False, worker_group=None)
         self._queue.append(trial)
         self._events.append(trial.record)
 
     def _end_with_search(self, trial: _Trial) -> None:
-        """End a trial that nobody works on when the search is over, if it has something to show."""
+        """End a trial that no group works on when the search is over, if it has a report."""
         if trial.record.reports and self._close_reason:
             self._end(trial, End.SEARCH_ENDED, self._close_reason, trial.record.ended_at)
 
@@ -381,15 +379,14 @@ class BrokerState:
         self._release(trial)
         if self.is_closed:
             self._end_with_search(trial)
-            return
-        if trial.num_starts >= MAX_STARTS:
+        elif trial.num_starts >= MAX_STARTS:
             why = f"its workers died {MAX_STARTS} times without coming further; last {reason}"
             self._end(trial, End.WORKERS_DIED, why, at=trial.record.ended_at)
-            return
-        self._queue.appendleft(trial)
-        begin = "from its last report" if trial.record.reports else "from its beginning"
-        name = trial.job.trial_id
-        self._events.append(Notice(text=f"{reason}; {name} goes on {begin} in a free group"))
+        else:
+            self._queue.appendleft(trial)
+            begin = "from its last report" if trial.record.reports else "from its beginning"
+            text = f"{reason}; {trial.job.trial_id} goes on {begin} in a free group"
+            self._events.append(Notice(text=text))
 
     def _end(self, trial: _Trial, end: End, reason: str | None, at: float | None) -> None:
         if trial.lease is not None:

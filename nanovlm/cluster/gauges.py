@@ -1,20 +1,20 @@
 """Gauges of a run on Ray's Prometheus endpoint, where Ray puts `ray_` before their names.
 
-Ray forgets a value some 20 s after it was set. So what is to stay is set again every few seconds,
-and what is over goes by itself: a search of many hundred trials shows those that run, the best
-value and the counts.
+Ray drops a value some 20 s after it was set. So current values are set again every few seconds, and
+those of trials that have ended vanish by themselves.
 """
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import ray
 from ray.util.metrics import Gauge
 
 from nanovlm.files import identifier
-from nanovlm.messages import ProgressUpdate, TrialRecord
+from nanovlm.messages import ProgressUpdate, Speed, TrialRecord, TrialState
 from nanovlm.watch.observer import Observer, RunStart
 
 logger = logging.getLogger(__name__)
@@ -27,22 +27,17 @@ SAMPLES_PER_SECOND = "nanovlm_samples_per_second"
 DATA_WAIT_FRACTION = "nanovlm_data_wait_fraction"
 TRIALS = "nanovlm_trials"
 
+_OF_TRIAL = ("search", "trial")
 GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    TRIAL_ACCURACY: ("The objective at a running trial's last report.", ("search", "trial")),
+    TRIAL_ACCURACY: ("The objective at a running trial's last report.", _OF_TRIAL),
     BEST_ACCURACY: ("The best objective of a trial that ran its full budget.", ("search",)),
-    SAMPLES_PER_SECOND: ("Of a running trial, all its workers together.", ("search", "trial")),
-    DATA_WAIT_FRACTION: (
-        "Share of the time in which a running trial waits for data.",
-        ("search", "trial"),
-    ),
+    SAMPLES_PER_SECOND: ("Of a running trial, all its workers together.", _OF_TRIAL),
+    DATA_WAIT_FRACTION: ("Share of the time in which a running trial waits for data.", _OF_TRIAL),
     TRIALS: ("Trials by state: running, paused, completed, stopped, failed.", ("search", "state")),
 }
-"""What each gauge tells, and its tags."""
+"""Description and tags of each gauge."""
 
-_STATES = ("running", "paused", "completed", "stopped", "failed")
-
-_Key = tuple[str, str]
-"""Name of a gauge, and the value of its second tag."""
+_STATES: tuple[TrialState, ...] = get_args(TrialState)
 
 
 class Gauges(Observer):
@@ -51,9 +46,8 @@ class Gauges(Observer):
     def __init__(self, refresh_seconds: float = REFRESH_SECONDS) -> None:
         self._problem: str | None = None
         self._refresh_seconds = refresh_seconds
-        self._values: dict[_Key, float] = {}
-        self._counted: dict[str, str] = {}  # trial -> its state
-        self._lock = threading.Lock()
+        self._values: dict[tuple[str, str], float] = {}  # gauge and its second tag -> value
+        self._states: dict[str, TrialState] = {}  # by trial
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._refresh, name="gauges", daemon=True)
 
@@ -63,62 +57,47 @@ class Gauges(Observer):
 
     def begin(self, start: RunStart) -> None:
         self._search = identifier(start.folder.name)
-        self._metric, self._sign = start.objective.metric, 1.0
-        if start.objective.mode == "min":
-            self._sign = -1.0
+        self._objective = start.objective
         for record in start.records:
             self._count(record)
         self._thread.start()
 
     def progress(self, update: ProgressUpdate) -> None:
         if update.stage == "training":
-            self._set(SAMPLES_PER_SECOND, update.trial_id, update.samples_per_second)
-            self._set(DATA_WAIT_FRACTION, update.trial_id, update.data_wait_fraction)
+            self._set_speed(update.trial_id, update)
 
     def trial_changed(self, record: TrialRecord) -> None:
         if not record.confirms:
             self._count(record)
-        if record.state != "running":  # one that is paused is shown again when it goes on
-            self._forget(record.trial_id)
+        if record.state != "running":  # a paused trial is shown again when it goes on
+            for name in (TRIAL_ACCURACY, SAMPLES_PER_SECOND, DATA_WAIT_FRACTION):
+                self._values.pop((name, record.trial_id), None)
         elif record.reports:
-            self._show_report(record)
+            if self._objective.metric in record.metrics:
+                value = record.metrics[self._objective.metric]
+                self._values[TRIAL_ACCURACY, record.trial_id] = value
+            if speed := record.reports[-1].speed:
+                self._set_speed(record.trial_id, speed)
 
     def end(self, summary: Mapping[str, Any]) -> None:
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join()
 
-    # ------------------------------------------------------------------ values
-
-    def _show_report(self, record: TrialRecord) -> None:
-        if self._metric in record.metrics:
-            self._set(TRIAL_ACCURACY, record.trial_id, record.metrics[self._metric])
-        speed = record.reports[-1].speed
-        if speed is not None:
-            self._set(SAMPLES_PER_SECOND, record.trial_id, speed.samples_per_second)
-            self._set(DATA_WAIT_FRACTION, record.trial_id, speed.data_wait_fraction)
-
     def _count(self, record: TrialRecord) -> None:
-        self._counted[record.trial_id] = record.state
-        counts = list(self._counted.values())
+        self._states[record.trial_id] = record.state
+        counts = Counter(self._states.values())
         for state in _STATES:
-            self._set(TRIALS, state, counts.count(state))
-        if record.state == "completed" and self._metric in record.metrics:
-            value = record.metrics[self._metric]
+            self._values[TRIALS, state] = counts[state]
+        if record.state == "completed" and self._objective.metric in record.metrics:
+            value = record.metrics[self._objective.metric]
             best = self._values.get((BEST_ACCURACY, ""))
-            if best is None or self._sign * value > self._sign * best:
-                self._set(BEST_ACCURACY, "", value)
+            if best is None or self._objective.loss(value) < self._objective.loss(best):
+                self._values[BEST_ACCURACY, ""] = value
 
-    def _set(self, name: str, tag: str, value: float) -> None:
-        with self._lock:
-            self._values[name, tag] = value
-
-    def _forget(self, trial_id: str) -> None:
-        with self._lock:
-            for name in (TRIAL_ACCURACY, SAMPLES_PER_SECOND, DATA_WAIT_FRACTION):
-                self._values.pop((name, trial_id), None)
-
-    # ------------------------------------------------------------------ the thread
+    def _set_speed(self, trial_id: str, speed: ProgressUpdate | Speed) -> None:
+        self._values[SAMPLES_PER_SECOND, trial_id] = speed.samples_per_second
+        self._values[DATA_WAIT_FRACTION, trial_id] = speed.data_wait_fraction
 
     def _refresh(self) -> None:
         try:
@@ -127,16 +106,12 @@ class Gauges(Observer):
                 for name, (about, tags) in GAUGES.items()
             }
             while not self._ended.wait(self._refresh_seconds):
-                if ray.is_initialized():  # not between the two stages of a search
-                    self._set_all(gauges)
+                if not ray.is_initialized():  # between the two stages of a search
+                    continue
+                for (name, tag), value in self._values.copy().items():
+                    tags = dict(zip(GAUGES[name][1], (self._search, tag), strict=False))
+                    gauges[name].set(value, tags=tags)
         except Exception as error:
-            # Who looks on must not end what they look at.
+            # Monitoring must not end the run.
             logger.exception("the gauges have failed")
             self._problem = f"the gauges for Prometheus have failed: {error}"
-
-    def _set_all(self, gauges: Mapping[str, Gauge]) -> None:
-        with self._lock:
-            values = dict(self._values)
-        for (name, tag), value in values.items():
-            tags = dict(zip(GAUGES[name][1], (self._search, tag), strict=False))
-            gauges[name].set(value, tags=tags)

@@ -1,6 +1,6 @@
-"""The Ray cluster: join one or start one, what fits on it, and why it cannot be had.
+"""The Ray cluster: joining or starting one, how many trials fit on it, and errors in plain words.
 
-Ray starts and ends in a thread of its own, so that signals reach this program and nobody else.
+Ray starts and ends in a thread of its own, so that signals reach this program alone.
 """
 
 import contextlib
@@ -16,15 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import ray
-from ray._common.utils import get_default_ray_temp_dir
-from ray._private import services
-from ray._private.state import available_resources_per_node
 
 from nanovlm import process
+from nanovlm.cluster.ray_compat import free_resources, resolve_address, temporary_folder
 from nanovlm.config.search_settings import TrialResources
 from nanovlm.errors import UserError
 from nanovlm.watch.observer import Observer, RunStart
@@ -55,8 +52,8 @@ class Cluster:
 def connect(address: str | None) -> Iterator[Cluster]:
     """Join the cluster at `address` (`auto`: the one on this machine), or start one if None.
 
-    A cluster that was started here ends with the context; one that was joined stays as it was. A
-    process that is connected already, by its own `ray.init`, stays with its cluster.
+    A cluster that was started here ends with the context; an existing one is left running. If this
+    process has called `ray.init` itself, it stays connected to its cluster.
 
     Raises:
         UserError: if there is no cluster at `address`, Ray cannot be started, or this process is
@@ -75,25 +72,24 @@ def connect(address: str | None) -> Iterator[Cluster]:
 
 
 def _connected_before(address: str | None) -> Cluster:
-    """Return the cluster that this process has been connected to before."""
     present = ray.get_runtime_context().gcs_address
     if address not in (None, "auto", present):
         raise UserError(
             f"address: this process is connected to the Ray cluster at {present} and cannot join "
             f"{address!r} too; `ray.shutdown()` leaves it"
         )
-    dashboard = ray.init(ignore_reinit_error=True).dashboard_url  # tells, and changes nothing
+    dashboard = ray.init(ignore_reinit_error=True).dashboard_url  # changes nothing
     return Cluster(dashboard_url=f"http://{dashboard}" if dashboard else None, is_own=False)
 
 
 def num_concurrent_trials(resources: TrialResources, wanted: int | None) -> int:
-    """Return how many trials fit at once on what is free on the cluster, at most `wanted`.
+    """Return how many trials fit on the free resources of the cluster, at most `wanted`.
 
     Raises:
-        UserError: if not one trial fits, or fewer than `wanted`; gives need and stock.
+        UserError: if no trial fits, or fewer than `wanted`; the message has need and stock.
     """
     need = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    free = available_resources_per_node().values()
+    free = free_resources()
     num_workers = sum(
         min(math.floor(node.get(kind, 0) / amount) for kind, amount in need.items() if amount)
         for node in free
@@ -120,29 +116,29 @@ _CONNECT_SECONDS = 5
 _SOCKET = "session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
 """The longest socket of Ray below its folder."""
 _LONGEST_SOCKET = 107 if sys.platform == "linux" else 103
-"""Bytes of a socket's path that the system takes."""
+"""Bytes that the system allows in a socket's path."""
 _FREE_BYTES = 200 * 2**20
-"""What Ray needs for its logs, a search of a day included."""
+"""Room for Ray's logs of a search of a day."""
 
 _ELSEWHERE = "RAY_TMPDIR=FOLDER has Ray use another folder"
 
 
 def start_ray(address: str | None) -> Any:
-    """Start a cluster, or join the one at `address`; return what `ray.init` does.
+    """Start a cluster, or join the one at `address`; return the result of `ray.init`.
 
     Raises:
-        UserError: it cannot be; gives the reason and what helps.
+        UserError: with the reason and what helps.
     """
     if address:
         _check_reachable(address)
     else:
-        _check_temporary_folder(Path(get_default_ray_temp_dir()))
+        _check_temporary_folder(temporary_folder())
     try:
         return ray.init(
             address=address or "local",
             include_dashboard=None if address else True,
             log_to_driver=False,
-            configure_logging=False,  # see driver_log.py
+            configure_logging=False,  # see logs.py
         )
     except Exception as error:
         raise UserError(_explain_join(address, error) if address else _explain(error)) from error
@@ -151,9 +147,7 @@ def start_ray(address: str | None) -> Any:
 def _check_reachable(address: str) -> None:
     """Raise UserError if nothing listens at `address`."""
     try:
-        target = services.canonicalize_bootstrap_address_or_die(address)
-        host, _, port = target.rpartition(":")
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        socket.create_connection(resolve_address(address), timeout=_CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise UserError(f"--address: no Ray cluster answers at {address!r}: {error}") from None
 
@@ -184,9 +178,8 @@ def _check_temporary_folder(folder: Path) -> None:
 
 
 def _explain(error: Exception) -> str:
-    """Return why no cluster could be started."""
-    reason = _first_line(error)
-    help = f"Ray's logs are in {get_default_ray_temp_dir()}/session_latest/logs"
+    reason = first_line(error)
+    help = f"Ray's logs are in {temporary_folder()}/session_latest/logs"
     if isinstance(error, OSError) and error.filename:
         help = _ELSEWHERE
     if "object store" in reason:
@@ -195,7 +188,6 @@ def _explain(error: Exception) -> str:
 
 
 def _explain_join(address: str, error: Exception) -> str:
-    """Return why the cluster could not be joined."""
     if "mismatch" in str(error):
         detail = " ".join(str(error).split())
         return (
@@ -203,13 +195,13 @@ def _explain_join(address: str, error: Exception) -> str:
             f"need the same packages: {detail}"
         )
     return (
-        f"--address: no Ray cluster answers at {address!r}: {_first_line(error)}. For a cluster "
+        f"--address: no Ray cluster answers at {address!r}: {first_line(error)}. For a cluster "
         "that asks for a token, set RAY_AUTH_MODE=token and have the token in ~/.ray/auth_token"
     )
 
 
-def _first_line(error: Exception) -> str:
-    """Return what an error says first; Ray appends whole logs."""
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message; Ray appends whole logs."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(" .:") if lines else type(error).__name__
 
@@ -221,28 +213,17 @@ _SECONDS_BETWEEN_RENEWALS = 0.005
 _here = threading.local()
 
 
-class RayThread:
-    """The thread. It lives as long as the context: Linux ends processes of Ray with the thread that
-    has started them."""
+class RayThread(ThreadPoolExecutor):
+    """The one thread that starts Ray and ends it. It lives as long as the context: Linux ends
+    processes of Ray with the thread that has started them."""
 
     def __init__(self) -> None:
         _leave_group_at_fork()
-        self._pool = ThreadPoolExecutor(1, "ray", _mark)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._pool.shutdown()
+        super().__init__(1, "ray", _mark)
 
     def run(self, do: Callable[[], T]) -> T:
         """Return what `do` returns; the program's handlers of signals are there afterwards."""
-        future = self._pool.submit(do)
+        future = self.submit(do)
         while wait([future], _SECONDS_BETWEEN_RENEWALS).not_done:
             process.renew()
         process.renew()
@@ -255,7 +236,7 @@ def _mark() -> None:
 
 @functools.cache
 def _leave_group_at_fork() -> None:
-    """Let what the thread starts leave the process group; once for this process, for good."""
+    """Let processes that the thread starts leave the process group; set once, for good."""
 
     def leave() -> None:  # in the new process, before it becomes the other program
         if getattr(_here, "starts_ray", False):
@@ -268,7 +249,7 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class AuthTokenGuard(Observer):
-    """Takes the token's file from others, for whom Ray leaves it readable, and says so once."""
+    """Takes the file of Ray's token from other users, for whom Ray leaves it readable."""
 
     def __init__(self) -> None:
         self._notes: list[str] = []
@@ -278,7 +259,8 @@ class AuthTokenGuard(Observer):
         return self._notes
 
     def begin(self, start: RunStart) -> None:
-        path = token_file()
+        given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        path = Path(given) if given else Path.home() / ".ray" / "auth_token"
         if not start.is_own_cluster or not path.is_file():
             return
         status = path.stat()
@@ -288,9 +270,3 @@ class AuthTokenGuard(Observer):
                 f"{path}, the token of Ray's clusters, was readable for other users of this machine"
                 "; it no longer is"
             )
-
-
-def token_file() -> Path:
-    """Return where Ray has its token, unless an environment variable holds that itself."""
-    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return Path(given) if given else Path.home() / ".ray" / "auth_token"

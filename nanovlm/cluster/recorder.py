@@ -1,4 +1,4 @@
-"""Writes down what happens in a run, and then tells those who watch it."""
+"""Records the events of a run in its results folder, then passes them to the observers."""
 
 import contextlib
 import logging
@@ -30,18 +30,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What a search or a single run has come to."""
+    """The outcome of a search or a single run."""
 
     folder: Path
     """The results folder; `nanovlm.results.load.load_results` reads it."""
     summary: Mapping[str, Any]
     """The content of `summary.json`."""
     notes: tuple[str, ...] = ()
-    """What was done otherwise than asked for, and why."""
+    """What was done differently from what was asked for, and why."""
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether Ctrl-C or SIGTERM ended it, so that it can go on."""
+        """Whether Ctrl-C or SIGTERM ended it, so that it can be resumed."""
         return bool(self.summary["ended_by"] == INTERRUPTED)
 
     @property
@@ -52,10 +52,10 @@ class RunOutcome:
 
 
 class Recorder:
-    """Between a run and its results folder; what it is told goes to the observers too.
+    """Writes each event to the results folder and then passes it to the observers.
 
-    An observer hears of what has ended or paused only when it is on disk, and if it fails, neither
-    the run nor the folder nor another observer has to suffer.
+    Observers get a trial that has ended or paused only when it is on disk. An observer that fails
+    affects neither the run nor the folder nor the other observers.
     """
 
     def __init__(
@@ -70,20 +70,20 @@ class Recorder:
         self._start = start
         self._audience = Audience(observers)
         self._started = time.monotonic() - start.earlier_seconds
-        self._has_begun = False
+        self.has_begun = False
+        """Whether the cluster was there and the observers have begun."""
 
     def begin(self, dashboard_url: str | None, is_own_cluster: bool, concurrency: int) -> None:
-        """The cluster is there. Once more, for the runs that confirm, it changes nothing."""
-        if self._has_begun:
+        """The cluster is there. A second call, for the confirming runs, changes nothing."""
+        if self.has_begun:
             return
-        self._has_begun = True
+        self.has_begun = True
         start = self._start
         if start.space is not None:
             self._store.begin()
             self._store.write_text(SPACE_FILE, start.space.to_yaml())
         else:
-            config = write_yaml(config_values(start.config))
-            self._store.write_text(CONFIG_FILE, config)
+            self._store.write_text(CONFIG_FILE, write_yaml(config_values(start.config)))
         self._store.write_json(DATA_FILE, start.data)
         start = replace(
             start,
@@ -91,68 +91,59 @@ class Recorder:
             is_own_cluster=is_own_cluster,
             concurrency=concurrency,
         )
-        self._audience.tell(lambda observer: observer.begin(start))
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether something ran, of which the observers were told."""
-        return self._has_begun
+        self._audience.call(lambda observer: observer.begin(start))
 
     def take(self, event: Event) -> None:
-        """Take in what has happened."""
+        """Record an event and pass it on."""
         if isinstance(event, Notice):
             logger.warning(event.text)
-            self._audience.notice(event.text)
+            self._audience.call(lambda observer: observer.notice(event.text))
         elif isinstance(event, ProgressUpdate):
-            self._audience.tell(lambda observer: observer.progress(event))
+            self._audience.call(lambda observer: observer.progress(event))
         else:
             self._take_record(event)
-        self._audience.tell_problems()
+        self._audience.report_problems()
 
-    def _take_record(self, event: TrialRecord) -> None:
-        if event.reports:
+    def _take_record(self, record: TrialRecord) -> None:
+        if record.reports or record.end is not None:
             self._store.begin()  # from now on there is something to lose
-        if event.end is not None:
-            self._store.begin()
-            self._store.add(event)
+        if record.end is not None:
+            self._store.add(record)
         else:
-            self._store.note_pause(event)
+            self._store.note_pause(record)
         self._store.write_summary(time.monotonic() - self._started)
-        self._audience.tell(lambda observer: observer.trial_changed(event))
+        self._audience.call(lambda observer: observer.trial_changed(record))
 
     @contextlib.contextmanager
-    def told_of_errors(self) -> Iterator[None]:
-        """Let the folder and the observers know why it is over if an error ends the context."""
+    def errors_recorded(self) -> Iterator[None]:
+        """If an error ends the context, pass the reason to the folder and the observers."""
         try:
             yield
         except Exception as error:
+            is_known = isinstance(error, RunFailed)
             if isinstance(error, RunFailed):
                 error.folder = self._store.folder
             if self._store.has_begun:
-                known = isinstance(error, RunFailed)
                 try:
-                    self.end(str(error) if known else f"an error: {error}", is_settled=False)
+                    self.end(str(error) if is_known else f"an error: {error}", is_settled=False)
                 except OSError:  # the disk may be what has failed before
-                    logger.exception("the end could not be written down")
+                    logger.exception("the end could not be recorded")
             raise
 
     def end(self, ended_by: str, is_settled: bool = True) -> Mapping[str, Any]:
         """Close the results folder; return the content of `summary.json`.
 
         Args:
-            is_settled: whether what the confirming runs come to decides what is best.
+            is_settled: whether the confirming runs decide what is best.
         """
         summary = self._store.close(time.monotonic() - self._started, ended_by, is_settled)
-        if self._has_begun:
-            self._audience.tell(lambda observer: observer.end(summary))
+        if self.has_begun:
+            self._audience.call(lambda observer: observer.end(summary))
         return summary
 
     def notes(self) -> list[str]:
-        """Return what the observers have to say at the end, and which of them have failed."""
+        """Return the observers' notes for the end of the run, and which of them have failed."""
         return self._audience.notes()
-
-
-logger = logging.getLogger(__name__)
 
 
 def standard_observers() -> list[Observer]:
@@ -161,47 +152,42 @@ def standard_observers() -> list[Observer]:
 
 
 class Audience:
-    """Tells observers one after another. One that fails hears nothing more; the others do."""
+    """Calls observers one after another. One that fails is called no more; the others are."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
-        self._listening = list(observers)
+        self._observers = list(observers)
         self._failures: list[str] = []
-        self._told = set[str]()
-        self._lock = threading.Lock()  # some is told by the thread that takes in what happens
+        self._reported = set[str]()
+        self._lock = threading.Lock()  # the thread of events and the main thread call
 
-    def tell(self, what: Callable[[Observer], object]) -> None:
-        """Call `what` with each observer that has not failed."""
+    def call(self, method: Callable[[Observer], object]) -> None:
+        """Call `method` with each observer that has not failed."""
         with self._lock:
-            for observer in list(self._listening):
+            for observer in list(self._observers):
                 try:
-                    what(observer)
+                    method(observer)
                 except (Exception, SystemExit) as error:  # rich exits when its output is closed
                     self._drop(observer, error)
 
-    def tell_problems(self) -> None:
-        """Tell what has gone wrong with an observer, each problem once."""
+    def report_problems(self) -> None:
+        """Send a notice of each observer's problem or failure, once."""
         problems = list(self._failures)
-        self.tell(lambda observer: problems.extend(filter(None, [observer.problem])))
+        self.call(lambda observer: problems.extend(filter(None, [observer.problem])))
         for text in problems:
-            if text not in self._told:
-                self._told.add(text)
-                self.notice(text)
-
-    def notice(self, text: str) -> None:
-        """Tell what a person should know."""
-        self.tell(lambda observer: observer.notice(text))
+            if text not in self._reported:
+                self._reported.add(text)
+                self.call(lambda observer: observer.notice(text))  # noqa: B023
 
     def notes(self) -> list[str]:
-        """Return what a person is to be told at the end: the observers' notes, and who failed."""
         notes: list[str] = []
-        self.tell(lambda observer: notes.extend(observer.notes))
+        self.call(lambda observer: notes.extend(observer.notes))
         return notes + self._failures
 
     def _drop(self, observer: Observer, error: BaseException) -> None:
-        self._listening.remove(observer)
+        self._observers.remove(observer)
         name = type(observer).__name__
         logger.error("%s has failed", name, exc_info=error)
         self._failures.append(
-            f"{name} has failed, and was told nothing after: {type(error).__name__}: {error} "
+            f"{name} has failed, and gets no more events: {type(error).__name__}: {error} "
             f"(see {LOGS_DIR}/{DRIVER_LOG})"
         )

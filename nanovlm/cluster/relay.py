@@ -1,22 +1,17 @@
-"""The face that a worker group shows to Ray Tune: one step is one report.
+"""The jobs of a search and how they run: under Ray Tune (`TrialRelay`), or all to their end."""
 
-The trainable does no training. It hands the trial to the broker and waits for one report after
-another; the scheduler tells the broker what it decides. Tune reuses the actor for the next trial.
-What Tune takes for a trial is one *leg* of it: from its start, or from a pause, to the next pause
-or to its end. Nothing of the training lives here: Tune starts an actor that is lost again, which
-asks for the reports from the first one on that has no decision.
-"""
-
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
-from nanovlm.cluster.jobs import trial_job
 from nanovlm.config.space import SearchSpace
 from nanovlm.files import identifier
-from nanovlm.messages import Report, TrialRecord, measured
+from nanovlm.messages import Decision, Job, Report, TrialRecord, measured
+from nanovlm.results.read import answers_file
+from nanovlm.results.retention import model_dir, state_dir
 
 NUMBER = "number"
 VALUES = "values"
@@ -27,8 +22,80 @@ UNFINISHED = "unfinished"
 SAMPLES_SEEN = "samples_seen"
 
 
+def trial_id_of(number: int) -> str:
+    return f"trial-{number:04d}"
+
+
+def job_in(folder: Path, trial_id: str, **fields: Any) -> Job:
+    """Return a job that keeps its files in the results folder, with `fields` of `Job`."""
+    return Job(
+        trial_id=trial_id,
+        output_dir=str(model_dir(folder, trial_id)),
+        state_dir=str(state_dir(folder, trial_id)),
+        answers_file=str(answers_file(folder, trial_id)),
+        **fields,
+    )
+
+
+def trial_job(
+    space: SearchSpace,
+    milestones: tuple[int, ...],
+    folder: Path,
+    number: int,
+    values: Mapping[str, Any],
+) -> Job:
+    """Return the job of a search's trial that has these values of the searched keys."""
+    return job_in(
+        folder,
+        trial_id_of(number),
+        number=number,
+        parameters=values,
+        config=space.config_for(values),
+        milestones=milestones,
+    )
+
+
+def run_to_end(broker: Any, next_jobs: Callable[[], Sequence[Job]], concurrency: int) -> None:
+    """Run jobs without a scheduler; return when all have ended, or the broker has closed.
+
+    The outcomes are in the records.
+
+    Args:
+        next_jobs: returns all jobs that may run now; called at the start, and again whenever one
+            has ended and `on_event` has taken that in. Those that it returned before are left out.
+        concurrency: jobs that run at the same time; no more are submitted, so that the first of
+            `next_jobs` is always the next one.
+    """
+    begun = set[str]()
+    waiting = dict[Any, tuple[str, int]]()  # for the report of a job with this index
+
+    def begin() -> None:
+        for job in next_jobs():
+            if job.trial_id not in begun and len(waiting) < concurrency:
+                begun.add(job.trial_id)
+                ray.get(broker.submit.remote(job))
+                waiting[broker.next_report.remote(job.trial_id, 0)] = job.trial_id, 0
+
+    begin()
+    while waiting:
+        (ready, *_), _ = ray.wait(list(waiting))
+        trial_id, index = waiting.pop(ready)
+        answer = ray.get(ready)
+        if isinstance(answer, Report):
+            ray.get(broker.decide.remote(trial_id, answer.samples_seen, Decision.CONTINUE))
+            waiting[broker.next_report.remote(trial_id, index + 1)] = trial_id, index + 1
+        elif answer.end is not None:  # else the broker has closed
+            begin()
+
+
 class TrialRelay(tune.Trainable):
-    """Passes trials of one concurrent slot from Tune to the broker."""
+    """Passes the trials of one slot from Tune to the broker; one step is one report.
+
+    It does no training: it submits the trial and waits for one report after another; the scheduler
+    tells the broker its decisions. Tune reuses the actor for the next trial. For Tune a trial is
+    one *leg*: from a start or a pause to the next pause or the end. An actor that is lost, Tune
+    starts again; it continues at the first report that has no decision.
+    """
 
     def setup(  # type: ignore[override]  # tune.with_parameters gives what follows `config`
         self,

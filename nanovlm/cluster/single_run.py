@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 from nanovlm import process
-from nanovlm.cluster.jobs import job_in, run_to_end
 from nanovlm.cluster.logs import logged_to
 from nanovlm.cluster.recorder import Recorder, RunOutcome, standard_observers
+from nanovlm.cluster.relay import job_in, run_to_end
 from nanovlm.cluster.worker_pool import INTERRUPTED, StopSwitch, worker_pool
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import Objective, TrialResources
@@ -17,7 +17,6 @@ from nanovlm.config.sources import config_values
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.sources import pin_data
 from nanovlm.errors import UserError
-from nanovlm.messages import Job
 from nanovlm.resources import Resources
 from nanovlm.results.folder import check_same_data, explain_full_disk
 from nanovlm.results.read import CONFIG_FILE, LOGS_DIR, FolderReader
@@ -47,7 +46,7 @@ def trial_resources(config: TrainConfig, workers: int) -> TrialResources:
 
 
 class SinglePlan(NamedTuple):
-    """What a single run was made up to be, before it starts."""
+    """A single run before it starts."""
 
     config: TrainConfig
     """With the version of each data set of the hub."""
@@ -56,7 +55,7 @@ class SinglePlan(NamedTuple):
     trial_samples: int
     """Samples that it sees until its end."""
     data: Mapping[str, Any]
-    """What the data was made from and what was left out of it; JSON."""
+    """Sources of the data, and what was left out of it; JSON."""
 
 
 def plan_single(config: TrainConfig, on_progress: OnProgress = log_progress) -> SinglePlan:
@@ -66,7 +65,7 @@ def plan_single(config: TrainConfig, on_progress: OnProgress = log_progress) -> 
     is off, and at the end.
 
     Args:
-        on_progress: told how far it is when data has to be prepared.
+        on_progress: called with the progress when data has to be prepared.
 
     Raises:
         UserError: if the data cannot be had or is smaller than a batch.
@@ -78,7 +77,7 @@ def plan_single(config: TrainConfig, on_progress: OnProgress = log_progress) -> 
     resources.tokenizer(config.vlm.lm_tokenizer)
     config = pin_data(config)
     train_samples, _ = resources.training_data(config)
-    metric_names(config, resources)  # scores no answers: what cannot be scored is said here
+    metric_names(config, resources)  # fails now, if the benchmark cannot be scored
     milestones = _milestones(config, len(train_samples)) if config.eval_in_epochs else ()
     total = num_steps(config, len(train_samples)) * config.batch_size
     return SinglePlan(config, milestones, total, resources.describe_data(config))
@@ -108,12 +107,12 @@ def run_single(
     Args:
         folder: the results folder, which must not exist yet.
         default_name: see `ResultsStore`.
-        resume: go on with the run that was interrupted in `folder`, from its last report.
+        resume: continue the run that was interrupted in `folder`, from its last report.
         address: of a Ray cluster to join; None starts one here and ends it afterwards.
-        observers: told what happens, besides those that every run has.
+        observers: in addition to those that every run has.
 
     Raises:
-        UserError: if the cluster has not the resources, or there is no such run to go on with.
+        UserError: if the cluster lacks the resources, or there is no such run to resume.
         RunFailed: the disk is full, or a part of the cluster is lost.
     """
     unchecked: tuple[str, ...] = ()
@@ -138,14 +137,15 @@ def run_single(
             earlier_seconds=store.earlier_seconds,
         )
         recorder = Recorder(store, start, watching)
-        place, switch = store.folder.resolve(), StopSwitch()
+        path = store.folder.resolve()
+        job = job_in(path, TRIAL_ID, config=plan.config, milestones=plan.milestones)
         with (
-            recorder.told_of_errors(),
+            recorder.errors_recorded(),
             worker_pool(
-                address, resources, 1, 1, place, switch, recorder.begin, recorder.take
-            ) as running,
+                address, resources, 1, 1, path, StopSwitch(), recorder.begin, recorder.take
+            ) as pool,
         ):
-            run_to_end(running.broker, lambda: [_job(plan, place)], running.concurrency)
+            run_to_end(pool.broker, lambda: [job], pool.concurrency)
         ended = store.records
         summary = recorder.end((ended[-1].reason or "completed") if ended else INTERRUPTED)
         notes = (*unchecked, *store.notes, *recorder.notes())
@@ -153,7 +153,7 @@ def run_single(
 
 
 def check_same_config(folder: Path, config: TrainConfig) -> None:
-    """Raise UserError if the folder holds no run of this configuration that can go on."""
+    """Raise UserError if the folder holds no run of this configuration that can be resumed."""
     reader = FolderReader(folder)
     if not reader.has(CONFIG_FILE):
         raise UserError(f"--resume: {folder} holds no single run to go on with (no {CONFIG_FILE})")
@@ -168,7 +168,3 @@ def check_same_config(folder: Path, config: TrainConfig) -> None:
             f"--resume: the run in {folder} has another configuration; its {CONFIG_FILE} differs "
             f"in {', '.join(differing)}"
         )
-
-
-def _job(plan: SinglePlan, folder: Path) -> Job:
-    return job_in(folder, TRIAL_ID, config=plan.config, milestones=plan.milestones)

@@ -1,8 +1,8 @@
 """What runs in each process of a worker group: one trial after another, from the broker.
 
 The process lives as long as the search, and so does its `Resources`: libraries, data, models and
-compiled code are there when the next trial comes. Rank 0 talks to the broker and tells the other
-ranks; all ranks go through the same reports, so they start and end each trial together.
+compiled code are there when the next trial comes. Rank 0 calls the broker and broadcasts its
+answers; all ranks make the same reports, so they start and end each trial together.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ _SEEN_BY_ALL_RANKS = (UserError, NonFiniteLossError)
 
 
 RunTrial = Callable[[Job, Resources, Callable[[], bool], OnUpdate], Generator[Report, None, None]]
-"""`nanovlm.trial.run_trial`, or what takes its place in a measurement."""
+"""The signature of `nanovlm.trial.run_trial`."""
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker group is told when it starts."""
+    """What a worker group is started with."""
 
     group: str
     broker: Any  # handle of the Broker actor
@@ -55,10 +55,8 @@ def serve_trials(settings: WorkerSettings) -> None:
     """Run the broker's jobs until there are no more. The training function of a TorchTrainer."""
     _log_to_file(settings)
     began_at = psutil.Process().create_time()
-    known = settings.broker.add_worker.remote(
-        settings.group, os.getpid(), began_at, get_current_placement_group()
-    )
-    ray.get(known)
+    reservation = get_current_placement_group()
+    ray.get(settings.broker.add_worker.remote(settings.group, os.getpid(), began_at, reservation))
     serve_broker(settings, ray.train.torch.get_device())
 
 
@@ -91,7 +89,7 @@ def _serve(
 
     def on_update(update: ProgressUpdate) -> None:
         if parallel.rank() == 0:
-            broker.progress.remote(lease, update)  # nobody waits for it
+            broker.progress.remote(lease, update)  # best-effort: never blocks training
 
     def hand_in(report: Report) -> Decision:
         first_step_at = started_at + seconds_to_first_step(report, made)
@@ -111,7 +109,7 @@ def _serve(
     except Exception as error:
         logger.exception("trial %s failed", job.trial_id)
         _check_gpu()
-        if full_disk := find_full_disk(error):  # no fault of the trial's: the next one meets it too
+        if full_disk := find_full_disk(error):  # not the trial's fault: the next would fail too
             ray.get(broker.abort.remote(f"{job.trial_id}: {full_disk}"))
         else:
             failure = (kind_of_failure(error), _reason(error), time.time())
@@ -125,25 +123,25 @@ def _serve(
 def _check_gpu() -> None:
     """Raise if the GPU has failed for this process.
 
-    CUDA gives such an error at every later call, to every later trial. So the group has to start
-    again, in new processes, and the trial goes on from its last report.
+    Every later call of CUDA would fail too, in every later trial. So the group has to start again
+    in new processes, and the trial continues from its last report.
     """
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def seconds_to_first_step(report: Report, made: Sequence[Report]) -> float:
-    """Return how long after its own start the leg that has made a report took its first step.
+    """Return the seconds from the start of a report's leg to the leg's first step.
 
     Args:
-        made: the trial's reports before it; those of earlier legs were made before that step.
+        made: the trial's earlier reports; those of earlier legs came before that step.
     """
     earlier = [r.seconds for r in made if r.seconds < report.first_step_seconds]
     return report.first_step_seconds - max(earlier, default=0.0)
 
 
 def kind_of_failure(error: Exception) -> End:
-    """Return which kind of end a trial has that has raised this."""
+    """Return the end of a trial that has raised this error."""
     if isinstance(error, NonFiniteLossError):
         return End.NOT_FINITE
     return End.OUT_OF_MEMORY if _is_out_of_memory(error) else End.ERROR
@@ -179,8 +177,6 @@ def _wait_until_closed(broker: Any, closed: threading.Event) -> None:
 
 def _log_to_file(settings: WorkerSettings) -> None:
     name = f"{settings.group}-rank-{parallel.rank()}.log"
-    handler = LogFile(Path(settings.log_dir) / name)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger("nanovlm")
-    root.handlers = [handler]
+    root.handlers = [LogFile(Path(settings.log_dir) / name)]
     root.setLevel(logging.INFO)

@@ -1,7 +1,7 @@
-"""Worker groups: each a `TorchTrainer` that lives as long as the search and serves its trials.
+"""Worker groups: each a `TorchTrainer` that lives as long as the search and runs its trials.
 
-Starting a TorchTrainer takes 10 to 40 s (controller, workers, imports, process group); here it is
-paid once per concurrent trial instead of once per trial.
+Starting a TorchTrainer takes 10 to 40 s (controller, workers, imports, process group); a search
+pays for it once per concurrent trial instead of once per trial.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,19 +18,16 @@ from typing import Any, Protocol
 import psutil
 import ray
 from pyarrow.fs import LocalFileSystem
-from ray._private.ray_constants import env_bool
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.constants import RAY_TRAIN_ENABLE_STATE_TRACKING
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.worker_group import WorkerGroup as ray_workers
-from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanovlm.cluster.broker import Broker, GroupParts
+from nanovlm.cluster.ray_cluster import first_line
+from nanovlm.cluster.ray_compat import ControllerHook, start_run_records
 from nanovlm.cluster.worker import RunTrial, WorkerSettings, serve_trials
 from nanovlm.config.search_settings import TrialResources
 from nanovlm.files import identifier
@@ -41,136 +38,78 @@ logger = logging.getLogger(__name__)
 _GOODBYE_SECONDS = 20
 """How long a group may take to leave: a training step, an evaluation, or Ray's own clean-up."""
 
-_GIVE_BACK_SECONDS = 10
+_FREE_SECONDS = 10
 """How long Ray may take to free what a group has occupied."""
 
 _REFRESH_SECONDS = 0.5
-"""Until all nodes of a cluster have told what is free on them; Ray does ten times a second."""
+"""Until all nodes have published their free resources, which they do ten times a second."""
 
 _MAX_RESTARTS = 100
 """Of the workers of one group; a job that kills its workers is given up long before that."""
 
 _MAX_FALSE_STARTS = 3
-"""A slot whose groups have ended so often in a row before they asked for a job stays empty."""
+"""A slot stays empty after so many groups in a row ended before they asked for a job."""
 
 _MAX_WAITING_CALLS = 10_000
 """Of the broker: a few for each trial that runs."""
 
 _SAME_TIME_SECONDS = 0.1
-"""By how much the times at which one process began may differ, as read at different moments."""
+"""Tolerance when comparing two readings of the time at which a process began."""
 
 
 class WorkerGroups(Protocol):
-    """What serves the trials of a session, wherever it runs."""
+    """The worker groups of a run."""
 
     error: Exception | None
     """Why the last worker group has ended although there was work."""
 
-    def wait(self) -> None:
-        """Return when there is no worker group any more."""
+    def have_ended(self) -> bool:
+        """Return whether there is no worker group any more."""
 
-    def end_group(self, name: str) -> None:
-        """End a group that does not answer; another one takes its place."""
+    def end_groups(self, names: Sequence[str]) -> None:
+        """End groups that do not answer; others take their places."""
 
 
 StartWorkers = Callable[
     [int, Any, TrialResources, Path, bool], AbstractContextManager[WorkerGroups]
 ]
-"""`worker_groups`, or what takes its place in a test or a measurement; the arguments are its."""
+"""The signature of `worker_groups`."""
 
 
 class RayWorkerGroups:
-    """Slots for worker groups; one that ends is replaced as long as there is work."""
+    """Slots for worker groups; a group that ends is replaced as long as there is work."""
 
     def __init__(
-        self,
-        broker: Any,
-        resources: TrialResources,
-        log_dir: Path,
-        is_own_cluster: bool,
-        run_trial: RunTrial,
+        self, num_slots: int, broker: Any, is_own_cluster: bool, run_group: Callable[[str], object]
     ) -> None:
+        """Start a worker group in each slot.
+
+        Args:
+            is_own_cluster: see `worker_groups`.
+            run_group: runs the group of a name to its end; raises if there was still work.
+        """
         self.error: Exception | None = None
         self._broker = broker
-        self._resources = resources
-        self._log_dir = log_dir
         self._is_own_cluster = is_own_cluster
-        self._run_trial = run_trial
+        self._run_group = run_group
         self._numbers = itertools.count()
-        self._groups: set[str] = set()  # those that there are
+        self._groups: set[str] = set()  # those that have not ended
         self._is_leaving = False
-        self._slots: list[threading.Thread] = []
-
-    def start(self, concurrency: int) -> None:
-        """Start a worker group in each slot."""
-        for _ in range(concurrency):
-            name = self._next_name()
-            slot = threading.Thread(target=self._fill_slot, args=(name,), name=name, daemon=True)
-            self._slots.append(slot)
+        self._slots = [
+            threading.Thread(target=self._fill_slot, daemon=True) for _ in range(num_slots)
+        ]
+        for slot in self._slots:
             slot.start()
 
-    def wait(self) -> None:
-        for slot in self._slots:
-            slot.join()
+    def have_ended(self) -> bool:
+        return not any(slot.is_alive() for slot in self._slots)
 
-    def end_group(self, name: str) -> None:
-        self._end_parts([self._parts_of(name)])
-
-    def leave(self) -> None:
-        """Close the broker and end all groups."""
+    def end_groups(self, names: Sequence[str]) -> None:
+        """End controllers and workers, and free what they had reserved on the cluster."""
         try:
-            ray.get(self._broker.close.remote())
-            ray.wait([self._broker.wait_until_home.remote()], timeout=_GOODBYE_SECONDS)
+            groups: list[GroupParts] = ray.get([self._broker.parts_of.remote(n) for n in names])
         except RayActorError:
-            return  # with the broker all knowledge of the groups is gone; they end with the driver
-        finally:
-            self._is_leaving = True
-        self._end_parts([self._parts_of(name) for name in sorted(self._groups)])
-        for slot in self._slots:
-            slot.join(_GOODBYE_SECONDS)
-
-    def _next_name(self) -> str:
-        name = f"group-{next(self._numbers)}"
-        self._groups.add(name)
-        return name
-
-    def _fill_slot(self, name: str) -> None:
-        """Run one group after another, until one goes home because there is no more work."""
-        false_starts = 0
-        while (error := self._run_group(name)) is not None and not self._is_leaving:
-            logger.error("worker group %s has ended", name, exc_info=error)
-            reason = f"its controller has ended ({_first_line(error)})"
-            try:
-                had_asked = ray.get(self._broker.lose.remote(name, reason))
-                self.end_group(name)
-            except RayActorError:
-                return  # the broker is gone too
-            self._groups.discard(name)
-            false_starts = 0 if had_asked else false_starts + 1
-            if false_starts == _MAX_FALSE_STARTS:
-                self.error = error
-                return
-            name = self._next_name()
-
-    def _run_group(self, name: str) -> Exception | None:
-        """Run a worker group to its end; return why it has ended although there was work."""
-        settings = WorkerSettings(name, self._broker, str(self._log_dir), self._run_trial)
-        try:
-            _make_trainer(settings, self._resources).fit()
-        except Exception as error:
-            return error
-        return None
-
-    def _parts_of(self, name: str) -> GroupParts:
-        try:
-            parts: GroupParts = ray.get(self._broker.parts_of.remote(name))
-        except RayActorError:  # the cluster's own clean-up has to do
-            return GroupParts()
-        return parts
-
-    def _end_parts(self, groups: Iterable[GroupParts]) -> None:
-        """End controllers and workers, and give back what they had reserved on the cluster."""
-        groups = list(groups)
+            return  # the cluster ends them with the driver
         for parts in groups:
             for controller in parts.controllers:
                 ray.kill(controller)
@@ -178,18 +117,58 @@ class RayWorkerGroups:
                 for pid, began_at in parts.workers:
                     _kill_worker(pid, began_at)
         if not (self._is_own_cluster and self._is_leaving):  # else all ends with the cluster
-            _give_back([place for parts in groups for place in parts.placement_groups.values()])
+            _free([group for parts in groups for group in parts.placement_groups.values()])
+
+    def leave(self) -> None:
+        try:
+            ray.get(self._broker.close.remote())
+            ray.wait([self._broker.wait_until_idle.remote()], timeout=_GOODBYE_SECONDS)
+        except RayActorError:
+            return  # only the broker knows the groups' processes; they end with the driver
+        finally:
+            self._is_leaving = True
+        self.end_groups(sorted(self._groups))
+        for slot in self._slots:
+            slot.join(_GOODBYE_SECONDS)
+
+    def _fill_slot(self) -> None:
+        """Run one group after another, until one leaves because there is no more work."""
+        false_starts = 0
+        while not self._is_leaving:
+            name = f"group-{next(self._numbers)}"
+            self._groups.add(name)
+            try:
+                self._run_group(name)
+                return
+            except Exception as error:
+                if self._is_leaving:
+                    return
+                logger.exception("worker group %s has ended", name)
+                reason, last_error = f"its controller has ended ({first_line(error)})", error
+            try:
+                had_asked = ray.get(self._broker.lose.remote(name, reason))
+            except RayActorError:
+                return  # the broker is lost too
+            self.end_groups([name])
+            self._groups.discard(name)
+            false_starts = 0 if had_asked else false_starts + 1
+            if false_starts == _MAX_FALSE_STARTS:
+                self.error = last_error
+                return
 
 
 def _make_trainer(settings: WorkerSettings, resources: TrialResources) -> TorchTrainer:
+    per_worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     scaling = ScalingConfig(
         num_workers=resources.workers,
         use_gpu=resources.gpus_per_worker > 0,
-        resources_per_worker=_per_worker(resources),
+        resources_per_worker={kind: amount for kind, amount in per_worker.items() if amount},
     )
     folder = Path(settings.log_dir).parent
     run_name = f"{identifier(folder.name)}-{settings.group}"  # for Ray's dashboard
-    known = _ControllerKnown(settings.broker, settings.group, run_name)
+    hook = ControllerHook(
+        run_name, lambda handle: settings.broker.add_controller.remote(settings.group, handle)
+    )
     return TorchTrainer(
         functools.partial(serve_trials, settings),
         scaling_config=scaling,
@@ -198,43 +177,17 @@ def _make_trainer(settings: WorkerSettings, resources: TrialResources) -> TorchT
             storage_path=f"{settings.log_dir}/ray",
             storage_filesystem=LocalFileSystem(),  # a path is a path, whatever it looks like
             failure_config=FailureConfig(max_failures=_MAX_RESTARTS),
-            callbacks=[known],  # type: ignore[list-item]
+            callbacks=[hook],  # type: ignore[list-item]
         ),
     )
 
 
-class _ControllerKnown(ControllerCallback):
-    """Makes the controller of a TorchTrainer known to the broker, so that it can be ended.
-
-    In the controller's process, which serves this one group, it also sees to it that the workers
-    bear the run's name in Ray's dashboard.
-    """
-
-    def __init__(self, broker: Any, group: str, run_name: str) -> None:
-        self._broker = broker
-        self._group = group
-        self._run_name = run_name
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        controller = ray.get_runtime_context().current_actor
-        self._broker.add_controller.remote(self._group, controller)
-        ray_workers._worker_cls = _shown_as(self._run_name, ray_workers._worker_cls)
-
-
-def _shown_as(name: str, actor_class: type[Any]) -> Any:
-    """Return the class of an actor that Ray's dashboard shows under a name."""
-    return type(actor_class.__name__, (actor_class,), {"__repr__": lambda self: name})
-
-
 @contextlib.contextmanager
 def opened_broker(run_name: str, stall_seconds: float | None = None) -> Iterator[Any]:
-    """Give the handle of a new Broker actor, which bears the run's name and ends with the context.
+    """Yield the handle of a new Broker actor, which bears the run's name and ends with the context.
 
-    Names of actors are unique within what one program does on a cluster, so runs of the same name
-    do not meet. The actor is on the node of this program: it is lost with that one alone.
-
-    Args:
-        stall_seconds: see `nanovlm.cluster.broker_state.BrokerState`.
+    Names of actors are unique within one program on a cluster, so runs of the same name do not
+    meet. The actor runs on this program's node, so that it is lost only with that node.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     broker: Any = (
@@ -262,54 +215,46 @@ def worker_groups(
     is_own_cluster: bool,
     run_trial: RunTrial = run_trial,
 ) -> Iterator[WorkerGroups]:
-    """Start worker groups on the connected cluster; close the broker and end them at last.
+    """Run worker groups on the connected cluster; at the end close the broker and end the groups.
 
     A TorchTrainer takes some 12 s to end by itself, since Ray 2.60 waits for the time-out of its
-    PlacementGroupCleaner. So the controllers are ended as soon as the work is done, and what they
-    had reserved on the cluster is given back here.
+    PlacementGroupCleaner. So controllers are killed as soon as the work is done, and what they had
+    reserved on the cluster is freed here.
 
     Args:
         log_dir: for the logs of workers and controllers.
-        is_own_cluster: whether all processes are on this machine and none is anyone else's.
+        is_own_cluster: whether this program has started the cluster, on this machine alone.
         run_trial: what the workers run for each trial.
     """
-    if env_bool(RAY_TRAIN_ENABLE_STATE_TRACKING, False):
-        # Each controller waits for Ray Train's record of runs; so it starts beside them.
-        get_or_create_state_actor()
-    pool = RayWorkerGroups(broker, resources, log_dir, is_own_cluster, run_trial)
-    pool.start(num_groups)
+    start_run_records()
+
+    def run_group(name: str) -> None:
+        settings = WorkerSettings(name, broker, str(log_dir), run_trial)
+        _make_trainer(settings, resources).fit()
+
+    groups = RayWorkerGroups(num_groups, broker, is_own_cluster, run_group)
     try:
-        yield pool
+        yield groups
     finally:
-        pool.leave()
+        groups.leave()
 
 
 def _kill_worker(pid: int, began_at: float) -> None:
-    """End a worker at once: it may sit in a compiler or an evaluation, or be stopped."""
+    """Kill a worker: it may be in a compiler or an evaluation, or be stopped."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         if abs(process.create_time() - began_at) < _SAME_TIME_SECONDS:  # else the id is another's
             process.kill()
 
 
-def _give_back(placement_groups: list[PlacementGroup]) -> None:
+def _free(reserved: list[PlacementGroup]) -> None:
     """Free what is reserved on the cluster, and the workers in it; return when it is free."""
-    for placement_group in placement_groups:
+    for placement_group in reserved:
         remove_placement_group(placement_group)
-    deadline = time.monotonic() + _GIVE_BACK_SECONDS
+    deadline = time.monotonic() + _FREE_SECONDS
     while time.monotonic() < deadline and any(
-        placement_group_table(placement_group)["state"] != "REMOVED"
-        for placement_group in placement_groups
+        placement_group_table(placement_group)["state"] != "REMOVED" for placement_group in reserved
     ):
         time.sleep(0.1)
-    if placement_groups:
+    if reserved:
         time.sleep(_REFRESH_SECONDS)
-
-
-def _per_worker(resources: TrialResources) -> dict[str, float]:
-    need = {"CPU": resources.cpus_per_worker}
-    return need | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

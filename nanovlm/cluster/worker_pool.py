@@ -1,7 +1,7 @@
-"""A running set of worker groups on a Ray cluster, and the orderly ways to end it.
+"""A running set of worker groups on a Ray cluster, and its orderly end.
 
-Ctrl-C, SIGTERM, a time limit and a reached goal all take one way: the switch is thrown, the
-broker closes, trials under way end at their next optimizer step, the worker groups go home.
+Ctrl-C, SIGTERM, a time limit and a reached goal all throw the switch: the broker closes, running
+trials end at their next optimizer step, and the worker groups leave.
 """
 
 import contextlib
@@ -32,26 +32,27 @@ INTERRUPTED = "interrupted"
 DESERTED = "all worker groups have ended"
 LOST_BROKER = "the process between the search and its workers (Broker) is lost"
 
-_SECONDS_BETWEEN_STALL_CHECKS = 2.0
+_SECONDS_BETWEEN_CHECKS = 2.0
+"""Of worker groups that give no sign of life, or have ended."""
 
 OnStart = Callable[[str | None, bool, int], None]
 """Called before any trial with the dashboard's URL, whether the cluster was started here, and the
-number of trials at once."""
+number of trials that run at the same time."""
 
 OnEvent = Callable[[Event], None]
-"""Called in another thread with a trial's record whenever it changes, with its updates, and with
-what a person should know. The search hears of a record after this returns."""
+"""Called in another thread with a trial's record whenever it changes, with its progress updates and
+with notices. The search hears of a record after this returns."""
 
 
 class StopSwitch:
-    """Ends a session from any thread or signal; the first reason counts."""
+    """Ends a run from any thread or signal; the first reason counts."""
 
     def __init__(
         self, limit_seconds: float | None = None, limit_reason: str = "the time limit is reached"
     ) -> None:
         self.reason: str | None = None
         self.error: Exception | None = None
-        """Why the session cannot go on, if it is that which has thrown the switch."""
+        """Why the run had to end, if an error has thrown the switch."""
         self._limit_reason = limit_reason
         self._thrown = threading.Event()
         self._deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
@@ -65,7 +66,7 @@ class StopSwitch:
             self._thrown.set()
 
     def fail(self, error: Exception) -> None:
-        """End the session, which then raises the error; trials stay unfinished."""
+        """End the run, which then raises the error; trials stay unfinished."""
         if not self._thrown.is_set():
             self.error = error
             self.stop(str(error))
@@ -75,14 +76,14 @@ class StopSwitch:
         self._thrown.wait(seconds)
 
     def release(self) -> None:
-        """Let `wait` return without a reason: the session is over."""
+        """Let `wait` return without a reason: the run is over."""
         self._thrown.set()
 
     def is_thrown(self) -> bool:
         return self._thrown.is_set()
 
     def lift_limit(self) -> None:
-        """Let the time limit go: what it limits is done."""
+        """Drop the time limit: what it limits is done."""
         self._deadline = None
 
     def wait(self) -> None:
@@ -101,9 +102,9 @@ class WorkerPool:
 
     broker: Any  # handle of the Broker actor
     concurrency: int
-    """Trials at once."""
-    wait_until_told: Callable[[], None]
-    """Returns when `on_event` has taken in all that has happened until now."""
+    """Trials that run at the same time."""
+    flush_events: Callable[[], None]
+    """Returns when `on_event` has taken in all events up to now."""
 
 
 @contextlib.contextmanager
@@ -123,14 +124,15 @@ def worker_pool(
     Args:
         address: of a Ray cluster to join; None starts one, which ends with the context.
         resources: what one trial occupies.
-        concurrency: trials at once; None takes what fits on the cluster, at most `max_concurrency`.
+        concurrency: trials that run at the same time; None takes what fits on the cluster, at most
+            `max_concurrency`.
         folder: the results folder, made by `on_start`; logs go there.
-        start_workers: starts what serves the trials.
+        start_workers: starts the worker groups.
 
     Raises:
         UserError: if the cluster cannot run that many trials, or none.
         RunFailed: if all worker groups have ended although there was work, the broker is lost, or
-            a worker cannot go on.
+            a worker ends the run.
         KeyboardInterrupt: by a signal, before anything has begun.
     """
     stall_minutes = resources.stall_minutes
@@ -143,20 +145,19 @@ def worker_pool(
         on_start(cluster.dashboard_url, cluster.is_own, concurrency)
         with (
             opened_broker(folder.name, stall_seconds) as broker,
-            _events_passed_on(broker, on_event, switch) as wait_until_told,
-            start_workers(concurrency, broker, resources, logs, cluster.is_own) as pool,
+            _events_passed_on(broker, on_event, switch) as flush_events,
+            start_workers(concurrency, broker, resources, logs, cluster.is_own) as groups,
             _broker_closed_on_stop(broker, switch),
-            _stopped_when_deserted(pool, switch, logs),
-            _stalled_groups_ended(broker, pool),
+            _groups_watched(broker, groups, switch, logs),
         ):
-            yield WorkerPool(broker, concurrency, wait_until_told)
+            yield WorkerPool(broker, concurrency, flush_events)
         if switch.error is not None:
             raise switch.error
 
 
 @contextlib.contextmanager
 def _stopped_by_signals(switch: StopSwitch) -> Iterator[None]:
-    """Let a signal end the session in order."""
+    """Let a signal end the run in order."""
     with process.in_order(lambda: switch.stop(INTERRUPTED)):
         _raise_if_interrupted(switch)
         yield
@@ -169,13 +170,33 @@ def _raise_if_interrupted(switch: StopSwitch) -> None:
 
 
 @contextlib.contextmanager
+def _in_thread(
+    name: str, watch: Callable[[], None], finish: Callable[[], None]
+) -> Iterator[threading.Thread]:
+    """Run `watch` in a thread meanwhile; it returns after `finish`, and then the context ends.
+
+    The broker may be lost at any moment, which ends `watch` and is left to `_events_passed_on`.
+    """
+
+    def watch_broker() -> None:
+        with contextlib.suppress(RayActorError):
+            watch()
+
+    thread = threading.Thread(target=watch_broker, name=name, daemon=True)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        with contextlib.suppress(RayActorError):
+            finish()
+        thread.join()
+
+
+@contextlib.contextmanager
 def _events_passed_on(
     broker: Any, on_event: OnEvent, switch: StopSwitch
 ) -> Iterator[Callable[[], None]]:
-    """Pass everything that happens on, in a thread, until the last worker has gone home.
-
-    Yields `WorkerPool.wait_until_told`.
-    """
+    """Pass every event on until the last worker has gone home; yield `WorkerPool.flush_events`."""
     errors: list[Exception] = []
 
     def follow() -> None:
@@ -193,83 +214,48 @@ def _events_passed_on(
             errors.append(error)
             switch.fail(error)  # what is not recorded has to be run again
 
-    def wait_until_told() -> None:
-        told = broker.wait_until_told.remote()
-        while thread.is_alive() and not ray.wait([told], timeout=1)[0]:
+    def flush_events() -> None:
+        flushed = broker.flush_events.remote()
+        while thread.is_alive() and not ray.wait([flushed], timeout=1)[0]:
             pass  # an error of `on_event` ends the thread
 
-    thread = threading.Thread(target=follow, name="events", daemon=True)
-    thread.start()
     try:
-        yield wait_until_told
+        with _in_thread("events", follow, lambda: ray.get(broker.finish.remote())) as thread:
+            yield flush_events
     finally:
-        with contextlib.suppress(RayActorError):  # it is lost, as `follow` has found
-            ray.get(broker.finish.remote())
-        thread.join()
         if errors:  # whatever else went wrong, this is why
             raise errors[0]
 
 
 @contextlib.contextmanager
 def _broker_closed_on_stop(broker: Any, switch: StopSwitch) -> Iterator[None]:
-    """Close the broker as soon as the switch is thrown, in a thread."""
-    finished = threading.Event()
+    """Close the broker as soon as the switch is thrown, or the run is over."""
 
-    def watch() -> None:
+    def close() -> None:
         switch.wait()
-        if not finished.is_set():
-            # One that was interrupted or failed is to go on later; else it has stopped its trials.
-            is_over = switch.reason != INTERRUPTED and switch.error is None
-            reason = switch.reason if is_over else None
-            with contextlib.suppress(RayActorError):  # it is lost, which is why
-                ray.get(broker.close.remote(reason))
+        # A run that was interrupted or failed is to be resumed; any other has stopped its trials.
+        is_over = switch.reason != INTERRUPTED and switch.error is None
+        ray.get(broker.close.remote(switch.reason if is_over else None))
 
-    thread = threading.Thread(target=watch, name="stop-switch", daemon=True)
-    thread.start()
-    try:
+    with _in_thread("stop-switch", close, switch.release):
         yield
-    finally:
-        finished.set()
-        switch.release()
-        thread.join()
 
 
 @contextlib.contextmanager
-def _stopped_when_deserted(pool: WorkerGroups, switch: StopSwitch, logs: Path) -> Iterator[None]:
-    """Throw the switch if all worker groups have ended though there was work, and raise why."""
+def _groups_watched(
+    broker: Any, groups: WorkerGroups, switch: StopSwitch, logs: Path
+) -> Iterator[None]:
+    """End worker groups that give no sign of life for too long; throw the switch if all have ended
+    though there was work, and raise why."""
     finished = threading.Event()
 
     def watch() -> None:
-        pool.wait()
-        if not finished.is_set():
-            switch.stop(DESERTED)
+        while not finished.wait(_SECONDS_BETWEEN_CHECKS):
+            groups.end_groups(ray.get(broker.lose_stalled.remote()))
+            if groups.have_ended():
+                switch.stop(DESERTED)
 
-    threading.Thread(target=watch, name="deserted", daemon=True).start()
-    try:
+    with _in_thread("groups", watch, finished.set):
         yield
-    finally:
-        finished.set()
     if switch.reason == DESERTED:
-        raise RunFailed(f"{DESERTED}: {pool.error}; see {logs}") from pool.error
-
-
-@contextlib.contextmanager
-def _stalled_groups_ended(broker: Any, pool: WorkerGroups) -> Iterator[None]:
-    """End worker groups that give no sign of life for too long, in a thread."""
-    finished = threading.Event()
-
-    def watch() -> None:
-        while not finished.wait(_SECONDS_BETWEEN_STALL_CHECKS):
-            try:
-                for name in ray.get(broker.lose_stalled.remote()):
-                    pool.end_group(name)
-            except RayActorError:
-                return  # the broker is lost, which ends the session
-
-    thread = threading.Thread(target=watch, name="stalls", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        thread.join()
+        raise RunFailed(f"{DESERTED}: {groups.error}; see {logs}") from groups.error

@@ -1,4 +1,4 @@
-"""The commands of `python -m nanovlm`, a module each.
+"""Commands of `python -m nanovlm`, a module each.
 
 Begin with `nanovlm/__main__.py`.
 """

@@ -79,8 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     console = make_console()
     if server.server_port != arguments.port:
         console.print(f"port {arguments.port} is in use; another one was chosen", **PLAIN)
-    (shown,) = study.get_all_studies()
-    address = f"http://{HOST}:{server.server_port}/dashboard/studies/{shown._study_id}"
+    address = f"http://{HOST}:{server.server_port}/dashboard/studies/{id_of(study)}"
     console.print(f"{arguments.folder}, read-only: {address}\nCtrl-C ends it", **PLAIN)
     for note in what_study_lacks(study, arguments.folder):
         console.print(f"note: {note}", **PLAIN)
@@ -128,13 +127,18 @@ def _check_password(storage: str) -> None:
         raise UserError(f"{error}; or give the URL with its password to --storage") from None
 
 
+def id_of(study: ReadOnlyStudy) -> int:
+    """Return the id of the one study in the storage."""
+    (shown,) = study.get_all_studies()
+    return study.get_study_id_from_name(shown.study_name)
+
+
 def what_study_lacks(study: ReadOnlyStudy, folder: Path) -> list[str]:
     """Return what the folder's files say of its trials and the study does not, or what is wrong
     with them."""
     reader = FolderReader(folder)
     records, _ = reader.ended()
-    (shown,) = study.get_all_studies()
-    trials = study.get_all_trials(shown._study_id, deepcopy=False)
+    trials = study.get_all_trials(id_of(study), deepcopy=False)
     values = [trial.user_attrs[VALUES] for trial in trials if VALUES in trial.user_attrs]
     lost = sum(record.parameters not in values for record in records)
     notes = [*reader.problems, *reader.notes]
@@ -145,7 +149,6 @@ def what_study_lacks(study: ReadOnlyStudy, folder: Path) -> list[str]:
 
 
 def dashboard_application(study: ReadOnlyStudy) -> Application:
-    """Return Optuna's dashboard of a study."""
     package = importlib.import_module("optuna_dashboard")  # an optional one
     application: Application = package.wsgi(study)
     return application

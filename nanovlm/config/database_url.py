@@ -1,9 +1,9 @@
-"""The URL of a database: its password comes from the environment, and is shown to nobody.
+"""The URL of a database: its password comes from the environment and is never shown.
 
     postgresql+psycopg://me:${NANOVLM_DB_PASSWORD}@host/nanovlm
 
-`${NAME}` stands for an environment variable anywhere in the URL. The name is what files, messages
-and commands have; the value is put in where the database is opened and nowhere else.
+`${NAME}` stands for an environment variable anywhere in the URL. Files, messages and commands hold
+the name; the value is filled in only where the database is opened.
 """
 
 import os
@@ -14,12 +14,11 @@ from urllib.parse import quote, unquote_plus
 from nanovlm.errors import UserError
 
 PLACEHOLDER = "${NANOVLM_DB_PASSWORD}"
-"""Takes the place of a password in what is written down, such as the command that goes on."""
+"""Replaces a password in what is written to files, such as the command that resumes a search."""
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _USERINFO = re.compile(r"(?<=://)([^:/@\s]*):(.*)@")
-"""User and password, to the last `@` that there is: a password with an `@` is a mistake, and secret
-all the same."""
+"""User and password, up to the last `@`: a password with an `@` is a mistake, but still secret."""
 _USERINFO_IN_TEXT = re.compile(r"(?<=://)([^:/@\s]*):(\S*)@")
 _QUERY = re.compile(r"(?<=[?&])(\w*(?:pass|pwd|secret|token)\w*)=([^&\s'\"]*)", re.IGNORECASE)
 """Such as `?user=me&password=...`, which drivers take too."""

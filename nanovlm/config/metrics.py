@@ -1,7 +1,7 @@
-"""The metrics that a search can be after: which way is better, and which of them are costs.
+"""The metrics that a search can optimise: which way is better, and which of them are costs.
 
-A report's `metrics` say how good the model is, and are the same at every run to the bit. Its costs
-say what the training takes; they follow from the report's `speed`.
+A report's `metrics` say how good the model is, and repeat to the bit. Its costs say what the
+training takes; they follow from the report's `speed`.
 """
 
 import math
@@ -29,12 +29,12 @@ class Speed(Protocol):
 
 @dataclass(frozen=True)
 class Cost:
-    """Something that a configuration takes; less is better, and ratios are what counts."""
+    """What a configuration takes; less is better, and ratios are compared."""
 
     of: Callable[[Speed], float]
     equal: float
-    """Two costs that differ by less than about this share count as equal: what they differ by is
-    chance, and nobody would give a point of accuracy for it."""
+    """Two costs that differ by less than about this share count as equal: such a difference is
+    chance, and not worth a point of accuracy."""
 
 
 COSTS: Mapping[str, Cost] = {
@@ -47,8 +47,8 @@ memory of the worker that occupies most; 10^9 floating-point operations, counted
 
 
 _LEAST_RATIO = 1.2
-"""Costs that span less than this factor on a front are not stretched to the importance of the
-other objectives: what is left of them is mostly chance."""
+"""Costs that span less than this factor on a front are not scaled up to the other objectives: the
+rest is mostly chance."""
 
 
 def is_score(metric: str) -> bool:
@@ -63,29 +63,11 @@ def natural_mode(metric: str) -> Mode | None:
     return "max" if is_score(metric) else None
 
 
-def loss_of(metric: str, mode: Mode, value: float) -> float:
-    """Return a number that is smaller the better a value is, and equal for equal ones.
-
-    Of a cost it is the logarithm, in steps of what counts as equal.
-    """
-    if metric not in COSTS:
-        return -value if mode == "max" else value
-    step = math.log1p(COSTS[metric].equal)
-    return step * round(math.log(max(value, 1e-12)) / step)
-
-
-def value_at(metric: str, mode: Mode, loss: float) -> float:
-    """Return the value that has such a loss: the inverse of `loss_of`."""
-    if metric in COSTS:
-        return math.exp(loss)
-    return -loss if mode == "max" else loss
-
-
 def least_extent(metric: str) -> float:
-    """Return how far apart losses of a metric (`loss_of`) have to lie to count in full."""
+    """Return how far apart losses of a metric (`Objective.loss`) have to lie to count in full."""
     return math.log(_LEAST_RATIO) if metric in COSTS else 0.0
 
 
 def _gflops(speed: Speed) -> float:
-    """The time by which both rates were divided falls out, but for the last digits."""
+    # The time by which both rates were divided cancels out, but for the last digits.
     return float(f"{1000 * speed.model_tflops_per_second / speed.samples_per_second:.6g}")

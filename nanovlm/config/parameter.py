@@ -1,19 +1,23 @@
-"""One searched key of a space: its kind, its values and the condition under which it is active."""
+"""The searched keys of a space: kinds, values and conditions, read and checked by pydantic."""
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from nanovlm.config.schema import Scalar, TrainConfig, Tunable, VLMConfig
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+
+from nanovlm.config.schema import STRICT, Scalar, TrainConfig, Tunable, VLMConfig
 from nanovlm.errors import UserError, did_you_mean
 
 Kind = Literal["uniform", "log_uniform", "int", "log_int", "choice"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+_OWNERS: tuple[tuple[str, Any], ...] = (("", TrainConfig), ("vlm.", VLMConfig))
 TUNABLE: dict[str, Tunable] = {
     prefix + field.name: field.metadata["tunable"]
-    for prefix, owner in (("", TrainConfig), ("vlm.", VLMConfig))
+    for prefix, owner in _OWNERS
     for field in dataclasses.fields(owner)
     if "tunable" in field.metadata
 }
@@ -67,43 +71,7 @@ class Parameter:
         return content
 
 
-def read_parameter(place: str, key: str, content: Any) -> Parameter:
-    """Return the parameter that a space file describes.
-
-    Args:
-        place: file and key path, for messages.
-        key: of a `TrainConfig`, or `vlm.KEY`.
-        content: `default`, or a mapping such as `{log_uniform: [1e-4, 1e-1]}` with an optional
-            `when: {other_key: [values]}`.
-
-    Raises:
-        UserError: one that names the rule that is broken.
-    """
-    if key not in TUNABLE:
-        raise UserError(f"{place}: this key cannot be searched.{did_you_mean(key, TUNABLE)}")
-    content = {"default": None} if content == "default" else content
-    if not isinstance(content, dict):
-        raise UserError(f"{place}: must be `default` or {{kind: values}}, got {content!r}")
-    when = {
-        other: tuple(values) if isinstance(values, list) else (values,)
-        for other, values in _mapping(f"{place}: when", content.get("when", {})).items()
-    }
-    kinds = [kind for kind in content if kind != "when"]
-    known = (*KINDS, "default")
-    if len(kinds) != 1 or kinds[0] not in known:
-        raise UserError(f"{place}: must have one of {', '.join(known)}, got {kinds}")
-    if kinds[0] == "default":
-        natural = TUNABLE[key]
-        return Parameter(key=key, kind=natural.kind, values=natural.values, when=when)
-    values = content[kinds[0]]
-    if not isinstance(values, list):
-        raise UserError(f"{place}: {kinds[0]}: must be a list, got {values!r}")
-    check = _check_choices if kinds[0] == "choice" else _check_range
-    checked = check(f"{place}: {kinds[0]}", kinds[0], values)
-    return Parameter(key=key, kind=kinds[0], values=checked, when=when)
-
-
-def check_conditions(place: str, parameters: Sequence[Parameter]) -> tuple[Parameter, ...]:
+def check_conditions(source: str, parameters: Sequence[Parameter]) -> tuple[Parameter, ...]:
     """Return the parameters ordered so that each comes after those its condition names.
 
     Raises:
@@ -114,7 +82,7 @@ def check_conditions(place: str, parameters: Sequence[Parameter]) -> tuple[Param
     messages = []
     for parameter in parameters:
         for other, values in parameter.when.items():
-            where = f"{place}: search.{parameter.key}: when.{other}"
+            where = f"{source}: search.{parameter.key}: when.{other}"
             if other not in by_key:
                 messages.append(f"{where}: is not a searched key.{did_you_mean(other, by_key)}")
                 continue
@@ -130,7 +98,7 @@ def check_conditions(place: str, parameters: Sequence[Parameter]) -> tuple[Param
         ]
         if not ready:
             waiting = ", ".join(p.key for p in parameters if p.key not in ordered)
-            raise UserError(f"{place}: search: conditions wait for each other: {waiting}")
+            raise UserError(f"{source}: search: conditions wait for each other: {waiting}")
         ordered |= {parameter.key: parameter for parameter in ready}
     return tuple(ordered.values())
 
@@ -162,40 +130,125 @@ def count_configurations(parameters: Sequence[Parameter]) -> int | None:
     return counts.total()
 
 
-def _mapping(place: str, content: Any) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise UserError(f"{place}: must be a mapping {{key: [values]}}, got {content!r}")
-    return content
-
-
-def _check_range(place: str, kind: str, values: list[Any]) -> tuple[Scalar, ...]:
-    whole = kind in ("int", "log_int")
+def _check_range(kind: Kind, values: Any) -> Any:
+    whole = kind.endswith("int")
     allowed = (int,) if whole else (int, float)
+    if not isinstance(values, list):
+        raise ValueError("must be a list")
     if len(values) != 2 or not all(type(value) in allowed for value in values):
-        numbers = "whole numbers" if whole else "numbers"
-        raise UserError(f"{place}: must be two {numbers} [low, high], got {values}")
+        raise ValueError(f"must be two {'whole ' * whole}numbers [low, high]")
     low, high = values
     if not low < high:
-        raise UserError(f"{place}: low must be below high, got {values}")
+        raise ValueError("low must be below high")
     if kind.startswith("log_") and low <= 0:
-        raise UserError(f"{place}: low must be above 0 on a log scale, got {values}")
-    return tuple(values) if whole else (float(low), float(high))
+        raise ValueError("low must be above 0 on a log scale")
+    return values
 
 
-def _check_choices(place: str, kind: str, values: list[Any]) -> tuple[Scalar, ...]:
+def _check_choices(values: Any) -> Any:
+    if not isinstance(values, list):
+        raise ValueError("must be a list")
     if not values:
-        raise UserError(f"{place}: must have at least one value, got []")
+        raise ValueError("must have at least one value")
     if not all(value is None or isinstance(value, bool | int | float | str) for value in values):
-        raise UserError(f"{place}: must be numbers, texts, true, false or null, got {values}")
+        raise ValueError("must be numbers, texts, true, false or null")
     kinds = {_type_name(value) for value in values if value is not None}
     if len(kinds) > 1:
-        mixed = " and ".join(sorted(kinds))
-        raise UserError(f"{place}: must be of one type, got {mixed}: {values}")
+        raise ValueError(f"must be of one type, got {' and '.join(sorted(kinds))}")
     if len(set(values)) < len(values):
-        raise UserError(f"{place}: values must differ, got {values}")
-    return tuple(values)
+        raise ValueError("values must differ")
+    return values
 
 
 def _type_name(value: Scalar) -> str:
     names = {bool: "true/false", str: "text", int: "number", float: "number"}
     return names.get(type(value), "none")
+
+
+def _require_one_kind(schema: dict[str, Any]) -> None:
+    """Add to a JSON schema what `_Searched._has_one_kind` checks."""
+    rule = {name: schema.pop(name) for name in ("type", "properties", "additionalProperties")}
+    rule["oneOf"] = [{"required": [kind]} for kind in rule["properties"] if kind != "when"]
+    schema["anyOf"] = [{"const": "default"}, rule]
+
+
+class _Searched(BaseModel):
+    """What a space file has for a searched key: one kind with its values, perhaps a condition."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_require_one_kind)
+
+    default: None = Field(None, description="The natural range.")
+    when: dict[str, Any] = Field(
+        {},
+        description="Part of a trial only if each of these searched keys has such a value.",
+        json_schema_extra={"propertyNames": {"enum": [*TUNABLE]}},
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_one_kind(cls, content: Any) -> Any:
+        content = {"default": None} if content == "default" else content
+        if not isinstance(content, dict):
+            raise ValueError("must be `default` or {kind: values}")
+        known = [kind for kind in (*KINDS, "default") if kind in cls.model_fields]
+        kinds = [kind for kind in content if kind != "when"]
+        if len(kinds) != 1 or kinds[0] not in known:
+            raise ValueError(f"must have one of {', '.join(known)}")
+        return content
+
+
+def _range_type(kind: Kind, rules: Sequence[Any]) -> Any:
+    """Return the type of a range whose ends keep the rules of the key."""
+    above_0 = [Field(gt=0)] if kind.startswith("log_") else []
+    end: Any = Annotated[(int if kind.endswith("int") else float, *rules, *above_0)]
+    about = Field(description="[low, high], both ends included.", strict=False)
+    return Annotated[tuple[end, end], about, BeforeValidator(functools.partial(_check_range, kind))]
+
+
+def _searched(key: str) -> Any:
+    """Return type and description of what a space file has for a key: the kinds that fit its type.
+
+    Text has choices alone, a whole number `int` and `log_int` too, any other number all kinds.
+    """
+    owner, name = dict(_OWNERS)["vlm." if "." in key else ""], key.removeprefix("vlm.")
+    value = get_type_hints(owner, include_extras=True)[name]
+    kinds: dict[str, Any] = {}
+    number = next((part for part in get_args(value) if get_origin(part) is Annotated), value)
+    if get_origin(number) is Annotated:
+        base, *rules = get_args(number)
+        ranges = KINDS[:-1] if base is float else KINDS[2:4]
+        kinds = {kind: _range_type(kind, rules) for kind in ranges}
+    sizes = Field(min_length=1, strict=False, json_schema_extra={"uniqueItems": True})
+    choices: Any = tuple.__class_getitem__((value, ...))
+    kinds["choice"] = Annotated[choices, sizes, BeforeValidator(_check_choices)]
+    fields: Any = {kind: (given, Field(default_factory=tuple)) for kind, given in kinds.items()}
+    what = owner.__pydantic_fields__[name].description or ""
+    about = f"{what} Natural range: {TUNABLE[key]}.".strip()
+    model = create_model(key, __base__=_Searched, **fields)
+    return model, Field(default_factory=dict, description=about)
+
+
+@functools.cache
+def search_model() -> type[BaseModel]:
+    """Return the model of the section `search` of a space file, made when it is first needed."""
+    keys: Any = {key: _searched(key) for key in TUNABLE}
+    return create_model("Search", __config__=STRICT, **keys)
+
+
+def read_parameters(content: Any) -> list[Parameter]:
+    """Return the parameters that the section `search` of a space file describes, in its order.
+
+    Raises:
+        pydantic.ValidationError: one that names the rules that are broken.
+    """
+    search = search_model().model_validate(content)
+    parameters = []
+    for key in content:
+        given = getattr(search, key)
+        (kind,) = given.model_fields_set - {"when"}
+        values = getattr(given, kind)
+        if kind == "default":
+            kind, values = TUNABLE[key].kind, TUNABLE[key].values
+        when = {k: tuple(v) if isinstance(v, list) else (v,) for k, v in given.when.items()}
+        parameters.append(Parameter(key=key, kind=kind, values=values, when=when))
+    return parameters

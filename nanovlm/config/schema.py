@@ -6,15 +6,14 @@ file means. Types and bounds are checked on construction, wherever the values co
 """
 
 import dataclasses
+import json
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-_STRICT = ConfigDict(
-    extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def _all_different(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -46,13 +45,16 @@ class Tunable:
     values: tuple[Scalar, ...]
     """`(low, high)` of a range, or the choices."""
 
+    def __str__(self) -> str:
+        return f"{self.kind} {json.dumps(self.values)}"
+
 
 def tunable(default: Any, kind: Any, *values: Scalar) -> Any:
     """Return a dataclass field that can be searched over `kind` of `values`."""
     return field(default=default, metadata={"tunable": Tunable(kind, values)})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class VLMConfig:
     """The model: the 30 keys of a published nanoVLM `config.json` and how it wants its images.
 
@@ -161,7 +163,7 @@ CAULDRON_NAMES = (
 """The sub-sets of the_cauldron that nanoVLM v0.1 trains on."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class TrainConfig:
     """One training run. The names and defaults that nanoVLM has are nanoVLM v0.1's."""
 

@@ -1,5 +1,6 @@
-"""The sections of a space file besides the searched keys: what they are called, and their rules."""
+"""The sections of a space file besides the searched keys: their fields and rules."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -19,7 +20,8 @@ from pydantic import (
 )
 
 from nanovlm.config.database_url import PLACEHOLDER, hide_password
-from nanovlm.config.metrics import COSTS, Mode, loss_of, natural_mode, value_at
+from nanovlm.config.metrics import COSTS, Mode, natural_mode
+from nanovlm.config.schema import STRICT
 
 NO_SQLITE = (
     "must not be SQLite, which loses trials when several processes write; leave it out for a file "
@@ -28,9 +30,7 @@ NO_SQLITE = (
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = STRICT | ConfigDict(frozen=True)
 
 
 class Objective(_Section):
@@ -70,8 +70,8 @@ class Objective(_Section):
         """Every objective, the first one first."""
         return (self,)
 
-    def place(self, number: int) -> str:
-        """Return where an objective stands in a space file."""
+    def location(self, number: int) -> str:
+        """Return the path of objective `number` in a space file."""
         return "objective" if len(self.all) == 1 else f"objective[{number}]"
 
     @property
@@ -79,12 +79,20 @@ class Objective(_Section):
         return self.at_most if self.at_least is None else self.at_least
 
     def loss(self, value: float) -> float:
-        """Return a number that is smaller the better a value of this metric is."""
-        return loss_of(self.metric, self.mode, value)
+        """Return a number that is smaller the better a value is, and equal for equal ones.
+
+        For a cost it is the logarithm, in steps of what counts as equal.
+        """
+        if self.metric not in COSTS:
+            return -value if self.mode == "max" else value
+        step = math.log1p(COSTS[self.metric].equal)
+        return step * round(math.log(max(value, 1e-12)) / step)
 
     def value_at(self, loss: float) -> float:
-        """Return the value of this metric that has such a loss."""
-        return value_at(self.metric, self.mode, loss)
+        """Return the value with such a loss: the inverse of `loss`."""
+        if self.metric in COSTS:
+            return math.exp(loss)
+        return -loss if self.mode == "max" else loss
 
     def values_in(self, measured: Mapping[str, float]) -> tuple[float, ...]:
         """Return the value of each objective. Raises KeyError if one is not there."""
@@ -186,7 +194,6 @@ class Scheduler(_Section):
 
     @property
     def pauses(self) -> bool:
-        """Whether trials wait at the milestones."""
         return self.name == "asha" and self.type != "stopping"
 
 
@@ -268,7 +275,6 @@ class Confirm(_Section):
 
     @property
     def most_runs(self) -> int:
-        """How many runs there are at most."""
         if not self.top:
             return 0
         if self.seeds is not None:
@@ -320,6 +326,5 @@ class SpaceFile(_Section):
 
 
 SECTIONS = tuple(SpaceFile.model_fields)
-SETTINGS = (
-    "objective", "sampler", "scheduler", "budget", "confirm", "study", "warm_start", "resources",
-)  # fmt: skip
+SETTINGS = SECTIONS[3:]
+"""Those that describe no configuration."""

@@ -1,8 +1,7 @@
 """From files and `key=value` arguments to a `TrainConfig`, and back.
 
 One precedence: defaults < numbers of the model to start from < preset < file < command line. Every
-value remembers the place it came from, so that an error can name it. Everything that is wrong is
-reported at once.
+value keeps its source, so that an error can name it. All errors are reported together.
 """
 
 import dataclasses
@@ -20,6 +19,8 @@ from nanovlm.errors import UserError, did_you_mean, plain_rule
 from nanovlm.files import user_path
 
 PRESETS_DIR = Path(__file__).resolve().parent / "presets"
+SPACES_DIR = PRESETS_DIR.parents[2] / "search_spaces"
+"""In the repository, and beside the packages where it is installed."""
 
 TRAIN_KEYS = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name != "vlm")
 VLM_KEYS = tuple(f"vlm.{f.name}" for f in dataclasses.fields(VLMConfig))
@@ -44,22 +45,17 @@ TOKENIZERS_WITH_DEFAULT_EOS = ("builtin:digits", VLMConfig().lm_tokenizer)
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """Values of one place: a file, a preset or the command line."""
+    """Values of one source."""
 
-    place: str
+    source: str
+    """A file, a preset or the command line, for messages."""
     values: Mapping[str, Any]
 
 
 LayersBelow = Callable[[Sequence[Layer]], Sequence[Layer]]
-"""Looks at the layers of a configuration and returns what goes under them, over the defaults.
+"""Returns layers between the defaults and the given ones: the numbers of the model to start from.
 
-The numbers of a model to start from are such layers. They lie on disk or on the hub, so this module
-only knows their place in the order (nanovlm/training/start.py)."""
-
-
-def no_layers(layers: Sequence[Layer]) -> Sequence[Layer]:
-    """Put nothing between the defaults and the layers."""
-    return ()
+They are on disk or on the hub, where nanovlm/training/start.py reads them."""
 
 
 def preset_layer(preset: str) -> Layer:
@@ -73,46 +69,46 @@ def preset_layer(preset: str) -> Layer:
     return Layer(str(path), read_mapping(path))
 
 
-def build_config(*layers: Layer, below: LayersBelow = no_layers) -> TrainConfig:
-    """Return the configuration of the layers, later ones first in rank, over the defaults.
+def build_config(*layers: Layer, below: LayersBelow = lambda layers: ()) -> TrainConfig:
+    """Return the configuration of the layers over the defaults; later layers win.
 
     Raises:
         UserError: with a message for every unknown key and every value that does not fit.
     """
     values: dict[str, Any] = {}
-    places: dict[str, str] = {}
+    sources: dict[str, str] = {}
     messages: list[str] = []
     for layer in (*below(layers), *layers):
         flat, bad = _flatten(layer)
         messages += bad
         for key, value in flat.items():
             if key in CONFIG_KEYS:
-                values[key], places[key] = value, layer.place
+                values[key], sources[key] = value, layer.source
             else:
-                messages.append(f"{layer.place}: unknown key {key!r}.{nearest_key(key)}")
+                messages.append(f"{layer.source}: unknown key {key!r}.{_nearest_key(key)}")
     vlm_values = {k.removeprefix("vlm."): v for k, v in values.items() if k in VLM_KEYS}
     train_values = {k: v for k, v in values.items() if k in TRAIN_KEYS}
     vlm = VLMConfig()
     try:
         vlm = VLMConfig(**vlm_values)
     except ValidationError as error:
-        messages += [_describe(details, "vlm.", places) for details in error.errors()]
+        messages += [_describe(details, "vlm.", sources) for details in error.errors()]
     try:
         config = TrainConfig(**train_values, vlm=vlm)
     except ValidationError as error:
-        messages += [_describe(details, "", places) for details in error.errors()]
+        messages += [_describe(details, "", sources) for details in error.errors()]
     if messages:
         raise UserError(*messages)
     return config
 
 
 def given_values(layers: Sequence[Layer]) -> dict[str, Any]:
-    """Return what the layers give, by key, later ones first in rank; nothing is checked."""
+    """Return the values of the layers by key, unchecked; later layers win."""
     return {key: value for layer in layers for key, value in _flatten(layer)[0].items()}
 
 
-def nearest_key(key: str) -> str:
-    """Return ` Did you mean ...?` for a key that does not exist; `vlm.` may have been forgotten."""
+def _nearest_key(key: str) -> str:
+    """Return ` Did you mean ...?` for an unknown key; `vlm.` may have been forgotten."""
     full_names = {name.removeprefix("vlm."): name for name in CONFIG_KEYS}
     near = difflib.get_close_matches(key.removeprefix("vlm."), full_names, n=1)
     return f" Did you mean {full_names[near[0]]!r}?" if near else " See docs/config.md."
@@ -122,7 +118,7 @@ def load_config(
     file: Path | None,
     preset: str | None,
     overrides: Mapping[str, Any],
-    below: LayersBelow = no_layers,
+    below: LayersBelow = lambda layers: (),
 ) -> TrainConfig:
     """Return the configuration of a single run. A file may name its own `preset`."""
     values = read_mapping(file) if file else {}
@@ -151,29 +147,28 @@ def flat_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def get_value(config: TrainConfig, key: str) -> Any:
-    """Return the value of a key such as `lr_mp` or `vlm.lm_dropout`."""
     owner = config.vlm if key.startswith("vlm.") else config
     return getattr(owner, key.removeprefix("vlm."))
 
 
 def _flatten(layer: Layer) -> tuple[dict[str, Any], list[str]]:
-    """Return `layer` with `vlm: {x: 1}` written as `vlm.x: 1`, and what is wrong with that."""
+    """Return `layer` with `vlm: {x: 1}` written as `vlm.x: 1`, and messages of errors in it."""
     flat = {key: value for key, value in layer.values.items() if key != "vlm"}
     vlm = layer.values.get("vlm") or {}
     if not isinstance(vlm, Mapping):
-        return flat, [f"{layer.place}: vlm: must be a mapping, got {vlm!r}"]
+        return flat, [f"{layer.source}: vlm: must be a mapping, got {vlm!r}"]
     nested = {f"vlm.{key}": value for key, value in vlm.items()}
-    twice = [f"{layer.place}: key stands twice: {key}" for key in sorted(flat.keys() & nested)]
+    twice = [f"{layer.source}: key stands twice: {key}" for key in sorted(flat.keys() & nested)]
     return flat | nested, twice
 
 
-def _describe(details: ErrorDetails, prefix: str, places: Mapping[str, str]) -> str:
+def _describe(details: ErrorDetails, prefix: str, sources: Mapping[str, str]) -> str:
     rule = plain_rule(details["msg"])
     if not details["loc"]:  # a rule between several keys; its text names them
-        vlm_places = sorted({place for key, place in places.items() if key.startswith(prefix)})
-        return f"{' + '.join(vlm_places) or 'defaults'}: {rule}"
+        vlm_sources = sorted({source for key, source in sources.items() if key.startswith(prefix)})
+        return f"{' + '.join(vlm_sources) or 'defaults'}: {rule}"
     key = prefix + str(details["loc"][0])
-    return f"{places.get(key, 'defaults')}: {key}: {rule}, got {details['input']!r}"
+    return f"{sources.get(key, 'defaults')}: {key}: {rule}, got {details['input']!r}"
 
 
 def _with_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:

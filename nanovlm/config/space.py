@@ -1,7 +1,7 @@
 """The search space: what `run_search.py --space FILE` reads, checked as a whole.
 
-A space is a `TrainConfig` (the base) and, for some of its keys, a range to search. Everything
-that is wrong in the file is reported at once, before anything starts.
+A space is a `TrainConfig` (the base) and, for some of its keys, a range to search. All errors in
+the file are reported together, before anything starts.
 """
 
 import dataclasses
@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError as PydanticError
+from pydantic_core import ErrorDetails
 
 from nanovlm.config.database_url import hide_passwords
 from nanovlm.config.parameter import (
+    TUNABLE,
     Parameter,
     check_conditions,
     count_configurations,
-    read_parameter,
+    read_parameters,
 )
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import (
@@ -35,12 +37,12 @@ from nanovlm.config.search_settings import (
     TrialResources,
 )
 from nanovlm.config.sources import (
+    SPACES_DIR,
     Layer,
     LayersBelow,
     build_config,
     config_values,
     get_value,
-    no_layers,
     preset_layer,
 )
 from nanovlm.config.yaml_text import read_mapping, write_yaml
@@ -121,31 +123,37 @@ class SearchSpace:
 
 
 def load_space(
-    path: Path, overrides: Mapping[str, Any] | None = None, below: LayersBelow = no_layers
+    path: Path, overrides: Mapping[str, Any] | None = None, below: LayersBelow = lambda layers: ()
 ) -> SearchSpace:
     """Return the space of a YAML file with the overrides of the command line.
 
     An override is a key of the file (`budget.trials`, `preset`, `search.lr_mp`) or a key of the
     base configuration (`epochs`, `vlm.lm_dropout`). For `below` see `build_config`.
 
+    Args:
+        path: a file, or `search_spaces/NAME.yaml` for a space that comes with the program.
+
     Raises:
         UserError: with a message for everything that is wrong.
     """
-    place = str(path)
+    shipped = SPACES_DIR / path.name
+    if not path.exists() and path.parent == Path(SPACES_DIR.name) and shipped.exists():
+        path = shipped
+    source = str(path)
     sections, base_overrides = _apply(read_mapping(path), overrides or {})
     problems = ErrorCollector()
     settings, base = SpaceFile(search={"-": 0}), TrainConfig()
     with problems:
-        settings = _read_settings(place, sections)
+        settings = _read_settings(source, sections)
     with problems:
         base = build_config(
             preset_layer(str(sections.get("preset", settings.preset))),
-            Layer(f"{place}: base", _mapping_or_empty(sections.get("base"))),
+            Layer(f"{source}: base", _mapping_or_empty(sections.get("base"))),
             Layer("command line", base_overrides),
             below=below,
         )
     with problems:
-        parameters = _read_parameters(place, _mapping_or_empty(sections.get("search")), base)
+        parameters = _read_parameters(source, _mapping_or_empty(sections.get("search")), base)
     problems.raise_if_any()
     space = SearchSpace(
         name=path.stem,
@@ -153,15 +161,16 @@ def load_space(
         parameters=parameters,
         **{section: getattr(settings, section) for section in SETTINGS},
     )
-    _check_together(place, space)
+    if messages := [f"{source}: {message}" for message in _contradictions(space)]:
+        raise UserError(*messages)
     return space
 
 
-def _read_settings(place: str, sections: Mapping[str, Any]) -> SpaceFile:
+def _read_settings(source: str, sections: Mapping[str, Any]) -> SpaceFile:
     try:
         return SpaceFile(**sections)
     except PydanticError as error:
-        raise UserError(*(_describe(place, dict(e)) for e in error.errors())) from None
+        raise UserError(*(_describe(source, e) for e in error.errors())) from None
 
 
 def _plain(section: Any) -> Any:
@@ -204,83 +213,76 @@ def _section(sections: Mapping[str, Any], section: str, key: str) -> dict[str, A
 
 
 def _read_parameters(
-    place: str, search: Mapping[str, Any], base: TrainConfig
+    source: str, search: Mapping[str, Any], base: TrainConfig
 ) -> tuple[Parameter, ...]:
-    parameters: list[Parameter] = []
+    try:
+        parameters = read_parameters(search)
+    except PydanticError as error:
+        raise UserError(*(_describe(source, e, "search") for e in error.errors())) from None
     problems = ErrorCollector()
-    for key, content in search.items():
+    for parameter in parameters:
         with problems:
-            parameter = read_parameter(f"{place}: search.{key}", key, content)
-            _check_values(f"{place}: search.{key}", parameter, base)
-            parameters.append(parameter)
+            _check_values(f"{source}: search.{parameter.key}", parameter, base)
     problems.raise_if_any()
-    return check_conditions(place, parameters)
+    return check_conditions(source, parameters)
 
 
-def _check_values(place: str, parameter: Parameter, base: TrainConfig) -> None:
+def _check_values(source: str, parameter: Parameter, base: TrainConfig) -> None:
     """Raise if a choice or an end of the range makes a configuration that cannot be."""
     for value in parameter.values:
         try:
             _with_values(base, {parameter.key: value})
         except PydanticError as error:
             rules = "; ".join(plain_rule(e["msg"]) for e in error.errors())
-            raise UserError(f"{place}: {rules}, got {value!r}") from None
+            raise UserError(f"{source}: {rules}, got {value!r}") from None
 
 
-def _check_together(place: str, space: SearchSpace) -> None:
-    defaults = space.default_values()
-    messages = [
-        f"{place}: search.{parameter.key}: trial 0 runs the base configuration, whose "
-        f"{parameter.key}={defaults[parameter.key]!r} is outside {parameter}; "
-        f"set base.{parameter.key} to a value inside, or widen it"
-        for parameter in space.parameters
-        if parameter.key in defaults and not parameter.contains(defaults[parameter.key])
-    ]
+def _contradictions(space: SearchSpace) -> Iterator[str]:
+    """Yield what cannot go together in the space."""
+    defaults, num_objectives = space.default_values(), len(space.objective.all)
+    for parameter in space.parameters:
+        key = parameter.key
+        if key in defaults and not parameter.contains(defaults[key]):
+            yield (
+                f"search.{key}: trial 0 runs the base configuration, whose {key}={defaults[key]!r} "
+                f"is outside {parameter}; set base.{key} to a value inside, or widen it"
+            )
     smallest, _ = space.batch_sizes()
     if smallest < space.resources.workers:
-        messages.append(
-            f"{place}: resources.workers: must not exceed the smallest batch_size={smallest}, "
+        yield (
+            f"resources.workers: must not exceed the smallest batch_size={smallest}, "
             f"got {space.resources.workers}"
         )
     budget = space.budget.model_dump()
-    if all(value is None for value in budget.values()):
-        messages.append(f"{place}: budget: one of {', '.join(budget)} must be given")
     limits = [name for name, value in budget.items() if value is not None]
+    if not limits:
+        yield f"budget: one of {', '.join(budget)} must be given"
     if limits == ["gpu_hours"] and not space.resources.gpus_per_worker:
-        messages.append(
-            f"{place}: budget.gpu_hours: trials on CPU spend none, so the search would not end; "
+        yield (
+            "budget.gpu_hours: trials on CPU spend none, so the search would not end; "
             "give budget.trials or budget.hours, or resources.gpus_per_worker"
         )
-    if space.scheduler.pauses and space.sampler.name == "cmaes":
-        messages.append(
-            f"{place}: sampler.name: cmaes learns from trials that have ended and not from those "
+    if space.sampler.name == "cmaes" and space.scheduler.pauses:
+        yield (
+            "sampler.name: cmaes learns from trials that have ended and not from those "
             "that pause; choose auto, tpe, gp, qmc or random, or scheduler.type=stopping"
         )
-    messages += _several_objectives_against(place, space)
-    if messages:
-        raise UserError(*messages)
-
-
-def _several_objectives_against(place: str, space: SearchSpace) -> Iterator[str]:
-    """Yield what cannot go with the objectives."""
-    if len(space.objective.all) == 1:
-        return
-    if space.sampler.name == "cmaes":
+    if space.sampler.name == "cmaes" and num_objectives > 1:
         yield (
-            f"{place}: sampler.name: cmaes follows a single objective, and there are "
-            f"{len(space.objective.all)}; choose auto, tpe, gp, qmc or random"
+            f"sampler.name: cmaes follows a single objective, and there are {num_objectives}; "
+            "choose auto, tpe, gp, qmc or random"
         )
-    if space.scheduler.name == "pasha":
+    if space.scheduler.name == "pasha" and num_objectives > 1:
         yield (
-            f"{place}: scheduler.name: pasha goes by the gaps between values of a single "
-            f"objective, and there are {len(space.objective.all)}; choose asha, hyperband or none"
+            "scheduler.name: pasha goes by the gaps between values of a single objective, and "
+            f"there are {num_objectives}; choose asha, hyperband or none"
         )
     metrics = [objective.metric for objective in space.objective.all]
-    if "peak_memory_gib" in metrics and not space.resources.gpus_per_worker:
+    if "peak_memory_gib" in metrics[1:] and not space.resources.gpus_per_worker:
         yield (
-            f"{place}: {space.objective.place(metrics.index('peak_memory_gib'))}.metric: "
-            "peak_memory_gib on the CPU is that of the whole process, earlier trials included; "
-            "choose gflops_per_sample or seconds_per_sample, or resources.gpus_per_worker"
+            f"objective[{metrics.index('peak_memory_gib')}].metric: peak_memory_gib on the CPU is "
+            "that of the whole process, earlier trials included; choose gflops_per_sample or "
+            "seconds_per_sample, or resources.gpus_per_worker"
         )
 
 
@@ -290,14 +292,18 @@ def _with_values(base: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     return dataclasses.replace(base, **train, vlm=dataclasses.replace(base.vlm, **vlm))
 
 
-def _describe(place: str, error: Mapping[str, Any]) -> str:
-    path = [str(part) for part in error["loc"] if part not in (ONE, SEVERAL)]
-    key = re.sub(r"\.(\d+)", r"[\1]", ".".join(path)) if SEVERAL in error["loc"] else ".".join(path)
+def _describe(source: str, error: ErrorDetails, *prefix: str) -> str:
+    path = [*prefix, *(str(part) for part in error["loc"] if part not in (ONE, SEVERAL))]
+    key = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", ".".join(path))
     if error["type"] == "missing":
-        return f"{place}: {key}: must be given"
+        return f"{source}: {key}: must be given"
     if error["type"] == "extra_forbidden":
+        if path[0] == "search":
+            return f"{source}: {key}: this key cannot be searched.{did_you_mean(path[1], TUNABLE)}"
         section = SpaceFile.model_fields[path[0]].annotation if len(path) > 1 else SpaceFile
         section = Objective if len(path) > 1 and path[0] == "objective" else section
         known = section.model_fields if isinstance(section, type) else ()
-        return f"{place}: unknown key {key!r}.{did_you_mean(path[-1], known)}"
-    return f"{place}: {key}: {plain_rule(error['msg'])}, got {hide_passwords(repr(error['input']))}"
+        return f"{source}: unknown key {key!r}.{did_you_mean(path[-1], known)}"
+    return (
+        f"{source}: {key}: {plain_rule(error['msg'])}, got {hide_passwords(repr(error['input']))}"
+    )

@@ -5,7 +5,9 @@ What a value means follows the core schema of YAML 1.2 (https://yaml.org/spec/1.
 has no use in a configuration, and does harm in a damaged file, is refused with its line.
 """
 
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,26 +20,41 @@ MAX_DEPTH = 20
 """Of mappings and lists inside each other; a space file needs five."""
 
 _TAG = "tag:yaml.org,2002:"
-_INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
-_CORE_SCHEMA = (
-    ("null", re.compile(r"null|Null|NULL|~|"), ("n", "N", "~", "")),
-    ("bool", re.compile(r"true|True|TRUE|false|False|FALSE"), tuple("tTfF")),
-    ("int", _INTEGER, tuple("-+0123456789")),
-    (
-        "float",
-        re.compile(
-            r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
-            r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
-        ),
-        tuple("-+.0123456789"),
-    ),
-)
-"""Name, text and first characters of the values that are written without quotes and are no text;
-the first that fits counts."""
-
 _LARGEST_INTEGER = 2**63 - 1
 _NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 """Characters that an escape can write, but no file name, database or terminal takes."""
+
+
+def _integer(text: str) -> int:
+    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+    # Python reads no number of very many digits, and makes no float of a very large one.
+    digits = text.lstrip("-+").removeprefix("0o").removeprefix("0x").lstrip("0")
+    value = int(text, base) if len(digits) <= 30 else _LARGEST_INTEGER + 1
+    if abs(value) > _LARGEST_INTEGER:
+        rule = f"whole numbers go from -{_LARGEST_INTEGER} to {_LARGEST_INTEGER}"
+        raise ValueError(f"{rule}, got {_shortened(text)}")
+    return value
+
+
+def _finite_number(text: str) -> float:
+    value = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    if not math.isfinite(value):
+        raise ValueError(f"must be a finite number, got {_shortened(text)}")
+    return value
+
+
+_FLOAT = (
+    r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+_CORE_SCHEMA: dict[str, tuple[str, str, Callable[[str], Any]]] = {
+    "null": (r"null|Null|NULL|~|", "nN~", lambda text: None),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF", lambda text: text.lower() == "true"),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789", _integer),
+    "float": (_FLOAT, "-+.0123456789", _finite_number),
+}
+"""Of each kind of value that is written without quotes and is no text: its pattern, its first
+characters and what it stands for; the first kind that fits counts."""
 
 
 class _Refused(yaml.MarkedYAMLError):
@@ -72,36 +89,22 @@ class _Loader(yaml.SafeLoader):
             raise _Refused("an alias (*) can stand for a single value only", node.start_mark)
         return node
 
+    def construct_value(self, node: yaml.ScalarNode) -> Any:
+        """Return a value of the core schema; a tag may call it what it is not."""
+        name, text = node.tag.removeprefix(_TAG), str(self.construct_scalar(node))
+        pattern, _, value_of = _CORE_SCHEMA[name]
+        try:
+            if not re.fullmatch(pattern, text):
+                raise ValueError(f"{_shortened(text)} is no {name}")
+            return value_of(text)
+        except ValueError as error:
+            raise _Refused(str(error), node.start_mark) from None
+
     def construct_text(self, node: yaml.ScalarNode) -> str:
         text = str(self.construct_scalar(node))
         if found := _NO_TEXT.search(text):
             raise _Refused(f"text must not hold the character {found[0]!r}", node.start_mark)
         return text
-
-    def construct_null(self, node: yaml.ScalarNode) -> None:
-        self._check_tagged(node, "null")
-
-    def construct_bool(self, node: yaml.ScalarNode) -> bool:
-        return self._check_tagged(node, "bool").lower() == "true"
-
-    def construct_int(self, node: yaml.ScalarNode) -> int:
-        text = self._check_tagged(node, "int")
-        base = {"0o": 8, "0x": 16}.get(text[:2], 10)
-        # Python reads no number of very many digits, and makes no float of a very large one.
-        digits = text.lstrip("-+").removeprefix("0o").removeprefix("0x").lstrip("0")
-        value = int(text, base) if len(digits) <= 30 else _LARGEST_INTEGER + 1
-        if abs(value) > _LARGEST_INTEGER:
-            rule = f"whole numbers go from -{_LARGEST_INTEGER} to {_LARGEST_INTEGER}"
-            raise _Refused(f"{rule}, got {_shortened(text)}", node.start_mark)
-        return value
-
-    def construct_float(self, node: yaml.ScalarNode) -> float:
-        text = self._check_tagged(node, "float")
-        value = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-        if value - value != 0:  # neither inf nor nan
-            rule = "must be a finite number"
-            raise _Refused(f"{rule}, got {_shortened(text)}", node.start_mark)
-        return value
 
     def construct_list(self, node: yaml.SequenceNode) -> list[Any]:
         return [self.construct_object(item, deep=True) for item in node.value]
@@ -121,14 +124,6 @@ class _Loader(yaml.SafeLoader):
     def refuse(self, node: yaml.Node) -> None:
         raise _Refused(f"the tag {_shortened(node.tag)} is not read", node.start_mark)
 
-    def _check_tagged(self, node: yaml.ScalarNode, name: str) -> str:
-        """Return the text of a value; one that a tag calls what it is not is refused."""
-        text = str(self.construct_scalar(node))
-        pattern = next(pattern for known, pattern, _ in _CORE_SCHEMA if known == name)
-        if not pattern.fullmatch(text):
-            raise _Refused(f"{_shortened(text)} is no {name}", node.start_mark)
-        return text
-
 
 class _Dumper(yaml.SafeDumper):
     """Quotes what YAML 1.1 or 1.2 would take for something else than text; no aliases."""
@@ -137,37 +132,30 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-for _name, _pattern, _first in _CORE_SCHEMA:
-    _whole = re.compile(rf"^(?:{_pattern.pattern})$")
-    _Loader.add_implicit_resolver(_TAG + _name, _whole, list(_first))
-    _Dumper.add_implicit_resolver(_TAG + _name, _whole, list(_first))
-for _name, _construct in (
-    ("null", _Loader.construct_null),
-    ("bool", _Loader.construct_bool),
-    ("int", _Loader.construct_int),
-    ("float", _Loader.construct_float),
-    ("str", _Loader.construct_text),
-    ("seq", _Loader.construct_list),
-    ("map", _Loader.construct_dict),
-):
-    _Loader.add_constructor(_TAG + _name, _construct)
+for _name, (_pattern, _first, _) in _CORE_SCHEMA.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), [*_first, ""])
+    _Loader.add_constructor(_TAG + _name, _Loader.construct_value)
+_Loader.add_constructor(f"{_TAG}str", _Loader.construct_text)
+_Loader.add_constructor(f"{_TAG}seq", _Loader.construct_list)
+_Loader.add_constructor(f"{_TAG}map", _Loader.construct_dict)
 _Loader.add_constructor(None, _Loader.refuse)
 
 
-def parse_yaml(text: str, place: str) -> Any:
+def parse_yaml(text: str, source: str) -> Any:
     """Return the value that `text` stands for: mappings by text, lists, text, numbers, None.
 
     Raises:
-        UserError: names `place`, in a text of several lines the line, and the rule.
+        UserError: names `source`, in a text of several lines the line, and the rule.
     """
     try:
         return yaml.load(text, Loader=_Loader)
     except _Refused as error:
-        assert error.problem_mark is not None, "each has its place"
+        assert error.problem_mark is not None, "each has its mark"
         line = f", line {error.problem_mark.line + 1}" if "\n" in text else ""
-        raise UserError(f"{place}{line}: {error.problem}") from None
+        raise UserError(f"{source}{line}: {error.problem}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two of "\UFFFFFFFF"
-        raise UserError(f"{place}: is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{source}: is not YAML: {' '.join(str(error).split())}") from None
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _check_objective(objective: Objective, metrics: Sequence[str]) -> None:
     scores = [name for name in metrics if is_score(name)]
     messages = list[str]()
     for index, each in enumerate(objective.all):
-        where, metric, better = objective.place(index), each.metric, natural_mode(each.metric)
+        where, metric, better = objective.location(index), each.metric, natural_mode(each.metric)
         usable = [*scores, *COSTS] if index else scores
         if metric not in usable:
             near = did_you_mean(metric, usable)

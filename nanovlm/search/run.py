@@ -118,7 +118,7 @@ def run_plan(
             max_states=max_states,
         )
         try:
-            with recorder.told_of_errors():
+            with recorder.errors_recorded():
                 ended_by = search.run()
         except KeyboardInterrupt:  # while Ray starts, or for the second time from Python
             if not store.has_begun:

@@ -17,8 +17,7 @@ from pyarrow.fs import LocalFileSystem
 from ray import tune
 
 from nanovlm.cluster.broker_state import Event
-from nanovlm.cluster.jobs import job_in, run_to_end, trial_id_of, trial_job
-from nanovlm.cluster.relay import TrialRelay
+from nanovlm.cluster.relay import TrialRelay, job_in, run_to_end, trial_id_of, trial_job
 from nanovlm.cluster.worker_group import StartWorkers, worker_groups
 from nanovlm.cluster.worker_pool import (
     INTERRUPTED,
@@ -195,7 +194,7 @@ class Search:
         learn_from(searcher.recorder, self.plan.earlier_trials, self.plan.trial_samples)
         if searcher.reason_to_end() is None:
             self._tune(pool, searcher, RungScheduler(rungs, on_decision, self._switch.fail))
-        pool.wait_until_told()  # Tune may have heard of the last trials first
+        pool.flush_events()  # Tune may have heard of the last trials first
         searcher.end_recorded(self._ended)
         self._space_used_up = searcher.reason_to_end()
         self.sampler_note = searcher.recorder.sampler_note()
@@ -344,7 +343,7 @@ def _wrong_objective(objective: Objective, record: TrialRecord) -> UserError | N
     for index, metric in enumerate(each.metric for each in objective.all):
         if metric not in found:
             return UserError(
-                f"{objective.place(index)}.metric: the reports of {record.trial_id} have no "
+                f"{objective.location(index)}.metric: the reports of {record.trial_id} have no "
                 f"{metric!r}.{did_you_mean(metric, found)}"
             )
     return None

@@ -88,7 +88,7 @@ def test_a_trial_that_is_stopped_at_its_second_report() -> None:
         assert await broker.next_report("trial-0", 1) == report(20)
         await broker.decide("trial-0", 20, Decision.STOP, "below the cutoff")
         assert await decisions == [Decision.CONTINUE, Decision.STOP]
-        await broker.wait_until_told()
+        await broker.flush_events()
         (record,) = follower.ended
         assert (record.end, record.reason) == (End.PRUNED, "below the cutoff")
         assert (record.samples_seen, record.worker_group) == (20, "group-0")
@@ -149,7 +149,7 @@ def test_a_restarted_group_gets_its_job_again_and_known_decisions_at_once() -> N
         assert again.job == job(0)
         assert await broker.report(again.lease, report(10), 7.0, 8.0) is Decision.CONTINUE
         await broker.report(again.lease, report(20, is_final=True), 7.0, 9.0)
-        await broker.wait_until_told()
+        await broker.flush_events()
         (record,) = follower.ended
         assert [entry.samples_seen for entry in record.reports] == [10, 20]
 
@@ -221,7 +221,7 @@ def test_closing_frees_everyone(reason: str | None) -> None:
         answer = await reading
         assert isinstance(answer, TrialRecord)
         assert answer.state == "running"
-        home = asyncio.create_task(broker.wait_until_home())
+        home = asyncio.create_task(broker.wait_until_idle())
         await asyncio.sleep(0.01)
         assert not home.done()
         for number in range(2):
@@ -286,7 +286,7 @@ def test_a_paused_trial_ends_with_the_search_unless_it_is_interrupted(reason: st
         answer = await broker.next_report("trial-0", 1)
         assert isinstance(answer, TrialRecord)
         assert answer.state == ("paused" if reason is None else "stopped")
-        await broker.wait_until_home()
+        await broker.wait_until_idle()
 
     run(scenario())
 
@@ -345,7 +345,7 @@ def test_records_are_told_when_the_next_events_are_asked_for() -> None:
     async def scenario() -> None:
         broker = Broker()
         await broker.submit(job(0))
-        told = asyncio.create_task(broker.wait_until_told())
+        told = asyncio.create_task(broker.flush_events())
         (record,) = await records(broker)
         await asyncio.sleep(0.01)
         assert not told.done()  # whoever has got it may still be at it

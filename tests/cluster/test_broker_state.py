@@ -1,7 +1,12 @@
 """Which group works on which trial: single rules of the state."""
 
-from nanovlm.cluster.broker_state import MAX_STARTS, BrokerState
-from nanovlm.cluster.silence import FIRST_STALL_SECONDS, LEAST_STALL_SECONDS, STALL_FACTOR
+from nanovlm.cluster.broker_state import (
+    FIRST_STALL_SECONDS,
+    LEAST_STALL_SECONDS,
+    MAX_STARTS,
+    STALL_FACTOR,
+    BrokerState,
+)
 from nanovlm.messages import Assignment, Decision, End, Leg, Notice, TrialRecord
 from tests.cluster.short_trials import ENDS, job, report, update
 from tests.records import make_record

@@ -16,8 +16,8 @@ import pytest
 import ray
 
 from nanovlm.cluster.gauges import GAUGES, Gauges
-from nanovlm.cluster.jobs import run_to_end
 from nanovlm.cluster.ray_cluster import Cluster
+from nanovlm.cluster.relay import run_to_end
 from nanovlm.cluster.worker_group import opened_broker, worker_groups
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import TrialResources

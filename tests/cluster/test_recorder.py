@@ -29,7 +29,7 @@ def record(state: Any, *, has_report: bool = True, **changes: Any) -> TrialRecor
     return make_record(changes.pop("number", 0), state, **known | changes)
 
 
-PULSE = make_update("trial-0000", 9, step=1)
+UPDATE = make_update("trial-0000", 9, step=1)
 NOTICE = Notice(text="group-0 is lost")
 
 
@@ -113,7 +113,7 @@ def record_run(
 
 def test_what_has_ended_is_on_disk_when_it_is_told(tmp_path: Path) -> None:
     folder = tmp_path / "digits"
-    events: list[Event] = [record("running"), PULSE, NOTICE, record("completed")]
+    events: list[Event] = [record("running"), UPDATE, NOTICE, record("completed")]
     events += [record("running", number=1), record("paused", number=1)]
     events.append(record("running", number=1))
     witness = record_run(folder, search_start(folder), events, "budget.trials")
@@ -140,7 +140,7 @@ def test_an_observer_that_fails_is_left_out_and_all_else_goes_on(
 ) -> None:
     folder = tmp_path / "digits"
     failing = Failing(where, error)
-    events: list[Event] = [record("running"), PULSE, record("completed")]
+    events: list[Event] = [record("running"), UPDATE, record("completed")]
     start = search_start(folder)
     undisturbed = record_run(tmp_path / "other", search_start(tmp_path / "other"), events, "over")
     witness = record_run(folder, start, events, "over", (failing,))
@@ -148,7 +148,7 @@ def test_an_observer_that_fails_is_left_out_and_all_else_goes_on(
     assert read_records(folder) == read_records(tmp_path / "other") != []
     assert failing.told == ORDER[: ORDER.index(where) + 1]
     assert witness.found == [
-        "Failing has failed, and was told nothing after: "
+        "Failing has failed, and gets no more events: "
         f"{type(error).__name__}: {error} (see logs/driver.log)"
     ]
     log = (folder / "logs" / DRIVER_LOG).read_text()
@@ -177,13 +177,11 @@ class Troubled(Observer):
 
 def test_what_a_person_should_know_is_told_when_it_happens_and_at_the_end(tmp_path: Path) -> None:
     folder = tmp_path / "digits"
-    events: list[Event] = [Notice(text="all is slow"), PULSE, PULSE, record("completed")]
+    events: list[Event] = [Notice(text="all is slow"), UPDATE, UPDATE, record("completed")]
     failing = Failing("trial_changed", OSError("no screen"))
     witness = record_run(folder, search_start(folder), events, "over", (Troubled(), failing))
     notices = [entry for entry in witness.told if entry[0] in ("notice", "progress", "completed")]
-    failed = (
-        "Failing has failed, and was told nothing after: OSError: no screen (see logs/driver.log)"
-    )
+    failed = "Failing has failed, and gets no more events: OSError: no screen (see logs/driver.log)"
     assert notices == [
         ("notice", "all is slow"),
         ("progress", 1),
@@ -201,7 +199,7 @@ def test_an_error_is_told_and_goes_on(tmp_path: Path) -> None:
     store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), 0.0)
     with store.opened(resume=False):
         recorder = Recorder(store, search_start(folder), [witness])
-        with pytest.raises(RuntimeError), recorder.told_of_errors():
+        with pytest.raises(RuntimeError), recorder.errors_recorded():
             recorder.begin(None, True, 1)
             raise RuntimeError("all worker groups have ended")
     assert witness.told[-1] == ("end", "an error: all worker groups have ended", True)
@@ -214,7 +212,7 @@ def test_a_run_that_has_failed_names_the_folder_that_it_got(tmp_path: Path) -> N
     folder.mkdir()  # another program was faster
     with store.opened(resume=False):
         recorder = Recorder(store, search_start(store.folder), [])
-        with pytest.raises(RunFailed) as failed, recorder.told_of_errors():
+        with pytest.raises(RunFailed) as failed, recorder.errors_recorded():
             recorder.begin(None, True, 1)
             raise RunFailed("the disk is full")
     assert failed.value.folder == tmp_path / "digits-2"

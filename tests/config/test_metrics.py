@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from nanovlm.config.metrics import COSTS, loss_of, natural_mode, value_at
+from nanovlm.config.metrics import COSTS, natural_mode
 from nanovlm.config.schema import TrainConfig
+from nanovlm.config.search_settings import Objective
 from nanovlm.config.sources import build_config, preset_layer
 from nanovlm.messages import measured
 from nanovlm.training.flops import model_flops, trained_parts
@@ -51,12 +52,11 @@ def test_a_report_without_a_speed_has_no_costs() -> None:
 
 
 def test_losses_of_costs_are_ratios_and_small_differences_are_none() -> None:
-    def loss(seconds: float) -> float:
-        return loss_of("seconds_per_sample", "min", seconds)
-
-    assert loss(2e-3) - loss(1e-3) == pytest.approx(math.log(2), abs=0.05)
-    assert loss(1.001e-3) == loss(1e-3) < loss(1.1e-3)
-    assert value_at("seconds_per_sample", "min", loss(2e-3)) == pytest.approx(2e-3, rel=0.03)
-    assert loss_of("val_loss", "min", 0.2) == 0.2 == value_at("val_loss", "min", 0.2)
-    assert loss_of("mmstar_accuracy", "max", 0.2) == -0.2
+    cost, loss = Objective(metric="seconds_per_sample"), Objective(metric="val_loss")
+    accuracy = Objective(metric="mmstar_accuracy")
+    assert cost.loss(2e-3) - cost.loss(1e-3) == pytest.approx(math.log(2), abs=0.05)
+    assert cost.loss(1.001e-3) == cost.loss(1e-3) < cost.loss(1.1e-3)
+    assert cost.value_at(cost.loss(2e-3)) == pytest.approx(2e-3, rel=0.03)
+    assert loss.loss(0.2) == 0.2 == loss.value_at(0.2)
+    assert accuracy.loss(0.2) == -0.2 == -accuracy.value_at(-0.2)
     assert all(0 < cost.equal < 0.1 for cost in COSTS.values())

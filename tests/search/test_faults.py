@@ -93,7 +93,7 @@ def test_a_search_goes_on_and_tells_of_what_failed(
     assert outcome.summary["ended_by"] == "budget.trials: 4 trials are done"
     assert sorted(record.number for record in read_records(outcome.folder)) == [0, 1, 2, 3]
     reason = "FloatingPointError: a matrix that is singular"
-    left = "Leaving has failed, and was told nothing after: SystemExit: 1 (see logs/driver.log)"
+    left = "Leaving has failed, and gets no more events: SystemExit: 1 (see logs/driver.log)"
     assert outcome.notes == (
         f"the tpe sampler failed in 3 of 3 suggestions, which were random instead: {reason}",
         left,

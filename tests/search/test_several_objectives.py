@@ -17,7 +17,6 @@ from optuna.trial import TrialState as OptunaState
 
 from benchmarks.replay_clock import Trace, simulate
 from benchmarks.replay_search import our_search
-from nanovlm.config.metrics import loss_of
 from nanovlm.config.parameter import Parameter
 from nanovlm.config.search_settings import Objective, Scheduler, join
 from nanovlm.config.space import SearchSpace, load_space
@@ -211,7 +210,7 @@ def test_what_is_better_in_all_is_better_in_every_weighting() -> None:
             for j, (other, others) in enumerate(rows):
                 if accuracy > other and seconds < others / 1.1:
                     assert values[i] > values[j]
-    losses = np.array([[-a, loss_of(SECONDS, "min", s)] for a, s in rows])
+    losses = np.array([[-a, Objective(metric=SECONDS).loss(s)] for a, s in rows])
     front = {int(place) for place in np.flatnonzero(front_ranks(losses) == 0)}
     assert bests <= front and len(bests) >= 3, "over the weightings the front is covered"
 

@@ -18,7 +18,7 @@ from tests.records import make_record, make_update
 from tests.results.fake_records import make_results
 
 RECORD = make_record(0)
-PULSE = make_update("trial-0000", 32, step=1)
+UPDATE = make_update("trial-0000", 32, step=1)
 
 
 def start(folder: Path) -> RunStart:
@@ -102,7 +102,7 @@ def test_a_long_trial_gives_signs_of_life(tmp_path: Path) -> None:
     writer.begin(start(tmp_path))
     until = time.monotonic() + 30
     while writes.count < 3 and time.monotonic() < until:
-        writer.progress(PULSE)
+        writer.progress(UPDATE)
         time.sleep(0.01)
     writer.end({})
     assert writes.count >= 3

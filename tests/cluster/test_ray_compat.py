@@ -1,0 +1,93 @@
+"""The private parts of Ray that the program uses: each test names what breaks when Ray changes."""
+
+import logging
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray._private import worker as ray_driver
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.worker_group import RayTrainWorker, WorkerGroup
+from ray.train.v2._internal.state.state_actor import get_state_actor
+
+from nanovlm.cluster import ray_compat
+from nanovlm.cluster.ray_cluster import Cluster
+
+
+def test_where_ray_makes_its_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a path that is too long, or a full disk, fails in Ray with pages of logs."""
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/elsewhere")
+    assert str(ray_compat.temporary_folder()) == "/tmp/elsewhere/ray"
+    monkeypatch.delenv("RAY_TMPDIR")
+    monkeypatch.setenv("TMPDIR", "/tmp/here")
+    assert str(ray_compat.temporary_folder()) == "/tmp/here/ray"
+
+
+def test_an_address_has_a_host_and_a_port() -> None:
+    """Else `--address` waits for minutes for a cluster that is not there."""
+    assert ray_compat.resolve_address("10.0.0.1:6379") == ("10.0.0.1", 6379)
+    for wrong in ("10.0.0.1", "10.0.0.1:port"):
+        with pytest.raises((OSError, ValueError)):
+            ray_compat.resolve_address(wrong)
+
+
+class Subscriber:
+    """Has one message of a cluster, and then has lost the cluster."""
+
+    def __init__(self) -> None:
+        self.messages = [(None, {"job_id": None, "error_message": "a worker died\nof old age"})]
+
+    def subscribe(self) -> None:
+        pass
+
+    def poll(self) -> Any:
+        if not self.messages:
+            raise ConnectionError("the cluster is gone")
+        return self.messages.pop()
+
+
+def test_what_ray_prints_is_logged(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else Ray's messages tear the tables on the terminal, and the log lacks them."""
+    job = SimpleNamespace(binary=lambda: b"1")
+    worker: Any = SimpleNamespace(gcs_error_subscriber=Subscriber(), current_job_id=job)
+    before = ray_driver.print_to_stdstream
+    with ray_compat.prints_logged(logging.getLogger("test")):
+        ray_driver.listen_error_messages(worker, threading.Event())
+    assert ("test", logging.WARNING, "raylet: a worker died\nof old age") in caplog.record_tuples
+    assert "died" not in "".join(capsys.readouterr())
+    assert ray_driver.print_to_stdstream is before
+
+
+def test_the_controller_calls_the_hook_and_workers_take_their_class_from_the_group() -> None:
+    """Else groups that hang are never ended, and workers have no name in the dashboard."""
+    methods = {name for name in vars(ray_compat.ControllerHook) if not name.startswith("_")}
+    assert methods == {"after_controller_start"} <= vars(ControllerCallback).keys()
+    assert WorkerGroup._worker_cls is RayTrainWorker
+    assert "_worker_cls" in WorkerGroup._create_workers.__code__.co_names
+    shown = ray_compat.shown_as("digits-group-0", RayTrainWorker)
+    assert issubclass(shown, RayTrainWorker) and shown.__name__ == "RayTrainWorker"
+    assert repr(object.__new__(shown)) == "digits-group-0"
+
+
+def test_records_of_runs_that_a_user_has_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    monkeypatch.setattr(ray_compat, "get_or_create_state_actor", lambda: pytest.fail("started"))
+    ray_compat.start_run_records()
+
+
+@pytest.mark.ray
+def test_what_is_free_on_the_nodes(ray_cluster: Cluster) -> None:
+    """Else too many trials start, and wait for each other for ever."""
+    (node,) = ray_compat.free_resources()
+    assert 0 < node["CPU"] <= ray.cluster_resources()["CPU"]
+
+
+@pytest.mark.ray
+def test_the_actor_that_keeps_the_records_of_runs(ray_cluster: Cluster) -> None:
+    """Else each worker group starts a second later."""
+    ray_compat.start_run_records()
+    assert get_state_actor() is not None
