@@ -9,9 +9,9 @@ from huggingface_hub import HfApi, ModelCardData
 from huggingface_hub.errors import HTTPError
 
 from nanovlm.config.schema import TrainConfig, VLMConfig
+from nanovlm.downloads import first_reason, forget_downloads, is_hub_id
 from nanovlm.errors import UserError
 from nanovlm.models.checkpoint import write_model
-from nanovlm.models.model_files import first_reason, forget_downloads, is_hub_id
 from nanovlm.models.vision_language_model import VisionLanguageModel
 
 _NOT_HYPERPARAMETERS = {"vlm", "train_dataset_name", "log_wandb", "wandb_entity"}

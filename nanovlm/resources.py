@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 from nanovlm.config.schema import TrainConfig
+from nanovlm.data.benchmark import PreparedBenchmark, select_part
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.prepared import (
     check_batch_size,
@@ -22,8 +23,8 @@ from nanovlm.data.prepared import (
     prepare_benchmark,
     prepare_training,
 )
-from nanovlm.data.processors import load_tokenizer
-from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples, select_part
+from nanovlm.data.samples import PreparedSamples
+from nanovlm.data.tokenizer import load_tokenizer
 from nanovlm.evaluation.mmstar import check_room, letter_tokens
 from nanovlm.models.checkpoint import Snapshot
 from nanovlm.models.compiled import find_compile_obstacle

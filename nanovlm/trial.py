@@ -23,7 +23,8 @@ import torch
 
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.sources import config_values
-from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples
+from nanovlm.data.benchmark import PreparedBenchmark
+from nanovlm.data.samples import PreparedSamples
 from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanovlm.config.schema import MMStarRules, VLMConfig
-from nanovlm.data.tensors import PreparedBenchmark
+from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.errors import UserError
 from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult
 from nanovlm.evaluation.mmstar_rules import LONGEST_WORDING, NEWEST_RULES

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from nanovlm.config.schema import MMStarRules
-from nanovlm.data.tensors import PreparedBenchmark
+from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.evaluation.mmstar_rules import NEWEST_RULES, is_correct, rules_letters
 
 

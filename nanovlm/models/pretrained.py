@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nanovlm.config.schema import VLMConfig
+from nanovlm.downloads import find_folder
 from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.models.language_model import LanguageModel
 from nanovlm.models.model_files import (
@@ -22,7 +23,6 @@ from nanovlm.models.model_files import (
     WEIGHTS_PATTERNS,
     WeightFiles,
     check_tensors,
-    find_folder,
     read_tensors,
     tensor_shapes,
     weight_files,

@@ -7,8 +7,9 @@ from typing import Any
 
 from nanovlm.config.schema import VLMConfig
 from nanovlm.config.sources import Layer
+from nanovlm.downloads import find_folder
 from nanovlm.errors import UserError
-from nanovlm.models.model_files import CONFIG_FILE, find_folder, read_json_object
+from nanovlm.models.model_files import CONFIG_FILE, read_json_object
 
 # Theirs, ours, and the value that a config.json without the key means (published ones of SigLIP
 # leave out what is transformers' default).

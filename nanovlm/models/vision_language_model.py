@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from nanovlm.config.schema import VLMConfig
+from nanovlm.downloads import find_folder
 from nanovlm.files import user_path
 from nanovlm.models.checkpoint import MODEL_FILES, read_config, read_weights, write_model
 from nanovlm.models.compiled import run_block_compiled
 from nanovlm.models.language_model import KVCache, LanguageModel
 from nanovlm.models.modality_projector import ModalityProjector
-from nanovlm.models.model_files import find_folder
 from nanovlm.models.packing import Packing, pack
 from nanovlm.models.sampling import check_sampling, likeliest, sample
 from nanovlm.models.vision_transformer import ViT

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanovlm.config.schema import TrainConfig, VLMConfig
-from nanovlm.data.batches import Batch
+from nanovlm.data.samples import Batch
 from nanovlm.models.packing import Packing, pack
 from nanovlm.models.vision_language_model import IGNORED_TARGET, VisionLanguageModel
 

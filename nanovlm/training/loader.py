@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from nanovlm.config.schema import VLMConfig
-from nanovlm.data.batches import collate, count_answer_tokens, image_buffer, text_lengths
-from nanovlm.data.tensors import PreparedSamples
+from nanovlm.data.samples import PreparedSamples, collate, image_buffer
 from nanovlm.training.forward import ModelInput, model_input
 
 
@@ -84,11 +83,11 @@ class Loader:
         """Return the text tokens of the row, the places of a line and the labels, where fixed."""
         num_text = line = num_labels = None
         if self._shapes is not None:
-            num_real = int(text_lengths(self._samples, indices).sum())
+            num_real = int(self._samples.text_lengths[indices].sum())
             num_text = self._shapes.text.room(len(indices), num_real)
             line = self._shapes.line(self._config.num_image_tokens)
             if self._has_fixed_labels:
-                num_real = count_answer_tokens(self._samples, indices)
+                num_real = int(self._samples.num_answer_tokens[indices].sum())
                 num_labels = self._shapes.labels.room(len(indices), num_real)
         return num_text, line, num_labels
 
@@ -158,8 +157,7 @@ class FixedShapes(NamedTuple):
     @classmethod
     def of(cls, samples: PreparedSamples) -> Self:
         """Return the shapes for batches of `samples`."""
-        lengths = samples.offsets.diff()
-        return cls(FixedCount.of(lengths - 1), FixedCount.of(lengths - samples.prompt_lengths))
+        return cls(FixedCount.of(samples.text_lengths), FixedCount.of(samples.num_answer_tokens))
 
     def line(self, num_image_tokens: int) -> int:
         """Return how many places a line of the padded view gets."""

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from nanovlm.config.schema import TrainConfig
-from nanovlm.data.batches import check_lengths
-from nanovlm.data.tensors import PreparedSamples
+from nanovlm.data.samples import PreparedSamples
 from nanovlm.errors import UserError
 from nanovlm.messages import Speed
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -92,7 +91,6 @@ def train(
             again.
     """
     _check_shares(config.batch_size)
-    check_lengths(samples, config.vlm.lm_max_length)
     total_steps = num_steps(config, len(samples))
     report_steps = _report_steps(milestones, config.batch_size, total_steps)
     meter = Meter(config, device)

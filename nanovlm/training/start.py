@@ -12,10 +12,11 @@ from typing import Any
 
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.config.sources import TOKENIZERS_WITH_DEFAULT_EOS, Layer, get_value, given_values
-from nanovlm.data.processors import eos_token_id, load_tokenizer
+from nanovlm.data.tokenizer import eos_token_id, load_tokenizer
+from nanovlm.downloads import find_folder
 from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.models.checkpoint import MODEL_FILES, read_config
-from nanovlm.models.model_files import CONFIG_FILE, find_folder
+from nanovlm.models.model_files import CONFIG_FILE
 from nanovlm.models.pretrained_config import (
     DECODER_FILES,
     TOKENIZER_FILE,

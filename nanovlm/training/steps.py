@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from nanovlm.config.schema import TrainConfig
-from nanovlm.data.batches import count_answer_tokens, samples_in_order, text_lengths
-from nanovlm.data.tensors import PreparedSamples
+from nanovlm.data.samples import PreparedSamples, samples_in_order
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import all_reduce_sum_, gather_objects, rank, world_size
 from nanovlm.training.cuda_graphs import Pass, RecordedPasses
@@ -118,10 +117,8 @@ class Steps:
         self._set_learning_rates(step)
         self._random_state = self._random.get_state()
         numbers = self._attempt(step, interrupted)
-        indices = self._global_indices(step)
-        self._meter.add(
-            text_lengths(self._samples, indices), count_answer_tokens(self._samples, indices)
-        )
+        lengths = self._samples.text_lengths[self._global_indices(step)].numpy()
+        self._meter.add(lengths, self._num_labels(step))
         return numbers
 
     def finish(self, step: int, numbers: Tensor) -> float:
@@ -212,15 +209,14 @@ class Steps:
         return unless_out_of_memory(lambda: self._backward_once(step), f"step {step}")
 
     def _backward_once(self, step: int) -> Tensor:
-        num_labels = count_answer_tokens(self._samples, self._global_indices(step))
-        num_answer_tokens = torch.full((), float(num_labels), device=self._device)
+        num_labels = torch.full((), float(self._num_labels(step)), device=self._device)
         total = torch.zeros((), device=self._device)
         micro_batches = self._micro_batches(step)
         for number, micro_batch in enumerate(micro_batches, start=1):
             inputs = self._loader.take(micro_batch)
             is_last = number == len(micro_batches)
             with self._gradients.sending() if is_last else nullcontext():
-                total += self._pass(inputs, num_answer_tokens)
+                total += self._pass(inputs, num_labels)
         return total
 
     def _sum_over_workers(self, loss: Tensor | None, interrupted: bool) -> list[Tensor]:
@@ -231,6 +227,10 @@ class Steps:
         numbers = [torch.zeros_like(stop) if loss is None else loss, stop, out_of_memory]
         all_reduce_sum_(numbers)
         return numbers
+
+    def _num_labels(self, step: int) -> int:
+        """Return how many tokens are learnt in a step, by all workers together."""
+        return int(self._samples.num_answer_tokens[self._global_indices(step)].sum())
 
     def _micro_batches(self, step: int) -> list[np.ndarray]:
         return self._micro_batch_size.split(self._indices(step), self._config)

@@ -11,10 +11,10 @@ import torch
 from huggingface_hub import constants
 from torch import nn
 
+from nanovlm import downloads
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.errors import UserError
 from nanovlm.hub import Score, push_to_hub
-from nanovlm.models import model_files
 from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.start import load_checkpoint
@@ -36,7 +36,7 @@ def assert_same_weights(actual: nn.Module, expected: nn.Module) -> None:
 
 def go_offline(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    model_files.forget_downloads()
+    downloads.forget_downloads()
     hub.requests.clear()
 
 
@@ -158,7 +158,7 @@ def test_offline_with_a_part_of_the_files(
 ) -> None:
     model.save_pretrained(tmp_path / "model")
     hub.add("model", "some/vlm", tmp_path / "model")
-    model_files.find_folder("model", "some/vlm", ("config.json",))
+    downloads.find_folder("model", "some/vlm", ("config.json",))
     go_offline(hub, monkeypatch)
     with pytest.raises(UserError, match=r"model='some/vlm'.*model.safetensors.*HF_HUB_OFFLINE"):
         VisionLanguageModel.from_pretrained("some/vlm")

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nanovlm.data.batches import collate, text_lengths
-from nanovlm.data.tensors import PreparedSamples
+from nanovlm.data.samples import PreparedSamples, collate
 from nanovlm.training.forward import ModelInput, model_input
 from nanovlm.training.loader import FixedCount, FixedShapes, Loader
 from tests.tiny import vlm_config
@@ -79,7 +78,7 @@ def test_batches_have_two_shapes_at_most_and_nearly_always_one(
     loader = Loader(samples, TINY, CPU, has_fixed_shapes=True, has_fixed_labels=True)
     generator = np.random.default_rng(0)
     batches = [generator.choice(NUM_SAMPLES, num_samples, replace=False) for _ in range(300)]
-    longest = text_lengths(samples, np.arange(NUM_SAMPLES)).argsort()[-num_samples:]
+    longest = samples.text_lengths.argsort()[-num_samples:].numpy()
     usual = {shapes(loader.take(indices)) for indices in batches}
     assert len(usual) == 1
     assert len(usual | {shapes(loader.take(longest))}) == (1 if num_samples < 8 else 2)
@@ -94,7 +93,7 @@ def test_fixed_shapes_hold_the_same_samples(samples: PreparedSamples) -> None:
     indices = np.arange(100)
     inputs = Loader(samples, TINY, CPU, has_fixed_shapes=True).take(indices)
     expected = plain_input(samples, indices)
-    num_real = int(text_lengths(samples, indices).sum())
+    num_real = int(samples.text_lengths[indices].sum())
     assert num_real < len(inputs.token_ids) < 2 * num_real
     assert torch.equal(inputs.token_ids[:num_real], expected.token_ids[:num_real])
     assert torch.equal(inputs.label_places, expected.label_places)
