@@ -32,12 +32,12 @@ def find_folder(
     Raises:
         UserError: there is no such folder, and the hub does not give it.
     """
-    place = f"{setting}={name!r}"
-    return find_local_folder(place, name) or download(place, name, patterns, revision)
+    named = f"{setting}={name!r}"
+    return find_local_folder(named, name) or download(named, name, patterns, revision)
 
 
 def download(
-    place: str,
+    setting: str,
     name: str,
     patterns: tuple[str, ...],
     revision: str | None = None,
@@ -46,7 +46,7 @@ def download(
     """Return the folder of the hub's cache that holds these files of a repository.
 
     Args:
-        place: the setting that names the repository and its value, for the message.
+        setting: that names the repository, with its value, for the message.
 
     Raises:
         UserError: neither the hub nor its cache has the repository, or a model's files.
@@ -56,7 +56,7 @@ def download(
     except HUB_ERRORS as error:
         repository = name if revision is None else f"{name} at revision {revision}"
         raise UserError(
-            f"{place}: there is no folder {name}, and {', '.join(patterns)} of the {kind} "
+            f"{setting}: there is no folder {name}, and {', '.join(patterns)} of the {kind} "
             f"{repository} came neither from the hub nor from its cache: {first_reason(error)}. "
             f"{WITHOUT_HUB}"
         ) from error

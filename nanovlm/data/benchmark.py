@@ -116,14 +116,14 @@ def _digest(index: int) -> bytes:
     return hashlib.sha256(f"{SPLIT_NAME} {index}".encode()).digest()
 
 
-def benchmark_items(place: str, subsets: Subsets) -> dict[str, list[Any]]:
+def benchmark_items(setting: str, subsets: Subsets) -> dict[str, list[Any]]:
     """Return the columns `ITEM_COLUMNS` of all rows.
 
     They are read before anything is prepared: a score over fewer questions would be another
     benchmark's, so a value that cannot be used is an error, and known before the training.
 
     Args:
-        place: the setting that names the benchmark, for the message.
+        setting: that names the benchmark, for the message.
 
     Raises:
         UserError: a value of a column, the question's among them, is null, empty or no text;
@@ -138,21 +138,21 @@ def benchmark_items(place: str, subsets: Subsets) -> dict[str, list[Any]]:
         for name in ("question", *ITEM_COLUMNS)
     }
     wrong = [
-        f"{place}: {describe_location(locate(subsets, row))}: {name} {problem}"
+        f"{setting}: {describe_location(locate(subsets, row))}: {name} {problem}"
         for name, values in columns.items()
         for row, value in enumerate(values)
         if (problem := _problem(value))
     ]
     if len(wrong) > _MAX_NAMED:
-        wrong[_MAX_NAMED:] = [f"{place}: and {len(wrong) - _MAX_NAMED} more such values"]
+        wrong[_MAX_NAMED:] = [f"{setting}: and {len(wrong) - _MAX_NAMED} more such values"]
     if wrong:
         raise UserError(*wrong)
     if repeated := _repeated(columns["index"]):
         raise UserError(
-            f"{place}: the column index must tell all questions apart; {repeated} stand more than "
-            "once"
+            f"{setting}: the column index must tell all questions apart; {repeated} stand more "
+            "than once"
         )
-    _check_names(place, columns)
+    _check_names(setting, columns)
     return {name: columns[name] for name in ITEM_COLUMNS}
 
 
@@ -164,13 +164,13 @@ def _problem(value: Any) -> str | None:
     return "is empty" if isinstance(value, str) and not value.strip() else None
 
 
-def _check_names(place: str, columns: Mapping[str, Sequence[str]]) -> None:
+def _check_names(setting: str, columns: Mapping[str, Sequence[str]]) -> None:
     """Raise UserError if an axis would have its accuracy under another one's name."""
     pairs = sorted(set(zip(columns["category"], columns["l2_category"], strict=True)))
     names = [*sorted({category for category, _ in pairs}), *map("/".join, pairs)]
     if repeated := _repeated(names):
         raise UserError(
-            f"{place}: category and category/l2_category must name each set of questions "
+            f"{setting}: category and category/l2_category must name each set of questions "
             f"differently; {repeated} stand for several"
         )
 

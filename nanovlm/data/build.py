@@ -140,13 +140,13 @@ def _build(recipe: Recipe, subsets: Subsets, on_progress: OnProgress) -> None:
     images = _build_images(recipe, subsets, rows[used], bad, parts, on_progress)
     without_image = rows[used][images.without_image]
     bad |= {int(rows[used][i]): (recipe.images.column, s) for i, s in images.unreadable.items()}
-    place = np.argsort(order)  # of each row in the result
+    position = np.argsort(order)  # of each row in the result
     samples = np.flatnonzero(~np.isin(rows[text.rows], [*bad, *without_image]))
-    samples = samples[np.argsort(place[text.rows[samples]], kind="stable")]
+    samples = samples[np.argsort(position[text.rows[samples]], kind="stable")]
     sample_rows = text.rows[samples]
     write_samples(folder, text, samples)
     folder.write_array("image_index", np.searchsorted(used, sample_rows))
-    folder.write_array("places", place[sample_rows])
+    folder.write_array("places", position[sample_rows])
     folder.write_json(
         MANIFEST_FILE,
         {

@@ -7,7 +7,7 @@
       manifest.json    written last: counts, unreadable rows
       parts-*/         what a build that was broken off has done so far
 
-Everything is written beside its place and then renamed, so a reader never meets half a file.
+Everything is written under another name and then renamed, so a reader never meets half a file.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def prepared_root() -> Path:
 
 @dataclass(frozen=True)
 class PreparedFolder:
-    """The place of one recipe's prepared data, there or not."""
+    """The folder of one recipe's prepared data, there or not."""
 
     path: Path
     about: Mapping[str, Any]

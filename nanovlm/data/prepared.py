@@ -53,10 +53,10 @@ def prepare_training(
     bad, num_rows = manifest["bad_rows"], manifest["rows"]
     recipe.check_bad_rows(len(bad), manifest["usable_rows"], lambda: bad)
     num_val = max(1, round(num_rows * config.val_ratio)) if config.val_ratio else 0
-    places = recipe.folder.array("places")
-    num_train = int(np.searchsorted(places, num_rows - num_val))
+    positions = recipe.folder.array("places")
+    num_train = int(np.searchsorted(positions, num_rows - num_val))
     everything = PreparedSamples(**_tensors(recipe, manifest))
-    train, val = _part(everything, 0, num_train), _part(everything, num_train, len(places))
+    train, val = _part(everything, 0, num_train), _part(everything, num_train, len(positions))
     if not len(train):
         over_long = sum(subset["over_long_turns"] for subset in manifest["subsets"].values())
         raise UserError(

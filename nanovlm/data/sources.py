@@ -81,14 +81,14 @@ def training_source(path: str, names: tuple[str, ...]) -> Source:
             f"train_dataset_name={list(names)}: {BUILTIN_DIGITS} has no sub-sets, "
             f"so this must be [{DEFAULT_NAME}]"
         )
-    place = f"train_dataset_path={path!r}"
-    return _source(place, path, names, "train", _TRAINING_COLUMNS, digits_training_rows)
+    setting = f"train_dataset_path={path!r}"
+    return _source(setting, path, names, "train", _TRAINING_COLUMNS, digits_training_rows)
 
 
 def benchmark_source(path: str) -> Source:
     """Return the source of the benchmark, in MMStar's columns. Raises as `training_source`."""
-    place, names = f"test_dataset_path={path!r}", (DEFAULT_NAME,)
-    return _source(place, path, names, "val", _BENCHMARK_COLUMNS, digits_benchmark_rows)
+    setting, names = f"test_dataset_path={path!r}", (DEFAULT_NAME,)
+    return _source(setting, path, names, "val", _BENCHMARK_COLUMNS, digits_benchmark_rows)
 
 
 def pin_data(config: TrainConfig) -> TrainConfig:
@@ -107,14 +107,14 @@ def pin_data(config: TrainConfig) -> TrainConfig:
 
 
 def _pinned(key: str, path: str) -> str:
-    place = f"{key}={path!r}"
-    if path == BUILTIN_DIGITS or find_local_folder(place, path):
+    setting = f"{key}={path!r}"
+    if path == BUILTIN_DIGITS or find_local_folder(setting, path):
         return path
-    return f"{split_revision(path)[0]}@{_card_folder(place, path).name}"
+    return f"{split_revision(path)[0]}@{_card_folder(setting, path).name}"
 
 
 def _source(
-    place: str,
+    setting: str,
     path: str,
     names: tuple[str, ...],
     split: str,
@@ -123,15 +123,15 @@ def _source(
 ) -> Source:
     if path == BUILTIN_DIGITS:
         return Source({"builtin": BUILTIN_DIGITS}, lambda: _in_memory(digits()))
-    folder = find_local_folder(place, path)
+    folder = find_local_folder(setting, path)
     if folder is not None:
-        files = _files_of_folder(place, folder, names)
-        return Source({"files": _state(folder, files)}, lambda: _subsets(place, files, columns))
-    cached = _card_folder(place, path)
+        files = _files_of_folder(setting, folder, names)
+        return Source({"files": _state(folder, files)}, lambda: _subsets(setting, files, columns))
+    cached = _card_folder(setting, path)
     repository, _ = split_revision(path)
     return Source(
         {"hub": repository, "commit": cached.name, "names": list(names), "split": split},
-        lambda: _subsets(place, _files_of_hub(place, path, cached, names, split), columns),
+        lambda: _subsets(setting, _files_of_hub(setting, path, cached, names, split), columns),
     )
 
 
@@ -141,7 +141,7 @@ def _in_memory(rows: datasets.Dataset) -> Subsets:
     return {DEFAULT_NAME: row_groups(content.getvalue())}
 
 
-def _files_of_folder(place: str, path: Path, names: Sequence[str]) -> Files:
+def _files_of_folder(setting: str, path: Path, names: Sequence[str]) -> Files:
     problems = ErrorCollector()
     result: dict[str, list[Path]] = {}
     for name in names:
@@ -150,13 +150,13 @@ def _files_of_folder(place: str, path: Path, names: Sequence[str]) -> Files:
             if not folder.is_dir():
                 known = (entry.name for entry in path.iterdir() if entry.is_dir())
                 raise UserError(
-                    f"{place}, train_dataset_name {name!r}: there is no folder {folder}."
+                    f"{setting}, train_dataset_name {name!r}: there is no folder {folder}."
                     f"{did_you_mean(name, known)}"
                 )
             result[name] = sorted(folder.glob("*.parquet"))
             if not result[name]:
-                raise UserError(f"{place}: there is no *.parquet file in {folder}")
-            check_whole(place, *result[name])
+                raise UserError(f"{setting}: there is no *.parquet file in {folder}")
+            check_whole(setting, *result[name])
     problems.raise_if_any()
     return result
 
@@ -172,13 +172,13 @@ def _state(folder: Path, files: Files) -> list[Any]:
     return [[name, [*map(state, listed)]] for name, listed in files.items()]
 
 
-def _card_folder(place: str, path: str) -> Path:
+def _card_folder(setting: str, path: str) -> Path:
     """Return the folder of the data set's version, named by its commit, with its card."""
     repository, revision = split_revision(path)
-    return download(place, repository, (CARD_FILE,), revision, "dataset")
+    return download(setting, repository, (CARD_FILE,), revision, "dataset")
 
 
-def _files_of_hub(place: str, path: str, folder: Path, names: Sequence[str], split: str) -> Files:
+def _files_of_hub(setting: str, path: str, folder: Path, names: Sequence[str], split: str) -> Files:
     """Return the parquet files of each sub-set, downloaded if they are not in the hub's cache.
 
     Args:
@@ -187,9 +187,9 @@ def _files_of_hub(place: str, path: str, folder: Path, names: Sequence[str], spl
     Raises:
         UserError: a sub-set is not in the card, or its files cannot be had.
     """
-    patterns = {name: _patterns(place, folder / CARD_FILE, name, split) for name in names}
+    patterns = {name: _patterns(setting, folder / CARD_FILE, name, split) for name in names}
     wanted = tuple(sorted({pattern for listed in patterns.values() for pattern in listed}))
-    download(place, split_revision(path)[0], wanted, folder.name, "dataset")
+    download(setting, split_revision(path)[0], wanted, folder.name, "dataset")
     there = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*.parquet"))}
     files = {
         name: [there[key] for pattern in listed for key in fnmatch.filter(there, pattern)]
@@ -198,13 +198,13 @@ def _files_of_hub(place: str, path: str, folder: Path, names: Sequence[str], spl
     absent = [f"{name} ({' '.join(patterns[name])})" for name in names if not files[name]]
     if absent:
         raise UserError(
-            f"{place}: the hub and its cache hold no parquet files of {', '.join(absent)}. "
+            f"{setting}: the hub and its cache hold no parquet files of {', '.join(absent)}. "
             f"{WITHOUT_HUB}"
         )
     return files
 
 
-def _patterns(place: str, card: Path, name: str, split: str) -> list[str]:
+def _patterns(setting: str, card: Path, name: str, split: str) -> list[str]:
     """Return the paths of a sub-set's files in the repository, with wildcards, by its card."""
     content = DatasetCard.load(card).data.to_dict() if card.is_file() else {}
     configs = content.get("configs")
@@ -214,11 +214,11 @@ def _patterns(place: str, card: Path, name: str, split: str) -> list[str]:
     if name == DEFAULT_NAME and name not in named and len(named) == 1:
         (name,) = named
     if name not in named:
-        raise UserError(f"{place}: it has no sub-set {name!r}.{did_you_mean(name, named)}")
+        raise UserError(f"{setting}: it has no sub-set {name!r}.{did_you_mean(name, named)}")
     if split not in named[name]:
         has = ", ".join(named[name]) or "none with data_files"
         raise UserError(
-            f"{place}: sub-set {name!r} has no split {split!r} in its card; it has {has}"
+            f"{setting}: sub-set {name!r} has no split {split!r} in its card; it has {has}"
         )
     return named[name][split]
 
@@ -237,17 +237,17 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _subsets(place: str, files: Files, columns: Columns) -> Subsets:
+def _subsets(setting: str, files: Files, columns: Columns) -> Subsets:
     """Return the rows of the files. Raises UserError with all that is wrong with these."""
     problems = ErrorCollector()
     with problems:
-        _check_all_different(place, files)
+        _check_all_different(setting, files)
     for listed in files.values():
         with problems:
-            _check_all_shards(place, listed)
+            _check_all_shards(setting, listed)
         for file in listed:
             with problems:
-                _check_columns(place, file, columns)
+                _check_columns(setting, file, columns)
     problems.raise_if_any()
     return {
         name: [group for file in listed for group in row_groups(file)]
@@ -255,7 +255,7 @@ def _subsets(place: str, files: Files, columns: Columns) -> Subsets:
     }
 
 
-def _check_all_different(place: str, files: Files) -> None:
+def _check_all_different(setting: str, files: Files) -> None:
     """Raise UserError if a file would be read more than once, under whatever names."""
     read: dict[Path, tuple[str, Path]] = {}
     for name, listed in files.items():
@@ -264,29 +264,29 @@ def _check_all_different(place: str, files: Files) -> None:
                 first, path = read[file.resolve()]
                 also = f", which is {file}" if file != path else ""
                 raise UserError(
-                    f"{place}, train_dataset_name: {first!r} and {name!r} read the same file, so "
+                    f"{setting}, train_dataset_name: {first!r} and {name!r} read the same file, so "
                     f"its rows would count twice: {path}{also}"
                 )
             read[file.resolve()] = name, file
 
 
-def _check_all_shards(place: str, files: Sequence[Path]) -> None:
+def _check_all_shards(setting: str, files: Sequence[Path]) -> None:
     """Raise UserError if files named `x-00001-of-00043` are fewer than they say."""
     shards = [(match[1], int(match[2])) for file in files if (match := _SHARD.match(file.name))]
     for stem, number in set(shards):
         found = shards.count((stem, number))
         if found != number:
             raise UserError(
-                f"{place}: {files[0].parent} has {found} of the {number} files {stem}-*-of-*"
+                f"{setting}: {files[0].parent} has {found} of the {number} files {stem}-*-of-*"
             )
 
 
-def _check_columns(place: str, file: Path, columns: Columns) -> None:
-    check_whole(place, file)
+def _check_columns(setting: str, file: Path, columns: Columns) -> None:
+    check_whole(setting, file)
     try:
         schema = pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{place}: {file} is not a parquet file: {error}") from error
+        raise UserError(f"{setting}: {file} is not a parquet file: {error}") from error
     wrong = [
         f"{name} must be {words}, " + ("is missing" if index < 0 else f"is {schema[index].type}")
         for name, (words, wanted) in columns.items()
@@ -294,7 +294,7 @@ def _check_columns(place: str, file: Path, columns: Columns) -> None:
     ]
     if wrong:
         has = ", ".join(schema.names)
-        raise UserError(f"{place}: {file} has the columns {has}; {'; '.join(wrong)}")
+        raise UserError(f"{setting}: {file} has the columns {has}; {'; '.join(wrong)}")
 
 
 def _fits(kind: pa.DataType, wanted: Any) -> bool:

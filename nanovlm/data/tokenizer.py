@@ -25,13 +25,13 @@ def load_tokenizer(name: str) -> Tokenizer:
     if name == BUILTIN_DIGITS:
         return digits_tokenizer()
     file = _find_folder(name) / TOKENIZER_FILE
-    check_whole(_place(name), file)
+    check_whole(_setting(name), file)
     if not file.is_file():
-        raise UserError(f"{_place(name)}: {file.parent} has no {TOKENIZER_FILE}")
+        raise UserError(f"{_setting(name)}: {file.parent} has no {TOKENIZER_FILE}")
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises no other type
-        raise UserError(f"{_place(name)}: {file} is not a tokenizer: {error}") from error
+        raise UserError(f"{_setting(name)}: {file} is not a tokenizer: {error}") from error
     # transformers may have stored both; no text's tokens may depend on the texts beside it.
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -53,10 +53,12 @@ def eos_token_id(name: str) -> int | None:
         token = json.loads(file.read_text(encoding="utf-8")).get("eos_token")
         token = token["content"] if isinstance(token, dict) else token
     except (ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{_place(name)}: {file} cannot be read: {error!r}") from error
+        raise UserError(f"{_setting(name)}: {file} cannot be read: {error!r}") from error
     number = None if token is None else load_tokenizer(name).token_to_id(str(token))
     if token is not None and number is None:
-        raise UserError(f"{_place(name)}: {file} has eos_token={token!r}, which is no token of it")
+        raise UserError(
+            f"{_setting(name)}: {file} has eos_token={token!r}, which is no token of it"
+        )
     return number
 
 
@@ -66,11 +68,11 @@ def check_tokens(vlm: VLMConfig, tokenizer: Tokenizer) -> None:
     What counts is the largest id: a tokenizer of few tokens may number them with gaps.
     """
     messages = []
-    place = _place(vlm.lm_tokenizer)
+    setting = _setting(vlm.lm_tokenizer)
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= vlm.lm_vocab_size:
         messages.append(
-            f"vlm.lm_vocab_size must be above all token ids of {place}, "
+            f"vlm.lm_vocab_size must be above all token ids of {setting}, "
             f"got {vlm.lm_vocab_size} and ids up to {largest}"
         )
     special = {n: t.content for n, t in tokenizer.get_added_tokens_decoder().items() if t.special}
@@ -80,13 +82,13 @@ def check_tokens(vlm: VLMConfig, tokenizer: Tokenizer) -> None:
         choices = ", ".join(f"{number} ({text})" for number, text in list(special.items())[:10])
         messages.append(
             f"vlm.lm_eos_token_id must be a special token, got {vlm.lm_eos_token_id}: {what} in "
-            f"{place}. Choices: {choices or 'none; mark one in its added_tokens'}"
+            f"{setting}. Choices: {choices or 'none; mark one in its added_tokens'}"
         )
     if messages:
         raise UserError(*messages)
 
 
-def _place(name: str) -> str:
+def _setting(name: str) -> str:
     return f"{_SETTING}={name!r}"
 
 

@@ -49,13 +49,13 @@ def evaluate_mmstar(
         rules: what counts as right, and so how much of an answer is read.
 
     Raises:
-        UserError: the options cannot be told by their letters (see `letter_tokens`).
+        UserError: the letters of the options cannot be told apart (see `letter_tokens`).
         torch.OutOfMemoryError: for one question, or with a `batch_size` that is a number.
     """
-    at_once = AUTO_BATCH[device.type] if batch_size == "auto" else batch_size
+    num_questions = AUTO_BATCH[device.type] if batch_size == "auto" else batch_size
     asking = _Asking(model, benchmark, tokenizer, device, rules, may_halve=batch_size == "auto")
-    by_length = benchmark.offsets.diff().argsort(stable=True)  # so that lines have few empty places
-    batches = by_length.split(at_once)
+    by_length = benchmark.offsets.diff().argsort(stable=True)  # so that little is padded
+    batches = by_length.split(num_questions)
     answered: dict[int, ItemAnswer] = {}
     with evaluating(model), mixed_precision(device):
         for items in batches[rank() :: world_size()]:
@@ -108,15 +108,15 @@ class _Asking:
         self._letter_tokens = torch.tensor(list(tokens.values()), device=device)
         self._num_new_tokens = num_new_tokens(tokenizer, self._letters, rules)
         self._may_halve = may_halve
-        self._at_once = len(benchmark)
+        self._batch_limit = len(benchmark)
 
     def answers(self, items: Tensor) -> Iterator[ItemAnswer]:
         """Yield the answers to `items`, int64[B]: in parts from when memory was not enough on."""
         while len(items):
-            part, rest = items[: self._at_once], items[self._at_once :]
+            part, rest = items[: self._batch_limit], items[self._batch_limit :]
             answered = self._answer_if_it_fits(part)
             if answered is None:
-                self._at_once = -(-len(part) // 2)
+                self._batch_limit = -(-len(part) // 2)
             else:
                 yield from answered
                 items = rest
@@ -133,7 +133,7 @@ class _Asking:
         """Return the answers to `items`, int64[B]."""
         benchmark, model, device = self._benchmark, self._model, self._device
         prompts = [benchmark.prompt(item) for item in items.tolist()]
-        token_ids = F.pad(torch.cat(prompts), (0, 1))  # with a spare one
+        token_ids = F.pad(torch.cat(prompts), (0, 1))  # one token of padding
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         packing = pack(lengths, model.config.num_image_tokens, len(token_ids))
         images = benchmark.images[benchmark.image_index[items]].to(device)

@@ -37,7 +37,7 @@ _PHRASES = (
     "i choose", "i select", "i pick", "my answer is", "my choice is",
     "옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは",
 )  # fmt: skip
-"""After the first of each, the first place of every letter is a candidate."""
+"""After the first of each, the first occurrence of every letter is a candidate."""
 _START, _END, _AFTER_PHRASE, _ANYWHERE = 10, 9, 7, 0
 
 
@@ -80,7 +80,7 @@ def chosen_letter(output: str, letters: Sequence[str] = "ABCD") -> str:
     for mark in _OUTER_MARKS:
         text = text.strip(mark)
     padded, bare = f" {text} ", text.strip()
-    found: list[tuple[int, int, str]] = []  # how much it says, place, letter
+    found: list[tuple[int, int, str]] = []  # weight, position, letter
     for letter in letters:
         for sign, weight in _SIGNS.items():
             found.append((weight, padded.rfind(sign.replace("X", letter)), letter))
@@ -96,5 +96,5 @@ def chosen_letter(output: str, letters: Sequence[str] = "ABCD") -> str:
 
 def _phrase_ends(text: str) -> list[int]:
     lower = text.lower()
-    places = [(lower.find(phrase), phrase) for phrase in _PHRASES]
-    return [place + len(phrase) for place, phrase in places if place >= 0]
+    found = [(lower.find(phrase), phrase) for phrase in _PHRASES]
+    return [position + len(phrase) for position, phrase in found if position >= 0]

@@ -89,14 +89,14 @@ class ModelInput(NamedTuple):
     token_ids: Tensor
     images: Tensor
     packing: Packing
-    label_places: Tensor
+    label_index: Tensor
     """int64[L], the text tokens whose successor is learnt."""
     labels: Tensor
     """int64[L], these successors; -100 where there are fewer."""
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return all of them."""
-        return self.token_ids, self.images, *self.packing, self.label_places, self.labels
+        return self.token_ids, self.images, *self.packing, self.label_index, self.labels
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> "ModelInput":
         """Return what `change` makes of each tensor."""
@@ -104,32 +104,35 @@ class ModelInput(NamedTuple):
             token_ids=change(self.token_ids),
             images=change(self.images),
             packing=Packing(*map(change, self.packing)),
-            label_places=change(self.label_places),
+            label_index=change(self.label_index),
             labels=change(self.labels),
         )
 
 
 def model_input(
-    batch: Batch, config: VLMConfig, line: int | None = None, num_labels: int | None = None
+    batch: Batch,
+    config: VLMConfig,
+    padded_length: int | None = None,
+    num_labels: int | None = None,
 ) -> ModelInput:
     """Return what a model of `config` reads of a batch, still on the CPU.
 
     Args:
-        line: places in a line of the padded view; None takes what the longest sample needs.
+        padded_length: T of the packing; None takes what the longest sample needs.
         num_labels: L, at least as many as there are; None takes these.
     """
     num_text = len(batch.token_ids)
-    label_places = (batch.targets != IGNORED_TARGET).nonzero().squeeze(1)
-    labels = batch.targets[label_places]
-    if num_labels is not None:  # the spare ones show the spare token at the end
+    label_index = (batch.targets != IGNORED_TARGET).nonzero().squeeze(1)
+    labels = batch.targets[label_index]
+    if num_labels is not None:  # padding points at the row's last token, which is padding
         missing = num_labels - len(labels)
-        label_places = F.pad(label_places, (0, missing), value=num_text - 1)
+        label_index = F.pad(label_index, (0, missing), value=num_text - 1)
         labels = F.pad(labels, (0, missing), value=IGNORED_TARGET)
     return ModelInput(
         token_ids=batch.token_ids,
         images=batch.images,
-        packing=pack(batch.text_lengths, config.num_image_tokens, num_text, line),
-        label_places=label_places,
+        packing=pack(batch.text_lengths, config.num_image_tokens, num_text, padded_length),
+        label_index=label_index,
         labels=labels,
     )
 
@@ -142,5 +145,5 @@ def answer_loss_sum(model: VisionLanguageModel, inputs: ModelInput) -> Tensor:
     with mixed_precision(inputs.images.device):
         pixels = image_input(inputs.images, model.config)
         hidden = model.hidden_states(inputs.token_ids, pixels, inputs.packing)  # (M, D)
-        logits = model.decoder.head(hidden.index_select(0, inputs.label_places))  # (L, V)
+        logits = model.decoder.head(hidden.index_select(0, inputs.label_index))  # (L, V)
     return F.cross_entropy(logits.float(), inputs.labels, reduction="sum")

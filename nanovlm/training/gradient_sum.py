@@ -44,7 +44,7 @@ class GradientSum:
         Args:
             parameters: those that want a gradient, on one device and of one dtype, in the order of
                 the forward pass; the same on all workers.
-            has_fixed_memory: with one worker too each gradient is always at the same place.
+            has_fixed_memory: with one worker too each gradient always has the same memory.
         """
         self._parameters = list(parameters)
         for parameter in self._parameters:

@@ -358,7 +358,7 @@ def test_a_hub_id_is_fetched_with_what_is_needed(
 ) -> None:
     asked = []
 
-    def download(name: str, revision: None, allow_patterns: list[str]) -> str:
+    def download(name: str, repo_type: str, revision: None, allow_patterns: list[str]) -> str:
         asked.append((name, allow_patterns[0]))
         return {"a/siglip": folders.vit_model_type, "a/llama": folders.lm_model_type}[name]
 

@@ -89,24 +89,24 @@ def shapes(inputs: ModelInput) -> tuple[torch.Size, ...]:
 
 
 def test_fixed_shapes_hold_the_same_samples(samples: PreparedSamples) -> None:
-    """And a few spare tokens, which carry no label."""
+    """And a few tokens of padding, which carry no label."""
     indices = np.arange(100)
     inputs = Loader(samples, TINY, CPU, has_fixed_shapes=True).take(indices)
     expected = plain_input(samples, indices)
     num_real = int(samples.text_lengths[indices].sum())
     assert num_real < len(inputs.token_ids) < 2 * num_real
     assert torch.equal(inputs.token_ids[:num_real], expected.token_ids[:num_real])
-    assert torch.equal(inputs.label_places, expected.label_places)
+    assert torch.equal(inputs.label_index, expected.label_index)
     assert torch.equal(inputs.labels, expected.labels)
 
 
-def test_few_spare_tokens_in_large_batches() -> None:
+def test_little_padding_in_large_batches() -> None:
     shapes = FixedShapes(FixedCount(mean=30, deviation=20, most=78), FixedCount(9, 8, 40))
     assert shapes.text.room(1, 50) == shapes.text.room(1, 78) == 80
     assert shapes.text.room(256, 256 * 30) == 8976 == 16 * 561  # 7680 + 4 x 20 x 16 + 1, rounded up
     assert shapes.text.room(256, 8960) == 8976
     assert shapes.text.room(256, 8961) == shapes.text.room(256, 256 * 78) == 19984
-    assert shapes.line(49) == 128
+    assert shapes.padded_length(49) == 128
 
 
 def test_samples_of_one_length_need_no_room(samples: PreparedSamples) -> None:
