@@ -31,8 +31,8 @@ from nanovlm.models.compiled import find_compile_obstacle
 from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import PARTS, VisionLanguageModel
 from nanovlm.training.forward import has_bfloat16
-from nanovlm.training.micro_batches import MicroBatchSize
 from nanovlm.training.start import architecture, load_checkpoint
+from nanovlm.training.steps import MicroBatchSize
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Resources:
 
         Args:
             device: None takes the first GPU, or the CPU where there is none.
-            on_progress: told how far it is when data has to be prepared.
+            on_progress: called with how far it is when data has to be prepared.
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._on_progress = on_progress
@@ -117,7 +117,7 @@ class Resources:
 
         def prepare() -> PreparedBenchmark:
             benchmark = prepare_benchmark(config, tokenizer, self._on_progress)
-            letter_tokens(benchmark, tokenizer)  # said before the training, not after
+            letter_tokens(benchmark, tokenizer)  # fails before the training, not after
             return benchmark
 
         whole = self._benchmarks.get(benchmark_key(config), prepare)

@@ -37,7 +37,7 @@ from nanovlm.parallel import gather_objects, rank, world_size
 from nanovlm.resources import Resources
 from nanovlm.training.forward import choose_algorithms
 from nanovlm.training.loop import Progress, never, num_steps, train
-from nanovlm.training.progress import OnUpdate, UpdateTimer, ignore
+from nanovlm.training.meter import OnUpdate, UpdateTimer, ignore
 from nanovlm.training.start import check_decoder_tokenizer, find_checkpoint
 from nanovlm.training.state import SavedTrial, read_state, write_state
 from nanovlm.training.steps import NonFiniteLossError
@@ -60,7 +60,7 @@ def run_trial(
 
     Args:
         interrupted: asked once an optimizer step whether to end.
-        on_update: told about once a second how far the trial is.
+        on_update: called about once a second with how far the trial is.
 
     Raises:
         UserError: the configuration, the data or the checkpoint cannot be used.
@@ -120,20 +120,30 @@ class _Trial:
     started: float
     """On the clock of `time.perf_counter`."""
     reports: list[Report]
-    """Those made so far."""
+    """Those that were made."""
 
     def report(self, progress: Progress) -> Report:
         """Evaluate the model and write down what is wanted; all workers do this together."""
         job, resources, device = self.job, self.resources, self.resources.device
         trained_at = time.perf_counter()
         self.updates.evaluation_begins()
-        result = _ask(self.model, self.benchmark, job.config, resources)
-        metrics = result.metrics() | _validate(self.model, self.val_samples, device)
+        result = evaluate_mmstar(
+            self.model,
+            self.benchmark,
+            resources.tokenizer(job.config.vlm.lm_tokenizer),
+            job.config.mmstar_batch_size,
+            device,
+            job.config.mmstar_rules,
+        )
+        metrics = result.metrics()
+        if len(self.val_samples):
+            metrics["val_loss"] = validation_loss(self.model, self.val_samples, device)
         evaluated_at = time.perf_counter()
         _check_finite(progress.step, metrics)
-        output_dir = job.output_dir if progress.is_final else None
-        if rank() == 0:
-            _write_outputs(self.model, output_dir, result, job.answers_file)
+        if rank() == 0 and job.answers_file is not None:
+            replace_text(Path(job.answers_file), result.json_lines())
+        if rank() == 0 and job.output_dir is not None and progress.is_final:
+            self.model.save_pretrained(job.output_dir)
         report = Report(
             samples_seen=progress.samples_seen,
             step=progress.step,
@@ -143,26 +153,15 @@ class _Trial:
             evaluation_seconds=evaluated_at - trained_at,
             speed=progress.speed,
             is_final=progress.is_final,
-            notes=_all_notes(resources),
+            notes=tuple(dict.fromkeys(chain.from_iterable(gather_objects(resources.notes)))),
         )
         self.reports.append(report)
         if job.state_dir is not None and not progress.is_final:
-            _write_state(job, progress, self.reports)
+            state = progress.state()  # which all workers ask for
+            if rank() == 0:
+                write_state(Path(job.state_dir), state, self.reports, _belongs_to(job))
         self.updates.training_goes_on()
         return report
-
-
-def _write_outputs(
-    model: VisionLanguageModel,
-    output_dir: str | None,
-    result: MMStarResult,
-    answers_file: str | None,
-) -> None:
-    """Write the answers and the model to where they are wanted."""
-    if answers_file is not None:
-        replace_text(Path(answers_file), result.json_lines())
-    if output_dir is not None:
-        model.save_pretrained(output_dir)
 
 
 def _belongs_to(job: Job) -> dict[str, Any]:
@@ -188,19 +187,6 @@ def _find_state(job: Job, resources: Resources) -> SavedTrial | None:
         resources.note(f"started from the beginning: {obstacles[0]}")
         return None
     return saved
-
-
-def _write_state(job: Job, progress: Progress, reports: Sequence[Report]) -> None:
-    """Write the state of the training; all workers take part."""
-    assert job.state_dir is not None, "the state is wanted"
-    state = progress.state()
-    if rank() == 0:
-        write_state(Path(job.state_dir), state, reports, _belongs_to(job))
-
-
-def _all_notes(resources: Resources) -> tuple[str, ...]:
-    """Return the notes of all workers, each text once."""
-    return tuple(dict.fromkeys(chain.from_iterable(gather_objects(resources.notes))))
 
 
 def _raise_together(messages: Sequence[str]) -> None:
@@ -247,35 +233,6 @@ def _set_up_worker(config: TrainConfig, device: torch.device) -> None:
     torch.backends.cudnn.allow_tf32 = False  # float32, in evaluation, is float32 on GPUs too
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads)
-
-
-def _ask(
-    model: VisionLanguageModel,
-    benchmark: PreparedBenchmark,
-    config: TrainConfig,
-    resources: Resources,
-) -> MMStarResult:
-    """Return the model's answers to the benchmark."""
-    tokenizer = resources.tokenizer(config.vlm.lm_tokenizer)
-    return evaluate_mmstar(
-        model,
-        benchmark,
-        tokenizer,
-        config.mmstar_batch_size,
-        resources.device,
-        config.mmstar_rules,
-    )
-
-
-def _validate(
-    model: VisionLanguageModel,
-    val_samples: PreparedSamples,
-    device: torch.device,
-) -> dict[str, float]:
-    """Return `val_loss`, if there are samples for it."""
-    if len(val_samples) == 0:
-        return {}
-    return {"val_loss": validation_loss(model, val_samples, device)}
 
 
 def _check_finite(step: int, metrics: Mapping[str, float]) -> None:

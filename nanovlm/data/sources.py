@@ -21,6 +21,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets.data_files import sanitize_patterns
 from huggingface_hub import DatasetCard
 
 from nanovlm.config.schema import TrainConfig
@@ -210,7 +211,15 @@ def _patterns(setting: str, card: Path, name: str, split: str) -> list[str]:
     configs = content.get("configs")
     if not configs:  # the hub then goes by the files' names, too
         return [f"*{split}*.parquet"] if name == DEFAULT_NAME else [f"{name}/*.parquet"]
-    named = {str(c.get("config_name", DEFAULT_NAME)): _files_by_split(c) for c in configs}
+    try:
+        named = {
+            str(config.get("config_name", DEFAULT_NAME)): sanitize_patterns(
+                config.get("data_files") or {}
+            )
+            for config in configs
+        }
+    except ValueError as error:
+        raise UserError(f"{setting}: its card cannot be read: {error}") from error
     if name == DEFAULT_NAME and name not in named and len(named) == 1:
         (name,) = named
     if name not in named:
@@ -221,20 +230,6 @@ def _patterns(setting: str, card: Path, name: str, split: str) -> list[str]:
             f"{setting}: sub-set {name!r} has no split {split!r} in its card; it has {has}"
         )
     return named[name][split]
-
-
-def _files_by_split(config: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the card's `data_files` as lists; a plain path or list of paths is the train split."""
-    by_split: dict[str, list[str]] = {}
-    for entry in _as_list(config.get("data_files") or []):
-        is_named = isinstance(entry, dict)
-        split, path = (entry["split"], entry["path"]) if is_named else ("train", entry)
-        by_split.setdefault(split, []).extend(_as_list(path))
-    return by_split
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _subsets(setting: str, files: Files, columns: Columns) -> Subsets:

@@ -21,9 +21,8 @@ from nanovlm.messages import Speed
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import world_size
 from nanovlm.training.meter import Meter
-from nanovlm.training.micro_batches import MicroBatchSize
 from nanovlm.training.state import TrainingState
-from nanovlm.training.steps import SmoothedLoss, Steps
+from nanovlm.training.steps import MicroBatchSize, SmoothedLoss, Steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +48,8 @@ class Progress:
 
 
 OnStep = Callable[[int, float, float], None]
-"""Told after each optimizer step: its number, the smoothed loss, and the seconds that the training
-has waited for batches so far."""
+"""Called after each optimizer step with its number, the smoothed loss, and the seconds that the
+training has waited for batches since it began."""
 
 
 def never() -> bool:
@@ -95,10 +94,9 @@ def train(
     report_steps = _report_steps(milestones, config.batch_size, total_steps)
     meter = Meter(config, device)
     steps = Steps(model, samples, config, total_steps, device, meter, micro_batch_size)
-    train_loss = SmoothedLoss()
+    train_loss = SmoothedLoss(start)
     if start is not None:
         steps.restore(start)
-        train_loss.restore(start.loss_sum, start.loss_weight)
     first_step = 1 if start is None else start.step + 1
     model.train()
     launched: deque[tuple[int, Tensor]] = deque()

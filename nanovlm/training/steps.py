@@ -1,7 +1,9 @@
 """The optimizer steps of one trial on this worker, each from its micro-batches to new weights."""
 
 import functools
+import logging
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
@@ -18,12 +20,18 @@ from nanovlm.training.forward import ModelInput, answer_loss_sum, unless_out_of_
 from nanovlm.training.gradient_sum import GradientSum
 from nanovlm.training.loader import Loader
 from nanovlm.training.meter import Meter
-from nanovlm.training.micro_batches import MicroBatchSize
 from nanovlm.training.optim import build_optimizer, learning_rate_factor, set_learning_rates
 from nanovlm.training.state import TrainingState, collect_tensors, restore_tensors
 
+logger = logging.getLogger(__name__)
+
 LOSS_DECAY = 0.95
 """What one step leaves of the steps before it in the smoothed training loss."""
+
+
+CPU_PATCHES = 2048
+"""Image patches of a pass on CPU, if the configuration leaves it open: 10 images at 224 pixels.
+More are no faster, and a computer without the memory ends the program without a message."""
 
 
 class TrialInterrupted(Exception):
@@ -41,14 +49,68 @@ class NonFiniteLossError(Exception):
         return f"{self.quantity} is {self.value} at step {self.step}"
 
 
+class MicroBatchSize:
+    """Samples of one forward and backward pass on this worker.
+
+    A worker keeps it from trial to trial, so that memory runs out once and not in every trial.
+    """
+
+    def __init__(self, device: torch.device, note: Callable[[str], None] = logger.warning) -> None:
+        """Know nothing yet.
+
+        Args:
+            note: called with a text when the memory was not enough.
+        """
+        self._on_cpu = device.type == "cpu"
+        self._limit: int | None = None
+        self._note = note
+
+    @property
+    def limit(self) -> int | None:
+        """Samples that have been found to fit, None before the memory was ever not enough."""
+        return self._limit
+
+    def restore(self, limit: int | None) -> None:
+        """Take over what a worker before this one has found."""
+        if limit is not None:
+            self._limit = min(limit, self._limit or limit)
+
+    def begin_trial(self) -> None:
+        """Note what an earlier trial has found."""
+        if self._limit is not None:
+            self._note(f"out of GPU memory before: micro_batch_size {self._limit} at most")
+
+    def split(self, indices: np.ndarray, config: TrainConfig) -> list[np.ndarray]:
+        """Return this worker's samples of a step (int64[any]) in parts of nearly one size."""
+        size = len(indices)
+        if config.micro_batch_size != "auto":
+            size = config.micro_batch_size
+        elif self._limit is not None:
+            size = self._limit
+        elif self._on_cpu:
+            size = max(1, CPU_PATCHES // config.vlm.num_patches)
+        return np.array_split(indices, -(-len(indices) // size))
+
+    def halve(self, indices: np.ndarray, config: TrainConfig) -> bool:
+        """Take half of what `split` gives; return False if that cannot be.
+
+        It cannot if the configuration says a size, or if it is one sample already.
+        """
+        size = max(map(len, self.split(indices, config)))
+        if config.micro_batch_size != "auto" or size == 1:
+            return False
+        self._limit = -(-size // 2)
+        self._note(f"out of GPU memory with micro_batch_size {size}: {self._limit} from now on")
+        return True
+
+
 class SmoothedLoss:
     """An exponential average without the pull of its start towards 0."""
 
-    def __init__(self) -> None:
-        self.sum = self.weight = 0.0
-
-    def restore(self, loss_sum: float, weight: float) -> None:
-        self.sum, self.weight = loss_sum, weight
+    def __init__(self, start: TrainingState | None) -> None:
+        """Go on from a state; None begins."""
+        self.sum = 0.0 if start is None else start.loss_sum
+        self.weight = 0.0 if start is None else start.loss_weight
 
     def add(self, loss: float) -> None:
         self.sum = LOSS_DECAY * self.sum + loss
@@ -186,7 +248,7 @@ class Steps:
     def _attempt(self, step: int, interrupted: bool) -> Tensor:
         loss = self._backward(step)
         if loss is None and world_size() == 1:
-            return self._take_again(step, interrupted)  # at once: there is nobody to agree with
+            return self._take_again(step, interrupted)  # there is nobody to agree with
         loss, stop, out_of_memory = self._sum_over_workers(loss, interrupted)
         norm = get_total_norm([p.grad for p in self._parameters])
         if self._config.max_grad_norm is not None:
