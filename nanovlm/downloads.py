@@ -92,7 +92,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def first_reason(error: BaseException) -> str:
-    """Return in one line what lies behind an error of the hub's client."""
+    """Return in one line the reason of an error of the hub's client."""
     # The error itself holds the hub's answer; its cause holds what the network did.
     source = error if isinstance(error, HfHubHTTPError) else error.__cause__ or error
     lines = (line.strip() for line in str(source).splitlines())

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 V = TypeVar("V")
 
 NUM_KEPT = 2
-"""Entries of each sort that are kept."""
+"""Entries of each kind that are kept."""
 
 PROJECTOR = ("MP",)
 BACKBONES = tuple(part for part in PARTS if part not in PROJECTOR)
@@ -97,7 +97,7 @@ class Resources:
     def training_data(self, config: TrainConfig) -> tuple[PreparedSamples, PreparedSamples]:
         """Return the samples to train on and those of the validation loss.
 
-        Raises UserError if the data cannot be had, or is smaller than one batch.
+        Raises UserError if the data cannot be read, or is smaller than one batch.
         """
         tokenizer = self.tokenizer(config.vlm.lm_tokenizer)
         train, val = self._training_data.get(
@@ -110,7 +110,7 @@ class Resources:
     def benchmark(self, config: TrainConfig) -> PreparedBenchmark:
         """Return the questions of the benchmark that `config` asks; its parts share their images.
 
-        Raises UserError if it cannot be had, its answers are not letters that can be told apart,
+        Raises UserError if it cannot be read, its answers are not letters that can be told apart,
         the model has no room for a question, or the part has no question.
         """
         tokenizer = self.tokenizer(config.vlm.lm_tokenizer)
@@ -132,12 +132,12 @@ class Resources:
         """Return the model on the device as a trial starts with it.
 
         The module is the one that an earlier trial with this architecture used, and so is what was
-        compiled for it; its weights are set anew, in place: those of `checkpoint`, or of the saved
+        compiled for it; its weights are replaced, in place: those of `checkpoint`, or of the saved
         model that the configuration resumes from, or else the initial ones of `config.seed`, with
         pretrained backbones if the configuration wants them.
 
         The files of the saved model and of the backbones are read once and their weights kept in
-        memory: a worker does not see what becomes of these files while it lives.
+        memory: a worker does not see later changes of these files.
 
         Args:
             checkpoint: folder that a trial has written; read at each call.
@@ -146,7 +146,7 @@ class Resources:
         that is noted.
 
         Raises:
-            UserError: a file cannot be had, or does not fit the configuration.
+            UserError: a file is missing, or does not fit the configuration.
         """
         compiled = config.compile and self._can_compile()
         model = self._models.get((config.vlm, compiled), lambda: self._new_model(config, compiled))

@@ -56,7 +56,7 @@ def run_trial(
     All workers of a trial run this together and get the same reports. Closing the generator stops
     the trial. Each report's answers to the benchmark go to `job.answers_file`, the final report's
     model to `job.output_dir`, and the state after each other report to `job.state_dir`, if there
-    are such. A trial that finds its state there makes the reports before it again and goes on.
+    are such. A trial that finds its state there repeats the reports before it and continues.
 
     Args:
         interrupted: asked once an optimizer step whether to end.
@@ -165,7 +165,7 @@ class _Trial:
 
 
 def _belongs_to(job: Job) -> dict[str, Any]:
-    """Return what a trial must have in common with another one to go on from its state."""
+    """Return what a trial must have in common with another one to continue from its state."""
     return config_values(job.config) | {
         "milestones": list(job.milestones),
         "checkpoint": job.checkpoint,
@@ -174,7 +174,7 @@ def _belongs_to(job: Job) -> dict[str, Any]:
 
 
 def _find_state(job: Job, resources: Resources) -> SavedTrial | None:
-    """Return what the trial goes on from; all workers find the same, or nothing."""
+    """Return the state that the trial continues from; all workers find the same, or none."""
     if job.state_dir is None:
         return None
     found = read_state(Path(job.state_dir), _belongs_to(job))
@@ -191,22 +191,22 @@ def _find_state(job: Job, resources: Resources) -> SavedTrial | None:
 
 def _raise_together(messages: Sequence[str]) -> None:
     """Raise UserError on all workers if one of them has messages: none waits for it in vain."""
-    said = next(filter(None, gather_objects(tuple(messages))), ())
-    if said:
-        raise UserError(*said)
+    found = next(filter(None, gather_objects(tuple(messages))), ())
+    if found:
+        raise UserError(*found)
 
 
 def check_start(config: TrainConfig) -> None:
     """Raise UserError if what a trial of `config` begins with is not there.
 
-    For a program to ask before it starts anything; `run_trial` finds out by itself.
+    For a program, before it starts anything; `run_trial` checks it by itself.
     """
     if config.resume_from_vlm_checkpoint:
         find_checkpoint(config.vlm.vlm_checkpoint_path, config.vlm)
 
 
 def check_backbones(config: TrainConfig) -> None:
-    """Raise UserError if the pretrained weights that `config` wants cannot be had or do not fit.
+    """Raise UserError if the pretrained weights that `config` wants are missing or do not fit.
 
     Apart from `check_start`, since it takes too long for every trial of a search.
     """

@@ -32,7 +32,7 @@ class PreparedBenchmark:
     image_index: Tensor
     """int64[N], the image of each question."""
     tokens: Tensor
-    """int32[all tokens], one prompt behind the other."""
+    """int32[all tokens], one prompt after the other."""
     offsets: Tensor
     """int64[N + 1]"""
     answers: tuple[str, ...]

@@ -1,7 +1,7 @@
 """Builds prepared data: text first, then the images of the rows whose text is used.
 
 Any number of processes may want the same data: one builds, the others wait and read. A build that
-was broken off, however hard, goes on after the parts that are done, and gives the same bytes.
+was interrupted, or killed, continues after the parts that are done, and gives the same bytes.
 """
 
 import logging
@@ -96,7 +96,7 @@ def build(recipe: Recipe, on_progress: OnProgress) -> dict[str, Any]:
     """Build what is not there yet; return the manifest once all of it is.
 
     Raises:
-        UserError: rows cannot be had or read, the disk is too full, or too many images are
+        UserError: rows are missing or cannot be read, the disk is too full, or too many images are
             unreadable. What is done stays done.
     """
     folder = recipe.folder
@@ -108,7 +108,7 @@ def build(recipe: Recipe, on_progress: OnProgress) -> dict[str, Any]:
     except OSError as error:
         raise UserError(
             f"preparing the {recipe.what} in {folder.path} (HF_ASSETS_CACHE puts it elsewhere): "
-            f"{error}; started again, the work goes on after what is done"
+            f"{error}; started again, the work continues after what is done"
         ) from error
     return folder.manifest()
 
@@ -124,7 +124,7 @@ def _build(recipe: Recipe, subsets: Subsets, on_progress: OnProgress) -> None:
     parts.mkdir(parents=True, exist_ok=True)
     folder.write_json(ABOUT_FILE, folder.about)
     order = recipe.order(total)
-    rows = np.sort(order)  # from here on rows are read, and counted, in the order of the files
+    rows = np.sort(order)  # from here on rows are in the order of the files
     text = encode_text(
         divide(subsets, rows, text_module.ROWS_PER_PART),
         recipe.text_column,

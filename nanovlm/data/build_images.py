@@ -28,7 +28,7 @@ from nanovlm.process import usable_cpus
 
 IMAGES_PER_PART = 128
 _FEW_IMAGES = 2000
-"""So many are done here, before other processes would have started."""
+"""So many are done in this process, before others would have started."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def write_images(
         folder: where it is noted which parts are done.
     """
     notes = [folder / f"images-{number:05}.json" for number in range(len(parts))]
-    if not task.file.exists():  # then nothing of it is done, whatever the notes say
+    if not task.file.exists():  # then no part is done, though notes may be left
         for note in notes:
             note.unlink(missing_ok=True)
     with task.file.open("ab") as file:
@@ -158,9 +158,9 @@ def _run_in_processes(left: dict[Path, Sequence[Chosen]], task: ImageTask) -> Re
     except BrokenProcessPool as error:
         raise UserError(
             "preparing images: a process ended unexpectedly, killed or for want of memory; started "
-            "again, the work goes on after what is done"
+            "again, the work continues after what is done"
         ) from error
-    except BaseException:  # Ctrl-C too: nobody waits for the parts under way, they are done again
+    except BaseException:  # Ctrl-C too: the parts in progress are dropped and done again
         lifeline.close()
         raise
     finally:

@@ -5,7 +5,7 @@
       images.bin       uint8[R, 3, S, S]
       *.npy            tokens and where each sample's lie
       manifest.json    written last: counts, unreadable rows
-      parts-*/         what a build that was broken off has done so far
+      parts-*/         parts that an interrupted build has done
 
 Everything is written under another name and then renamed, so a reader never meets half a file.
 """
@@ -54,7 +54,7 @@ class PreparedFolder:
         """Return the folder of what `recipe` says; any other value means another folder.
 
         Args:
-            notes: what `about` tells besides and the folder does not depend on.
+            notes: further entries of `about`, on which the folder does not depend.
         """
         content = json.dumps(recipe, sort_keys=True)
         key = hashlib.sha256(content.encode()).hexdigest()[:KEY_LENGTH]
@@ -101,7 +101,7 @@ class PreparedFolder:
         except (OSError, ValueError, TypeError, EOFError) as error:
             command = f"python -m nanovlm data delete {self.path.name}"
             raise UserError(
-                f"{path}: is damaged or gone: {error}; `{command}` lets it be made anew"
+                f"{path}: is damaged or missing: {error}; after `{command}` it is prepared again"
             ) from None
 
     def write_array(self, name: str, array: np.ndarray) -> None:

@@ -177,7 +177,7 @@ def _image_name(scan: _Scan) -> str:
 def _ask(kind: Kind, digit: int, letter: str, rng: np.random.Generator) -> tuple[str, str]:
     """Return a question with inline options, and its letter.
 
-    In a shuffled kind `letter` is where the right option comes to stand.
+    In a shuffled kind `letter` is that of the right option.
     """
     right = kind.answer(digit)
     options: Sequence[str] = kind.options

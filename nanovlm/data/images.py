@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
 from nanovlm.files import LFS_HEAD
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""What is opened, whatever Pillow could open besides: EPS, for one, is run by Ghostscript."""
+"""All that is opened. Pillow could open more: EPS, for example, which Ghostscript runs."""
 
 MAX_DECODING_BYTES = 400_000_000
 """Images that would take more are refused before they are decoded, or reduced by the decoder."""
@@ -35,7 +35,7 @@ _WHITE = (1, 255, 65535)
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 _ERRORS_OF_A_PATH = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP}
-"""Others, such as a disk that fails, are not the row's fault."""
+"""Others, such as a failing disk, are not the row's fault."""
 
 # Some rows of the_cauldron are PNGs whose text chunks exceed Pillow's limit of 1 MiB.
 _TEXT_BYTES = 100 * 2**20
@@ -166,7 +166,7 @@ def _grey_by_range(image: Image.Image) -> Convert:
 
 def _range(image: Image.Image) -> tuple[float, float]:
     """Return the lowest and the highest value of an image with one channel."""
-    known = image.mode in ("F", "I", "I;16")  # Pillow has not the others' extrema
+    known = image.mode in ("F", "I", "I;16")  # Pillow lacks the others' extrema
     low, high = (image if known else image.convert("I")).getextrema()
     assert isinstance(low, int | float) and isinstance(high, int | float)
     return low, high

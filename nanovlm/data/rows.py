@@ -91,7 +91,7 @@ def locate(subsets: Subsets, row: int) -> dict[str, Any]:
                 file = f"{path.parent.name}/{path.name}" if isinstance(path, Path) else None
                 return {"subset": name, "file": file, "row": group.first_row + row}
             row -= group.num_rows
-    raise AssertionError(f"row {row} behind the last one")
+    raise AssertionError(f"row {row} is after the last one")
 
 
 def describe_location(location: Mapping[str, Any]) -> str:
@@ -151,5 +151,5 @@ def _values_at(batches: Iterator[pa.RecordBatch], rows: np.ndarray) -> Iterator[
 def _as_python(value: pa.Scalar) -> Any:
     try:
         return value.as_py()
-    except UnicodeDecodeError as error:  # nobody else has looked: parquet stores any bytes as text
+    except UnicodeDecodeError as error:  # parquet stores any bytes as text
         return BadValue(f"text that is not UTF-8: {error.reason} at byte {error.start}")

@@ -25,11 +25,11 @@ class PreparedSamples:
     image_index: Tensor
     """int64[N], the image of each sample."""
     tokens: Tensor
-    """int32[all tokens], one sample behind the other."""
+    """int32[all tokens], one sample after the other."""
     offsets: Tensor
     """int64[N + 1]"""
     prompt_lengths: Tensor
-    """int64[N], tokens of each prompt; the ones behind them are learnt."""
+    """int64[N], tokens of each prompt; those after it are learnt."""
 
     def __len__(self) -> int:
         return len(self.image_index)
@@ -46,7 +46,7 @@ class PreparedSamples:
 
 
 class Batch(NamedTuple):
-    """B samples, their texts one behind the other in M tokens; the last one or more are padding."""
+    """B samples, their texts one after the other in M tokens; the last one or more are padding."""
 
     token_ids: Tensor
     """int64[M], without the EOS of each sample, which nothing follows; 0 for padding."""
@@ -82,7 +82,7 @@ def image_buffer(samples: PreparedSamples, num_samples: int, pin_memory: bool = 
     """Return the memory for the images of a batch, uint8[num_samples, 3, S, S]; see `collate`.
 
     Args:
-        pin_memory: a GPU shall copy from it by itself.
+        pin_memory: for copies by the GPU itself.
     """
     shape = (num_samples, *samples.images.shape[1:])
     return torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)

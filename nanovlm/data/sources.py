@@ -74,7 +74,7 @@ def training_source(path: str, names: tuple[str, ...]) -> Source:
     such as FineVision's ratings, stay unread.
 
     Raises:
-        UserError: a sub-set does not exist or the hub does not give it. `load` raises it if files
+        UserError: a sub-set does not exist, here or on the hub. `load` raises it if files
             are missing, cannot be read or have other columns.
     """
     if path == BUILTIN_DIGITS and names != (DEFAULT_NAME,):
@@ -186,7 +186,7 @@ def _files_of_hub(setting: str, path: str, folder: Path, names: Sequence[str], s
         folder: of the version to use, from `_card_folder`.
 
     Raises:
-        UserError: a sub-set is not in the card, or its files cannot be had.
+        UserError: a sub-set is not in the card, or its files are missing.
     """
     patterns = {name: _patterns(setting, folder / CARD_FILE, name, split) for name in names}
     wanted = tuple(sorted({pattern for listed in patterns.values() for pattern in listed}))

@@ -49,7 +49,7 @@ def mmstar_prompt(question: str) -> str:
 
 
 def training_answer(assistant: str) -> str:
-    """Return what is learnt behind the prompt.
+    """Return what is learnt after the prompt.
 
     The multiple-choice sets of the_cauldron answer `Answer: D`. The prompt ends with that word
     already; a model that learnt to repeat it would score near zero by MMStar's rules, which read
@@ -109,10 +109,10 @@ def encode_questions(tokenizer: Tokenizer, questions: Sequence[str]) -> list[Row
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Return the ids of each text, with nothing added in front or behind.
+    """Return the ids of each text, with no special tokens.
 
     Raises:
-        UserError: the tokenizer has nothing for a part of a text.
+        UserError: the tokenizer has no token for a part of a text.
     """
     ids: list[list[int]] = []
     for start in range(0, len(texts), _BATCH_TEXTS):
@@ -152,7 +152,7 @@ class EncodedText(NamedTuple):
     """N samples of M rows, in the order of the rows."""
 
     tokens: np.ndarray
-    """int32[all tokens], one sample behind the other."""
+    """int32[all tokens], one sample after the other."""
     lengths: np.ndarray
     """int32[N]"""
     prompt_lengths: np.ndarray

@@ -1,8 +1,8 @@
 """Accuracy on multiple-choice questions in MMStar's format, the same number at every call.
 
 The model answers greedily, its answer ends at the first EOS, and lmms-eval's rules for MMStar
-decide whether it names the right letter. The same forward pass over the prompt tells how it
-weighs the letters against each other. Questions of similar length are read together, packed into
+decide whether it names the right letter. The same forward pass over the prompt gives the
+probability of each letter. Questions of similar length are read together, packed into
 one row, so nothing is padded and no answer depends on the questions beside it.
 """
 
@@ -45,7 +45,7 @@ def evaluate_mmstar(
 
     Args:
         batch_size: questions answered at a time; `auto` takes as many as are fast, fewer where the
-            GPU has not the memory.
+            GPU's memory is too small.
         rules: what counts as right, and so how much of an answer is read.
 
     Raises:

@@ -13,7 +13,7 @@ from nanovlm.evaluation.mmstar_rules import NEWEST_RULES, is_correct, rules_lett
 
 
 class ItemAnswer(NamedTuple):
-    """What a model says to one question."""
+    """What a model answers to one question."""
 
     output: str
     """Its answer in words, up to EOS."""

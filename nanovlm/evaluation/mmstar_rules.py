@@ -24,7 +24,7 @@ _OLDER_OPENINGS = ("", "(", "option ", "the answer is ")
 _OUTER_MARKS = ",.!?;:'\""
 """Taken off both ends of an answer: each as often as it stands there, one after the other."""
 _SIGNS = {"(X)": 6, "X.": 5, "X:": 4, "X)": 3, "X ": 2}
-"""How a letter X may be set off, and how much that says."""
+"""How a letter X may be set off, and the weight of each way."""
 _PHRASES = (
     *(
         f"{article}{words} is"
@@ -72,9 +72,9 @@ def _begins_with(output: str, letter: str) -> bool:
 def chosen_letter(output: str, letters: Sequence[str] = "ABCD") -> str:
     """Return the letter that an answer names by the newer rules, or nothing.
 
-    Only capital letters count. Most says a letter that begins the answer and is no part of a word,
-    then one that ends it so, one after a phrase such as `the answer is`, and one that is set off;
-    of equals the one that stands last. If there is none, the last capital of them anywhere counts.
+    Only capital letters count. In order of weight: a letter that begins the answer and is no part
+    of a word, one that ends it so, one after a phrase such as `the answer is`, one that is set off.
+    Of equals the last one counts; if there is none, the last of these capitals anywhere.
     """
     text = output.strip()
     for mark in _OUTER_MARKS:

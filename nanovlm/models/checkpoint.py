@@ -42,8 +42,8 @@ filter, values from 0 to 1. Its files have no keys for it, and it reads no file 
 def write_model(folder: Path, config: VLMConfig, model: nn.Module) -> None:
     """Write both files; a reader finds the old ones or the new ones, never a part of one.
 
-    A tied head is stored once, as `decoder.head.weight`. What is said of images is left out where
-    it is PUBLISHED_IMAGES: nanoVLM v0.1 reads the model then, and must not read any other.
+    A tied head is stored once, as `decoder.head.weight`. The image keys are left out where
+    they equal PUBLISHED_IMAGES: then nanoVLM v0.1 can read the model, and it must read no other.
     """
     values = dataclasses.asdict(config) | {"vit_inter_dim": config.vit_mlp_dim}
     if PUBLISHED_IMAGES.items() <= values.items():
@@ -56,7 +56,7 @@ def write_model(folder: Path, config: VLMConfig, model: nn.Module) -> None:
 
 
 def read_config(folder: Path, overrides: Mapping[str, Any]) -> VLMConfig:
-    """Read the configuration; `overrides` go before the file.
+    """Read the configuration; `overrides` win over the file.
 
     Raises:
         UserError: files are missing, the JSON is no object, or a key or value is not VLMConfig's.
@@ -70,7 +70,7 @@ def read_config(folder: Path, overrides: Mapping[str, Any]) -> VLMConfig:
 
 @torch.no_grad()
 def read_weights(folder: Path, model: nn.Module, tied: bool) -> None:
-    """Copy the folder's tensors into `model`, in place: one at a time, whatever type they have.
+    """Copy the folder's tensors of any type into `model`, in place, one at a time.
 
     Args:
         tied: the head is the token embedding; the file may hold it under either name, or both.

@@ -44,7 +44,7 @@ class KVCache:
     def extend(self, attention: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add a token of each sample, float[B, G, K]; return all of the block's float[B, G, S, K].
 
-        What lies behind the new token is not set.
+        Positions after the new token are not set.
         """
         keys, values = self._blocks[attention]
         samples = torch.arange(len(self.lengths), device=key.device)
@@ -228,7 +228,7 @@ class LanguageModel(nn.Module):
         self.tie_weights()
 
     def tie_weights(self) -> None:
-        """Let the head be the token embedding, if the configuration says so."""
+        """Share the token embedding with the head, if the configuration says so."""
         if self.tied:
             self.head.weight = self.token_embedding.weight
 

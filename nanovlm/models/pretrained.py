@@ -60,8 +60,8 @@ Targets = dict[str, Tensor]
 def check_backbone_weights(config: VLMConfig) -> None:
     """Raise what `load_backbone_weights` would for a model of `config`; fetch the files.
 
-    To be asked before the start, so that what is missing is said then, and what is downloaded is
-    there when several workers want it.
+    A program calls it before it starts workers: they find the files downloaded, and a missing one
+    is an error by then.
     """
     with torch.device("meta"):
         model = VisionLanguageModel(config)
@@ -80,9 +80,9 @@ def load_backbone_weights(model: VisionLanguageModel) -> None:
     of an untied head, is the mean of the file's rows.
 
     Raises:
-        UserError: a file cannot be had or read; numbers of config.json differ from the model's;
-            tensors are missing, unknown or mis-shaped. All of them are listed, and nothing has
-            been copied.
+        UserError: a file is missing or cannot be read; numbers of config.json differ from the
+            model's; tensors are missing, unknown or mis-shaped. All of them are listed, and nothing
+            has been copied.
     """
     backbones, vocab_size = _find_backbones(model)
     for files, targets in backbones:
@@ -90,7 +90,7 @@ def load_backbone_weights(model: VisionLanguageModel) -> None:
             targets[name].copy_(tensor)
     for weight in (model.decoder.token_embedding.weight, model.decoder.head.weight):
         weight[vocab_size:] = weight[:vocab_size].mean(dim=0)
-    model.decoder.rotary_embd.reset()  # a saved model that was here before may have had its own
+    model.decoder.rotary_embd.reset()  # a model that was loaded here before may have had its own
 
 
 def _find_backbones(

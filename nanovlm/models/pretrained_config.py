@@ -41,18 +41,18 @@ _DECODER_LIMITS = (
 """Numbers that a model may have other values of than the file."""
 TOKENIZER_FILE = "tokenizer.json"
 DECODER_FILES = (CONFIG_FILE, TOKENIZER_FILE, "tokenizer_config.json")
-"""What says how a decoder is built and which text its ids stand for."""
+"""Architecture and tokenizer of a decoder."""
 PROCESSOR_FILE = "processor_config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 VISION_FILES = (CONFIG_FILE, PROCESSOR_FILE, PREPROCESSOR_FILE)
-"""What says how an encoder is built and how its images were prepared."""
+"""Architecture of an encoder, and how its images were prepared."""
 _GELU_TANH = "gelu_pytorch_tanh"
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers, as transformers stores them."""
 
 
 class _Published(NamedTuple):
-    """What a config.json says."""
+    """The content of a config.json."""
 
     path: Path
     values: Mapping[str, Any]
@@ -83,7 +83,7 @@ class _Published(NamedTuple):
 def vision_layer(setting: str, name: str) -> Layer:
     """Return the numbers of the SigLIP `name`, a folder or a hub id that `setting` holds.
 
-    Raises UserError if its config.json cannot be had, or is no SigLIP's.
+    Raises UserError if its config.json is missing, or is no SigLIP's.
     """
     folder = find_folder(setting, name, VISION_FILES)
     return _read_vision(folder / CONFIG_FILE).layer(**_image_values(folder))
@@ -94,7 +94,7 @@ def decoder_layer(setting: str, name: str) -> Layer:
 
     If it comes with a tokenizer of its own, that is named too.
 
-    Raises UserError if its config.json cannot be had, or is no Llama's.
+    Raises UserError if its config.json is missing, or is no Llama's.
     """
     folder = find_folder(setting, name, DECODER_FILES)
     published = _read_decoder(folder / CONFIG_FILE)
@@ -165,7 +165,7 @@ def _image_values(folder: Path) -> dict[str, Any]:
     if values.get("do_normalize") is False:
         found |= {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
     resample = values.get("resample")
-    if resample is not None:  # another one stands here as it is, and is refused if nobody sets ours
+    if resample is not None:  # an unknown one is refused later, unless a setting replaces it
         found["image_resampling"] = _RESAMPLING.get(resample, f"resample={resample}")
     return found
 
@@ -174,7 +174,7 @@ def _image_processor(folder: Path) -> Mapping[str, Any]:
     """Return what the files say of images; the newer layout goes first, as in transformers 5."""
     if (folder / PROCESSOR_FILE).is_file():
         nested = read_json_object(folder / PROCESSOR_FILE).get("image_processor")
-        if isinstance(nested, dict):  # an older file of this name says nothing of images
+        if isinstance(nested, dict):  # an older file of this name has nothing about images
             return nested
     file = folder / PREPROCESSOR_FILE
     return read_json_object(file) if file.is_file() or file.is_symlink() else {}

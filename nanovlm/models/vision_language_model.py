@@ -1,4 +1,4 @@
-"""The whole model: image -> vision encoder -> projector -> decoder, with the text behind the image.
+"""The whole model: image -> vision encoder -> projector -> decoder, with the text after the image.
 
 Training and evaluation pack their samples into one row (`models/packing.py`); `forward` and
 `generate` take padded texts and pack them.
@@ -68,7 +68,7 @@ def sample(
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Prefill:
-    """Prompts that the decoder has read, and what it says next; one `complete` uses it up."""
+    """Prompts that the decoder has read, and its next logits; one `complete` consumes it."""
 
     logits: Tensor
     """float[B, V], of the token that follows each prompt."""
@@ -277,7 +277,7 @@ class VisionLanguageModel(nn.Module):
         Args:
             name: a folder, or a repository of the hub such as `lusxvr/nanoVLM-222M`.
             revision: a branch, tag or commit of the repository.
-            overrides: VLMConfig keys that go before the file's, such as `lm_dropout=0.1`.
+            overrides: VLMConfig keys that win over the file's, such as `lm_dropout=0.1`.
 
         Raises:
             UserError: a file is missing or broken, or does not come from the hub; an unknown key;

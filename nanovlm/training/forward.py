@@ -1,4 +1,4 @@
-"""From a batch to its loss: what training and evaluation do alike on a device."""
+"""From a batch to its loss: what training and evaluation share on a device."""
 
 import logging
 import os
@@ -25,15 +25,15 @@ def choose_algorithms(config: TrainConfig, device: torch.device) -> None:
     torch.use_deterministic_algorithms(config.deterministic or device.type == "cpu")
     # Nothing here reads memory before it is written, and to fill it takes time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    # What torch asks for where cuBLAS shall be deterministic; read when cuBLAS is first used.
+    # torch needs it for deterministic cuBLAS, which reads it at its first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def unless_out_of_memory(compute: Callable[[], T], what: str) -> T | None:
-    """Return what `compute` returns, or None if a GPU has not the memory; then nothing of it stays.
+    """Return what `compute` returns, or None if the GPU's memory is too small; then all is freed.
 
     Args:
-        what: is computed, for the log.
+        what: name of the computation, for the log.
     """
     try:
         return compute()

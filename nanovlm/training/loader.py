@@ -1,4 +1,4 @@
-"""The way of the batches from prepared data to the device.
+"""Batches on their way from prepared data to the device.
 
 The host runs ahead of a GPU: while the GPU computes one batch, the next is collated into pinned
 memory and copied on a stream of its own. There is no loader process; to collate 256 images takes a
@@ -74,7 +74,7 @@ class Loader:
             return inputs
         with torch.cuda.stream(self._stream):
             copied = inputs.apply(self._copy)
-        # Now, behind the work that the device still has, so that a wait can be measured.
+        # After the work that is queued on the device, so that a wait can be measured.
         stream = torch.cuda.current_stream(self._device)
         stream.wait_stream(self._stream)
         return copied.apply(lambda tensor: _used_by(stream, tensor))

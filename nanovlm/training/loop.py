@@ -53,7 +53,7 @@ training has waited for batches since it began."""
 
 
 def never() -> bool:
-    """Return False: nobody interrupts."""
+    """Return False: no interruption."""
     return False
 
 
@@ -81,7 +81,7 @@ def train(
     """Train `model` in place; yield at the first step that reaches each milestone and at the end.
 
     Every worker runs this with the same arguments and yields at the same steps; `interrupted` may
-    differ, and is asked once a step. Raises TrialInterrupted, NonFiniteLossError with the weights
+    differ, and is called once a step. Raises TrialInterrupted, NonFiniteLossError with the weights
     of the step before, and UserError for milestones and samples that cannot be.
 
     Args:

@@ -122,12 +122,12 @@ class Meter:
         self.start()
 
     def start(self) -> None:
-        """Begin to count anew, after a report."""
+        """Begin to count again, after a report."""
         self._window = _Window(self._clock.mark())
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Take the time in which the compute has nothing to do but wait for a batch.
+        """Measure the time in which the compute has nothing to do but wait for a batch.
 
         The batch is to be there for the current stream at the end of the context: if it comes by a
         stream of its own, the current one waits for that.
@@ -231,7 +231,7 @@ class UpdateTimer:
             waited_seconds: for batches, since the trial began.
         """
         self._step, self._loss, self._waited = step, train_loss, waited_seconds
-        if self._since is None:  # the first step compiles and warms up: it says nothing of speed
+        if self._since is None:  # the first step compiles and warms up: it is no measure of speed
             self.training_goes_on()
             return
         since, first_step, waited_before = self._since
@@ -243,7 +243,7 @@ class UpdateTimer:
             self.training_goes_on()
 
     def evaluation_begins(self) -> None:
-        """Send an update now: the model is asked the benchmark's questions."""
+        """Send an update now: the model begins to answer the benchmark."""
         self._send("evaluating")
 
     def training_goes_on(self) -> None:

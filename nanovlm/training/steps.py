@@ -94,7 +94,7 @@ class MicroBatchSize:
     def halve(self, indices: np.ndarray, config: TrainConfig) -> bool:
         """Take half of what `split` gives; return False if that cannot be.
 
-        It cannot if the configuration says a size, or if it is one sample already.
+        It cannot if the configuration sets a size, or if it is one sample already.
         """
         size = max(map(len, self.split(indices, config)))
         if config.micro_batch_size != "auto" or size == 1:
@@ -174,7 +174,7 @@ class Steps:
 
         float32[4], on the device, the same on all workers; for `finish`. The last two are how many
         workers were interrupted, and how many had not enough memory. Where one is, or loss or norm
-        is not finite, the weights stay as they were: the device finds out by itself.
+        is not finite, the weights stay as they were: the device decides it without the host.
         """
         self._set_learning_rates(step)
         self._random_state = self._random.get_state()
@@ -256,7 +256,7 @@ class Steps:
         is_good = loss.isfinite() & norm.isfinite() & (stop == 0) & (out_of_memory == 0)
         if self.max_ahead:
             is_good = self._is_well = is_good & self._is_well
-        # What a gradient scaler tells a fused optimizer: 1 leaves all as it is.
+        # As a gradient scaler does for a fused optimizer: 1 skips the update.
         self._optimizer.found_inf = 1 - is_good.float()  # type: ignore[attr-defined]
         self._optimizer.step()
         return torch.stack([loss, norm, stop, out_of_memory])
