@@ -184,8 +184,8 @@ def _ask(kind: Kind, digit: int, letter: str, rng: np.random.Generator) -> tuple
     if kind.shuffled:
         wrong = [option for option in kind.options if option != right]
         drawn = [str(option) for option in rng.choice(wrong, len(LETTERS) - 1, replace=False)]
+        drawn.insert(LETTERS.index(letter), right)
         options = drawn
-        options.insert(LETTERS.index(letter), right)
     inline = ", ".join(f"{name}: {option}" for name, option in zip(LETTERS, options, strict=True))
     return f"{kind.question}\nOptions: {inline}", LETTERS[options.index(right)]
 

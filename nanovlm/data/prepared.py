@@ -7,6 +7,7 @@ and later searches share one copy in the page cache.
 import hashlib
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -204,10 +205,9 @@ def _tensors(recipe: Recipe, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _part(samples: PreparedSamples, start: int, stop: int) -> PreparedSamples:
     """Return consecutive samples; all parts share images and tokens."""
-    return PreparedSamples(
-        images=samples.images,
+    return replace(
+        samples,
         image_index=samples.image_index[start:stop],
-        tokens=samples.tokens,
         offsets=samples.offsets[start : stop + 1],
         prompt_lengths=samples.prompt_lengths[start:stop],
     )

@@ -95,18 +95,13 @@ class ModelInput(NamedTuple):
     """int64[L], these successors; -100 where there are fewer."""
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return all of them."""
+        """Return all of them, those of the packing in its place."""
         return self.token_ids, self.images, *self.packing, self.label_index, self.labels
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> "ModelInput":
         """Return what `change` makes of each tensor."""
-        return ModelInput(
-            token_ids=change(self.token_ids),
-            images=change(self.images),
-            packing=Packing(*map(change, self.packing)),
-            label_index=change(self.label_index),
-            labels=change(self.labels),
-        )
+        token_ids, images, *packing, label_index, labels = map(change, self.tensors())
+        return ModelInput(token_ids, images, Packing(*packing), label_index, labels)
 
 
 def model_input(
