@@ -15,8 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nanovlm.data import build_images
-from nanovlm.data import text as text_module
 from nanovlm.data.build_images import ImagesDone, ImageTask, write_images
 from nanovlm.data.cache import ABOUT_FILE, MANIFEST_FILE, PreparedFolder
 from nanovlm.data.rows import Subsets, describe_location, divide, locate, num_rows
@@ -32,6 +30,9 @@ OnProgress = Callable[[BuildProgress], None]
 BadRows = dict[int, tuple[str, str]]
 """Column and reason of each row that cannot be read, counted through all sub-sets."""
 
+ROWS_PER_PART = 8192
+"""Of the text."""
+IMAGES_PER_PART = 128
 _MAX_NAMED = 3
 
 
@@ -120,13 +121,13 @@ def _build(recipe: Recipe, subsets: Subsets, on_progress: OnProgress) -> None:
         raise UserError(f"{recipe.what}: {', '.join(subsets)} has no rows")
     items = recipe.items(subsets)
     # Parts of another size, by another version of this program, must not be taken for these.
-    parts = folder.path / f"parts-{text_module.ROWS_PER_PART}-{build_images.IMAGES_PER_PART}"
+    parts = folder.path / f"parts-{ROWS_PER_PART}-{IMAGES_PER_PART}"
     parts.mkdir(parents=True, exist_ok=True)
     folder.write_json(ABOUT_FILE, folder.about)
     order = recipe.order(total)
     rows = np.sort(order)  # from here on rows are in the order of the files
     text = encode_text(
-        divide(subsets, rows, text_module.ROWS_PER_PART),
+        divide(subsets, rows, ROWS_PER_PART),
         recipe.text_column,
         recipe.encode,
         parts,
@@ -139,7 +140,6 @@ def _build(recipe: Recipe, subsets: Subsets, on_progress: OnProgress) -> None:
     }
     images = _build_images(recipe, subsets, rows[used], bad, parts, on_progress)
     without_image = rows[used][images.without_image]
-    bad |= {int(rows[used][i]): (recipe.images.column, s) for i, s in images.unreadable.items()}
     position = np.argsort(order)  # of each row in the result
     samples = np.flatnonzero(~np.isin(rows[text.rows], [*bad, *without_image]))
     samples = samples[np.argsort(position[text.rows[samples]], kind="stable")]
@@ -168,30 +168,31 @@ def _build_images(
     recipe: Recipe,
     subsets: Subsets,
     rows: np.ndarray,
-    bad_text: BadRows,
+    bad: BadRows,
     parts: Path,
     on_progress: OnProgress,
 ) -> ImagesDone:
-    """Write the first image of each of `rows`; return what was found, by the position in these."""
-    found, task = ImagesDone(), recipe.images
+    """Write the first image of each of `rows`; return what was found, by the position in these.
 
-    def describe() -> list[dict[str, Any]]:
-        bad = {int(rows[i]): (task.column, reason) for i, reason in found.unreadable.items()}
-        return _describe(subsets, bad_text | bad)
+    Args:
+        bad: rows whose text cannot be read; those whose image cannot be read are added.
+    """
+    found, task = ImagesDone(), recipe.images
+    num_rows_with_text = len(rows) + len(bad)
 
     def check() -> None:
-        num_usable = len(rows) + len(bad_text) - len(found.without_image)
-        recipe.check_bad_rows(len(found.unreadable) + len(bad_text), num_usable, describe)
+        num_usable = num_rows_with_text - len(found.without_image)
+        recipe.check_bad_rows(len(bad), num_usable, lambda: _describe(subsets, bad))
 
     check()
     _check_disk(recipe, len(rows) * task.image_bytes)
-    divided = divide(subsets, rows, build_images.IMAGES_PER_PART)
-    with closing(write_images(divided, task, parts)) as done:
+    with closing(write_images(divide(subsets, rows, IMAGES_PER_PART), task, parts)) as done:
         for part in done:
             if recipe.is_whole:
                 part.unreadable |= dict.fromkeys(part.without_image, "no image")
                 part.without_image = []
             found.add(part)
+            bad |= {int(rows[i]): (task.column, why) for i, why in part.unreadable.items()}
             on_progress(recipe.progress("images", found.num_images, len(rows)))
             check()
     return found

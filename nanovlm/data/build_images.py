@@ -26,7 +26,6 @@ from nanovlm.errors import UserError
 from nanovlm.files import replace_text
 from nanovlm.process import usable_cpus
 
-IMAGES_PER_PART = 128
 _FEW_IMAGES = 2000
 """So many are done in this process, before others would have started."""
 
@@ -75,7 +74,7 @@ def write_images(
     Closing the generator ends the work, and the parts that are done stay done.
 
     Args:
-        parts: of about `IMAGES_PER_PART` rows.
+        parts: rows that one process takes on.
         folder: where it is noted which parts are done.
     """
     notes = [folder / f"images-{number:05}.json" for number in range(len(parts))]

@@ -13,8 +13,6 @@ from nanovlm.data.rows import BadValue, Chosen
 from nanovlm.errors import UserError
 from nanovlm.files import replacing
 
-ROWS_PER_PART = 8192
-
 _PROMPT_END = "Answer:"
 _BATCH_TEXTS = 10_000  # an encoding holds far more than the ids that are kept
 _SAMPLES_PER_COPY = 100_000  # an index takes 8 bytes a token
@@ -195,7 +193,7 @@ def encode_text(
     """Return the samples of all parts as one.
 
     Args:
-        parts: of about `ROWS_PER_PART` rows.
+        parts: rows that are encoded together, and written to one file.
         folder: where the parts are kept.
         on_rows: called with the number of rows that are done.
     """

@@ -35,11 +35,11 @@ PROGRAM = """
 if __name__ == "__main__":
     import signal
     from nanovlm.config.sources import Layer, build_config
-    from nanovlm.data import build_images, text
+    from nanovlm.data import build, build_images
     from nanovlm.data.prepared import prepare_training
     from nanovlm.data.tokenizer import load_tokenizer
 
-    build_images._FEW_IMAGES, build_images.IMAGES_PER_PART, text.ROWS_PER_PART = 0, 16, 256
+    build_images._FEW_IMAGES, build.IMAGES_PER_PART, build.ROWS_PER_PART = 0, 16, 256
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config = build_config(Layer("test", {values!r}))
     prepare_training(config, load_tokenizer("builtin:digits"))
