@@ -14,6 +14,7 @@ from nanovlm.config.schema import TrainConfig
 from nanovlm.data.digits import digits_benchmark_rows, digits_tokenizer, digits_training_rows
 from nanovlm.data.sources import Source, benchmark_source, pin_data, training_source
 from nanovlm.data.tokenizer import load_tokenizer
+from nanovlm.downloads import forget_downloads
 from nanovlm.errors import UserError
 from tests.fake_hub import FakeHub
 
@@ -35,6 +36,7 @@ configs:
 
 def go_offline(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    forget_downloads()
     hub.requests.clear()
 
 
