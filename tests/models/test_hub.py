@@ -135,6 +135,10 @@ def test_what_is_pushed_comes_back(
     assert old["config.json"] == new["config.json"]
     assert b"**0.353**" in new["README.md"] and b"**0.353**" not in old["README.md"]
     assert json.loads(new["config.json"])["lm_tie_weights"] is True
+    assert b"datasets:\n- HuggingFaceM4/the_cauldron" in new["README.md"]
+    local = dataclasses.replace(training, train_dataset_path="builtin:digits")
+    push_to_hub(changed, "me/vlm", token=TOKEN, training=local)
+    assert b"datasets:" not in list(repository.commits.values())[-1]["README.md"]
 
 
 @pytest.mark.parametrize(("repo", "token"), [("me/vlm", None), ("me//vlm", TOKEN)])
