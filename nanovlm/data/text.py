@@ -74,27 +74,25 @@ def encode_turns(
         max_turns: of each row; None takes all.
     """
     read = [_read_turns(row, max_turns) for row in rows]
-    complete = [[] if isinstance(row, BadValue) else _complete_turns(row) for row in read]
-    flat = [turn for turns in complete for turn in turns]  # the tokenizer works on many together
+    flat = [pair for pairs, _, _ in read for pair in pairs]  # the tokenizer works on many together
     prompts = encode(tokenizer, [training_prompt(user) for user, _ in flat])
     answers = encode(tokenizer, [training_answer(assistant) for _, assistant in flat])
     encoded = zip(prompts, answers, strict=True)
     result = []
-    for row, turns in zip(read, complete, strict=True):
+    for pairs, num_turns, problem in read:
         samples = [
             ([*prompt, *answer, eos_token_id], len(prompt))
-            for prompt, answer in islice(encoded, len(turns))
+            for prompt, answer in islice(encoded, len(pairs))
         ]
         fitting = [sample for sample in samples if len(sample[0]) <= max_length]
-        num_turns = 0 if isinstance(row, BadValue) else len(row)
         result.append(
             RowText(
                 tokens=[tokens for tokens, _ in fitting],
                 prompt_lengths=[length for _, length in fitting],
                 num_turns=num_turns,
                 num_over_long=len(samples) - len(fitting),
-                num_incomplete=num_turns - len(turns),
-                problem=row.reason if isinstance(row, BadValue) else None,
+                num_incomplete=num_turns - len(pairs),
+                problem=problem,
             )
         )
     return result
@@ -125,21 +123,20 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 def _read_turns(
     row: Sequence[Turn | None] | BadValue | None, max_turns: int | None
-) -> list[Turn] | BadValue:
-    """Return the first turns of a row, or why they cannot be read."""
+) -> tuple[list[tuple[str, str]], int, str | None]:
+    """Return question and answer of the turns that have both, the number of turns, and why the row
+    cannot be read."""
     if isinstance(row, BadValue):
-        return row
-    first = list(row or ())[:max_turns]
-    turns = [turn for turn in first if turn is not None]
-    return turns if len(turns) == len(first) else BadValue(f"turn {first.index(None)} is null")
-
-
-def _complete_turns(row: Sequence[Turn]) -> list[tuple[str, str]]:
-    """Return question and answer of the turns that have both."""
-    pairs = ((turn["user"], turn["assistant"]) for turn in row)
-    return [
-        (u, a) for u, a in pairs if u is not None and a is not None and training_answer(a).strip()
-    ]
+        return [], 0, row.reason
+    turns = list(row or ())[:max_turns]
+    pairs = []
+    for number, turn in enumerate(turns):
+        if turn is None:
+            return [], 0, f"turn {number} is null"
+        user, assistant = turn["user"], turn["assistant"]
+        if user is not None and assistant is not None and training_answer(assistant).strip():
+            pairs.append((user, assistant))
+    return pairs, len(turns), None
 
 
 EncodeRows = Callable[[Sequence[Any]], list[RowText]]
