@@ -7,6 +7,7 @@ one row, so nothing is padded and no answer depends on the questions beside it.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from string import ascii_uppercase
 from typing import Literal
 
@@ -114,20 +115,16 @@ class _Asking:
         """Yield the answers to `items`, int64[B]: in parts from when memory was not enough on."""
         while len(items):
             part, rest = items[: self._batch_limit], items[self._batch_limit :]
-            answered = self._answer_if_it_fits(part)
+            answer = partial(self._answer, part)
+            if self._may_halve and len(part) > 1:
+                answered = unless_out_of_memory(answer, f"{len(part)} questions at a time")
+            else:
+                answered = answer()
             if answered is None:
                 self._batch_limit = -(-len(part) // 2)
             else:
                 yield from answered
                 items = rest
-
-    def _answer_if_it_fits(self, items: Tensor) -> list[ItemAnswer] | None:
-        """Return the answers, or None if the memory is enough for fewer at best."""
-        if not self._may_halve or len(items) == 1:
-            return self._answer(items)
-        return unless_out_of_memory(
-            lambda: self._answer(items), f"{len(items)} questions at a time"
-        )
 
     def _answer(self, items: Tensor) -> list[ItemAnswer]:
         """Return the answers to `items`, int64[B]."""
