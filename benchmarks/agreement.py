@@ -9,7 +9,7 @@ from benchmarks.padded import padded_batch, peer_optimizer, peer_step
 from benchmarks.peer import Peer
 from benchmarks.setups import Texts
 from nanovlm.config.schema import TrainConfig
-from nanovlm.data.batches import samples_in_order
+from nanovlm.data.samples import samples_in_order
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.loop import train
 from nanovlm.training.steps import LOSS_DECAY

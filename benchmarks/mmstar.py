@@ -40,7 +40,7 @@ from benchmarks.peer import Peer
 from benchmarks.questions import make_benchmark, make_tokenizer, stopping_model
 from benchmarks.reference_answers import reference_answers
 from benchmarks.setups import VLM_CONFIGS
-from nanovlm.data.tensors import PreparedBenchmark
+from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult
 from nanovlm.models.vision_language_model import VisionLanguageModel

@@ -30,9 +30,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from benchmarks.command_line import parser_of
 from nanovlm.config.schema import TrainConfig, VLMConfig
-from nanovlm.data.batches import collate, image_buffer, samples_in_order
 from nanovlm.data.prepared import prepare_training
-from nanovlm.data.processors import load_tokenizer
+from nanovlm.data.samples import collate, image_buffer, samples_in_order
+from nanovlm.data.tokenizer import load_tokenizer
 from nanovlm.files import fingerprint
 from nanovlm.resources import Resources
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from benchmarks.setups import EOS, offsets_of, question_lengths, random_images
 from nanovlm.config.schema import TrainConfig, VLMConfig
-from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples
+from nanovlm.data.benchmark import PreparedBenchmark
+from nanovlm.data.samples import PreparedSamples
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.loop import train

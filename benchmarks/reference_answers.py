@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from benchmarks.peer import Peer
 from benchmarks.setups import EOS
-from nanovlm.data.tensors import PreparedBenchmark
+from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.evaluation.mmstar_result import ItemAnswer
 
 BATCH_SIZE = 32

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanovlm.config.schema import VLMConfig
-from nanovlm.data.tensors import PreparedSamples
+from nanovlm.data.samples import PreparedSamples
 
 EOS = 0
 

@@ -38,7 +38,7 @@ from nanovlm.resources import Resources
 from nanovlm.results.summary import turnarounds
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.stages import Search
-from nanovlm.training.progress import OnUpdate, ignore
+from nanovlm.training.meter import OnUpdate, ignore
 
 NUM_REPORTS = 8
 SECONDS_PER_REPORT = 0.2

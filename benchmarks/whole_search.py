@@ -45,7 +45,7 @@ from nanovlm.results.read import LOGS_DIR
 from nanovlm.results.summary import turnarounds
 from nanovlm.search.plan import plan_search
 from nanovlm.search.run import run_plan
-from nanovlm.training.progress import OnUpdate, ignore
+from nanovlm.training.meter import OnUpdate, ignore
 from nanovlm.trial import run_trial
 from nanovlm.watch.observer import Observer, RunStart
 from tests import hub_data

@@ -6,12 +6,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCardData
-from huggingface_hub.errors import HTTPError
 
 from nanovlm.config.schema import TrainConfig, VLMConfig
+from nanovlm.downloads import (
+    HUB_ERRORS,
+    first_reason,
+    forget_downloads,
+    is_hub_id,
+    split_revision,
+)
 from nanovlm.errors import UserError
 from nanovlm.models.checkpoint import write_model
-from nanovlm.models.model_files import first_reason, forget_downloads, is_hub_id
 from nanovlm.models.vision_language_model import VisionLanguageModel
 
 _NOT_HYPERPARAMETERS = {"vlm", "train_dataset_name", "log_wandb", "wandb_entity"}
@@ -51,7 +56,8 @@ def model_card(
         base_model=list(base_models) or None,
         datasets=list(datasets) or None,
     )
-    start = _start(config, training)
+    names = [f"`{name}`" for name in _starts_from(config, training)]
+    start = " and ".join(names) or "random weights"
     sections = [_about(repo_id, config, num_parameters, start), _use(repo_id)]
     if training is not None:
         sections.append(_training(training))
@@ -60,19 +66,20 @@ def model_card(
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _start(config: VLMConfig, training: TrainConfig | None) -> str:
+def _starts_from(config: VLMConfig, training: TrainConfig | None) -> list[str]:
+    """Return the folders or hub ids of the models that training started from."""
     if training is not None and training.resume_from_vlm_checkpoint:
-        return f"starts from `{config.vlm_checkpoint_path}`"
+        return [config.vlm_checkpoint_path]
     if config.vlm_load_backbone_weights:
-        return f"starts from `{config.vit_model_type}` and `{config.lm_model_type}`"
-    return "starts from random weights"
+        return [config.vit_model_type, config.lm_model_type]
+    return []
 
 
 def _about(repo_id: str, config: VLMConfig, num_parameters: int, start: str) -> str:
     return f"""# {repo_id.split("/")[-1]}
 
 A vision-language model of the nanoVLM family: a SigLIP vision encoder, a pixel-shuffle projector
-and a Llama decoder answer a question about one image. Training {start}.
+and a Llama decoder answer a question about one image. Training starts from {start}.
 
 | | |
 |---|---|
@@ -145,6 +152,7 @@ def push_to_hub(
     Raises:
         UserError: the hub does not take it.
     """
+    datasets = [] if training is None else [split_revision(training.train_dataset_path)[0]]
     try:
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -152,8 +160,8 @@ def push_to_hub(
             repo_id,
             model.config,
             sum(parameter.numel() for parameter in model.parameters()),
-            base_models=_base_models(model.config, training),
-            datasets=_datasets(training),
+            base_models=[*filter(is_hub_id, _starts_from(model.config, training))],
+            datasets=[*filter(is_hub_id, datasets)],
             training=training,
             score=score,
         )
@@ -163,27 +171,10 @@ def push_to_hub(
             commit = api.upload_folder(
                 repo_id=repo_id, folder_path=folder, commit_message="Upload model"
             )
-    except (OSError, HTTPError, ValueError) as error:
+    except HUB_ERRORS as error:
         raise UserError(
             f"push_to_hub: {repo_id!r} was not written: {first_reason(error)}. The hub wants a "
             "name such as USER/NAME and a token that may write there: `hf auth login`, or HF_TOKEN"
         ) from error
     forget_downloads()
     return commit.commit_url
-
-
-def _datasets(training: TrainConfig | None) -> list[str]:
-    if training is None:
-        return []
-    name, _, _revision = training.train_dataset_path.partition("@")
-    return [name] if is_hub_id(name) else []
-
-
-def _base_models(config: VLMConfig, training: TrainConfig | None) -> list[str]:
-    if training is not None and training.resume_from_vlm_checkpoint:
-        names = [config.vlm_checkpoint_path]
-    elif config.vlm_load_backbone_weights:
-        names = [config.vit_model_type, config.lm_model_type]
-    else:
-        names = []
-    return [name for name in names if is_hub_id(name)]

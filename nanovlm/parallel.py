@@ -1,4 +1,4 @@
-"""What the workers of one trial tell each other; with no process group a trial has one worker."""
+"""Messages between the workers of one trial; with no process group a trial has one worker."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar

@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 from nanovlm.config.schema import TrainConfig
+from nanovlm.data.benchmark import PreparedBenchmark, select_part
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.prepared import (
     check_batch_size,
@@ -22,23 +23,23 @@ from nanovlm.data.prepared import (
     prepare_benchmark,
     prepare_training,
 )
-from nanovlm.data.processors import load_tokenizer
-from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples, select_part
+from nanovlm.data.samples import PreparedSamples
+from nanovlm.data.tokenizer import load_tokenizer
 from nanovlm.evaluation.mmstar import check_room, letter_tokens
 from nanovlm.models.checkpoint import Snapshot
 from nanovlm.models.compiled import find_compile_obstacle
 from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import PARTS, VisionLanguageModel
 from nanovlm.training.forward import has_bfloat16
-from nanovlm.training.micro_batches import MicroBatchSize
 from nanovlm.training.start import architecture, load_checkpoint
+from nanovlm.training.steps import MicroBatchSize
 
 logger = logging.getLogger(__name__)
 
 V = TypeVar("V")
 
 NUM_KEPT = 2
-"""Entries of each sort that are kept."""
+"""Entries of each kind that are kept."""
 
 PROJECTOR = ("MP",)
 BACKBONES = tuple(part for part in PARTS if part not in PROJECTOR)
@@ -54,7 +55,7 @@ class Resources:
 
         Args:
             device: None takes the first GPU, or the CPU where there is none.
-            on_progress: told how far it is when data has to be prepared.
+            on_progress: called with how far it is when data has to be prepared.
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._on_progress = on_progress
@@ -96,7 +97,7 @@ class Resources:
     def training_data(self, config: TrainConfig) -> tuple[PreparedSamples, PreparedSamples]:
         """Return the samples to train on and those of the validation loss.
 
-        Raises UserError if the data cannot be had, or is smaller than one batch.
+        Raises UserError if the data cannot be read, or is smaller than one batch.
         """
         tokenizer = self.tokenizer(config.vlm.lm_tokenizer)
         train, val = self._training_data.get(
@@ -109,14 +110,14 @@ class Resources:
     def benchmark(self, config: TrainConfig) -> PreparedBenchmark:
         """Return the questions of the benchmark that `config` asks; its parts share their images.
 
-        Raises UserError if it cannot be had, its answers are not letters that can be told apart,
+        Raises UserError if it cannot be read, its answers are not letters that can be told apart,
         the model has no room for a question, or the part has no question.
         """
         tokenizer = self.tokenizer(config.vlm.lm_tokenizer)
 
         def prepare() -> PreparedBenchmark:
             benchmark = prepare_benchmark(config, tokenizer, self._on_progress)
-            letter_tokens(benchmark, tokenizer)  # said before the training, not after
+            letter_tokens(benchmark, tokenizer)  # fails before the training, not after
             return benchmark
 
         whole = self._benchmarks.get(benchmark_key(config), prepare)
@@ -131,12 +132,12 @@ class Resources:
         """Return the model on the device as a trial starts with it.
 
         The module is the one that an earlier trial with this architecture used, and so is what was
-        compiled for it; its weights are set anew, in place: those of `checkpoint`, or of the saved
+        compiled for it; its weights are replaced, in place: those of `checkpoint`, or of the saved
         model that the configuration resumes from, or else the initial ones of `config.seed`, with
         pretrained backbones if the configuration wants them.
 
         The files of the saved model and of the backbones are read once and their weights kept in
-        memory: a worker does not see what becomes of these files while it lives.
+        memory: a worker does not see later changes of these files.
 
         Args:
             checkpoint: folder that a trial has written; read at each call.
@@ -145,7 +146,7 @@ class Resources:
         that is noted.
 
         Raises:
-            UserError: a file cannot be had, or does not fit the configuration.
+            UserError: a file is missing, or does not fit the configuration.
         """
         compiled = config.compile and self._can_compile()
         model = self._models.get((config.vlm, compiled), lambda: self._new_model(config, compiled))

@@ -23,7 +23,8 @@ import torch
 
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.sources import config_values
-from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples
+from nanovlm.data.benchmark import PreparedBenchmark
+from nanovlm.data.samples import PreparedSamples
 from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult
@@ -36,7 +37,7 @@ from nanovlm.parallel import gather_objects, rank, world_size
 from nanovlm.resources import Resources
 from nanovlm.training.forward import choose_algorithms
 from nanovlm.training.loop import Progress, never, num_steps, train
-from nanovlm.training.progress import OnUpdate, UpdateTimer, ignore
+from nanovlm.training.meter import OnUpdate, UpdateTimer, ignore
 from nanovlm.training.start import check_decoder_tokenizer, find_checkpoint
 from nanovlm.training.state import SavedTrial, read_state, write_state
 from nanovlm.training.steps import NonFiniteLossError
@@ -55,11 +56,11 @@ def run_trial(
     All workers of a trial run this together and get the same reports. Closing the generator stops
     the trial. Each report's answers to the benchmark go to `job.answers_file`, the final report's
     model to `job.output_dir`, and the state after each other report to `job.state_dir`, if there
-    are such. A trial that finds its state there makes the reports before it again and goes on.
+    are such. A trial that finds its state there repeats the reports before it and continues.
 
     Args:
         interrupted: asked once an optimizer step whether to end.
-        on_update: told about once a second how far the trial is.
+        on_update: called about once a second with how far the trial is.
 
     Raises:
         UserError: the configuration, the data or the checkpoint cannot be used.
@@ -119,20 +120,30 @@ class _Trial:
     started: float
     """On the clock of `time.perf_counter`."""
     reports: list[Report]
-    """Those made so far."""
+    """Those that were made."""
 
     def report(self, progress: Progress) -> Report:
         """Evaluate the model and write down what is wanted; all workers do this together."""
         job, resources, device = self.job, self.resources, self.resources.device
         trained_at = time.perf_counter()
         self.updates.evaluation_begins()
-        result = _ask(self.model, self.benchmark, job.config, resources)
-        metrics = result.metrics() | _validate(self.model, self.val_samples, device)
+        result = evaluate_mmstar(
+            self.model,
+            self.benchmark,
+            resources.tokenizer(job.config.vlm.lm_tokenizer),
+            job.config.mmstar_batch_size,
+            device,
+            job.config.mmstar_rules,
+        )
+        metrics = result.metrics()
+        if len(self.val_samples):
+            metrics["val_loss"] = validation_loss(self.model, self.val_samples, device)
         evaluated_at = time.perf_counter()
         _check_finite(progress.step, metrics)
-        output_dir = job.output_dir if progress.is_final else None
-        if rank() == 0:
-            _write_outputs(self.model, output_dir, result, job.answers_file)
+        if rank() == 0 and job.answers_file is not None:
+            replace_text(Path(job.answers_file), result.json_lines())
+        if rank() == 0 and job.output_dir is not None and progress.is_final:
+            self.model.save_pretrained(job.output_dir)
         report = Report(
             samples_seen=progress.samples_seen,
             step=progress.step,
@@ -142,30 +153,19 @@ class _Trial:
             evaluation_seconds=evaluated_at - trained_at,
             speed=progress.speed,
             is_final=progress.is_final,
-            notes=_all_notes(resources),
+            notes=tuple(dict.fromkeys(chain.from_iterable(gather_objects(resources.notes)))),
         )
         self.reports.append(report)
         if job.state_dir is not None and not progress.is_final:
-            _write_state(job, progress, self.reports)
+            state = progress.state()  # which all workers ask for
+            if rank() == 0:
+                write_state(Path(job.state_dir), state, self.reports, _belongs_to(job))
         self.updates.training_goes_on()
         return report
 
 
-def _write_outputs(
-    model: VisionLanguageModel,
-    output_dir: str | None,
-    result: MMStarResult,
-    answers_file: str | None,
-) -> None:
-    """Write the answers and the model to where they are wanted."""
-    if answers_file is not None:
-        replace_text(Path(answers_file), result.json_lines())
-    if output_dir is not None:
-        model.save_pretrained(output_dir)
-
-
 def _belongs_to(job: Job) -> dict[str, Any]:
-    """Return what a trial must have in common with another one to go on from its state."""
+    """Return what a trial must have in common with another one to continue from its state."""
     return config_values(job.config) | {
         "milestones": list(job.milestones),
         "checkpoint": job.checkpoint,
@@ -174,7 +174,7 @@ def _belongs_to(job: Job) -> dict[str, Any]:
 
 
 def _find_state(job: Job, resources: Resources) -> SavedTrial | None:
-    """Return what the trial goes on from; all workers find the same, or nothing."""
+    """Return the state that the trial continues from; all workers find the same, or none."""
     if job.state_dir is None:
         return None
     found = read_state(Path(job.state_dir), _belongs_to(job))
@@ -189,37 +189,24 @@ def _find_state(job: Job, resources: Resources) -> SavedTrial | None:
     return saved
 
 
-def _write_state(job: Job, progress: Progress, reports: Sequence[Report]) -> None:
-    """Write the state of the training; all workers take part."""
-    assert job.state_dir is not None, "the state is wanted"
-    state = progress.state()
-    if rank() == 0:
-        write_state(Path(job.state_dir), state, reports, _belongs_to(job))
-
-
-def _all_notes(resources: Resources) -> tuple[str, ...]:
-    """Return the notes of all workers, each text once."""
-    return tuple(dict.fromkeys(chain.from_iterable(gather_objects(resources.notes))))
-
-
 def _raise_together(messages: Sequence[str]) -> None:
     """Raise UserError on all workers if one of them has messages: none waits for it in vain."""
-    said = next(filter(None, gather_objects(tuple(messages))), ())
-    if said:
-        raise UserError(*said)
+    found = next(filter(None, gather_objects(tuple(messages))), ())
+    if found:
+        raise UserError(*found)
 
 
 def check_start(config: TrainConfig) -> None:
     """Raise UserError if what a trial of `config` begins with is not there.
 
-    For a program to ask before it starts anything; `run_trial` finds out by itself.
+    For a program, before it starts anything; `run_trial` checks it by itself.
     """
     if config.resume_from_vlm_checkpoint:
         find_checkpoint(config.vlm.vlm_checkpoint_path, config.vlm)
 
 
 def check_backbones(config: TrainConfig) -> None:
-    """Raise UserError if the pretrained weights that `config` wants cannot be had or do not fit.
+    """Raise UserError if the pretrained weights that `config` wants are missing or do not fit.
 
     Apart from `check_start`, since it takes too long for every trial of a search.
     """
@@ -246,35 +233,6 @@ def _set_up_worker(config: TrainConfig, device: torch.device) -> None:
     torch.backends.cudnn.allow_tf32 = False  # float32, in evaluation, is float32 on GPUs too
     if device.type == "cpu":
         torch.set_num_threads(config.cpu_threads)
-
-
-def _ask(
-    model: VisionLanguageModel,
-    benchmark: PreparedBenchmark,
-    config: TrainConfig,
-    resources: Resources,
-) -> MMStarResult:
-    """Return the model's answers to the benchmark."""
-    tokenizer = resources.tokenizer(config.vlm.lm_tokenizer)
-    return evaluate_mmstar(
-        model,
-        benchmark,
-        tokenizer,
-        config.mmstar_batch_size,
-        resources.device,
-        config.mmstar_rules,
-    )
-
-
-def _validate(
-    model: VisionLanguageModel,
-    val_samples: PreparedSamples,
-    device: torch.device,
-) -> dict[str, float]:
-    """Return `val_loss`, if there are samples for it."""
-    if len(val_samples) == 0:
-        return {}
-    return {"val_loss": validation_loss(model, val_samples, device)}
 
 
 def _check_finite(step: int, metrics: Mapping[str, float]) -> None:

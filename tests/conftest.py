@@ -72,7 +72,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """Return a hub that holds nothing yet, which this process asks, with an empty cache."""
     from huggingface_hub import constants
 
-    from nanovlm.models import model_files
+    from nanovlm import downloads
 
     with FakeHub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
@@ -80,6 +80,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        model_files.forget_downloads()
+        downloads.forget_downloads()
         yield hub
-        model_files.forget_downloads()
+        downloads.forget_downloads()

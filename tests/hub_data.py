@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from nanovlm.config.schema import VLMConfig
 from nanovlm.data.digits import BENCHMARK_FEATURES, TRAINING_FEATURES
-from nanovlm.data.samples import mmstar_prompt, training_prompt
+from nanovlm.data.text import mmstar_prompt, training_prompt
 from tests.hub_files import make_llama, make_two_towers
 
 CAULDRON_NAMES = ("ai2d", "tqa", "vsr")

@@ -12,8 +12,9 @@ import run_single
 from nanovlm import cli
 from nanovlm.config.sources import preset_layer
 from nanovlm.config.space import load_space
-from nanovlm.data.processors import load_tokenizer
 from nanovlm.data.sources import benchmark_source, training_source
+from nanovlm.data.tokenizer import load_tokenizer
+from nanovlm.downloads import find_folder
 from nanovlm.errors import UserError
 from nanovlm.files import (
     append,
@@ -23,7 +24,7 @@ from nanovlm.files import (
     fingerprint,
     user_path,
 )
-from nanovlm.models.model_files import find_folder, read_json_object, weight_files
+from nanovlm.models.model_files import read_json_object, weight_files
 from nanovlm.results.load import load_results
 from nanovlm.search.warm_start import read_earlier_trials
 from tests.full_disk import files_end_at

@@ -20,6 +20,7 @@ LAYERS = (
     ("config",),
     ("messages",),
     ("records",),
+    ("downloads",),
     ("models", "data", "results", "parallel"),
     ("training",),
     ("evaluation", "hub", "samplers", "pruning", "watch"),
@@ -36,7 +37,7 @@ LAYERS = (
 each other."""
 
 LIGHT_PACKAGES = {"yaml", "pydantic", "pydantic_core", "psutil"}
-"""All that what lies below the models may import besides the standard library."""
+"""All that what lies below `downloads` may import besides the standard library."""
 
 
 def area_of(name: str) -> str | None:
@@ -70,7 +71,7 @@ def objection(module: str, imported: str) -> str | None:
             return f"imports {imported}, which is in no layer"
         if other != area and layer_of(other) >= layer:
             return f"(layer {layer}) imports {imported} (layer {layer_of(other)})"
-    elif layer < layer_of("models") and package not in sys.stdlib_module_names | LIGHT_PACKAGES:
+    elif layer < layer_of("downloads") and package not in sys.stdlib_module_names | LIGHT_PACKAGES:
         return f"imports {package}, which is too heavy for it"
     elif package == "ray" and layer < layer_of("cluster"):
         return f"(layer {layer}) imports ray"
@@ -117,7 +118,7 @@ def test_a_folder_says_what_it_is_and_no_more() -> None:
     [
         ("nanovlm/config/schema.py", "import torch", "imports torch"),
         ("nanovlm/config/space.py", "from optuna import Study", "imports optuna"),
-        ("nanovlm/models/vit.py", "from nanovlm.data.batches import Batch", "nanovlm.data.batches"),
+        ("nanovlm/models/vit.py", "from nanovlm.data.samples import Batch", "nanovlm.data.samples"),
         ("nanovlm/samplers/tpe.py", "from nanovlm.pruning import rungs", "nanovlm.pruning"),
         ("nanovlm/results/write.py", "import nanovlm.parallel", "imports nanovlm.parallel"),
         ("nanovlm/results/write.py", "from nanovlm.trial import run_trial", "nanovlm.trial"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.data.prepared import prepare_benchmark, prepare_training
-from nanovlm.data.processors import load_tokenizer
+from nanovlm.data.tokenizer import load_tokenizer
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.resources import NUM_KEPT, Resources, benchmark_key, training_data_key

@@ -27,7 +27,7 @@ from nanovlm.errors import UserError
 from nanovlm.files import find_full_disk
 from nanovlm.messages import Assignment, Decision, End, Job, Order, ProgressUpdate, Report
 from nanovlm.resources import Resources
-from nanovlm.training.progress import OnUpdate
+from nanovlm.training.meter import OnUpdate
 from nanovlm.training.steps import NonFiniteLossError, TrialInterrupted
 from nanovlm.trial import run_trial
 

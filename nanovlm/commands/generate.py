@@ -11,13 +11,13 @@ from torch import Tensor
 
 from nanovlm import cli
 from nanovlm.config.schema import VLMConfig
-from nanovlm.data.images import UnreadableImage, read_image
-from nanovlm.data.processors import image_to_uint8, load_tokenizer
-from nanovlm.data.samples import encode_prompts, training_prompt
+from nanovlm.data.images import UnreadableImage, read_image, resize_to_uint8
+from nanovlm.data.text import encode, training_prompt
+from nanovlm.data.tokenizer import load_tokenizer
+from nanovlm.downloads import find_folder
 from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.files import user_path
 from nanovlm.models.checkpoint import MODEL_FILES
-from nanovlm.models.model_files import find_folder
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.forward import evaluating, image_input, mixed_precision
 
@@ -111,7 +111,7 @@ def prompt_tokens(config: VLMConfig, tokenizer: Tokenizer, question: str) -> lis
 
     Raises UserError if the tokenizer has more tokens than the model.
     """
-    (tokens,) = encode_prompts(tokenizer, [training_prompt(question)])
+    (tokens,) = encode(tokenizer, [training_prompt(question)])
     if max(tokens) >= config.lm_vocab_size:
         raise UserError(
             f"--checkpoint: token {max(tokens)} of lm_tokenizer={config.lm_tokenizer!r} is none of "
@@ -145,12 +145,12 @@ def answer(
 ) -> list[int]:
     """Return the tokens of the answer, without the EOS that ends it."""
     config, device = model.config, model.MP.proj.weight.device
-    pixels = image_to_uint8(image, config.vit_img_size, config.image_resampling)[None]
+    pixels = resize_to_uint8(image, config.vit_img_size, config.image_resampling)
     generator = torch.Generator(device).manual_seed(arguments.seed)
     with evaluating(model), mixed_precision(device):
         output: Tensor = model.generate(
             torch.tensor([prompt], device=device),
-            image_input(pixels.to(device), config),
+            image_input(torch.from_numpy(pixels)[None].to(device), config),
             max_new_tokens=max_new_tokens,
             greedy=arguments.temperature is None,
             temperature=arguments.temperature or 1.0,

@@ -207,7 +207,7 @@ class TrainConfig:
     quarter, ... of it for which it has the memory."""
     mmstar_holdout: Ratio = 0.0
     """Share of the benchmark's questions that is kept apart: the same ones in every run, as many of
-    each axis as its size asks for (`data/tensors.py`)."""
+    each axis as its size asks for (`data/benchmark.py`)."""
     mmstar_part: BenchmarkPart = "all"
     """Which questions are asked: all, those that are kept apart, or the others (`search`)."""
     mmstar_rules: MMStarRules = "lmms-eval-0.7.2"

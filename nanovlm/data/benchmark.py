@@ -1,58 +1,159 @@
-"""What is known of the benchmark's questions besides prompt and image, and what it must be.
+"""The benchmark: its questions as tensors, a part of them, and what its columns must be."""
 
-All is read before anything is prepared: a score over fewer questions would be another benchmark's,
-so a value that cannot be used is an error, and one that is told before the training.
-"""
-
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import chain
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from nanovlm.data.left_out import describe_place, locate
-from nanovlm.data.rows import BadValue, Subset
+from nanovlm.config.schema import BenchmarkPart
+from nanovlm.data.rows import BadValue, Subsets, describe_location, locate
 from nanovlm.errors import UserError
 
 ITEM_COLUMNS = ("index", "answer", "category", "l2_category")
-_ALL_COLUMNS = ("question", *ITEM_COLUMNS)
 _MAX_NAMED = 5
 
+SPLIT_NAME = "mmstar_holdout"
+"""Goes into the hash of each question; another name would divide otherwise."""
 
-def benchmark_items(place: str, subsets: Sequence[Subset]) -> dict[str, list[Any]]:
-    """Return the columns `ITEM_COLUMNS` of all rows.
+
+@dataclass(frozen=True, eq=False)
+class PreparedBenchmark:
+    """N questions; the prompt of question i is `tokens[offsets[i] : offsets[i + 1]]`."""
+
+    images: Tensor
+    """uint8[R, 3, S, S]"""
+    image_index: Tensor
+    """int64[N], the image of each question."""
+    tokens: Tensor
+    """int32[all tokens], one prompt after the other."""
+    offsets: Tensor
+    """int64[N + 1]"""
+    answers: tuple[str, ...]
+    """The letter of each right option."""
+    categories: tuple[str, ...]
+    l2_categories: tuple[str, ...]
+    indices: tuple[int, ...]
+    """The benchmark's own number of each question."""
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def prompt(self, item: int) -> Tensor:
+        """Return the tokens of one question, int64[T]."""
+        return self.tokens[self.offsets[item] : self.offsets[item + 1]].long()
+
+
+def select_part(
+    benchmark: PreparedBenchmark, holdout: float, part: BenchmarkPart
+) -> PreparedBenchmark:
+    """Return the questions of `part`, in the benchmark's order; images are shared, not copied.
 
     Args:
-        place: the setting that names the benchmark, for the message.
+        holdout: share of the questions that is kept apart, from 0 to below 1.
+
+    Raises:
+        UserError: the part has no question.
+    """
+    if part == "all" or not holdout:
+        return benchmark
+    kept_apart = holdout_items(benchmark, Fraction(str(holdout)))
+    wanted = part == "holdout"
+    items = [item for item in range(len(benchmark)) if (item in kept_apart) == wanted]
+    if not items:
+        raise UserError(
+            f"mmstar_holdout: must leave a question in each part of the benchmark, got {holdout} "
+            f"of {len(benchmark)} questions and none for mmstar_part={part!r}"
+        )
+    lengths = benchmark.offsets.diff()[items]
+
+    def chosen(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(values[item] for item in items)
+
+    return replace(
+        benchmark,
+        image_index=benchmark.image_index[items],
+        tokens=torch.cat([benchmark.prompt(item) for item in items]).int(),
+        offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
+        answers=chosen(benchmark.answers),
+        categories=chosen(benchmark.categories),
+        l2_categories=chosen(benchmark.l2_categories),
+        indices=chosen(benchmark.indices),
+    )
+
+
+def holdout_items(benchmark: PreparedBenchmark, share: Fraction) -> set[int]:
+    """Return the positions of the questions that are kept apart.
+
+    They are `share` of all, rounded half up, and of each stratum its exact share rounded up or down
+    (the method of largest remainders; of equal remainders the first by name is rounded up). A
+    stratum is an axis within its capability, so where no axes are told apart it is the capability.
+    Within a stratum those come first whose own number has the lowest SHA-256.
+    """
+    strata: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for item, names in enumerate(zip(benchmark.categories, benchmark.l2_categories, strict=True)):
+        strata[names].append(item)
+    exact = {names: share * len(items) for names, items in strata.items()}
+    sizes = {names: int(size) for names, size in exact.items()}
+    num_missing = int(share * len(benchmark) + Fraction(1, 2)) - sum(sizes.values())
+    by_remainder = sorted(strata, key=lambda names: (sizes[names] - exact[names], names))
+    for names in by_remainder[:num_missing]:
+        sizes[names] += 1
+    return {
+        item
+        for names, items in strata.items()
+        for item in sorted(items, key=lambda i: _digest(benchmark.indices[i]))[: sizes[names]]
+    }
+
+
+def _digest(index: int) -> bytes:
+    return hashlib.sha256(f"{SPLIT_NAME} {index}".encode()).digest()
+
+
+def benchmark_items(setting: str, subsets: Subsets) -> dict[str, list[Any]]:
+    """Return the columns `ITEM_COLUMNS` of all rows.
+
+    They are read before anything is prepared: a score over fewer questions would be another
+    benchmark's, so a value that cannot be used is an error, and known before the training.
+
+    Args:
+        setting: that names the benchmark, for the message.
 
     Raises:
         UserError: a value of a column, the question's among them, is null, empty or no text;
             questions cannot be told apart by their index, or two sets of them by their name.
     """
-    columns = {name: _read(subsets, name) for name in _ALL_COLUMNS}
+    columns = {
+        name: [
+            value
+            for group in chain.from_iterable(subsets.values())
+            for value in group.read(name, np.arange(group.num_rows))
+        ]
+        for name in ("question", *ITEM_COLUMNS)
+    }
     wrong = [
-        f"{place}: {describe_place(locate(subsets, row))}: {name} {problem}"
+        f"{setting}: {describe_location(locate(subsets, row))}: {name} {problem}"
         for name, values in columns.items()
         for row, value in enumerate(values)
         if (problem := _problem(value))
     ]
+    if len(wrong) > _MAX_NAMED:
+        wrong[_MAX_NAMED:] = [f"{setting}: and {len(wrong) - _MAX_NAMED} more such values"]
     if wrong:
-        more = len(wrong) - _MAX_NAMED
-        tail = [f"{place}: and {more} more such values"] if more > 0 else []
-        raise UserError(*wrong[:_MAX_NAMED], *tail)
-    twice = _repeated(columns["index"])
-    if twice:
+        raise UserError(*wrong)
+    if repeated := _repeated(columns["index"]):
         raise UserError(
-            f"{place}: the column index must tell all questions apart; "
-            f"{', '.join(map(str, twice[:_MAX_NAMED]))} stand more than once"
+            f"{setting}: the column index must tell all questions apart; {repeated} stand more "
+            "than once"
         )
-    _check_names(place, columns)
+    _check_names(setting, columns)
     return {name: columns[name] for name in ITEM_COLUMNS}
-
-
-def _read(subsets: Sequence[Subset], column: str) -> list[Any]:
-    groups = (group for subset in subsets for group in subset.groups)
-    return [v for group in groups for v in group.read(column, np.arange(group.num_rows))]
 
 
 def _problem(value: Any) -> str | None:
@@ -63,17 +164,18 @@ def _problem(value: Any) -> str | None:
     return "is empty" if isinstance(value, str) and not value.strip() else None
 
 
-def _check_names(place: str, columns: Mapping[str, Sequence[str]]) -> None:
+def _check_names(setting: str, columns: Mapping[str, Sequence[str]]) -> None:
     """Raise UserError if an axis would have its accuracy under another one's name."""
     pairs = sorted(set(zip(columns["category"], columns["l2_category"], strict=True)))
     names = [*sorted({category for category, _ in pairs}), *map("/".join, pairs)]
-    same = _repeated(names)
-    if same:
+    if repeated := _repeated(names):
         raise UserError(
-            f"{place}: category and category/l2_category must name each set of questions "
-            f"differently; {', '.join(map(repr, same[:_MAX_NAMED]))} stand for several"
+            f"{setting}: category and category/l2_category must name each set of questions "
+            f"differently; {repeated} stand for several"
         )
 
 
-def _repeated(values: Sequence[Any]) -> list[Any]:
-    return [value for value, times in Counter(values).items() if times > 1]
+def _repeated(values: Iterable[Any]) -> str:
+    """Return the first values that occur more than once, as text."""
+    repeated = [repr(value) for value, times in Counter(values).items() if times > 1]
+    return ", ".join(repeated[:_MAX_NAMED])

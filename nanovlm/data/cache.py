@@ -5,13 +5,14 @@
       images.bin       uint8[R, 3, S, S]
       *.npy            tokens and where each sample's lie
       manifest.json    written last: counts, unreadable rows
-      parts-*/         what a build that was broken off has done so far
+      parts-*/         parts that an interrupted build has done
 
-Everything is written beside its place and then renamed, so a reader never meets half a file.
+Everything is written under another name and then renamed, so a reader never meets half a file.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def prepared_root() -> Path:
 
 @dataclass(frozen=True)
 class PreparedFolder:
-    """The place of one recipe's prepared data, there or not."""
+    """The folder of one recipe's prepared data, there or not."""
 
     path: Path
     about: Mapping[str, Any]
@@ -53,7 +54,7 @@ class PreparedFolder:
         """Return the folder of what `recipe` says; any other value means another folder.
 
         Args:
-            notes: what `about` tells besides and the folder does not depend on.
+            notes: further entries of `about`, on which the folder does not depend.
         """
         content = json.dumps(recipe, sort_keys=True)
         key = hashlib.sha256(content.encode()).hexdigest()[:KEY_LENGTH]
@@ -65,13 +66,13 @@ class PreparedFolder:
 
     def manifest(self) -> dict[str, Any]:
         """Return what is known of the complete data."""
-        with self._readable(MANIFEST_FILE):
-            return {**json.loads((self.path / MANIFEST_FILE).read_text())}
+        with self._readable(MANIFEST_FILE) as path:
+            return {**json.loads(path.read_text())}
 
     def array(self, name: str) -> np.ndarray:
         """Return the array `name`, memory-mapped, not to be written to."""
-        with self._readable(f"{name}.npy"):
-            array: np.ndarray = np.load(self.path / f"{name}.npy", mmap_mode="r")
+        with self._readable(f"{name}.npy") as path:
+            array: np.ndarray = np.load(path, mmap_mode="r")
             return array
 
     def images(self, shape: tuple[int, ...]) -> np.ndarray:
@@ -83,25 +84,25 @@ class PreparedFolder:
         Raises:
             UserError: the file has another size: someone has changed it.
         """
-        path = self.path / IMAGES_FILE
-        size, expected = path.stat().st_size, int(np.prod(shape))
-        if size != expected:
-            raise self._damaged(IMAGES_FILE, f"must have {expected} bytes, has {size}")
-        if not expected:  # nothing can be mapped
-            return np.empty(shape, np.uint8)
-        return np.memmap(path, np.uint8, mode="r", shape=shape)
+        with self._readable(IMAGES_FILE) as path:
+            size, expected = path.stat().st_size, math.prod(shape)
+            if size != expected:
+                raise ValueError(f"must have {expected} bytes, has {size}")
+            if not expected:  # nothing can be mapped
+                return np.empty(shape, np.uint8)
+            return np.memmap(path, np.uint8, mode="r", shape=shape)
 
     @contextmanager
-    def _readable(self, name: str) -> Iterator[None]:
-        """Raise UserError if the file cannot be read in the context."""
+    def _readable(self, name: str) -> Iterator[Path]:
+        """Give the path of a file. Raises UserError if it cannot be read in the context."""
+        path = self.path / name
         try:
-            yield
+            yield path
         except (OSError, ValueError, TypeError, EOFError) as error:
-            raise self._damaged(name, f"is damaged or gone: {error}") from None
-
-    def _damaged(self, name: str, problem: str) -> UserError:
-        command = f"python -m nanovlm data delete {self.path.name}"
-        return UserError(f"{self.path / name}: {problem}; `{command}` lets it be made anew")
+            command = f"python -m nanovlm data delete {self.path.name}"
+            raise UserError(
+                f"{path}: is damaged or missing: {error}; after `{command}` it is prepared again"
+            ) from None
 
     def write_array(self, name: str, array: np.ndarray) -> None:
         with replacing(self.path / f"{name}.npy") as part, part.open("wb") as file:
@@ -118,14 +119,12 @@ class PreparedFolder:
         """
         lock = filelock.FileLock(f"{self.path}.lock")
         try:
-            lock.acquire(timeout=0)
+            held = lock.acquire(timeout=0)
         except filelock.Timeout:
             on_wait()
-            lock.acquire()
-        try:
+            held = lock.acquire()
+        with held:
             yield
-        finally:
-            lock.release()
 
 
 def prepared_folders() -> list[PreparedFolder]:
@@ -135,7 +134,7 @@ def prepared_folders() -> list[PreparedFolder]:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    """Return what is told of prepared data; of a damaged file that it is damaged."""
+    """Return what `about.json` says; of a damaged file that it is damaged."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -7,6 +7,7 @@ is in both parts. Nothing here depends on anything but the scans: the same rows 
 """
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from nanovlm.data.samples import mmstar_prompt, training_prompt
+from nanovlm.data.text import mmstar_prompt, training_prompt
 
 BUILTIN_DIGITS = "builtin:digits"
 LETTERS = "ABCD"
@@ -30,23 +31,22 @@ NUM_BENCHMARK_SCANS_PER_DIGIT = 36
 NUM_ORDERS = 3
 """Turns of a shuffled kind in a training row: the same question under several orders."""
 
+_TEXT = datasets.Value("string")
 TRAINING_FEATURES = datasets.Features(
     {
         "images": datasets.List(datasets.Image()),
-        "texts": datasets.List(
-            {key: datasets.Value("string") for key in ("user", "assistant", "source")}
-        ),
+        "texts": datasets.List({"user": _TEXT, "assistant": _TEXT, "source": _TEXT}),
     }
 )
 BENCHMARK_FEATURES = datasets.Features(
     {
         "index": datasets.Value("int64"),
-        "question": datasets.Value("string"),
+        "question": _TEXT,
         "image": datasets.Image(),
-        "answer": datasets.Value("string"),
-        "category": datasets.Value("string"),
-        "l2_category": datasets.Value("string"),
-        "meta_info": {key: datasets.Value("string") for key in ("source", "split", "image_path")},
+        "answer": _TEXT,
+        "category": _TEXT,
+        "l2_category": _TEXT,
+        "meta_info": {"source": _TEXT, "split": _TEXT, "image_path": _TEXT},
     }
 )
 
@@ -55,49 +55,42 @@ BENCHMARK_FEATURES = datasets.Features(
 class Kind:
     """A kind of question: what is asked, what can be answered, and in which order."""
 
-    category: str
-    l2_category: str
+    categories: tuple[str, str]
+    """`category` and `l2_category` in the benchmark."""
     question: str
     answer: Callable[[int], str]
     """The right option for a digit."""
     options: tuple[str, ...]
     """All answers there are; of more than four, three wrong ones are drawn for each question."""
-    shuffled: bool
+    shuffled: bool = False
     """False lists the four options always in this order."""
 
 
 KINDS = (
     Kind(
-        category="fine-grained perception",
-        l2_category="recognition",
-        question="Which digit is this?",
+        ("fine-grained perception", "recognition"),
+        "Which digit is this?",
         answer=str,
         options=tuple("0123456789"),
         shuffled=True,
     ),
     Kind(
-        category="instance reasoning",
-        l2_category="cross-instance relation reasoning",
-        question="Which range does the digit lie in?",
+        ("instance reasoning", "cross-instance relation reasoning"),
+        "Which range does the digit lie in?",
         answer=lambda digit: ("0-2", "3-4", "5-6", "7-9")[(digit > 2) + (digit > 4) + (digit > 6)],
         options=("0-2", "3-4", "5-6", "7-9"),
-        shuffled=False,
     ),
     Kind(
-        category="logical reasoning",
-        l2_category="common reasoning",
-        question="Which group does the digit belong to?",
+        ("logical reasoning", "common reasoning"),
+        "Which group does the digit belong to?",
         answer=lambda digit: ("low", "high")[digit > 4] + ("-even", "-odd")[digit % 2],
         options=("low-even", "low-odd", "high-even", "high-odd"),
-        shuffled=False,
     ),
     Kind(
-        category="math",
-        l2_category="numeric commonsense and calculation",
-        question="What remains when dividing the digit by four?",
+        ("math", "numeric commonsense and calculation"),
+        "What remains when dividing the digit by four?",
         answer=lambda digit: str(digit % 4),
         options=tuple("0123"),
-        shuffled=False,
     ),
 )
 # Short wordings and options of one word: a step on CPU costs in proportion to the longest prompt.
@@ -110,10 +103,8 @@ def digits_training_rows() -> datasets.Dataset:
     several orders of the options.
     """
     scans, _ = _split_scans()
-    columns = {
-        "images": [[_image(scan)] for scan in scans],
-        "texts": list(_training_texts(scans)),
-    }
+    images = [[_image(scan)] for scan in scans]
+    columns = {"images": images, "texts": list(_training_texts(scans))}
     return datasets.Dataset.from_dict(columns, features=TRAINING_FEATURES)
 
 
@@ -148,7 +139,7 @@ def digits_tokenizer() -> Tokenizer:
 @dataclass(frozen=True)
 class _Scan:
     number: int
-    """Its place in `load_digits`."""
+    """Its index in `load_digits`."""
     pixels: np.ndarray
     """uint8[8, 8], 0 is paper and 255 is ink."""
     digit: int
@@ -162,13 +153,11 @@ def _split_scans() -> tuple[list[_Scan], list[_Scan]]:
     scans = [_Scan(int(i), pixels[i], int(data.target[i])) for i in order]
     training: list[_Scan] = []
     benchmark: list[_Scan] = []
-    num_in_benchmark = dict.fromkeys(range(10), 0)
+    in_benchmark = Counter[int]()
     for scan in scans:
-        if num_in_benchmark[scan.digit] < NUM_BENCHMARK_SCANS_PER_DIGIT:
-            num_in_benchmark[scan.digit] += 1
-            benchmark.append(scan)
-        else:
-            training.append(scan)
+        is_full = in_benchmark[scan.digit] == NUM_BENCHMARK_SCANS_PER_DIGIT
+        in_benchmark[scan.digit] += not is_full
+        (training if is_full else benchmark).append(scan)
     return training, benchmark
 
 
@@ -188,15 +177,15 @@ def _image_name(scan: _Scan) -> str:
 def _ask(kind: Kind, digit: int, letter: str, rng: np.random.Generator) -> tuple[str, str]:
     """Return a question with inline options, and its letter.
 
-    In a shuffled kind `letter` is where the right option comes to stand.
+    In a shuffled kind `letter` is that of the right option.
     """
     right = kind.answer(digit)
     options: Sequence[str] = kind.options
     if kind.shuffled:
         wrong = [option for option in kind.options if option != right]
         drawn = [str(option) for option in rng.choice(wrong, len(LETTERS) - 1, replace=False)]
-        place = LETTERS.index(letter)
-        options = [*drawn[:place], right, *drawn[place:]]
+        drawn.insert(LETTERS.index(letter), right)
+        options = drawn
     inline = ", ".join(f"{name}: {option}" for name, option in zip(LETTERS, options, strict=True))
     return f"{kind.question}\nOptions: {inline}", LETTERS[options.index(right)]
 
@@ -209,7 +198,7 @@ def _training_texts(scans: Iterable[_Scan]) -> Iterator[list[dict[str, str]]]:
         for kind in KINDS:
             for _ in range(NUM_ORDERS if kind.shuffled else 1):
                 question, letter = _ask(kind, scan.digit, str(rng.choice(list(LETTERS))), rng)
-                turns.append(_turn(f"{question}\n{INSTRUCTION}", letter, kind.l2_category))
+                turns.append(_turn(f"{question}\n{INSTRUCTION}", letter, kind.categories[1]))
         yield turns
 
 
@@ -228,8 +217,8 @@ def _benchmark_rows(
                 "question": question,
                 "image": _image(scan),
                 "answer": letter,
-                "category": kind.category,
-                "l2_category": kind.l2_category,
+                "category": kind.categories[0],
+                "l2_category": kind.categories[1],
                 "meta_info": {
                     "source": "scikit-learn load_digits",
                     "split": "benchmark",

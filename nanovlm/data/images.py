@@ -6,8 +6,8 @@ Without torch, since this runs in the processes that prepare a data set.
 import errno
 import io
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from operator import methodcaller
 from pathlib import Path
 from typing import TypedDict
 
@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
 from nanovlm.files import LFS_HEAD
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""What is opened, whatever Pillow could open besides: EPS, for one, is run by Ghostscript."""
+"""All that is opened. Pillow could open more: EPS, for example, which Ghostscript runs."""
 
 MAX_DECODING_BYTES = 400_000_000
 """Images that would take more are refused before they are decoded, or reduced by the decoder."""
@@ -27,15 +27,15 @@ _PROGRESSIVE_JPEG = 6  # the coefficients of all pixels, at 16 bits
 _REDUCTIONS = (1, 2, 4, 8)
 """Of width and height; what JPEG's decoder can leave out."""
 
-_PIXELS_AT_ONCE = 2**20
-"""So many are converted at a time: a conversion holds several copies."""
+_MAX_PIXELS = 2**20
+"""That are converted together: a conversion holds several copies."""
 _WHITE = (1, 255, 65535)
 """What white may be in grey values that are not stored with 8 bits."""
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 _ERRORS_OF_A_PATH = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP}
-"""Others, such as a disk that fails, are not the row's fault."""
+"""Others, such as a failing disk, are not the row's fault."""
 
 # Some rows of the_cauldron are PNGs whose text chunks exceed Pillow's limit of 1 MiB.
 _TEXT_BYTES = 100 * 2**20
@@ -71,11 +71,15 @@ def read_image(stored: StoredImage) -> Image.Image:
     """
     content = _stored_bytes(stored)
     try:
-        with _quietly(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        # What matters of Pillow's warnings ends as a reason here.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(content), formats=FORMATS) as image,
+        ):
             _fit_into_memory(image, len(content))
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return _upright_to_rgb(image)
+            return _to_rgb(image)
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # what Pillow's decoders raise on broken bytes has no common type
@@ -109,20 +113,17 @@ def _fit_into_memory(image: Image.Image, num_bytes: int) -> None:
     )
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode as RGB; see `read_image`."""
-    return _upright_to_rgb(ImageOps.exif_transpose(image))
-
-
-def _upright_to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Return an image of any mode as RGB, itself if it is that."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
-    convert: Convert = _on_white if image.has_transparency_data else _as_rgb
+    convert: Convert = methodcaller("convert", "RGB")
     if image.mode == "F" or image.mode.startswith("I"):
         convert = _grey_by_range(image)
+    elif image.has_transparency_data:
+        convert = _on_white
     width, height = image.size
-    rows = max(1, _PIXELS_AT_ONCE // max(1, width))
+    rows = max(1, _MAX_PIXELS // max(1, width))
     if rows >= height:
         return convert(image)
     result = Image.new("RGB", image.size)
@@ -130,10 +131,6 @@ def _upright_to_rgb(image: Image.Image) -> Image.Image:
         part = image.crop((0, top, width, min(top + rows, height)))
         result.paste(convert(part), (0, top))
     return result
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    return image.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -169,7 +166,7 @@ def _grey_by_range(image: Image.Image) -> Convert:
 
 def _range(image: Image.Image) -> tuple[float, float]:
     """Return the lowest and the highest value of an image with one channel."""
-    known = image.mode in ("F", "I", "I;16")  # Pillow has not the others' extrema
+    known = image.mode in ("F", "I", "I;16")  # Pillow lacks the others' extrema
     low, high = (image if known else image.convert("I")).getextrema()
     assert isinstance(low, int | float) and isinstance(high, int | float)
     return low, high
@@ -182,15 +179,7 @@ def resize_to_uint8(image: Image.Image, size: int, resampling: str) -> np.ndarra
         resampling: `bilinear` or `bicubic`, both averaging over all pixels where it shrinks.
     """
     pixels = np.asarray(image.resize((size, size), RESAMPLING[resampling]))
-    return pixels.transpose(2, 0, 1)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep Pillow's warnings off the screen: what matters of them ends as a reason here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _stored_bytes(stored: StoredImage) -> bytes:

@@ -4,22 +4,36 @@ What is prepared lies on the disk (`nanovlm.data.cache`) and is mapped into memo
 and later searches share one copy in the page cache.
 """
 
+import hashlib
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from nanovlm.config.schema import TrainConfig
+from nanovlm.config.schema import TrainConfig, VLMConfig
+from nanovlm.data.benchmark import PreparedBenchmark, benchmark_items
 from nanovlm.data.build import OnProgress, Recipe, build, log_progress
-from nanovlm.data.left_out import check_bad_rows
-from nanovlm.data.processors import check_tokens
-from nanovlm.data.recipes import benchmark_recipe, training_recipe
-from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples
+from nanovlm.data.build_images import ImageTask
+from nanovlm.data.cache import IMAGES_FILE, PreparedFolder
+from nanovlm.data.samples import PreparedSamples
+from nanovlm.data.sources import Source, benchmark_source, training_source
+from nanovlm.data.text import encode_questions, encode_turns
+from nanovlm.data.tokenizer import check_tokens
 from nanovlm.errors import UserError
+
+VERSION = 2
+"""Of the bytes that are prepared. A test holds them against a digest: raise this when they change,
+so that data which an earlier version has prepared is not taken for this one's."""
+
+ROW_ORDER_SEED = 0
+"""Rows are shuffled the same way in every run: the cut-off and the validation rows depend on it."""
 
 
 def prepare_training(
@@ -35,21 +49,20 @@ def prepare_training(
         UserError: data or tokenizer do not fit the configuration, or too few samples are left.
     """
     check_tokens(config.vlm, tokenizer)
-    recipe = training_recipe(config, tokenizer)
-    build(recipe, on_progress)
-    manifest = recipe.folder.manifest()
-    bad, num_usable = manifest["bad_rows"], manifest["usable_rows"]
-    check_bad_rows(recipe.what, bad, num_usable, config.max_bad_fraction)
-    num_val = _num_validation_rows(manifest["rows"], config.val_ratio)
-    places = recipe.folder.array("places")
-    num_train = int(np.searchsorted(places, manifest["rows"] - num_val))
-    everything = _samples(recipe, manifest)
-    train, val = _part(everything, 0, num_train), _part(everything, num_train, len(places))
+    recipe = _training_recipe(config, tokenizer)
+    manifest = build(recipe, on_progress)
+    bad, num_rows = manifest["bad_rows"], manifest["rows"]
+    recipe.check_bad_rows(len(bad), manifest["usable_rows"], lambda: bad)
+    num_val = max(1, round(num_rows * config.val_ratio)) if config.val_ratio else 0
+    positions = recipe.folder.array("places")
+    num_train = int(np.searchsorted(positions, num_rows - num_val))
+    everything = PreparedSamples(**_tensors(recipe, manifest))
+    train, val = _part(everything, 0, num_train), _part(everything, num_train, len(positions))
     if not len(train):
         over_long = sum(subset["over_long_turns"] for subset in manifest["subsets"].values())
         raise UserError(
             f"train_dataset_path={config.train_dataset_path!r}: no training sample is left; of "
-            f"{manifest['rows']} rows {num_val} are for validation (val_ratio={config.val_ratio}), "
+            f"{num_rows} rows {num_val} are for validation (val_ratio={config.val_ratio}), "
             f"and {over_long} turns exceed vlm.lm_max_length={config.vlm.lm_max_length} tokens"
         )
     check_batch_size(config.batch_size, train)
@@ -66,15 +79,12 @@ def prepare_benchmark(
             score over fewer questions would be another benchmark's.
     """
     check_tokens(config.vlm, tokenizer)
-    recipe = benchmark_recipe(config, tokenizer)
-    build(recipe, on_progress)
-    manifest = recipe.folder.manifest()
-    samples, items = _samples(recipe, manifest), manifest["items"]
+    recipe = _benchmark_recipe(config, tokenizer)
+    manifest = build(recipe, on_progress)
+    items, tensors = manifest["items"], _tensors(recipe, manifest)
+    del tensors["prompt_lengths"]  # a prompt is all that there is
     return PreparedBenchmark(
-        images=samples.images,
-        image_index=samples.image_index,
-        tokens=samples.tokens,
-        offsets=samples.offsets,
+        **tensors,
         answers=tuple(items["answer"]),
         categories=tuple(items["category"]),
         l2_categories=tuple(items["l2_category"]),
@@ -85,8 +95,8 @@ def prepare_benchmark(
 def describe_data(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what the prepared data of `config` was made from and what was left out; JSON."""
     recipes = {
-        "training": training_recipe(config, tokenizer),
-        "benchmark": benchmark_recipe(config, tokenizer),
+        "training": _training_recipe(config, tokenizer),
+        "benchmark": _benchmark_recipe(config, tokenizer),
     }
     result = {}
     for name, recipe in recipes.items():
@@ -105,33 +115,99 @@ def check_batch_size(batch_size: int, samples: PreparedSamples) -> None:
         )
 
 
-def _num_validation_rows(num_rows: int, val_ratio: float) -> int:
-    return max(1, round(num_rows * val_ratio)) if val_ratio else 0
+def _training_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
+    """Return how the training rows of `config` become samples, in the order of the shuffled rows.
+
+    Raises UserError if a sub-set is not there.
+    """
+    path, vlm = config.train_dataset_path, config.vlm
+    source = training_source(path, config.train_dataset_name)
+    about = _about("training data", source, config, tokenizer) | {
+        "data_cutoff_idx": config.data_cutoff_idx,
+        "turns": config.turns,
+        "lm_max_length": vlm.lm_max_length,
+        "lm_eos_token_id": vlm.lm_eos_token_id,
+    }
+    folder = PreparedFolder.of(about, path=path)
+
+    def order(num_rows: int) -> np.ndarray:
+        shuffled = np.random.default_rng(ROW_ORDER_SEED).permutation(num_rows)
+        return shuffled[: config.data_cutoff_idx]
+
+    return Recipe(
+        what="training data",
+        folder=folder,
+        load=source.load,
+        order=order,
+        text_column="texts",
+        encode=partial(
+            encode_turns,
+            tokenizer,
+            eos_token_id=vlm.lm_eos_token_id,
+            max_length=vlm.lm_max_length,
+            max_turns=1 if config.turns == "first" else None,
+        ),
+        images=_image_task("images", folder, vlm),
+        max_bad_fraction=config.max_bad_fraction,
+    )
 
 
-def _tensor(array: np.ndarray) -> Tensor:
+def _benchmark_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
+    """Return how the benchmark's questions become prompts, in its order.
+
+    Raises UserError if it is not there.
+    """
+    path = config.test_dataset_path
+    source = benchmark_source(path)
+    folder = PreparedFolder.of(_about("benchmark", source, config, tokenizer), path=path)
+    return Recipe(
+        what="benchmark",
+        folder=folder,
+        load=source.load,
+        order=np.arange,
+        text_column="question",
+        encode=partial(encode_questions, tokenizer),
+        images=_image_task("image", folder, config.vlm),
+        max_bad_fraction=0.0,
+        is_whole=True,
+        items=partial(benchmark_items, f"test_dataset_path={path!r}"),
+    )
+
+
+def _about(what: str, source: Source, config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what the prepared bytes depend on in training data and benchmark alike."""
+    return {
+        "what": what,
+        "source": source.identity,
+        "version": VERSION,
+        "pillow": PIL.__version__,
+        "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
+        "vit_img_size": config.vlm.vit_img_size,
+        "image_resampling": config.vlm.image_resampling,
+    }
+
+
+def _image_task(column: str, folder: PreparedFolder, vlm: VLMConfig) -> ImageTask:
+    file = folder.path / IMAGES_FILE
+    return ImageTask(column, vlm.vit_img_size, vlm.image_resampling, file)
+
+
+def _tensors(recipe: Recipe, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the fields of `PreparedSamples`, memory-mapped."""
+    folder, size = recipe.folder, recipe.images.size
+    arrays = {"images": folder.images((manifest["images"], 3, size, size))}
+    for name in ("image_index", "tokens", "offsets", "prompt_lengths"):
+        arrays[name] = folder.array(name)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)  # nobody writes to it
-
-
-def _samples(recipe: Recipe, manifest: Mapping[str, Any]) -> PreparedSamples:
-    folder, size = recipe.folder, recipe.image_size
-    return PreparedSamples(
-        images=_tensor(folder.images((manifest["images"], 3, size, size))),
-        **{
-            name: _tensor(folder.array(name))
-            for name in ("image_index", "tokens", "offsets", "prompt_lengths")
-        },
-    )
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _part(samples: PreparedSamples, start: int, stop: int) -> PreparedSamples:
     """Return consecutive samples; all parts share images and tokens."""
-    return PreparedSamples(
-        images=samples.images,
+    return replace(
+        samples,
         image_index=samples.image_index[start:stop],
-        tokens=samples.tokens,
         offsets=samples.offsets[start : stop + 1],
         prompt_lengths=samples.prompt_lengths[start:stop],
     )

@@ -4,11 +4,11 @@ Nothing is copied to disk on the way, as `datasets` does, which for the_cauldron
 disk again as the download.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,147 +27,110 @@ class BadValue:
     reason: str
 
 
-class RowGroup(Protocol):
-    """Some rows that lie together; picklable."""
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a parquet file; picklable."""
 
-    @property
-    def num_rows(self) -> int: ...
-
-    @property
-    def file(self) -> str | None:
-        """Where the rows lie, in short: `FOLDER/FILE`; None if they are in no file."""
-        ...
-
-    @property
-    def first_row(self) -> int:
-        """Rows of the file that lie before these."""
-        ...
+    source: Path | bytes
+    """The file, or its content."""
+    index: int
+    num_rows: int
+    first_row: int
+    """Rows of the file that lie before these."""
 
     def read(self, column: str, rows: np.ndarray) -> Iterator[Any]:
         """Yield the values of `column` in the rows `rows` (ascending, int64[n]), as Python's.
 
         A null is None, and text that is no text a `BadValue`.
+
+        Raises:
+            UserError: the file is damaged.
         """
-        ...
-
-
-@dataclass(frozen=True)
-class ParquetGroup:
-    """A row group of a parquet file."""
-
-    path: Path
-    index: int
-    num_rows: int
-    first_row: int
-
-    @property
-    def file(self) -> str:
-        return f"{self.path.parent.name}/{self.path.name}"
-
-    def read(self, column: str, rows: np.ndarray) -> Iterator[Any]:
+        source = pa.BufferReader(self.source) if isinstance(self.source, bytes) else self.source
         try:
-            with pq.ParquetFile(
-                self.path, memory_map=True, page_checksum_verification=True
-            ) as file:
-                number = _rows_at_once(file.metadata.row_group(self.index), column)
-                batches = file.iter_batches(number, row_groups=[self.index], columns=[column])
+            with pq.ParquetFile(source, memory_map=True, page_checksum_verification=True) as file:
+                size = _batch_size(file.metadata.row_group(self.index), column)
+                batches = file.iter_batches(size, row_groups=[self.index], columns=[column])
                 yield from _values_at(batches, rows)
         except (OSError, pa.ArrowException) as error:
             raise UserError(
-                f"{self.path}: column {column} of row group {self.index} cannot be read: {error}; "
-                "a file that was damaged on its way is to be fetched anew"
+                f"{self.source!s}: column {column} of row group {self.index} cannot be read: "
+                f"{error}; download the file again if it was damaged on its way"
             ) from error
 
 
-@dataclass(frozen=True)
-class TableGroup:
-    """A table in memory."""
-
-    table: pa.Table
-    file: None = None
-    first_row: int = 0
-
-    @property
-    def num_rows(self) -> int:
-        return int(self.table.num_rows)
-
-    def read(self, column: str, rows: np.ndarray) -> Iterator[Any]:
-        yield from _values_at(self.table.select([column]).to_batches(_BATCH_ROWS), rows)
+Subsets = Mapping[str, Sequence[RowGroup]]
+"""The rows of a data set: the row groups of each sub-set, by its name."""
 
 
-@dataclass(frozen=True)
-class Subset:
-    """The rows of one sub-set of a data set."""
-
-    name: str
-    groups: tuple[RowGroup, ...]
-
-    @property
-    def num_rows(self) -> int:
-        return sum(group.num_rows for group in self.groups)
-
-    def locate(self, row: int) -> dict[str, Any]:
-        """Return `subset`, `file` and `row` (from 0 in the file) of a row of the sub-set; JSON."""
-        for group in self.groups:
-            if row < group.num_rows:
-                return {"subset": self.name, "file": group.file, "row": group.first_row + row}
-            row -= group.num_rows
-        raise AssertionError(f"row {row} behind the last one of {self.name}")
-
-
-def parquet_groups(path: Path) -> list[ParquetGroup]:
+def row_groups(source: Path | bytes) -> list[RowGroup]:
     """Return the row groups of a file that have rows. Raises pyarrow's errors if it is broken."""
-    metadata = pq.read_metadata(path)
+    metadata = pq.read_metadata(pa.BufferReader(source) if isinstance(source, bytes) else source)
     sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-    ends = accumulate(sizes)
     return [
-        ParquetGroup(path, index, size, end - size)
-        for index, (size, end) in enumerate(zip(sizes, ends, strict=True))
+        RowGroup(source, index, size, sum(sizes[:index]))
+        for index, size in enumerate(sizes)
         if size
     ]
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The chosen ones of a row group's rows."""
+def num_rows(groups: Sequence[RowGroup]) -> int:
+    """Return how many rows they have together."""
+    return sum(group.num_rows for group in groups)
+
+
+def locate(subsets: Subsets, row: int) -> dict[str, Any]:
+    """Return `subset`, `file` and `row` (from 0 in the file) of a row counted through all; JSON.
+
+    `file` is `FOLDER/FILE`, None for rows that are in no file.
+    """
+    for name, groups in subsets.items():
+        for group in groups:
+            if row < group.num_rows:
+                path = group.source
+                file = f"{path.parent.name}/{path.name}" if isinstance(path, Path) else None
+                return {"subset": name, "file": file, "row": group.first_row + row}
+            row -= group.num_rows
+    raise AssertionError(f"row {row} is after the last one")
+
+
+def describe_location(location: Mapping[str, Any]) -> str:
+    """Return `ai2d/train-00000-of-00001.parquet row 7` for what `locate` returns."""
+    return f"{location['file'] or location['subset']} row {location['row']}"
+
+
+class Chosen(NamedTuple):
+    """Some rows of one group."""
 
     group: RowGroup
     rows: np.ndarray
     """int64[n], ascending, from 0 in the group."""
     first: int
-    """How many chosen rows lie before them, in earlier groups."""
+    """Chosen rows that lie before these."""
 
 
-def choose(subsets: Sequence[Subset], rows: np.ndarray) -> list[Chosen]:
-    """Return where the rows `rows` (ascending, counted through all sub-sets) lie, by group."""
-    chosen, start, first = [], 0, 0
-    for group in chain.from_iterable(subset.groups for subset in subsets):
-        last = int(np.searchsorted(rows, start + group.num_rows))
-        if last > first:
-            chosen.append(Chosen(group, rows[first:last] - start, first))
-        start, first = start + group.num_rows, last
-    return chosen
+def divide(subsets: Subsets, rows: np.ndarray, part_size: int) -> list[list[Chosen]]:
+    """Return where the rows `rows` (int64[M], ascending, counted through all sub-sets) lie.
 
-
-def in_parts(chosen: Sequence[Chosen], num_rows: int) -> list[list[Chosen]]:
-    """Return consecutive groups together so that each part has `num_rows` rows or a few more.
-
-    The rows of a large group are divided: a part is what may be lost, and what is in memory.
+    They come in consecutive parts of `part_size` rows or a few more. The rows of a large group are
+    divided: a part is what may be lost, and what is in memory.
     """
     parts: list[list[Chosen]] = [[]]
-    for group in chain.from_iterable(_divided(group, num_rows) for group in chosen):
-        if sum(len(part.rows) for part in parts[-1]) >= num_rows:
-            parts.append([])
-        parts[-1].append(group)
+    start = done = in_part = 0
+    for group in chain.from_iterable(subsets.values()):
+        end = int(np.searchsorted(rows, start + group.num_rows))
+        for first in range(done, end, part_size):
+            if in_part >= part_size:
+                parts.append([])
+                in_part = 0
+            some = rows[first : min(first + part_size, end)] - start
+            parts[-1].append(Chosen(group, some, first))
+            in_part += len(some)
+        start, done = start + group.num_rows, end
     return [part for part in parts if part]
 
 
-def _divided(chosen: Chosen, num_rows: int) -> Iterator[Chosen]:
-    for start in range(0, len(chosen.rows), num_rows):
-        yield Chosen(chosen.group, chosen.rows[start : start + num_rows], chosen.first + start)
-
-
-def _rows_at_once(group: pq.RowGroupMetaData, column: str) -> int:
+def _batch_size(group: pq.RowGroupMetaData, column: str) -> int:
     """Return how many rows' values of `column` are read together: fewer where they are large."""
     chunks = map(group.column, range(group.num_columns))
     sizes = [c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == column]
@@ -188,5 +151,5 @@ def _values_at(batches: Iterator[pa.RecordBatch], rows: np.ndarray) -> Iterator[
 def _as_python(value: pa.Scalar) -> Any:
     try:
         return value.as_py()
-    except UnicodeDecodeError as error:  # nobody else has looked: parquet stores any bytes as text
+    except UnicodeDecodeError as error:  # parquet stores any bytes as text
         return BadValue(f"text that is not UTF-8: {error.reason} at byte {error.start}")

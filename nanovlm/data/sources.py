@@ -7,40 +7,52 @@ the_cauldron, FineVision and MMStar are:
     training     FOLDER/NAME/*.parquet for each name; FOLDER/*.parquet for the name `default`
     benchmark    FOLDER/*.parquet
 
-Of the hub only the parquet files of the wanted sub-sets are downloaded.
+Of the hub only the parquet files of the wanted sub-sets are downloaded, into the hub's own cache.
 """
 
+import fnmatch
+import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets.data_files import sanitize_patterns
+from huggingface_hub import DatasetCard
 
 from nanovlm.config.schema import TrainConfig
 from nanovlm.data.digits import BUILTIN_DIGITS, digits_benchmark_rows, digits_training_rows
-from nanovlm.data.hub import DEFAULT_NAME, card_folder, data_files, split_revision
-from nanovlm.data.rows import Subset, TableGroup, parquet_groups
-from nanovlm.errors import ErrorCollector, UserError, did_you_mean
+from nanovlm.data.rows import Subsets, row_groups
+from nanovlm.downloads import download, split_revision
+from nanovlm.errors import WITHOUT_HUB, ErrorCollector, UserError, did_you_mean
 from nanovlm.files import check_whole, find_local_folder, fingerprint
 
-_STORED_IMAGE = {"bytes": pa.binary(), "path": pa.string()}
-_TRAINING_COLUMNS = {
-    "images": ("a list of {bytes, path}", [_STORED_IMAGE]),
-    "texts": ("a list of {user, assistant}", [{"user": pa.string(), "assistant": pa.string()}]),
-}
-_BENCHMARK_COLUMNS = {
-    "index": ("an integer", pa.int64()),
-    "question": ("a string", pa.string()),
-    "image": ("{bytes, path}", _STORED_IMAGE),
-    "answer": ("a string", pa.string()),
-    "category": ("a string", pa.string()),
-    "l2_category": ("a string", pa.string()),
-}
+DEFAULT_NAME = "default"
+"""The name of the only sub-set, where a data set has no sub-sets."""
+CARD_FILE = "README.md"
+
+_INTEGER = (pa.types.is_integer, pa.types.is_null)  # null: a column of nothing but None
+_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)
+_STORED_IMAGE = {"bytes": _BYTES, "path": _TEXT}
 Columns = Mapping[str, tuple[str, Any]]
-"""By name: the type in words, and as pyarrow's type, {field: type} or [type of the elements]."""
+"""By name: the type in words, and as tests of which one holds, {field: type} or [element type]."""
+_TRAINING_COLUMNS: Columns = {
+    "images": ("a list of {bytes, path}", [_STORED_IMAGE]),
+    "texts": ("a list of {user, assistant}", [{"user": _TEXT, "assistant": _TEXT}]),
+}
+_BENCHMARK_COLUMNS: Columns = {
+    "index": ("an integer", _INTEGER),
+    "image": ("{bytes, path}", _STORED_IMAGE),
+    **{name: ("a string", _TEXT) for name in ("question", "answer", "category", "l2_category")},
+}
+
+Files = Mapping[str, Sequence[Path]]
+"""The parquet files of each sub-set."""
 
 _SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\b.*")
 
@@ -51,7 +63,7 @@ class Source:
 
     identity: Mapping[str, Any]
     """What tells these rows from others, and from another version of themselves; JSON."""
-    load: Callable[[], tuple[Subset, ...]]
+    load: Callable[[], Subsets]
     """Finds the files, downloads them if need be, and checks their columns."""
 
 
@@ -62,39 +74,22 @@ def training_source(path: str, names: tuple[str, ...]) -> Source:
     such as FineVision's ratings, stay unread.
 
     Raises:
-        UserError: a sub-set does not exist or the hub does not give it. `load` raises it if files
+        UserError: a sub-set does not exist, here or on the hub. `load` raises it if files
             are missing, cannot be read or have other columns.
     """
-    if path == BUILTIN_DIGITS:
-        if names != (DEFAULT_NAME,):
-            raise UserError(
-                f"train_dataset_name={list(names)}: {BUILTIN_DIGITS} has no sub-sets, "
-                f"so this must be [{DEFAULT_NAME}]"
-            )
-        return _builtin(lambda: digits_training_rows().with_format("arrow")[:])
-    place = f"train_dataset_path={path!r}"
-    folder = find_local_folder(place, path)
-    if folder is None:
-        return _hub(place, path, names, "train", _TRAINING_COLUMNS)
-    problems = ErrorCollector()
-    files: dict[str, list[Path]] = {}
-    for name in names:
-        with problems:
-            files[name] = _files_of_folder(place, folder, name)
-    problems.raise_if_any()
-    return _folder(place, folder, files, _TRAINING_COLUMNS)
+    if path == BUILTIN_DIGITS and names != (DEFAULT_NAME,):
+        raise UserError(
+            f"train_dataset_name={list(names)}: {BUILTIN_DIGITS} has no sub-sets, "
+            f"so this must be [{DEFAULT_NAME}]"
+        )
+    setting = f"train_dataset_path={path!r}"
+    return _source(setting, path, names, "train", _TRAINING_COLUMNS, digits_training_rows)
 
 
 def benchmark_source(path: str) -> Source:
     """Return the source of the benchmark, in MMStar's columns. Raises as `training_source`."""
-    if path == BUILTIN_DIGITS:
-        return _builtin(lambda: digits_benchmark_rows().with_format("arrow")[:])
-    place = f"test_dataset_path={path!r}"
-    folder = find_local_folder(place, path)
-    if folder is None:
-        return _hub(place, path, (DEFAULT_NAME,), "val", _BENCHMARK_COLUMNS)
-    files = {DEFAULT_NAME: _files_of_folder(place, folder, DEFAULT_NAME)}
-    return _folder(place, folder, files, _BENCHMARK_COLUMNS)
+    setting, names = f"test_dataset_path={path!r}", (DEFAULT_NAME,)
+    return _source(setting, path, names, "val", _BENCHMARK_COLUMNS, digits_benchmark_rows)
 
 
 def pin_data(config: TrainConfig) -> TrainConfig:
@@ -113,109 +108,180 @@ def pin_data(config: TrainConfig) -> TrainConfig:
 
 
 def _pinned(key: str, path: str) -> str:
-    place = f"{key}={path!r}"
-    if path == BUILTIN_DIGITS or find_local_folder(place, path):
+    setting = f"{key}={path!r}"
+    if path == BUILTIN_DIGITS or find_local_folder(setting, path):
         return path
+    return f"{split_revision(path)[0]}@{_card_folder(setting, path).name}"
+
+
+def _source(
+    setting: str,
+    path: str,
+    names: tuple[str, ...],
+    split: str,
+    columns: Columns,
+    digits: Callable[[], datasets.Dataset],
+) -> Source:
+    if path == BUILTIN_DIGITS:
+        return Source({"builtin": BUILTIN_DIGITS}, lambda: _in_memory(digits()))
+    folder = find_local_folder(setting, path)
+    if folder is not None:
+        files = _files_of_folder(setting, folder, names)
+        return Source({"files": _state(folder, files)}, lambda: _subsets(setting, files, columns))
+    cached = _card_folder(setting, path)
     repository, _ = split_revision(path)
-    return f"{repository}@{card_folder(place, path).name}"
+    return Source(
+        {"hub": repository, "commit": cached.name, "names": list(names), "split": split},
+        lambda: _subsets(setting, _files_of_hub(setting, path, cached, names, split), columns),
+    )
 
 
-def _builtin(make_table: Callable[[], pa.Table]) -> Source:
-    identity = {"builtin": BUILTIN_DIGITS}
-    return Source(identity, lambda: (Subset(DEFAULT_NAME, (TableGroup(make_table()),)),))
+def _in_memory(rows: datasets.Dataset) -> Subsets:
+    content = io.BytesIO()  # not by `to_parquet`, which shows a bar
+    pq.write_table(rows.with_format("arrow")[:], content)
+    return {DEFAULT_NAME: row_groups(content.getvalue())}
 
 
-def _files_of_folder(place: str, path: Path, name: str) -> list[Path]:
-    folder = path if name == DEFAULT_NAME else path / name
-    if not folder.is_dir():
-        known = (entry.name for entry in path.iterdir() if entry.is_dir())
+def _files_of_folder(setting: str, path: Path, names: Sequence[str]) -> Files:
+    problems = ErrorCollector()
+    result: dict[str, list[Path]] = {}
+    for name in names:
+        folder = path if name == DEFAULT_NAME else path / name
+        with problems:
+            if not folder.is_dir():
+                known = (entry.name for entry in path.iterdir() if entry.is_dir())
+                raise UserError(
+                    f"{setting}, train_dataset_name {name!r}: there is no folder {folder}."
+                    f"{did_you_mean(name, known)}"
+                )
+            result[name] = sorted(folder.glob("*.parquet"))
+            if not result[name]:
+                raise UserError(f"{setting}: there is no *.parquet file in {folder}")
+            check_whole(setting, *result[name])
+    problems.raise_if_any()
+    return result
+
+
+def _state(folder: Path, files: Files) -> list[Any]:
+    """Return what tells local files from others: other bytes show in size, time or fingerprint."""
+
+    def state(file: Path) -> list[Any]:
+        stat = file.stat()
+        name = str(file.relative_to(folder))
+        return [name, stat.st_size, stat.st_mtime_ns, fingerprint(file)]
+
+    return [[name, [*map(state, listed)]] for name, listed in files.items()]
+
+
+def _card_folder(setting: str, path: str) -> Path:
+    """Return the folder of the data set's version, named by its commit, with its card."""
+    repository, revision = split_revision(path)
+    return download(setting, repository, (CARD_FILE,), revision, "dataset")
+
+
+def _files_of_hub(setting: str, path: str, folder: Path, names: Sequence[str], split: str) -> Files:
+    """Return the parquet files of each sub-set, downloaded if they are not in the hub's cache.
+
+    Args:
+        folder: of the version to use, from `_card_folder`.
+
+    Raises:
+        UserError: a sub-set is not in the card, or its files are missing.
+    """
+    patterns = {name: _patterns(setting, folder / CARD_FILE, name, split) for name in names}
+    wanted = tuple(sorted({pattern for listed in patterns.values() for pattern in listed}))
+    download(setting, split_revision(path)[0], wanted, folder.name, "dataset")
+    there = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*.parquet"))}
+    files = {
+        name: [there[key] for pattern in listed for key in fnmatch.filter(there, pattern)]
+        for name, listed in patterns.items()
+    }
+    absent = [f"{name} ({' '.join(patterns[name])})" for name in names if not files[name]]
+    if absent:
         raise UserError(
-            f"{place}, train_dataset_name {name!r}: there is no folder {folder}."
-            f"{did_you_mean(name, known)}"
+            f"{setting}: the hub and its cache hold no parquet files of {', '.join(absent)}. "
+            f"{WITHOUT_HUB}"
         )
-    files = sorted(folder.glob("*.parquet"))
-    if not files:
-        raise UserError(f"{place}: there is no *.parquet file in {folder}")
-    check_whole(place, *files)
     return files
 
 
-def _folder(place: str, path: Path, files: Mapping[str, list[Path]], columns: Columns) -> Source:
-    """Return the source of local files; other bytes in them show in time, size or fingerprint."""
-    identity = {
-        "files": [
-            [name, [[str(file.relative_to(path)), *_state_of(file)] for file in listed]]
-            for name, listed in files.items()
-        ]
-    }
-    return Source(identity, lambda: _subsets(place, files, columns))
+def _patterns(setting: str, card: Path, name: str, split: str) -> list[str]:
+    """Return the paths of a sub-set's files in the repository, with wildcards, by its card."""
+    content = DatasetCard.load(card).data.to_dict() if card.is_file() else {}
+    configs = content.get("configs")
+    if not configs:  # the hub then goes by the files' names, too
+        return [f"*{split}*.parquet"] if name == DEFAULT_NAME else [f"{name}/*.parquet"]
+    try:
+        named = {
+            str(config.get("config_name", DEFAULT_NAME)): sanitize_patterns(
+                config.get("data_files") or {}
+            )
+            for config in configs
+        }
+    except ValueError as error:
+        raise UserError(f"{setting}: its card cannot be read: {error}") from error
+    if name == DEFAULT_NAME and name not in named and len(named) == 1:
+        (name,) = named
+    if name not in named:
+        raise UserError(f"{setting}: it has no sub-set {name!r}.{did_you_mean(name, named)}")
+    if split not in named[name]:
+        has = ", ".join(named[name]) or "none with data_files"
+        raise UserError(
+            f"{setting}: sub-set {name!r} has no split {split!r} in its card; it has {has}"
+        )
+    return named[name][split]
 
 
-def _state_of(file: Path) -> tuple[int, int, str]:
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns, fingerprint(file)
-
-
-def _hub(place: str, path: str, names: tuple[str, ...], split: str, columns: Columns) -> Source:
-    folder = card_folder(place, path)
-    repository, _ = split_revision(path)
-    identity = {"hub": repository, "commit": folder.name, "names": list(names), "split": split}
-    return Source(
-        identity,
-        lambda: _subsets(place, data_files(place, path, folder, names, split), columns),
-    )
-
-
-def _subsets(place: str, files: Mapping[str, list[Path]], columns: Columns) -> tuple[Subset, ...]:
+def _subsets(setting: str, files: Files, columns: Columns) -> Subsets:
+    """Return the rows of the files. Raises UserError with all that is wrong with these."""
     problems = ErrorCollector()
     with problems:
-        _check_all_different(place, files)
+        _check_all_different(setting, files)
     for listed in files.values():
         with problems:
-            _check_all_shards(place, listed)
+            _check_all_shards(setting, listed)
         for file in listed:
             with problems:
-                _check_columns(place, file, columns)
+                _check_columns(setting, file, columns)
     problems.raise_if_any()
-    return tuple(
-        Subset(name, tuple(group for file in listed for group in parquet_groups(file)))
+    return {
+        name: [group for file in listed for group in row_groups(file)]
         for name, listed in files.items()
-    )
+    }
 
 
-def _check_all_different(place: str, files: Mapping[str, list[Path]]) -> None:
+def _check_all_different(setting: str, files: Files) -> None:
     """Raise UserError if a file would be read more than once, under whatever names."""
-    names: dict[Path, list[tuple[str, Path]]] = {}
+    read: dict[Path, tuple[str, Path]] = {}
     for name, listed in files.items():
         for file in listed:
-            names.setdefault(file.resolve(), []).append((name, file))
-    for same in names.values():
-        if len(same) > 1:
-            (first, path), (second, other), *_ = same
-            also = f", which is {other}" if other != path else ""
-            raise UserError(
-                f"{place}, train_dataset_name: {first!r} and {second!r} read the same file, so its "
-                f"rows would count twice: {path}{also}"
-            )
+            if file.resolve() in read:
+                first, path = read[file.resolve()]
+                also = f", which is {file}" if file != path else ""
+                raise UserError(
+                    f"{setting}, train_dataset_name: {first!r} and {name!r} read the same file, so "
+                    f"its rows would count twice: {path}{also}"
+                )
+            read[file.resolve()] = name, file
 
 
-def _check_all_shards(place: str, files: Sequence[Path]) -> None:
+def _check_all_shards(setting: str, files: Sequence[Path]) -> None:
     """Raise UserError if files named `x-00001-of-00043` are fewer than they say."""
-    shards = [match for file in files if (match := _SHARD.match(file.name))]
-    for stem, number in {(match[1], int(match[2])) for match in shards}:
-        found = sum((match[1], int(match[2])) == (stem, number) for match in shards)
+    shards = [(match[1], int(match[2])) for file in files if (match := _SHARD.match(file.name))]
+    for stem, number in set(shards):
+        found = shards.count((stem, number))
         if found != number:
             raise UserError(
-                f"{place}: {files[0].parent} has {found} of the {number} files {stem}-*-of-*"
+                f"{setting}: {files[0].parent} has {found} of the {number} files {stem}-*-of-*"
             )
 
 
-def _check_columns(place: str, file: Path, columns: Columns) -> None:
-    check_whole(place, file)
+def _check_columns(setting: str, file: Path, columns: Columns) -> None:
+    check_whole(setting, file)
     try:
         schema = pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{place}: {file} is not a parquet file: {error}") from error
+        raise UserError(f"{setting}: {file} is not a parquet file: {error}") from error
     wrong = [
         f"{name} must be {words}, " + ("is missing" if index < 0 else f"is {schema[index].type}")
         for name, (words, wanted) in columns.items()
@@ -223,7 +289,7 @@ def _check_columns(place: str, file: Path, columns: Columns) -> None:
     ]
     if wrong:
         has = ", ".join(schema.names)
-        raise UserError(f"{place}: {file} has the columns {has}; {'; '.join(wrong)}")
+        raise UserError(f"{setting}: {file} has the columns {has}; {'; '.join(wrong)}")
 
 
 def _fits(kind: pa.DataType, wanted: Any) -> bool:
@@ -231,17 +297,6 @@ def _fits(kind: pa.DataType, wanted: Any) -> bool:
         is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
         return is_list and _fits(kind.value_type, wanted[0])
     if isinstance(wanted, dict):
-        if not pa.types.is_struct(kind):
-            return False
-        fields = {field.name: field.type for field in kind}
+        fields = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
         return all(name in fields and _fits(fields[name], t) for name, t in wanted.items())
-    return _family(kind) in (_family(wanted), "null")  # null: a column of nothing but None
-
-
-def _family(kind: pa.DataType) -> str:
-    families: Iterable[tuple[str, Callable[[pa.DataType], bool]]] = (
-        ("string", lambda k: pa.types.is_string(k) or pa.types.is_large_string(k)),
-        ("binary", lambda k: pa.types.is_binary(k) or pa.types.is_large_binary(k)),
-        ("integer", pa.types.is_integer),
-    )
-    return next((name for name, holds in families if holds(kind)), str(kind))
+    return any(holds(kind) for holds in wanted)

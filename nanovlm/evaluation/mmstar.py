@@ -1,12 +1,13 @@
 """Accuracy on multiple-choice questions in MMStar's format, the same number at every call.
 
 The model answers greedily, its answer ends at the first EOS, and lmms-eval's rules for MMStar
-decide whether it names the right letter. The same forward pass over the prompt tells how it
-weighs the letters against each other. Questions of similar length are read together, packed into
+decide whether it names the right letter. The same forward pass over the prompt gives the
+probability of each letter. Questions of similar length are read together, packed into
 one row, so nothing is padded and no answer depends on the questions beside it.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from string import ascii_uppercase
 from typing import Literal
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanovlm.config.schema import MMStarRules, VLMConfig
-from nanovlm.data.tensors import PreparedBenchmark
+from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.errors import UserError
 from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult
 from nanovlm.evaluation.mmstar_rules import LONGEST_WORDING, NEWEST_RULES
@@ -45,17 +46,17 @@ def evaluate_mmstar(
 
     Args:
         batch_size: questions answered at a time; `auto` takes as many as are fast, fewer where the
-            GPU has not the memory.
+            GPU's memory is too small.
         rules: what counts as right, and so how much of an answer is read.
 
     Raises:
-        UserError: the options cannot be told by their letters (see `letter_tokens`).
+        UserError: the letters of the options cannot be told apart (see `letter_tokens`).
         torch.OutOfMemoryError: for one question, or with a `batch_size` that is a number.
     """
-    at_once = AUTO_BATCH[device.type] if batch_size == "auto" else batch_size
+    num_questions = AUTO_BATCH[device.type] if batch_size == "auto" else batch_size
     asking = _Asking(model, benchmark, tokenizer, device, rules, may_halve=batch_size == "auto")
-    by_length = benchmark.offsets.diff().argsort(stable=True)  # so that lines have few empty places
-    batches = by_length.split(at_once)
+    by_length = benchmark.offsets.diff().argsort(stable=True)  # so that little is padded
+    batches = by_length.split(num_questions)
     answered: dict[int, ItemAnswer] = {}
     with evaluating(model), mixed_precision(device):
         for items in batches[rank() :: world_size()]:
@@ -108,32 +109,28 @@ class _Asking:
         self._letter_tokens = torch.tensor(list(tokens.values()), device=device)
         self._num_new_tokens = num_new_tokens(tokenizer, self._letters, rules)
         self._may_halve = may_halve
-        self._at_once = len(benchmark)
+        self._batch_limit = len(benchmark)
 
     def answers(self, items: Tensor) -> Iterator[ItemAnswer]:
         """Yield the answers to `items`, int64[B]: in parts from when memory was not enough on."""
         while len(items):
-            part, rest = items[: self._at_once], items[self._at_once :]
-            answered = self._answer_if_it_fits(part)
+            part, rest = items[: self._batch_limit], items[self._batch_limit :]
+            answer = partial(self._answer, part)
+            if self._may_halve and len(part) > 1:
+                answered = unless_out_of_memory(answer, f"{len(part)} questions at a time")
+            else:
+                answered = answer()
             if answered is None:
-                self._at_once = -(-len(part) // 2)
+                self._batch_limit = -(-len(part) // 2)
             else:
                 yield from answered
                 items = rest
-
-    def _answer_if_it_fits(self, items: Tensor) -> list[ItemAnswer] | None:
-        """Return the answers, or None if the memory is enough for fewer at best."""
-        if not self._may_halve or len(items) == 1:
-            return self._answer(items)
-        return unless_out_of_memory(
-            lambda: self._answer(items), f"{len(items)} questions at a time"
-        )
 
     def _answer(self, items: Tensor) -> list[ItemAnswer]:
         """Return the answers to `items`, int64[B]."""
         benchmark, model, device = self._benchmark, self._model, self._device
         prompts = [benchmark.prompt(item) for item in items.tolist()]
-        token_ids = F.pad(torch.cat(prompts), (0, 1))  # with a spare one
+        token_ids = F.pad(torch.cat(prompts), (0, 1))  # one token of padding
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         packing = pack(lengths, model.config.num_image_tokens, len(token_ids))
         images = benchmark.images[benchmark.image_index[items]].to(device)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from nanovlm.config.schema import MMStarRules
-from nanovlm.data.tensors import PreparedBenchmark
+from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.evaluation.mmstar_rules import NEWEST_RULES, is_correct, rules_letters
 
 
 class ItemAnswer(NamedTuple):
-    """What a model says to one question."""
+    """What a model answers to one question."""
 
     output: str
     """Its answer in words, up to EOS."""

@@ -24,7 +24,7 @@ _OLDER_OPENINGS = ("", "(", "option ", "the answer is ")
 _OUTER_MARKS = ",.!?;:'\""
 """Taken off both ends of an answer: each as often as it stands there, one after the other."""
 _SIGNS = {"(X)": 6, "X.": 5, "X:": 4, "X)": 3, "X ": 2}
-"""How a letter X may be set off, and how much that says."""
+"""How a letter X may be set off, and the weight of each way."""
 _PHRASES = (
     *(
         f"{article}{words} is"
@@ -37,7 +37,7 @@ _PHRASES = (
     "i choose", "i select", "i pick", "my answer is", "my choice is",
     "옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは",
 )  # fmt: skip
-"""After the first of each, the first place of every letter is a candidate."""
+"""After the first of each, the first occurrence of every letter is a candidate."""
 _START, _END, _AFTER_PHRASE, _ANYWHERE = 10, 9, 7, 0
 
 
@@ -72,15 +72,15 @@ def _begins_with(output: str, letter: str) -> bool:
 def chosen_letter(output: str, letters: Sequence[str] = "ABCD") -> str:
     """Return the letter that an answer names by the newer rules, or nothing.
 
-    Only capital letters count. Most says a letter that begins the answer and is no part of a word,
-    then one that ends it so, one after a phrase such as `the answer is`, and one that is set off;
-    of equals the one that stands last. If there is none, the last capital of them anywhere counts.
+    Only capital letters count. In order of weight: a letter that begins the answer and is no part
+    of a word, one that ends it so, one after a phrase such as `the answer is`, one that is set off.
+    Of equals the last one counts; if there is none, the last of these capitals anywhere.
     """
     text = output.strip()
     for mark in _OUTER_MARKS:
         text = text.strip(mark)
     padded, bare = f" {text} ", text.strip()
-    found: list[tuple[int, int, str]] = []  # how much it says, place, letter
+    found: list[tuple[int, int, str]] = []  # weight, position, letter
     for letter in letters:
         for sign, weight in _SIGNS.items():
             found.append((weight, padded.rfind(sign.replace("X", letter)), letter))
@@ -96,5 +96,5 @@ def chosen_letter(output: str, letters: Sequence[str] = "ABCD") -> str:
 
 def _phrase_ends(text: str) -> list[int]:
     lower = text.lower()
-    places = [(lower.find(phrase), phrase) for phrase in _PHRASES]
-    return [place + len(phrase) for place, phrase in places if place >= 0]
+    found = [(lower.find(phrase), phrase) for phrase in _PHRASES]
+    return [position + len(phrase) for position, phrase in found if position >= 0]

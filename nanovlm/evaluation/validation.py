@@ -3,8 +3,7 @@
 import numpy as np
 import torch
 
-from nanovlm.data.batches import count_answer_tokens
-from nanovlm.data.tensors import PreparedSamples
+from nanovlm.data.samples import PreparedSamples
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import all_reduce_sum_, rank, world_size
 from nanovlm.training.forward import answer_loss_sum, evaluating
@@ -26,4 +25,4 @@ def validation_loss(
             inputs = loader.take(indices[start : start + batch_size])
             total += answer_loss_sum(model, inputs)
     all_reduce_sum_([total])
-    return total.item() / count_answer_tokens(samples, indices)
+    return total.item() / int(samples.num_answer_tokens.sum())

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ filter, values from 0 to 1. Its files have no keys for it, and it reads no file 
 def write_model(folder: Path, config: VLMConfig, model: nn.Module) -> None:
     """Write both files; a reader finds the old ones or the new ones, never a part of one.
 
-    A tied head is stored once, as `decoder.head.weight`. What is said of images is left out where
-    it is PUBLISHED_IMAGES: nanoVLM v0.1 reads the model then, and must not read any other.
+    A tied head is stored once, as `decoder.head.weight`. The image keys are left out where
+    they equal PUBLISHED_IMAGES: then nanoVLM v0.1 can read the model, and it must read no other.
     """
     values = dataclasses.asdict(config) | {"vit_inter_dim": config.vit_mlp_dim}
     if PUBLISHED_IMAGES.items() <= values.items():
@@ -56,7 +56,7 @@ def write_model(folder: Path, config: VLMConfig, model: nn.Module) -> None:
 
 
 def read_config(folder: Path, overrides: Mapping[str, Any]) -> VLMConfig:
-    """Read the configuration; `overrides` go before the file.
+    """Read the configuration; `overrides` win over the file.
 
     Raises:
         UserError: files are missing, the JSON is no object, or a key or value is not VLMConfig's.
@@ -70,7 +70,7 @@ def read_config(folder: Path, overrides: Mapping[str, Any]) -> VLMConfig:
 
 @torch.no_grad()
 def read_weights(folder: Path, model: nn.Module, tied: bool) -> None:
-    """Copy the folder's tensors into `model`, in place: one at a time, whatever type they have.
+    """Copy the folder's tensors of any type into `model`, in place, one at a time.
 
     Args:
         tied: the head is the token embedding; the file may hold it under either name, or both.
@@ -81,27 +81,19 @@ def read_weights(folder: Path, model: nn.Module, tied: bool) -> None:
     """
     _require_files(folder)
     path = folder / WEIGHTS_FILE
-    places = model.state_dict()
+    targets = model.state_dict()
     stored = tensor_shapes({path: None})
-    check_tensors(str(path), _expected(places, stored, tied), stored)
+    expected = {name: target.shape for name, target in targets.items()}
+    if tied and (_HEAD in stored or _EMBEDDING in stored):  # one of both names is enough
+        for name in {_HEAD, _EMBEDDING} - stored.keys():
+            del expected[name]
+    check_tensors(str(path), expected, stored)
     if tied and _HEAD in stored and _EMBEDDING in stored:
         both = dict(read_tensors({path: None}, {_HEAD, _EMBEDDING}))
         if not torch.equal(both[_HEAD], both[_EMBEDDING]):
             raise UserError(f"{path}: lm_tie_weights=true, but {_HEAD} is not {_EMBEDDING}")
     for name, tensor in read_tensors({path: None}, stored):
-        places[name].copy_(tensor)
-
-
-def _expected(
-    places: Mapping[str, Tensor], stored: Container[str], tied: bool
-) -> dict[str, torch.Size]:
-    """Return the shapes that the file must hold; one of a tied head's two names is enough."""
-    expected = {name: place.shape for name, place in places.items()}
-    if tied and (_HEAD in stored or _EMBEDDING in stored):
-        for name in (_HEAD, _EMBEDDING):
-            if name not in stored:
-                del expected[name]
-    return expected
+        targets[name].copy_(tensor)
 
 
 def _require_files(folder: Path) -> None:
@@ -116,25 +108,26 @@ def _require_files(folder: Path) -> None:
 class Snapshot:
     """Copies of the tensors of some parts of a model, on its device; nothing is shared with it."""
 
-    def __init__(self, model: nn.Module, parts: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, parts: Container[str]) -> None:
         """Copy what `model` holds now.
 
         Args:
             parts: names of submodules of `model`.
         """
-        # Not the state dict: it would hold a tied head a second time.
         self._tensors = {
-            part: [tensor.detach().clone() for tensor in _tensors(model, part)] for part in parts
+            name: tensor.detach().clone()
+            for name, tensor in _tensors(model)
+            if name.split(".")[0] in parts
         }
 
     @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
         """Copy the tensors back, in place, to `model` or another one of the same architecture."""
-        for part, tensors in self._tensors.items():
-            for place, tensor in zip(_tensors(model, part), tensors, strict=True):
-                place.copy_(tensor)
+        for name, tensor in _tensors(model):
+            if name in self._tensors:
+                tensor.copy_(self._tensors[name])
 
 
-def _tensors(model: nn.Module, part: str) -> chain[torch.Tensor]:
-    module = model.get_submodule(part)
-    return chain(module.parameters(), module.buffers())
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    # Not the state dict: it would hold a tied head a second time.
+    return chain(model.named_parameters(), model.named_buffers())

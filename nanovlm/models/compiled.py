@@ -8,7 +8,7 @@ Only training is compiled. Its batches have few shapes, known beforehand, and it
 trial's work; batches of an evaluation have many.
 
 Dropout is never compiled: to the compiler its probability is a constant, so each value that a
-search tries would be compiled anew. A block that drops something runs as compiled parts, with
+search tries would be compiled again. A block that drops something runs as compiled parts, with
 dropout and attention, which drops too, in between. For equal shapes it draws the same numbers,
 compiled or not.
 """
@@ -90,9 +90,9 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def _recompile_limit(limit: int) -> Iterator[None]:
     """Let torch compile up to `limit` versions of a function that is called in here.
 
-    What the argument `recompile_limit` of torch.compile does, which torch 2.11 has not.
+    What the argument `recompile_limit` of torch.compile does, which torch 2.11 lacks.
     """
-    # Not `config.patch`: in torch 2.13 each of its calls leaves a ContextVar behind for good.
+    # Not `config.patch`: in torch 2.13 each of its calls leaks a ContextVar.
     config = torch._dynamo.config
     before = config.recompile_limit
     config.recompile_limit = limit
@@ -104,10 +104,10 @@ def _recompile_limit(limit: int) -> Iterator[None]:
 
 @cache
 def find_compile_obstacle(device_type: str) -> str | None:
-    """Return in a line why nothing can be compiled for this sort of device, None if it can.
+    """Return in one line why nothing can be compiled for this type of device, None if it can.
 
-    Found out by compiling x + 1, once in a process. That takes seconds, of which most are the start
-    of torch's compiler, which the first model would have to wait for.
+    Compiles x + 1, once in a process. Most of these seconds are the start of torch's compiler, for
+    which the first model would have to wait anyway.
     """
     # Imported late: they take a second that a program without compilation need not wait.
     from torch._dynamo.exc import BackendCompilerFailed
@@ -118,7 +118,7 @@ def find_compile_obstacle(device_type: str) -> str | None:
         torch.compile(_add_one)(x)
     except (TritonMissing, GPUTooOldForTriton) as error:
         return _cause(error)
-    except BackendCompilerFailed as error:  # whatever it is: a model would meet it too
+    except BackendCompilerFailed as error:  # of any kind: a model would meet it too
         return _cause(error.inner_exception)
     return None
 

@@ -4,8 +4,8 @@ RMSNorm, rotary positions, grouped-query attention, SwiGLU, a head that may shar
 embedding, and a key-value cache. It reads samples packed into one row (`models/packing.py`) and
 then, for generation, one further token of each sample at a time.
 
-Shapes: B samples, N tokens of the row (spare ones included), T places in a line of the padded view,
-        S tokens that the cache has room for, D = lm_hidden_dim, H query heads and G key-value heads
+Shapes: B samples, N tokens of the row, padding included, T tokens of a padded sequence, S tokens
+        that the cache has room for, D = lm_hidden_dim, H query heads and G key-value heads
         of width K = D / H, F = lm_inter_dim, V = lm_vocab_size.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nanovlm.config.schema import VLMConfig
 from nanovlm.models.compiled import Run, RunBlock, call, run_block
-from nanovlm.models.packing import Packing, to_lines, to_row
+from nanovlm.models.packing import Packing, pad, unpad
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, float32[N, 1, K / 2] each."""
@@ -37,19 +37,19 @@ class KVCache:
         self._blocks: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def fill(self, attention: nn.Module, keys: Tensor, values: Tensor) -> None:
-        """Take in a block's padded views, float[B + 1, G, T, K]; the spare line is left out."""
-        keys, values = (F.pad(lines[:-1], (0, 0, 0, self._room)) for lines in (keys, values))
+        """Take in a block's padded views, float[B + 1, G, T, K], without the last sequence."""
+        keys, values = (F.pad(padded[:-1], (0, 0, 0, self._room)) for padded in (keys, values))
         self._blocks[attention] = keys, values
 
     def extend(self, attention: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Add a token of each sample, float[B, G, K]; return all of the block's float[B, G, S, K].
 
-        What lies behind the new token is not set.
+        Positions after the new token are not set.
         """
         keys, values = self._blocks[attention]
-        lines = torch.arange(len(self.lengths), device=key.device)
-        keys[lines, :, self.lengths] = key
-        values[lines, :, self.lengths] = value
+        samples = torch.arange(len(self.lengths), device=key.device)
+        keys[samples, :, self.lengths] = key
+        values[samples, :, self.lengths] = value
         return keys, values
 
     def seen(self) -> Tensor:
@@ -118,11 +118,11 @@ class Attention(nn.Module):
 
     def read(self, x: Tensor, rotary: Rotary, packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
         """float[N, D] -> padded views: queries float[B + 1, H, T, K], keys and values with G"""
-        q, k, v = (to_lines(part, packing) for part in self._project(x, rotary))
+        q, k, v = (pad(part, packing) for part in self._project(x, rotary))
         return q, k, v
 
     def look(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Let each token look at those before it in its line -> float[B + 1, H, T, K]"""
+        """Let each token look at those before it in its sequence -> float[B + 1, H, T, K]"""
         dropout = self.dropout if self.training else 0.0
         return F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=True
@@ -130,7 +130,7 @@ class Attention(nn.Module):
 
     def write(self, y: Tensor, packing: Packing) -> Tensor:
         """float[B + 1, H, T, K] -> float[N, D]"""
-        return self.out_proj(to_row(y, packing).flatten(1))
+        return self.out_proj(unpad(y, packing).flatten(1))
 
     def step(self, x: Tensor, rotary: Rotary, cache: KVCache, seen: Tensor) -> Tensor:
         """Let a further token of each sample look at what is cached: float[B, D] -> the same.
@@ -228,7 +228,7 @@ class LanguageModel(nn.Module):
         self.tie_weights()
 
     def tie_weights(self) -> None:
-        """Let the head be the token embedding, if the configuration says so."""
+        """Share the token embedding with the head, if the configuration says so."""
         if self.tied:
             self.head.weight = self.token_embedding.weight
 

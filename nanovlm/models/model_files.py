@@ -1,23 +1,15 @@
-"""Folders with `config.json` and safetensors, on disk or fetched from the hub.
-
-What a model file needs to be read, whoever wrote it: finding it, its JSON, the shapes of its
-tensors, and what is wrong with them.
-"""
+"""What a folder with `config.json` and safetensors holds, whoever wrote it: JSON, and tensors."""
 
 import json
-import re
 from collections.abc import Container, Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from nanovlm.errors import WITHOUT_HUB, UserError
-from nanovlm.files import check_whole, find_local_folder, user_path
+from nanovlm.errors import UserError
+from nanovlm.files import check_whole
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -27,62 +19,6 @@ WEIGHTS_PATTERNS = (WEIGHTS_FILE, INDEX_FILE, "model-*-of-*.safetensors")
 _MAX_LISTED = 10
 
 Shape = Sequence[int]
-
-
-def find_folder(
-    place: str, name: str, patterns: tuple[str, ...], revision: str | None = None
-) -> Path:
-    """Return the folder `name`, or the one where the hub's repository `name` lies after download.
-
-    Args:
-        place: the setting that holds `name`, for the message.
-        patterns: the files to download; nothing else is.
-        revision: a branch, tag or commit of the repository; None means its main branch.
-
-    Raises:
-        UserError: there is no such folder, and the hub does not give it.
-    """
-    folder = find_local_folder(f"{place}={name!r}", name)
-    if folder is not None:
-        return folder
-    try:
-        return _downloaded(name, patterns, revision)
-    except (OSError, HTTPError, ValueError) as error:  # no such repository; no network; no id
-        repository = name if revision is None else f"{name} at revision {revision}"
-        raise UserError(
-            f"{place}={name!r}: there is no folder {name}, and {', '.join(patterns)} of the "
-            f"repository {repository} came neither from the hub nor from its cache: "
-            f"{first_reason(error)}. {WITHOUT_HUB}"
-        ) from error
-
-
-def is_hub_id(name: str) -> bool:
-    """Return whether `find_folder` would ask the hub for `name`, which is of its form."""
-    return not user_path(name).is_dir() and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
-
-
-def first_reason(error: BaseException) -> str:
-    """Return in one line what lies behind an error of the hub's client."""
-    # What the hub answers is told by the error itself, what the network did by its cause.
-    told = error if isinstance(error, HfHubHTTPError) else error.__cause__ or error
-    lines = (line.strip() for line in str(told).splitlines())
-    line = next((x for x in lines if x and "Client Error." not in x), type(told).__name__)
-    return line.rstrip(".")
-
-
-@cache  # the hub is asked once: later trials of a worker start from the same bytes, and at once
-def _downloaded(name: str, patterns: tuple[str, ...], revision: str | None) -> Path:
-    # Not file by file: hf_hub_download repeats its requests for 23 s where there is no network.
-    folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-    if not any(path for pattern in patterns for path in folder.glob(pattern)):
-        # Without network a part of the repository in the cache counts as the repository.
-        raise FileNotFoundError(f"{folder} holds none of these files")
-    return folder
-
-
-def forget_downloads() -> None:
-    """Ask the hub again from now on: a repository has changed."""
-    _downloaded.cache_clear()
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -3,18 +3,19 @@
 Their files are laid out as transformers writes them: SigLIP and SigLIP 2 of a fixed resolution,
 both towers or the vision tower alone; decoders of the Llama family, tied or not.
 
-Every tensor of a file has its place in the model: a view of one of the parameters. So q, k and v
+Every tensor of a file has its target in the model: a view of one of the parameters. So q, k and v
 go to the three parts of `qkv_proj`, and nothing is held twice.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nanovlm.config.schema import VLMConfig
+from nanovlm.downloads import find_folder
 from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.models.language_model import LanguageModel
 from nanovlm.models.model_files import (
@@ -22,7 +23,6 @@ from nanovlm.models.model_files import (
     WEIGHTS_PATTERNS,
     WeightFiles,
     check_tensors,
-    find_folder,
     read_tensors,
     tensor_shapes,
     weight_files,
@@ -31,26 +31,37 @@ from nanovlm.models.pretrained_config import check_decoder_config, check_vision_
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.models.vision_transformer import ViT
 
+_VISION_NAMES = {
+    r"^patch_embedding\.conv\.": "embeddings.patch_embedding.",
+    r"^patch_embedding\.position_embedding$": "embeddings.position_embedding.weight",
+    r"^layer_norm\.": "post_layernorm.",
+    r"^blocks\.": "encoder.layers.",
+    r"\.ln([12])\.": r".layer_norm\1.",
+    r"\.attn\.": ".self_attn.",
+}
+_DECODER_NAMES = {
+    r"^token_embedding\.": "model.embed_tokens.",
+    r"^norm\.": "model.norm.",
+    r"^head\.": "lm_head.",
+    r"^blocks\.": "model.layers.",
+    r"\.norm1\.": ".input_layernorm.",
+    r"\.norm2\.": ".post_attention_layernorm.",
+    r"\.attn\.": ".self_attn.",
+    r"\.out_proj\.": ".o_proj.",
+}
+"""What stands in our names of parameters, as patterns, and in those of transformers."""
 _TOWER = "vision_model."
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
-
-@dataclass(frozen=True)
-class _Backbones:
-    """Files that fit a model, and where in it each of their tensors belongs."""
-
-    vision_files: WeightFiles
-    vision_places: Mapping[str, Tensor]
-    decoder_files: WeightFiles
-    decoder_places: Mapping[str, Tensor]
-    vocab_size: int
+Targets = dict[str, Tensor]
+"""Where in a model each tensor of a file belongs."""
 
 
 def check_backbone_weights(config: VLMConfig) -> None:
     """Raise what `load_backbone_weights` would for a model of `config`; fetch the files.
 
-    To be asked before the start, so that what is missing is said then, and what is downloaded is
-    there when several workers want it.
+    A program calls it before it starts workers: they find the files downloaded, and a missing one
+    is an error by then.
     """
     with torch.device("meta"):
         model = VisionLanguageModel(config)
@@ -69,26 +80,30 @@ def load_backbone_weights(model: VisionLanguageModel) -> None:
     of an untied head, is the mean of the file's rows.
 
     Raises:
-        UserError: a file cannot be had or read; numbers of config.json differ from the model's;
-            tensors are missing, unknown or mis-shaped. All of them are listed, and nothing has
-            been copied.
+        UserError: a file is missing or cannot be read; numbers of config.json differ from the
+            model's; tensors are missing, unknown or mis-shaped. All of them are listed, and nothing
+            has been copied.
     """
-    found = _find_backbones(model)
-    _copy(found.vision_files, found.vision_places)
-    _copy(found.decoder_files, found.decoder_places)
+    backbones, vocab_size = _find_backbones(model)
+    for files, targets in backbones:
+        for name, tensor in read_tensors(files, targets):
+            targets[name].copy_(tensor)
     for weight in (model.decoder.token_embedding.weight, model.decoder.head.weight):
-        weight[found.vocab_size :] = weight[: found.vocab_size].mean(dim=0)
-    model.decoder.rotary_embd.reset()  # a saved model that was here before may have had its own
+        weight[vocab_size:] = weight[:vocab_size].mean(dim=0)
+    model.decoder.rotary_embd.reset()  # a model that was loaded here before may have had its own
 
 
-def _find_backbones(model: VisionLanguageModel) -> _Backbones:
+def _find_backbones(
+    model: VisionLanguageModel,
+) -> tuple[list[tuple[WeightFiles, Targets]], int]:
+    """Return the files of encoder and decoder, which fit, and the size of the file's vocabulary."""
     config = model.config
-    towers = {
+    names = {
         "vlm.vit_model_type": config.vit_model_type,
         "vlm.lm_model_type": config.lm_model_type,
     }
     vision_path, decoder_path = (
-        find_folder(place, name, (CONFIG_FILE,)) / CONFIG_FILE for place, name in towers.items()
+        find_folder(setting, name, (CONFIG_FILE,)) / CONFIG_FILE for setting, name in names.items()
     )
     problems = ErrorCollector()
     with problems:
@@ -97,82 +112,64 @@ def _find_backbones(model: VisionLanguageModel) -> _Backbones:
         vocab_size = check_decoder_config(decoder_path, config)
     problems.raise_if_any()
     vision_files, decoder_files = (
-        weight_files(find_folder(place, name, WEIGHTS_PATTERNS)) for place, name in towers.items()
+        weight_files(find_folder(setting, name, WEIGHTS_PATTERNS))
+        for setting, name in names.items()
     )
     with problems:
-        vision_places = _vision_places(model.vision_encoder, vision_files)
+        vision_targets = _vision_targets(model.vision_encoder, vision_files)
     with problems:
-        decoder_places = _decoder_places(model.decoder, decoder_files, vocab_size)
+        decoder_targets = _decoder_targets(model.decoder, decoder_files, vocab_size)
     problems.raise_if_any()
-    return _Backbones(vision_files, vision_places, decoder_files, decoder_places, vocab_size)
+    return [(vision_files, vision_targets), (decoder_files, decoder_targets)], vocab_size
 
 
-def _vision_places(vit: ViT, files: WeightFiles) -> dict[str, Tensor]:
-    """Return where in `vit` each tensor of the files belongs, which fit."""
-    embedding = vit.patch_embedding
-    places = _parameters(embedding.conv, "embeddings.patch_embedding")
-    places["embeddings.position_embedding.weight"] = embedding.position_embedding[0]
-    places |= _parameters(vit.layer_norm, "post_layernorm")
-    for i, block in enumerate(vit.blocks):
-        layer = f"encoder.layers.{i}"
-        for ours, theirs in (
-            ("ln1", "layer_norm1"),
-            ("ln2", "layer_norm2"),
-            ("attn.out_proj", "self_attn.out_proj"),
-            ("mlp", "mlp"),
-        ):
-            places |= _parameters(block.get_submodule(ours), f"{layer}.{theirs}")
-        for name, parameter in block.get_submodule("attn.qkv_proj").named_parameters():
-            for letter, part in zip("qkv", parameter.chunk(3), strict=True):
-                places[f"{layer}.self_attn.{letter}_proj.{name}"] = part
+def _vision_targets(vit: ViT, files: WeightFiles) -> Targets:
     shapes = tensor_shapes(files)
     prefix = _TOWER if any(name.startswith(_TOWER) for name in shapes) else ""
     left_out = (f"{prefix}head.", "text_model.", "logit_scale", "logit_bias")
+    targets: Targets = {}
+    for ours, parameter in vit.named_parameters():
+        name = prefix + _renamed(ours, _VISION_NAMES)
+        if ".qkv_proj." in name:
+            for letter, part in zip("qkv", parameter.chunk(3), strict=True):
+                targets[name.replace("qkv", letter)] = part
+        else:
+            targets[name] = parameter[0] if ours.endswith("position_embedding") else parameter
     used = {name: shape for name, shape in shapes.items() if not name.startswith(left_out)}
-    places = {prefix + name: place for name, place in places.items()}
-    check_tensors(str(_folder(files)), {n: place.shape for n, place in places.items()}, used)
-    return places
+    _check(files, targets, used)
+    return targets
 
 
-def _decoder_places(
-    decoder: LanguageModel, files: WeightFiles, vocab_size: int
-) -> dict[str, Tensor]:
-    """Return where in `decoder` each tensor of the files belongs, which fit."""
-    places = {_EMBEDDING: decoder.token_embedding.weight[:vocab_size]}
-    places |= _parameters(decoder.norm, "model.norm")
-    for i, block in enumerate(decoder.blocks):
-        for ours, theirs in (
-            ("norm1", "input_layernorm"),
-            ("norm2", "post_attention_layernorm"),
-            ("attn.q_proj", "self_attn.q_proj"),
-            ("attn.k_proj", "self_attn.k_proj"),
-            ("attn.v_proj", "self_attn.v_proj"),
-            ("attn.out_proj", "self_attn.o_proj"),
-            ("mlp", "mlp"),
-        ):
-            places |= _parameters(block.get_submodule(ours), f"model.layers.{i}.{theirs}")
+def _decoder_targets(decoder: LanguageModel, files: WeightFiles, vocab_size: int) -> Targets:
     shapes = tensor_shapes(files)
     used = {n: shape for n, shape in shapes.items() if not n.endswith("rotary_emb.inv_freq")}
-    if not decoder.tied or _HEAD in used:  # a tied head may be stored, as a second copy
-        places[_HEAD] = decoder.head.weight[:vocab_size]
-    check_tensors(str(_folder(files)), {n: place.shape for n, place in places.items()}, used)
+    targets: Targets = {}
+    for name, parameter in decoder.named_parameters():
+        targets[_renamed(name, _DECODER_NAMES)] = parameter
+    if decoder.tied and _HEAD in used:  # a tied head may be stored, as a second copy
+        targets[_HEAD] = decoder.head.weight
+    for name in (_HEAD, _EMBEDDING):
+        if name in targets:
+            targets[name] = targets[name][:vocab_size]
+    _check(files, targets, used)
     if decoder.tied and _HEAD in used:
         stored = dict(read_tensors(files, {_HEAD, _EMBEDDING}))
         if not torch.equal(stored[_HEAD], stored[_EMBEDDING]):
             raise UserError(
                 f"{_folder(files)}: tie_word_embeddings=true, but {_HEAD} is not {_EMBEDDING}"
             )
-    return places
+    return targets
 
 
-def _parameters(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": parameter for name, parameter in module.named_parameters()}
+def _renamed(name: str, names: Mapping[str, str]) -> str:
+    for pattern, theirs in names.items():
+        name = re.sub(pattern, theirs, name)
+    return name
+
+
+def _check(files: WeightFiles, targets: Targets, found: Mapping[str, list[int]]) -> None:
+    check_tensors(str(_folder(files)), {n: target.shape for n, target in targets.items()}, found)
 
 
 def _folder(files: WeightFiles) -> Path:
     return next(iter(files)).parent
-
-
-def _copy(files: WeightFiles, places: Mapping[str, Tensor]) -> None:
-    for name, tensor in read_tensors(files, places):
-        places[name].copy_(tensor)

@@ -1,4 +1,4 @@
-"""The whole model: image -> vision encoder -> projector -> decoder, with the text behind the image.
+"""The whole model: image -> vision encoder -> projector -> decoder, with the text after the image.
 
 Training and evaluation pack their samples into one row (`models/packing.py`); `forward` and
 `generate` take padded texts and pack them.
@@ -18,14 +18,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from nanovlm.config.schema import VLMConfig
+from nanovlm.downloads import find_folder
 from nanovlm.files import user_path
 from nanovlm.models.checkpoint import MODEL_FILES, read_config, read_weights, write_model
 from nanovlm.models.compiled import run_block_compiled
 from nanovlm.models.language_model import KVCache, LanguageModel
 from nanovlm.models.modality_projector import ModalityProjector
-from nanovlm.models.model_files import find_folder
 from nanovlm.models.packing import Packing, pack
-from nanovlm.models.sampling import check_sampling, likeliest, sample
 from nanovlm.models.vision_transformer import ViT
 
 IGNORED_TARGET = -100
@@ -37,9 +36,39 @@ PARTS = ("vision_encoder", "MP", "decoder")
 _WRITES_TO_RESIDUAL = ("attn.out_proj.weight", "mlp.fc2.weight", "mlp.down_proj.weight")
 
 
+def likeliest(logits: Tensor) -> Tensor:
+    """Take the likeliest token of each sequence: float[B, V] -> int[B]."""
+    return logits.argmax(dim=-1)
+
+
+def sample(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Draw one token a sequence: float[B, V] -> int[B].
+
+    Args:
+        temperature: divides the logits; below 1 sharpens the choice.
+        top_k: only the k likeliest tokens can be drawn.
+        top_p: of those, only the fewest likeliest that together reach this probability.
+        generator: the random numbers, on the device of the logits; None takes the global ones.
+    """
+    num_kept = logits.shape[-1] if top_k is None else min(top_k, logits.shape[-1])
+    kept, tokens = logits.topk(num_kept)  # (B, num_kept), likeliest first
+    probabilities = torch.softmax(kept.float() / temperature, dim=-1)
+    if top_p is not None:
+        reached_before = probabilities.cumsum(dim=-1) - probabilities
+        probabilities = probabilities.masked_fill(reached_before >= top_p, 0.0)
+    drawn = torch.multinomial(probabilities, 1, generator=generator)
+    return tokens.gather(1, drawn).squeeze(1)
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Prefill:
-    """Prompts that the decoder has read, and what it says next; one `complete` uses it up."""
+    """Prompts that the decoder has read, and its next logits; one `complete` consumes it."""
 
     logits: Tensor
     """float[B, V], of the token that follows each prompt."""
@@ -136,7 +165,7 @@ class VisionLanguageModel(nn.Module):
         """
         is_real = _is_real(input_ids, attention_mask)
         token_ids, packing = self._pack(input_ids, is_real)
-        hidden = self.hidden_states(token_ids, image, packing)[:-1]  # without the spare token
+        hidden = self.hidden_states(token_ids, image, packing)[:-1]  # without the padding
         real_logits = self.decoder.head(hidden)
         logits = real_logits.new_zeros((*is_real.shape, real_logits.shape[-1]))
         logits = logits.masked_scatter(is_real[..., None], real_logits)
@@ -174,7 +203,7 @@ class VisionLanguageModel(nn.Module):
         Raises:
             ValueError: a number is out of its range.
         """
-        check_sampling(temperature, top_k, top_p)
+        _check_sampling(temperature, top_k, top_p)
         token_ids, packing = self._pack(input_ids, _is_real(input_ids, attention_mask))
         prefill = self.prefill(token_ids, image, packing, max_new_tokens)
 
@@ -248,7 +277,7 @@ class VisionLanguageModel(nn.Module):
         Args:
             name: a folder, or a repository of the hub such as `lusxvr/nanoVLM-222M`.
             revision: a branch, tag or commit of the repository.
-            overrides: VLMConfig keys that go before the file's, such as `lm_dropout=0.1`.
+            overrides: VLMConfig keys that win over the file's, such as `lm_dropout=0.1`.
 
         Raises:
             UserError: a file is missing or broken, or does not come from the hub; an unknown key;
@@ -272,10 +301,20 @@ class VisionLanguageModel(nn.Module):
 
     def _pack(self, input_ids: Tensor, is_real: Tensor) -> tuple[Tensor, Packing]:
         """Return padded texts as a row: int[B, T], bool[B, T] -> int[M], their packing"""
-        token_ids = F.pad(input_ids[is_real], (0, 1))  # with a spare one
+        token_ids = F.pad(input_ids[is_real], (0, 1))  # one token of padding
         lengths = is_real.sum(dim=1).cpu()  # waits for the device
         packing = pack(lengths, self.config.num_image_tokens, len(token_ids))
         return token_ids, packing.to(token_ids.device)
+
+
+def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise ValueError if a setting is out of its range."""
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1 or None, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, or None, got {top_p}")
 
 
 def _is_real(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 from nanovlm.config.sources import config_values, flat_values
 from nanovlm.config.space import SearchSpace
-from nanovlm.data.hub import split_revision
+from nanovlm.downloads import split_revision
 from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.files import user_path
 from nanovlm.messages import TrialRecord, measured

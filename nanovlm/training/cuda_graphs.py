@@ -16,14 +16,14 @@ Pass = Callable[[ModelInput, Tensor], Tensor]
 """Takes a batch and a number, float32[]; returns one, and adds to gradients in fixed memory."""
 
 Replay = Callable[[], Tensor]
-"""Computes anew from what is in the inputs' memory now."""
+"""Computes again, from what the inputs' memory holds by then."""
 
 
 class RecordedPasses:
     """A pass that is recorded for each shape of its inputs when that comes for the second time.
 
-    The first time it runs as it is, for whatever is made at a first call. Each recording keeps its
-    memory; all of them share it, since they run one after the other.
+    The first time it runs unrecorded, so that first calls can allocate and compile. Each recording
+    keeps its memory; all of them share it, since they run one after the other.
     """
 
     def __init__(self, run: Pass, record: Callable[[Replay], Replay] | None = None) -> None:
@@ -60,7 +60,7 @@ class GraphRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Replay) -> Replay:
-        """Return the recording of `compute`, which itself has not been run by then.
+        """Return the recording of `compute`, which has not run yet.
 
         Raises torch.OutOfMemoryError.
         """

@@ -1,4 +1,4 @@
-"""From a batch to its loss: what training and evaluation do alike on a device."""
+"""From a batch to its loss: what training and evaluation share on a device."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanovlm.config.schema import TrainConfig, VLMConfig
-from nanovlm.data.batches import Batch
+from nanovlm.data.samples import Batch
 from nanovlm.models.packing import Packing, pack
 from nanovlm.models.vision_language_model import IGNORED_TARGET, VisionLanguageModel
 
@@ -25,15 +25,15 @@ def choose_algorithms(config: TrainConfig, device: torch.device) -> None:
     torch.use_deterministic_algorithms(config.deterministic or device.type == "cpu")
     # Nothing here reads memory before it is written, and to fill it takes time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    # What torch asks for where cuBLAS shall be deterministic; read when cuBLAS is first used.
+    # torch needs it for deterministic cuBLAS, which reads it at its first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def unless_out_of_memory(compute: Callable[[], T], what: str) -> T | None:
-    """Return what `compute` returns, or None if a GPU has not the memory; then nothing of it stays.
+    """Return what `compute` returns, or None if the GPU's memory is too small; then all is freed.
 
     Args:
-        what: is computed, for the log.
+        what: name of the computation, for the log.
     """
     try:
         return compute()
@@ -89,47 +89,45 @@ class ModelInput(NamedTuple):
     token_ids: Tensor
     images: Tensor
     packing: Packing
-    label_places: Tensor
+    label_index: Tensor
     """int64[L], the text tokens whose successor is learnt."""
     labels: Tensor
     """int64[L], these successors; -100 where there are fewer."""
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return all of them."""
-        return self.token_ids, self.images, *self.packing, self.label_places, self.labels
+        """Return all of them, those of the packing in its place."""
+        return self.token_ids, self.images, *self.packing, self.label_index, self.labels
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> "ModelInput":
         """Return what `change` makes of each tensor."""
-        return ModelInput(
-            token_ids=change(self.token_ids),
-            images=change(self.images),
-            packing=Packing(*map(change, self.packing)),
-            label_places=change(self.label_places),
-            labels=change(self.labels),
-        )
+        token_ids, images, *packing, label_index, labels = map(change, self.tensors())
+        return ModelInput(token_ids, images, Packing(*packing), label_index, labels)
 
 
 def model_input(
-    batch: Batch, config: VLMConfig, line: int | None = None, num_labels: int | None = None
+    batch: Batch,
+    config: VLMConfig,
+    padded_length: int | None = None,
+    num_labels: int | None = None,
 ) -> ModelInput:
     """Return what a model of `config` reads of a batch, still on the CPU.
 
     Args:
-        line: places in a line of the padded view; None takes what the longest sample needs.
+        padded_length: T of the packing; None takes what the longest sample needs.
         num_labels: L, at least as many as there are; None takes these.
     """
     num_text = len(batch.token_ids)
-    label_places = (batch.targets != IGNORED_TARGET).nonzero().squeeze(1)
-    labels = batch.targets[label_places]
-    if num_labels is not None:  # the spare ones show the spare token at the end
+    label_index = (batch.targets != IGNORED_TARGET).nonzero().squeeze(1)
+    labels = batch.targets[label_index]
+    if num_labels is not None:  # padding points at the row's last token, which is padding
         missing = num_labels - len(labels)
-        label_places = F.pad(label_places, (0, missing), value=num_text - 1)
+        label_index = F.pad(label_index, (0, missing), value=num_text - 1)
         labels = F.pad(labels, (0, missing), value=IGNORED_TARGET)
     return ModelInput(
         token_ids=batch.token_ids,
         images=batch.images,
-        packing=pack(batch.text_lengths, config.num_image_tokens, num_text, line),
-        label_places=label_places,
+        packing=pack(batch.text_lengths, config.num_image_tokens, num_text, padded_length),
+        label_index=label_index,
         labels=labels,
     )
 
@@ -142,5 +140,5 @@ def answer_loss_sum(model: VisionLanguageModel, inputs: ModelInput) -> Tensor:
     with mixed_precision(inputs.images.device):
         pixels = image_input(inputs.images, model.config)
         hidden = model.hidden_states(inputs.token_ids, pixels, inputs.packing)  # (M, D)
-        logits = model.decoder.head(hidden.index_select(0, inputs.label_places))  # (L, V)
+        logits = model.decoder.head(hidden.index_select(0, inputs.label_index))  # (L, V)
     return F.cross_entropy(logits.float(), inputs.labels, reduction="sum")

@@ -1,4 +1,4 @@
-"""The gradients of a step, summed over the workers while the backward pass still goes on.
+"""The gradients of a step, summed over the workers while the backward pass still runs.
 
     gradients = GradientSum(parameters)
     for step in ...:
@@ -9,9 +9,9 @@
                 loss.backward()
         gradients.finish()
 
-As DistributedDataParallel does, but a pass that breaks off leaves no worker behind: `finish` sends
-what the pass has not, so every worker sends the same messages in the same order, whatever happened
-to its own passes. What the sums are worth then is for the workers to tell each other.
+As DistributedDataParallel does, but no worker hangs if the pass of another one breaks off: `finish`
+sends what the pass has not, so every worker sends the same messages in the same order, whatever
+happened to its own passes. The workers then have to agree on whether the sums are valid.
 
 The gradients lie in the messages' own memory, and that is allocated once: there is no second copy,
 and a worker whose memory has run out has what it needs to take part.
@@ -35,7 +35,7 @@ class GradientSum:
     """The gradients of some parameters and their sums over all workers.
 
     With one worker there is nothing to send: gradients are allocated by the backward pass, unless
-    they shall have fixed memory.
+    they need fixed memory.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], has_fixed_memory: bool = False) -> None:
@@ -44,7 +44,7 @@ class GradientSum:
         Args:
             parameters: those that want a gradient, on one device and of one dtype, in the order of
                 the forward pass; the same on all workers.
-            has_fixed_memory: with one worker too each gradient is always at the same place.
+            has_fixed_memory: with one worker too each gradient always has the same memory.
         """
         self._parameters = list(parameters)
         for parameter in self._parameters:
@@ -66,7 +66,7 @@ class GradientSum:
 
     @contextmanager
     def sending(self) -> Iterator[None]:
-        """Return the context of a step's last backward pass: what is complete is sent at once."""
+        """Return the context of a step's last backward pass: complete buckets are sent."""
         hooks = [
             parameter.register_post_accumulate_grad_hook(partial(self._send_ready, bucket))
             for bucket in self._buckets

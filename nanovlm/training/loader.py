@@ -1,4 +1,4 @@
-"""The way of the batches from prepared data to the device.
+"""Batches on their way from prepared data to the device.
 
 The host runs ahead of a GPU: while the GPU computes one batch, the next is collated into pinned
 memory and copied on a stream of its own. There is no loader process; to collate 256 images takes a
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from nanovlm.config.schema import VLMConfig
-from nanovlm.data.batches import collate, count_answer_tokens, image_buffer, text_lengths
-from nanovlm.data.tensors import PreparedSamples
+from nanovlm.data.samples import PreparedSamples, collate, image_buffer
 from nanovlm.training.forward import ModelInput, model_input
 
 
@@ -37,8 +36,8 @@ class Loader:
 
         Args:
             config: of the model that reads them.
-            has_fixed_shapes: batches get spare tokens, so that they have few different shapes.
-            has_fixed_labels: they get spare labels too.
+            has_fixed_shapes: batches are padded, so that they have few different shapes.
+            has_fixed_labels: their labels are padded too.
             waiting: a context in which each batch is brought, such as `Meter.waiting`.
         """
         self._samples, self._config = samples, config
@@ -68,29 +67,29 @@ class Loader:
             return self._load(indices)
 
     def _load(self, indices: np.ndarray) -> ModelInput:
-        num_text, line, num_labels = self._shape(indices)
+        num_text, padded_length, num_labels = self._shape(indices)
         batch = collate(self._samples, indices, num_text, self._memory(len(indices)))
-        inputs = model_input(batch, self._config, line, num_labels)
+        inputs = model_input(batch, self._config, padded_length, num_labels)
         if self._stream is None:
             return inputs
         with torch.cuda.stream(self._stream):
             copied = inputs.apply(self._copy)
-        # Told now, behind the work that the device still has, so that a wait can be measured.
+        # After the work that is queued on the device, so that a wait can be measured.
         stream = torch.cuda.current_stream(self._device)
         stream.wait_stream(self._stream)
         return copied.apply(lambda tensor: _used_by(stream, tensor))
 
     def _shape(self, indices: np.ndarray) -> tuple[int | None, int | None, int | None]:
-        """Return the text tokens of the row, the places of a line and the labels, where fixed."""
-        num_text = line = num_labels = None
+        """Return the text tokens of the row, the padded length and the labels, where fixed."""
+        num_text = padded_length = num_labels = None
         if self._shapes is not None:
-            num_real = int(text_lengths(self._samples, indices).sum())
+            num_real = int(self._samples.text_lengths[indices].sum())
             num_text = self._shapes.text.room(len(indices), num_real)
-            line = self._shapes.line(self._config.num_image_tokens)
+            padded_length = self._shapes.padded_length(self._config.num_image_tokens)
             if self._has_fixed_labels:
-                num_real = count_answer_tokens(self._samples, indices)
+                num_real = int(self._samples.num_answer_tokens[indices].sum())
                 num_labels = self._shapes.labels.room(len(indices), num_real)
-        return num_text, line, num_labels
+        return num_text, padded_length, num_labels
 
     def _copy(self, tensor: Tensor) -> Tensor:
         """Begin to copy to the GPU; the host does not wait for the end."""
@@ -158,11 +157,10 @@ class FixedShapes(NamedTuple):
     @classmethod
     def of(cls, samples: PreparedSamples) -> Self:
         """Return the shapes for batches of `samples`."""
-        lengths = samples.offsets.diff()
-        return cls(FixedCount.of(lengths - 1), FixedCount.of(lengths - samples.prompt_lengths))
+        return cls(FixedCount.of(samples.text_lengths), FixedCount.of(samples.num_answer_tokens))
 
-    def line(self, num_image_tokens: int) -> int:
-        """Return how many places a line of the padded view gets."""
+    def padded_length(self, num_image_tokens: int) -> int:
+        """Return how many tokens a sequence of the padded view gets."""
         return _round_up(num_image_tokens + self.text.most)
 
 

@@ -15,16 +15,14 @@ import torch
 from torch import Tensor
 
 from nanovlm.config.schema import TrainConfig
-from nanovlm.data.batches import check_lengths
-from nanovlm.data.tensors import PreparedSamples
+from nanovlm.data.samples import PreparedSamples
 from nanovlm.errors import UserError
 from nanovlm.messages import Speed
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import world_size
 from nanovlm.training.meter import Meter
-from nanovlm.training.micro_batches import MicroBatchSize
 from nanovlm.training.state import TrainingState
-from nanovlm.training.steps import SmoothedLoss, Steps
+from nanovlm.training.steps import MicroBatchSize, SmoothedLoss, Steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,12 +48,12 @@ class Progress:
 
 
 OnStep = Callable[[int, float, float], None]
-"""Told after each optimizer step: its number, the smoothed loss, and the seconds that the training
-has waited for batches so far."""
+"""Called after each optimizer step with its number, the smoothed loss, and the seconds that the
+training has waited for batches since it began."""
 
 
 def never() -> bool:
-    """Return False: nobody interrupts."""
+    """Return False: no interruption."""
     return False
 
 
@@ -83,7 +81,7 @@ def train(
     """Train `model` in place; yield at the first step that reaches each milestone and at the end.
 
     Every worker runs this with the same arguments and yields at the same steps; `interrupted` may
-    differ, and is asked once a step. Raises TrialInterrupted, NonFiniteLossError with the weights
+    differ, and is called once a step. Raises TrialInterrupted, NonFiniteLossError with the weights
     of the step before, and UserError for milestones and samples that cannot be.
 
     Args:
@@ -92,15 +90,13 @@ def train(
             again.
     """
     _check_shares(config.batch_size)
-    check_lengths(samples, config.vlm.lm_max_length)
     total_steps = num_steps(config, len(samples))
     report_steps = _report_steps(milestones, config.batch_size, total_steps)
     meter = Meter(config, device)
     steps = Steps(model, samples, config, total_steps, device, meter, micro_batch_size)
-    train_loss = SmoothedLoss()
+    train_loss = SmoothedLoss(start)
     if start is not None:
         steps.restore(start)
-        train_loss.restore(start.loss_sum, start.loss_weight)
     first_step = 1 if start is None else start.step + 1
     model.train()
     launched: deque[tuple[int, Tensor]] = deque()

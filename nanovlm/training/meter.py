@@ -1,4 +1,4 @@
-"""Measures how fast training goes, without slowing it down.
+"""Measures how fast training goes, without slowing it down, and reports progress as it trains.
 
     meter = Meter(config, device)
     for step in ...:
@@ -21,7 +21,7 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -30,18 +30,19 @@ import numpy as np
 import torch
 
 from nanovlm.config.schema import TrainConfig
-from nanovlm.messages import Speed
+from nanovlm.messages import ProgressUpdate, Speed, Stage
 from nanovlm.parallel import gather_objects, world_size
 from nanovlm.training.flops import model_flops, peak_flops_per_second, trained_parts
 
 GIB = 2**30
+SECONDS_BETWEEN_UPDATES = 1.0
 
 
 class Clock(Protocol):
-    """Sets marks in the course of the work, and tells the time between them."""
+    """Sets marks in the course of the work, and measures the time between them."""
 
     def mark(self) -> Any:
-        """Return a mark for the end of all work so far."""
+        """Return a mark for the end of the work that was begun before."""
 
     def has_passed(self, mark: Any) -> bool:
         """Return whether the work before `mark` is done."""
@@ -121,15 +122,15 @@ class Meter:
         self.start()
 
     def start(self) -> None:
-        """Begin to count anew, after a report."""
+        """Begin to count again, after a report."""
         self._window = _Window(self._clock.mark())
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Take the time in which the compute has nothing to do but wait for a batch.
+        """Measure the time in which the compute has nothing to do but wait for a batch.
 
         The batch is to be there for the current stream at the end of the context: if it comes by a
-        stream of its own, the current one has been told to wait for that.
+        stream of its own, the current one waits for that.
         """
         asked = self._clock.mark()
         yield
@@ -185,3 +186,80 @@ class Meter:
             return torch.cuda.max_memory_allocated(self._device)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else 1024 * peak
+
+
+OnUpdate = Callable[[ProgressUpdate], None]
+
+
+def ignore(update: ProgressUpdate) -> None:
+    """Nobody watches."""
+
+
+class UpdateTimer:
+    """Sends an update of a trial about once a second, for people who watch.
+
+    Where none is due, a step costs a look at the clock.
+    """
+
+    def __init__(
+        self,
+        trial_id: str,
+        batch_size: int,
+        total_steps: int,
+        on_update: OnUpdate,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Begin with a trial.
+
+        Args:
+            clock: returns seconds.
+        """
+        self._trial_id = trial_id
+        self._batch_size = batch_size
+        self._total_steps = total_steps
+        self._on_update = on_update
+        self._clock = clock
+        self._step, self._loss, self._waited = 0, 0.0, 0.0  # at the last step
+        self._rate, self._wait_fraction = 0.0, 0.0  # of the last update
+        self._since: tuple[float, int, float] | None = None  # clock, step, seconds waited
+
+    def after_step(self, step: int, train_loss: float, waited_seconds: float) -> None:
+        """Count an optimizer step.
+
+        Args:
+            train_loss: smoothed.
+            waited_seconds: for batches, since the trial began.
+        """
+        self._step, self._loss, self._waited = step, train_loss, waited_seconds
+        if self._since is None:  # the first step compiles and warms up: it is no measure of speed
+            self.training_goes_on()
+            return
+        since, first_step, waited_before = self._since
+        seconds = self._clock() - since
+        if seconds >= SECONDS_BETWEEN_UPDATES:
+            self._rate = (step - first_step) * self._batch_size / seconds
+            self._wait_fraction = min(1.0, (waited_seconds - waited_before) / seconds)
+            self._send("training")
+            self.training_goes_on()
+
+    def evaluation_begins(self) -> None:
+        """Send an update now: the model begins to answer the benchmark."""
+        self._send("evaluating")
+
+    def training_goes_on(self) -> None:
+        """Leave what was since the last step out of the rates to come."""
+        self._since = self._clock(), self._step, self._waited
+
+    def _send(self, stage: Stage) -> None:
+        self._on_update(
+            ProgressUpdate(
+                trial_id=self._trial_id,
+                stage=stage,
+                step=self._step,
+                samples_seen=self._step * self._batch_size,
+                total_samples=self._total_steps * self._batch_size,
+                train_loss=self._loss,
+                samples_per_second=self._rate,
+                data_wait_fraction=self._wait_fraction,
+            )
+        )

@@ -23,7 +23,7 @@ FROZEN_PREFIXES: dict[Freeze, tuple[str, ...]] = {
 def build_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
     """Return AdamW over the groups `mp` and `backbones`, each with its `name` and `peak_lr`.
 
-    What `freeze` names, and a group with learning rate 0, is frozen: its parameters want no
+    What `freeze` names, and a group with learning rate 0, is frozen: its parameters need no
     gradient and are left out, and so is a group of which nothing remains. `requires_grad` of
     every parameter is set, so a model that served another trial is as good as new.
 

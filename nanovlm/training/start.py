@@ -12,10 +12,11 @@ from typing import Any
 
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.config.sources import TOKENIZERS_WITH_DEFAULT_EOS, Layer, get_value, given_values
-from nanovlm.data.processors import eos_token_id, load_tokenizer
+from nanovlm.data.tokenizer import eos_token_id, load_tokenizer
+from nanovlm.downloads import find_folder
 from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.models.checkpoint import MODEL_FILES, read_config
-from nanovlm.models.model_files import CONFIG_FILE, find_folder
+from nanovlm.models.model_files import CONFIG_FILE
 from nanovlm.models.pretrained_config import (
     DECODER_FILES,
     TOKENIZER_FILE,
@@ -104,10 +105,10 @@ def start_layers(layers: Sequence[Layer]) -> list[Layer]:
 
     That is the saved model, if they resume from one, or else each backbone whose weights are to be
     loaded and whose numbers are not the defaults, with the decoder's own tokenizer; and the EOS of
-    another tokenizer than the default one. Nobody is asked for anything otherwise.
+    another tokenizer than the default one. Otherwise no file is read and the hub is not asked.
 
     Raises:
-        UserError: a file cannot be had, or is of a model that cannot be loaded.
+        UserError: a file is missing, or is of a model that cannot be loaded.
     """
     given = given_values(layers)
     if _value(given, "resume_from_vlm_checkpoint") is True:
@@ -130,7 +131,7 @@ def _backbone_layers(given: Mapping[str, Any]) -> list[Layer]:
 
 
 def _eos_layers(given: Mapping[str, Any]) -> list[Layer]:
-    """Return the EOS that the tokenizer's files name, if nothing else says what it is."""
+    """Return the EOS that the tokenizer's files name, if no setting gives it."""
     name = _value(given, "vlm.lm_tokenizer")
     if "vlm.lm_eos_token_id" in given or name in TOKENIZERS_WITH_DEFAULT_EOS:
         return []
@@ -153,7 +154,7 @@ _KNOWN_PAIR = (VLMConfig().lm_model_type, VLMConfig().lm_tokenizer)
 def check_decoder_tokenizer(vlm: VLMConfig) -> None:
     """Raise UserError if `lm_tokenizer` numbers its tokens otherwise than the decoder's own one.
 
-    Asks nobody about the default pair, and where both go by the same name.
+    No file is read for the default pair, nor where both have the same name.
     """
     pair = (vlm.lm_model_type, vlm.lm_tokenizer)
     if pair == _KNOWN_PAIR or vlm.lm_model_type == vlm.lm_tokenizer:

@@ -83,8 +83,8 @@ def write_state(
     killed, and this one may be such a worker's, with a new one at work already.
 
     Args:
-        reports: all that the trial has made so far.
-        belongs_to: what a trial must have in common with this one to go on from here; JSON.
+        reports: all that the trial has made.
+        belongs_to: what a trial must have in common with this one to continue from here; JSON.
     """
     if _step_on_disk(folder, belongs_to) >= training.step:
         return
@@ -105,12 +105,11 @@ def write_state(
 
 
 def _step_on_disk(folder: Path, belongs_to: Mapping[str, Any]) -> int:
-    """Return how far the state in `folder` has come; -1 if there is none that can be used."""
+    """Return the step of the state in `folder`; -1 if there is none that can be used."""
     try:
         with safe_open(folder / STATE_FILE, framework="pt") as file:
-            about = json.loads(file.metadata()[_ABOUT])
+            about, differing = _read_about(file, belongs_to)
             step: int = about["step"]
-            differing = _differences(about["belongs_to"], json.loads(json.dumps(belongs_to)))
     except _UNREADABLE:
         return -1
     return -1 if differing else step
@@ -123,8 +122,7 @@ def read_state(folder: Path, belongs_to: Mapping[str, Any]) -> SavedTrial | str 
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()[_ABOUT])
-            differing = _differences(about["belongs_to"], json.loads(json.dumps(belongs_to)))
+            about, differing = _read_about(file, belongs_to)
             if differing:
                 return f"the state in {folder} is of a trial with other {', '.join(differing)}"
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -142,5 +140,8 @@ def read_state(folder: Path, belongs_to: Mapping[str, Any]) -> SavedTrial | str 
         return f"the state in {folder} cannot be read: {error}"
 
 
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    return [key for key in ours if theirs.get(key) != ours[key]]
+def _read_about(file: safe_open, belongs_to: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return what a state is of, and the keys of `belongs_to` in which it differs."""
+    about = json.loads(file.metadata()[_ABOUT])
+    theirs, ours = about["belongs_to"], json.loads(json.dumps(belongs_to))
+    return about, [key for key in ours if theirs.get(key) != ours[key]]

@@ -1,7 +1,9 @@
 """The optimizer steps of one trial on this worker, each from its micro-batches to new weights."""
 
 import functools
+import logging
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
@@ -10,8 +12,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from nanovlm.config.schema import TrainConfig
-from nanovlm.data.batches import count_answer_tokens, samples_in_order, text_lengths
-from nanovlm.data.tensors import PreparedSamples
+from nanovlm.data.samples import PreparedSamples, samples_in_order
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import all_reduce_sum_, gather_objects, rank, world_size
 from nanovlm.training.cuda_graphs import Pass, RecordedPasses
@@ -19,12 +20,18 @@ from nanovlm.training.forward import ModelInput, answer_loss_sum, unless_out_of_
 from nanovlm.training.gradient_sum import GradientSum
 from nanovlm.training.loader import Loader
 from nanovlm.training.meter import Meter
-from nanovlm.training.micro_batches import MicroBatchSize
 from nanovlm.training.optim import build_optimizer, learning_rate_factor, set_learning_rates
 from nanovlm.training.state import TrainingState, collect_tensors, restore_tensors
 
+logger = logging.getLogger(__name__)
+
 LOSS_DECAY = 0.95
 """What one step leaves of the steps before it in the smoothed training loss."""
+
+
+CPU_PATCHES = 2048
+"""Image patches of a pass on CPU, if the configuration leaves it open: 10 images at 224 pixels.
+More are no faster, and a computer without the memory ends the program without a message."""
 
 
 class TrialInterrupted(Exception):
@@ -42,14 +49,68 @@ class NonFiniteLossError(Exception):
         return f"{self.quantity} is {self.value} at step {self.step}"
 
 
+class MicroBatchSize:
+    """Samples of one forward and backward pass on this worker.
+
+    A worker keeps it from trial to trial, so that memory runs out once and not in every trial.
+    """
+
+    def __init__(self, device: torch.device, note: Callable[[str], None] = logger.warning) -> None:
+        """Know nothing yet.
+
+        Args:
+            note: called with a text when the memory was not enough.
+        """
+        self._on_cpu = device.type == "cpu"
+        self._limit: int | None = None
+        self._note = note
+
+    @property
+    def limit(self) -> int | None:
+        """Samples that have been found to fit, None before the memory was ever not enough."""
+        return self._limit
+
+    def restore(self, limit: int | None) -> None:
+        """Take over what a worker before this one has found."""
+        if limit is not None:
+            self._limit = min(limit, self._limit or limit)
+
+    def begin_trial(self) -> None:
+        """Note what an earlier trial has found."""
+        if self._limit is not None:
+            self._note(f"out of GPU memory before: micro_batch_size {self._limit} at most")
+
+    def split(self, indices: np.ndarray, config: TrainConfig) -> list[np.ndarray]:
+        """Return this worker's samples of a step (int64[any]) in parts of nearly one size."""
+        size = len(indices)
+        if config.micro_batch_size != "auto":
+            size = config.micro_batch_size
+        elif self._limit is not None:
+            size = self._limit
+        elif self._on_cpu:
+            size = max(1, CPU_PATCHES // config.vlm.num_patches)
+        return np.array_split(indices, -(-len(indices) // size))
+
+    def halve(self, indices: np.ndarray, config: TrainConfig) -> bool:
+        """Take half of what `split` gives; return False if that cannot be.
+
+        It cannot if the configuration sets a size, or if it is one sample already.
+        """
+        size = max(map(len, self.split(indices, config)))
+        if config.micro_batch_size != "auto" or size == 1:
+            return False
+        self._limit = -(-size // 2)
+        self._note(f"out of GPU memory with micro_batch_size {size}: {self._limit} from now on")
+        return True
+
+
 class SmoothedLoss:
     """An exponential average without the pull of its start towards 0."""
 
-    def __init__(self) -> None:
-        self.sum = self.weight = 0.0
-
-    def restore(self, loss_sum: float, weight: float) -> None:
-        self.sum, self.weight = loss_sum, weight
+    def __init__(self, start: TrainingState | None) -> None:
+        """Go on from a state; None begins."""
+        self.sum = 0.0 if start is None else start.loss_sum
+        self.weight = 0.0 if start is None else start.loss_weight
 
     def add(self, loss: float) -> None:
         self.sum = LOSS_DECAY * self.sum + loss
@@ -113,15 +174,13 @@ class Steps:
 
         float32[4], on the device, the same on all workers; for `finish`. The last two are how many
         workers were interrupted, and how many had not enough memory. Where one is, or loss or norm
-        is not finite, the weights stay as they were: the device finds out by itself.
+        is not finite, the weights stay as they were: the device decides it without the host.
         """
         self._set_learning_rates(step)
         self._random_state = self._random.get_state()
         numbers = self._attempt(step, interrupted)
-        indices = self._global_indices(step)
-        self._meter.add(
-            text_lengths(self._samples, indices), count_answer_tokens(self._samples, indices)
-        )
+        lengths = self._samples.text_lengths[self._global_indices(step)].numpy()
+        self._meter.add(lengths, self._num_labels(step))
         return numbers
 
     def finish(self, step: int, numbers: Tensor) -> float:
@@ -189,7 +248,7 @@ class Steps:
     def _attempt(self, step: int, interrupted: bool) -> Tensor:
         loss = self._backward(step)
         if loss is None and world_size() == 1:
-            return self._take_again(step, interrupted)  # at once: there is nobody to agree with
+            return self._take_again(step, interrupted)  # there is nobody to agree with
         loss, stop, out_of_memory = self._sum_over_workers(loss, interrupted)
         norm = get_total_norm([p.grad for p in self._parameters])
         if self._config.max_grad_norm is not None:
@@ -197,7 +256,7 @@ class Steps:
         is_good = loss.isfinite() & norm.isfinite() & (stop == 0) & (out_of_memory == 0)
         if self.max_ahead:
             is_good = self._is_well = is_good & self._is_well
-        # What a gradient scaler tells a fused optimizer: 1 leaves all as it is.
+        # As a gradient scaler does for a fused optimizer: 1 skips the update.
         self._optimizer.found_inf = 1 - is_good.float()  # type: ignore[attr-defined]
         self._optimizer.step()
         return torch.stack([loss, norm, stop, out_of_memory])
@@ -212,15 +271,14 @@ class Steps:
         return unless_out_of_memory(lambda: self._backward_once(step), f"step {step}")
 
     def _backward_once(self, step: int) -> Tensor:
-        num_labels = count_answer_tokens(self._samples, self._global_indices(step))
-        num_answer_tokens = torch.full((), float(num_labels), device=self._device)
+        num_labels = torch.full((), float(self._num_labels(step)), device=self._device)
         total = torch.zeros((), device=self._device)
         micro_batches = self._micro_batches(step)
         for number, micro_batch in enumerate(micro_batches, start=1):
             inputs = self._loader.take(micro_batch)
             is_last = number == len(micro_batches)
             with self._gradients.sending() if is_last else nullcontext():
-                total += self._pass(inputs, num_answer_tokens)
+                total += self._pass(inputs, num_labels)
         return total
 
     def _sum_over_workers(self, loss: Tensor | None, interrupted: bool) -> list[Tensor]:
@@ -231,6 +289,10 @@ class Steps:
         numbers = [torch.zeros_like(stop) if loss is None else loss, stop, out_of_memory]
         all_reduce_sum_(numbers)
         return numbers
+
+    def _num_labels(self, step: int) -> int:
+        """Return how many tokens are learnt in a step, by all workers together."""
+        return int(self._samples.num_answer_tokens[self._global_indices(step)].sum())
 
     def _micro_batches(self, step: int) -> list[np.ndarray]:
         return self._micro_batch_size.split(self._indices(step), self._config)

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.data import cache
-from nanovlm.data.processors import load_tokenizer
+from nanovlm.data.tokenizer import load_tokenizer
 
 CONFIG = TrainConfig(
     batch_size=1,

@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer
 
 from nanovlm.config.schema import BenchmarkPart
+from nanovlm.data.benchmark import PreparedBenchmark, select_part
 from nanovlm.data.prepared import prepare_benchmark
-from nanovlm.data.tensors import PreparedBenchmark, select_part
 from nanovlm.errors import UserError
 from tests.data.conftest import CONFIG
 

@@ -35,11 +35,11 @@ PROGRAM = """
 if __name__ == "__main__":
     import signal
     from nanovlm.config.sources import Layer, build_config
-    from nanovlm.data import build_images, build_text
+    from nanovlm.data import build, build_images
     from nanovlm.data.prepared import prepare_training
-    from nanovlm.data.processors import load_tokenizer
+    from nanovlm.data.tokenizer import load_tokenizer
 
-    build_images._FEW_IMAGES, build_images.IMAGES_PER_PART, build_text.ROWS_PER_PART = 0, 16, 256
+    build_images._FEW_IMAGES, build.IMAGES_PER_PART, build.ROWS_PER_PART = 0, 16, 256
     signal.signal(signal.SIGINT, signal.default_int_handler)
     config = build_config(Layer("test", {values!r}))
     prepare_training(config, load_tokenizer("builtin:digits"))
@@ -205,7 +205,7 @@ def test_too_many_bad_images_end_the_work_early_and_keep_what_is_done(
     assert written.count("images") < 3
     (folder,) = prepared_folders()
     assert not folder.is_complete
-    monkeypatch.setattr("nanovlm.data.build_text.encode_part", None)  # the text is there already
+    monkeypatch.setattr("nanovlm.data.text.encode_part", None)  # the text is there already
     train, _ = prepare_training(of(data), tokenizer)
     assert folder.is_complete
     assert len(train) == NUM_ROWS - NUM_ROWS // 20

@@ -17,7 +17,7 @@ from nanovlm.data.digits import (
     digits_tokenizer,
     digits_training_rows,
 )
-from nanovlm.data.samples import mmstar_prompt, training_prompt
+from nanovlm.data.text import mmstar_prompt, training_prompt
 
 SCANS = load_digits()
 DIGIT_OF_SCAN = {
@@ -103,7 +103,7 @@ def test_each_letter_is_right_equally_often_in_each_kind(benchmark: datasets.Dat
         answers = Counter(
             row["answer"]
             for row in benchmark.remove_columns("image")
-            if (row["category"], row["l2_category"]) == (kind.category, kind.l2_category)
+            if (row["category"], row["l2_category"]) == kind.categories
         )
         assert set(answers) == set(LETTERS)
         assert len(set(answers.values())) == 1

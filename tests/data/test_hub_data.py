@@ -12,9 +12,9 @@ from huggingface_hub import constants
 
 from nanovlm.config.schema import TrainConfig
 from nanovlm.data.digits import digits_benchmark_rows, digits_tokenizer, digits_training_rows
-from nanovlm.data.processors import load_tokenizer
-from nanovlm.data.rows import Subset
 from nanovlm.data.sources import Source, benchmark_source, pin_data, training_source
+from nanovlm.data.tokenizer import load_tokenizer
+from nanovlm.downloads import forget_downloads
 from nanovlm.errors import UserError
 from tests.fake_hub import FakeHub
 
@@ -36,13 +36,13 @@ configs:
 
 def go_offline(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    forget_downloads()
     hub.requests.clear()
 
 
 def values(source: Source, column: str) -> list[Any]:
     """Return a column of all rows, in their order."""
-    subsets: tuple[Subset, ...] = source.load()
-    groups = [group for subset in subsets for group in subset.groups]
+    groups = [group for groups in source.load().values() for group in groups]
     return [value for g in groups for value in g.read(column, np.arange(g.num_rows))]
 
 

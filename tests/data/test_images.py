@@ -224,7 +224,7 @@ def test_a_large_image_is_converted_in_parts_to_the_same_pixels(
         image = Image.fromarray(noise[:, :, 0].astype(np.uint16) * 200)
     content = stored(image if mode in ("P", "I;16") else image.convert(mode), "TIFF")
     whole = read_image(content)
-    monkeypatch.setattr(images, "_PIXELS_AT_ONCE", 7 * 20)
+    monkeypatch.setattr(images, "_MAX_PIXELS", 7 * 20)
     assert read_image(content).tobytes() == whole.tobytes()
 
 

@@ -15,7 +15,8 @@ import torch
 from tokenizers import Tokenizer
 
 from nanovlm.config.schema import TrainConfig
-from nanovlm.data import recipes
+from nanovlm.data import prepared
+from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.data.cache import PreparedFolder
 from nanovlm.data.digits import digits_benchmark_rows
 from nanovlm.data.prepared import (
@@ -23,8 +24,8 @@ from nanovlm.data.prepared import (
     prepare_benchmark,
     prepare_training,
 )
-from nanovlm.data.samples import mmstar_prompt
-from nanovlm.data.tensors import PreparedBenchmark, PreparedSamples
+from nanovlm.data.samples import PreparedSamples
+from nanovlm.data.text import mmstar_prompt
 from nanovlm.errors import UserError
 from tests.data.conftest import CONFIG, change, write_dataset
 
@@ -298,8 +299,8 @@ def test_the_bytes_are_those_of_this_version(tokenizer: Tokenizer) -> None:
     config = change(CONFIG, vlm, data_cutoff_idx=40, val_ratio=0.1)
     found = digest(*prepare_training(config, tokenizer), prepare_benchmark(config, tokenizer))
     # When this fails, what earlier versions have prepared is not what this one would prepare:
-    # raise recipes.VERSION and set both to what they are now.
-    assert (recipes.VERSION, found[:16]) == (2, "61242e3b7fe88a3b")
+    # raise prepared.VERSION and set both to what they are now.
+    assert (prepared.VERSION, found[:16]) == (2, "61242e3b7fe88a3b")
 
 
 def test_what_is_prepared_is_used_again(
@@ -308,7 +309,7 @@ def test_what_is_prepared_is_used_again(
     first = digest(*prepare_training(CONFIG, tokenizer), prepare_benchmark(CONFIG, tokenizer))
     folders = {path.name for path in own_prepared_data.iterdir() if path.is_dir()}
     assert len(folders) == 2
-    monkeypatch.setattr(recipes, "encode_turns", None)  # nothing is encoded again
+    monkeypatch.setattr("nanovlm.data.text.encode_part", None)  # nothing is encoded again
     again = change(CONFIG, batch_size=2, val_ratio=0.5, lr_mp=0.5, max_bad_fraction=0.5)
     prepare_training(again, tokenizer)
     assert (

@@ -12,7 +12,7 @@ import pytest
 
 from nanovlm.data import rows as rows_module
 from nanovlm.data.digits import digits_benchmark_rows, digits_training_rows
-from nanovlm.data.rows import Subset, choose, in_parts, parquet_groups
+from nanovlm.data.rows import Subsets, divide, num_rows, row_groups
 from nanovlm.data.sources import Source, benchmark_source, training_source
 from nanovlm.errors import UserError
 from tests.data.conftest import write_dataset
@@ -29,11 +29,11 @@ def folder(tmp_path: Path) -> Path:
     return data
 
 
-def values(subsets: tuple[Subset, ...], column: str, rows: Any = None) -> list[Any]:
+def values(subsets: Subsets, column: str, rows: Any = None) -> list[Any]:
     if rows is None:
-        rows = range(sum(subset.num_rows for subset in subsets))
-    chosen = choose(subsets, np.array(rows))
-    return [value for part in chosen for value in part.group.read(column, part.rows)]
+        rows = range(sum(map(num_rows, subsets.values())))
+    [part] = divide(subsets, np.array(rows), 1000)
+    return [value for some in part for value in some.group.read(column, some.rows)]
 
 
 def load(source: Source, column: str) -> list[Any]:
@@ -43,7 +43,10 @@ def load(source: Source, column: str) -> list[Any]:
 def test_sub_sets_come_one_after_the_other(folder: Path) -> None:
     wanted = digits_training_rows().select([5, 6, 7, 8, 0, 1, 2, 3, 4])
     subsets = training_source(str(folder), ("twos", "ones")).load()
-    assert [(subset.name, subset.num_rows) for subset in subsets] == [("twos", 4), ("ones", 5)]
+    assert [(name, num_rows(groups)) for name, groups in subsets.items()] == [
+        ("twos", 4),
+        ("ones", 5),
+    ]
     assert values(subsets, "texts") == list(wanted["texts"])
     stored = wanted.cast_column("images", datasets.List(datasets.Image(decode=False)))
     assert [row[0]["bytes"] for row in values(subsets, "images")] == [
@@ -55,13 +58,13 @@ def test_chosen_rows_are_read_across_files_and_row_groups(tmp_path: Path) -> Non
     numbers = pa.table({"number": pa.array(range(40))})
     pq.write_table(numbers.slice(0, 25), tmp_path / "a.parquet", row_group_size=7)
     pq.write_table(numbers.slice(25), tmp_path / "b.parquet", row_group_size=100)
-    groups = [*parquet_groups(tmp_path / "a.parquet"), *parquet_groups(tmp_path / "b.parquet")]
+    groups = [*row_groups(tmp_path / "a.parquet"), *row_groups(tmp_path / "b.parquet")]
     assert [group.num_rows for group in groups] == [7, 7, 7, 4, 15]
-    subsets = (Subset("x", tuple(groups)),)
+    subsets = {"x": groups}
     rows = [0, 6, 7, 20, 24, 25, 39]
     assert values(subsets, "number", rows) == rows
-    chosen = choose(subsets, np.array(rows))
-    assert [(part.first, part.rows.tolist()) for part in chosen] == [
+    [part] = divide(subsets, np.array(rows), 1000)
+    assert [(some.first, some.rows.tolist()) for some in part] == [
         (0, [0, 6]),
         (2, [0]),
         (3, [6]),
@@ -72,9 +75,9 @@ def test_chosen_rows_are_read_across_files_and_row_groups(tmp_path: Path) -> Non
 
 def test_a_large_row_group_is_divided(tmp_path: Path) -> None:
     pq.write_table(pa.table({"number": pa.array(range(40))}), tmp_path / "a.parquet")
-    subsets = (Subset("x", tuple(parquet_groups(tmp_path / "a.parquet"))),)
+    subsets = {"x": row_groups(tmp_path / "a.parquet")}
     rows = [*range(0, 40, 2)]
-    parts = in_parts(choose(subsets, np.array(rows)), 8)
+    parts = divide(subsets, np.array(rows), 8)
     assert [[(chosen.first, len(chosen.rows)) for chosen in part] for part in parts] == [
         [(0, 8)],
         [(8, 8)],
@@ -91,10 +94,10 @@ def test_few_large_values_are_read_at_a_time(
     noise = [np.random.default_rng(row).bytes(10_000) for row in range(20)]
     images = [[{"bytes": content, "path": None}] for content in noise]
     pq.write_table(pa.table({"small": range(20), "images": images}), tmp_path / "a.parquet")
-    (group,) = parquet_groups(tmp_path / "a.parquet")
+    (group,) = row_groups(tmp_path / "a.parquet")
     metadata = pq.read_metadata(tmp_path / "a.parquet").row_group(0)
-    assert rows_module._rows_at_once(metadata, "images") == 4
-    assert rows_module._rows_at_once(metadata, "small") == 64
+    assert rows_module._batch_size(metadata, "images") == 4
+    assert rows_module._batch_size(metadata, "small") == 64
     assert list(group.read("images", np.arange(1, 20, 3))) == images[1::3]
 
 
@@ -212,13 +215,13 @@ def test_a_page_that_does_not_fit_its_checksum(tmp_path: Path) -> None:
     file = tmp_path / "rows.parquet"
     table = pa.table({"number": range(1000)})
     pq.write_table(table, file, write_page_checksum=True, compression="none", use_dictionary=False)
-    (group,) = parquet_groups(file)
+    (group,) = row_groups(file)
     assert list(group.read("number", np.arange(3))) == [0, 1, 2]
     content = bytearray(file.read_bytes())
     place = content.index((500).to_bytes(8, "little"))
     content[place] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"column number of row group 0 .*CRC.*fetched anew"):
+    with pytest.raises(UserError, match=r"column number of row group 0 .*CRC.*; download"):
         list(group.read("number", np.arange(3)))
 
 

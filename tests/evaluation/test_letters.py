@@ -8,8 +8,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from nanovlm.config.schema import TrainConfig, VLMConfig
+from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.data.digits import digits_benchmark_rows, digits_tokenizer
-from nanovlm.data.tensors import PreparedBenchmark
 from nanovlm.errors import UserError
 from nanovlm.evaluation.mmstar import letter_tokens, num_new_tokens, option_letters
 from nanovlm.resources import Resources

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.data.digits import digits_tokenizer
-from nanovlm.data.tensors import PreparedBenchmark
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.evaluation.mmstar_result import MMStarResult
 from nanovlm.models.checkpoint import PUBLISHED_IMAGES

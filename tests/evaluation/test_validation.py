@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nanovlm.data.tensors import PreparedSamples
+from nanovlm.data.samples import PreparedSamples
 from nanovlm.evaluation.validation import validation_loss
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.forward import image_input

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
+from nanovlm import downloads
 from nanovlm.config.schema import VLMConfig
 from nanovlm.errors import UserError
-from nanovlm.models import model_files
 from nanovlm.models.packing import pack
 from nanovlm.models.pretrained import check_backbone_weights, load_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
@@ -358,12 +358,12 @@ def test_a_hub_id_is_fetched_with_what_is_needed(
 ) -> None:
     asked = []
 
-    def download(name: str, revision: None, allow_patterns: list[str]) -> str:
+    def download(name: str, repo_type: str, revision: None, allow_patterns: list[str]) -> str:
         asked.append((name, allow_patterns[0]))
         return {"a/siglip": folders.vit_model_type, "a/llama": folders.lm_model_type}[name]
 
-    monkeypatch.setattr(model_files, "snapshot_download", download)
-    model_files._downloaded.cache_clear()
+    monkeypatch.setattr(downloads, "snapshot_download", download)
+    downloads._downloaded.cache_clear()
     hub = dataclasses.replace(folders, vit_model_type="a/siglip", lm_model_type="a/llama")
     expected = loaded(folders).state_dict()
     for _ in range(2):  # the second time nothing is asked

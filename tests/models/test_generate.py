@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from nanovlm.config.schema import VLMConfig
 from nanovlm.models.packing import pack
-from nanovlm.models.sampling import sample
-from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.models.vision_language_model import VisionLanguageModel, sample
 
 NO_TOKEN = 49
 """An EOS that the model of these tests never chooses."""

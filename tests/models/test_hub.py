@@ -11,10 +11,10 @@ import torch
 from huggingface_hub import constants
 from torch import nn
 
+from nanovlm import downloads
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.errors import UserError
 from nanovlm.hub import Score, push_to_hub
-from nanovlm.models import model_files
 from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.start import load_checkpoint
@@ -36,7 +36,7 @@ def assert_same_weights(actual: nn.Module, expected: nn.Module) -> None:
 
 def go_offline(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    model_files.forget_downloads()
+    downloads.forget_downloads()
     hub.requests.clear()
 
 
@@ -135,6 +135,10 @@ def test_what_is_pushed_comes_back(
     assert old["config.json"] == new["config.json"]
     assert b"**0.353**" in new["README.md"] and b"**0.353**" not in old["README.md"]
     assert json.loads(new["config.json"])["lm_tie_weights"] is True
+    assert b"datasets:\n- HuggingFaceM4/the_cauldron" in new["README.md"]
+    local = dataclasses.replace(training, train_dataset_path="builtin:digits")
+    push_to_hub(changed, "me/vlm", token=TOKEN, training=local)
+    assert b"datasets:" not in list(repository.commits.values())[-1]["README.md"]
 
 
 @pytest.mark.parametrize(("repo", "token"), [("me/vlm", None), ("me//vlm", TOKEN)])
@@ -158,7 +162,7 @@ def test_offline_with_a_part_of_the_files(
 ) -> None:
     model.save_pretrained(tmp_path / "model")
     hub.add("model", "some/vlm", tmp_path / "model")
-    model_files.find_folder("model", "some/vlm", ("config.json",))
+    downloads.find_folder("model", "some/vlm", ("config.json",))
     go_offline(hub, monkeypatch)
     with pytest.raises(UserError, match=r"model='some/vlm'.*model.safetensors.*HF_HUB_OFFLINE"):
         VisionLanguageModel.from_pretrained("some/vlm")

@@ -130,7 +130,7 @@ def test_padding_equals_llama_and_no_padding(
 def test_padding_sends_no_gradient_and_no_nan(tiny: VLMConfig) -> None:
     model = LanguageModel(tiny)
     lengths = torch.tensor([5, 1, 8])
-    packing = pack(lengths, 0, 20)  # 14 real tokens and 6 spare ones
+    packing = pack(lengths, 0, 20)  # 14 real tokens and 6 of padding
     x = model.token_embedding(token_ids(20)).detach().requires_grad_()
     model(x, packing)[:14].square().sum().backward()
     assert x.grad is not None and x.grad.isfinite().all()

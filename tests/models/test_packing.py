@@ -4,17 +4,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanovlm.models.packing import Packing, pack, to_lines, to_row
+from nanovlm.models.packing import Packing, pack, pad, unpad
 
 LENGTHS = (3, 0, 5, 1)
 NUM_IMAGE_TOKENS = 2
 CASES = pytest.mark.parametrize(
-    ("num_text", "line"), [(10, None), (10, 12), (16, None)], ids=["tight", "wide", "spare"]
+    ("num_text", "padded_length"),
+    [(10, None), (10, 12), (16, None)],
+    ids=["tight", "wide", "long"],
 )
 
 
-def make(num_text: int, line: int | None) -> Packing:
-    return pack(torch.tensor(LENGTHS), NUM_IMAGE_TOKENS, num_text, line)
+def make(num_text: int, padded_length: int | None) -> Packing:
+    return pack(torch.tensor(LENGTHS), NUM_IMAGE_TOKENS, num_text, padded_length)
 
 
 def naive_tokens() -> list[list[int]]:
@@ -28,44 +30,44 @@ def naive_tokens() -> list[list[int]]:
 
 
 @CASES
-def test_where_each_token_stands(num_text: int, line: int | None) -> None:
-    packing = make(num_text, line)
+def test_where_each_token_stands(num_text: int, padded_length: int | None) -> None:
+    packing = make(num_text, padded_length)
     num_row = len(LENGTHS) * NUM_IMAGE_TOKENS + num_text
-    view = packing.tokens.view(len(LENGTHS) + 1, -1).tolist()
-    assert len(view[0]) == (line or NUM_IMAGE_TOKENS + max(LENGTHS))
-    assert len(packing.positions) == len(packing.places) == num_row
-    is_spare = set(range(num_row))
+    view = packing.pad_index.view(len(LENGTHS) + 1, -1).tolist()
+    assert len(view[0]) == (padded_length or NUM_IMAGE_TOKENS + max(LENGTHS))
+    assert len(packing.positions) == len(packing.unpad_index) == num_row
+    is_padding = set(range(num_row))
     for sample, tokens in enumerate(naive_tokens()):
         assert view[sample] == tokens + [num_row - 1] * (len(view[0]) - len(tokens))
         assert packing.positions[tokens].tolist() == list(range(len(tokens)))
         assert packing.last[sample] == tokens[-1]
-        is_spare -= set(tokens)
-    assert num_row - 1 in is_spare
+        is_padding -= set(tokens)
+    assert num_row - 1 in is_padding
     assert set(view[-1]) == {num_row - 1}
-    spare_line = len(LENGTHS) * len(view[0])
-    assert (packing.places[list(is_spare)] >= spare_line).all()
+    padding = len(LENGTHS) * len(view[0])
+    assert (packing.unpad_index[list(is_padding)] >= padding).all()
 
 
 @CASES
-def test_gradients_equal_those_of_ordinary_indexing(num_text: int, line: int | None) -> None:
+def test_gradients_equal_those_of_indexing(num_text: int, padded_length: int | None) -> None:
     """With a loss that reads real tokens alone, as all ours do."""
-    packing = make(num_text, line)
+    packing = make(num_text, padded_length)
     real = torch.tensor([token for tokens in naive_tokens() for token in tokens])
     generator = torch.Generator().manual_seed(0)
     row = torch.randn(len(packing.positions), 2, 3, generator=generator, dtype=torch.float64)
     weights = torch.randn(len(real), 2, 3, generator=generator, dtype=torch.float64)
 
-    def indexed_lines(x: Tensor, packing: Packing) -> Tensor:
-        return x[packing.tokens].view(len(LENGTHS) + 1, -1, 2, 3).transpose(1, 2)
+    def indexed_pad(x: Tensor, packing: Packing) -> Tensor:
+        return x[packing.pad_index].view(len(LENGTHS) + 1, -1, 2, 3).transpose(1, 2)
 
-    def indexed_row(lines: Tensor, packing: Packing) -> Tensor:
-        return lines.transpose(1, 2).reshape(-1, 2, 3)[packing.places]
+    def indexed_unpad(padded: Tensor, packing: Packing) -> Tensor:
+        return padded.transpose(1, 2).reshape(-1, 2, 3)[packing.unpad_index]
 
     results = []
-    for lines_of, row_of in ((to_lines, to_row), (indexed_lines, indexed_row)):
+    for pad_with, unpad_with in ((pad, unpad), (indexed_pad, indexed_unpad)):
         x = row.clone().requires_grad_()
-        # What attention does, as far as it matters here: a place sees those before it in its line.
-        y = row_of(lines_of(x, packing).cumsum(2) ** 2, packing)[real]
+        # What attention does, as far as it matters here: a token sees those before it.
+        y = unpad_with(pad_with(x, packing).cumsum(2) ** 2, packing)[real]
         (y * weights).sum().backward()
         assert x.grad is not None
         results.append((y.detach(), x.grad))
@@ -75,7 +77,9 @@ def test_gradients_equal_those_of_ordinary_indexing(num_text: int, line: int | N
     assert expected_gradient[real].abs().min() > 0
 
 
-@pytest.mark.parametrize(("num_text", "line", "message"), [(9, None, "no spare"), (10, 6, "room")])
-def test_no_room(num_text: int, line: int | None, message: str) -> None:
+@pytest.mark.parametrize(
+    ("num_text", "padded_length", "message"), [(9, None, "no padding"), (10, 6, "room")]
+)
+def test_no_room(num_text: int, padded_length: int | None, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        make(num_text, line)
+        make(num_text, padded_length)

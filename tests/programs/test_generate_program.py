@@ -14,8 +14,8 @@ from nanovlm import cli
 from nanovlm.__main__ import main
 from nanovlm.config.schema import VLMConfig
 from nanovlm.data.digits import digits_tokenizer
-from nanovlm.data.processors import image_to_uint8
-from nanovlm.data.samples import encode_prompts
+from nanovlm.data.images import resize_to_uint8
+from nanovlm.data.text import encode
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.forward import image_input
 from tests.fake_hub import FakeHub
@@ -43,9 +43,9 @@ def folder(tmp_path: Path) -> Path:
 def expected_tokens(folder: Path, **options: Any) -> list[int]:
     """Return what the model of the folder generates, asked directly."""
     model = VisionLanguageModel.from_pretrained(folder / "model").eval()
-    (prompt,) = encode_prompts(digits_tokenizer(), [f"Question: {QUESTION} Answer:"])
-    pixels = image_to_uint8(Image.open(folder / "image.png"), 32, "bicubic")[None]
-    images = image_input(pixels, model.config)
+    (prompt,) = encode(digits_tokenizer(), [f"Question: {QUESTION} Answer:"])
+    pixels = resize_to_uint8(Image.open(folder / "image.png").convert("RGB"), 32, "bicubic")
+    images = image_input(torch.from_numpy(pixels)[None], model.config)
     tokens: list[int] = model.generate(torch.tensor([prompt]), images, **options)[0].tolist()
     return tokens
 

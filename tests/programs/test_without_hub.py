@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from nanovlm.models import model_files
+from nanovlm import downloads
 from tests.programs.conftest import REPOSITORY, finish, start_program
 from tests.programs.test_bad_input import code_and_message
 
@@ -41,7 +41,7 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    model_files.forget_downloads()
+    downloads.forget_downloads()
 
 
 @pytest.mark.usefixtures("no_hub")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from nanovlm.messages import Job, Report
 from nanovlm.resources import Resources
-from nanovlm.training.progress import OnUpdate, ignore
+from nanovlm.training.meter import OnUpdate, ignore
 from nanovlm.training.steps import TrialInterrupted
 
 

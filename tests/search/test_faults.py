@@ -27,7 +27,7 @@ from nanovlm.results.read import (
 )
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.run import run_plan
-from nanovlm.training.progress import OnUpdate, ignore
+from nanovlm.training.meter import OnUpdate, ignore
 from nanovlm.watch.observer import Observer, RunStart
 from tests.full_disk import limit_files
 from tests.results.starts import DATA

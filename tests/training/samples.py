@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from nanovlm.data.tensors import PreparedSamples
+from nanovlm.data.samples import PreparedSamples
 
 NUM_SAMPLES = 12
 

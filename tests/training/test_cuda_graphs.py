@@ -78,7 +78,7 @@ def test_a_recording_reads_each_batch_and_its_results_stay() -> None:
 def test_training_by_recordings_is_the_same(
     micro_batch_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the bit but for spare labels, which add zeros to sums."""
+    """To the bit but for padded labels, which add zeros to sums."""
     config = dataclasses.replace(CONFIG, micro_batch_size=micro_batch_size, compile=False)
     curves = []
     for is_recorded in (False, True):

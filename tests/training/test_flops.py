@@ -54,8 +54,8 @@ def counted(config: TrainConfig, backward: bool) -> int:
 def with_full_attention(flops: ModelFlops, config: VLMConfig) -> int:
     """Return the FLOPs of the same batch as it is computed.
 
-    Plain products compute all n^2 pairs, half in vain; and the row has a spare token and its padded
-    view a spare line.
+    Plain products compute all n^2 pairs, half in vain; and the row and its padded view have
+    padding.
     """
     length = config.num_image_tokens + TEXT
     return (

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nanovlm.data.batches import collate, text_lengths
-from nanovlm.data.tensors import PreparedSamples
+from nanovlm.data.samples import PreparedSamples, collate
 from nanovlm.training.forward import ModelInput, model_input
 from nanovlm.training.loader import FixedCount, FixedShapes, Loader
 from tests.tiny import vlm_config
@@ -79,7 +78,7 @@ def test_batches_have_two_shapes_at_most_and_nearly_always_one(
     loader = Loader(samples, TINY, CPU, has_fixed_shapes=True, has_fixed_labels=True)
     generator = np.random.default_rng(0)
     batches = [generator.choice(NUM_SAMPLES, num_samples, replace=False) for _ in range(300)]
-    longest = text_lengths(samples, np.arange(NUM_SAMPLES)).argsort()[-num_samples:]
+    longest = samples.text_lengths.argsort()[-num_samples:].numpy()
     usual = {shapes(loader.take(indices)) for indices in batches}
     assert len(usual) == 1
     assert len(usual | {shapes(loader.take(longest))}) == (1 if num_samples < 8 else 2)
@@ -90,24 +89,24 @@ def shapes(inputs: ModelInput) -> tuple[torch.Size, ...]:
 
 
 def test_fixed_shapes_hold_the_same_samples(samples: PreparedSamples) -> None:
-    """And a few spare tokens, which carry no label."""
+    """And a few tokens of padding, which carry no label."""
     indices = np.arange(100)
     inputs = Loader(samples, TINY, CPU, has_fixed_shapes=True).take(indices)
     expected = plain_input(samples, indices)
-    num_real = int(text_lengths(samples, indices).sum())
+    num_real = int(samples.text_lengths[indices].sum())
     assert num_real < len(inputs.token_ids) < 2 * num_real
     assert torch.equal(inputs.token_ids[:num_real], expected.token_ids[:num_real])
-    assert torch.equal(inputs.label_places, expected.label_places)
+    assert torch.equal(inputs.label_index, expected.label_index)
     assert torch.equal(inputs.labels, expected.labels)
 
 
-def test_few_spare_tokens_in_large_batches() -> None:
+def test_little_padding_in_large_batches() -> None:
     shapes = FixedShapes(FixedCount(mean=30, deviation=20, most=78), FixedCount(9, 8, 40))
     assert shapes.text.room(1, 50) == shapes.text.room(1, 78) == 80
     assert shapes.text.room(256, 256 * 30) == 8976 == 16 * 561  # 7680 + 4 x 20 x 16 + 1, rounded up
     assert shapes.text.room(256, 8960) == 8976
     assert shapes.text.room(256, 8961) == shapes.text.room(256, 256 * 78) == 19984
-    assert shapes.line(49) == 128
+    assert shapes.padded_length(49) == 128
 
 
 def test_samples_of_one_length_need_no_room(samples: PreparedSamples) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from nanovlm.config.schema import Freeze, LearningRateSchedule, TrainConfig
-from nanovlm.data.batches import collate, count_answer_tokens, samples_in_order, text_lengths
+from nanovlm.data.samples import collate, samples_in_order
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training import steps
@@ -157,8 +157,8 @@ def test_the_speed_counts_the_steps_since_the_report_before(
     flops = model_flops(TINY, trained_parts(config))
     for report, (start, stop) in zip(reports, counted, strict=True):
         indices = samples_in_order(NUM_SAMPLES, config.seed, start, stop)
-        num_labels = count_answer_tokens(samples, indices)
-        expected = flops.of_samples(text_lengths(samples, indices), num_labels)
+        num_labels = int(samples.num_answer_tokens[indices].sum())
+        expected = flops.of_samples(samples.text_lengths[indices].numpy(), num_labels)
         speed = report.speed
         a_second = speed.samples_per_second / (stop - start)
         assert speed.answer_tokens_per_second == pytest.approx(num_labels * a_second)

@@ -1,11 +1,11 @@
 """When a trial tells how far it is, and how fast, on a clock that the test sets."""
 
 from nanovlm.messages import ProgressUpdate
-from nanovlm.training.progress import UpdateTimer
+from nanovlm.training.meter import UpdateTimer
 
 
 class Watched:
-    """A update taker whose time only goes on when it is told to."""
+    """An update timer with a clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0

@@ -1,16 +1,14 @@
-"""Tokenizers by name, images as pixels."""
+"""Tokenizers by name, and what a model has in common with one."""
 
 from pathlib import Path
 
 import pytest
-import torch
-from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models
 
+from nanovlm import downloads
 from nanovlm.config.schema import VLMConfig
-from nanovlm.data import processors
 from nanovlm.data.digits import digits_tokenizer
-from nanovlm.data.processors import check_tokens, eos_token_id, image_to_uint8, load_tokenizer
+from nanovlm.data.tokenizer import check_tokens, eos_token_id, load_tokenizer
 from nanovlm.errors import UserError
 
 
@@ -41,20 +39,12 @@ def test_a_file_that_is_no_tokenizer(tmp_path: Path) -> None:
 
 
 def test_an_unreachable_hub_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: str, **__: list[str]) -> str:
+    def unreachable(*_: str, **__: object) -> str:
         raise ConnectionError("no route to hub")
 
-    monkeypatch.setattr(processors, "snapshot_download", unreachable)
+    monkeypatch.setattr(downloads, "snapshot_download", unreachable)
     with pytest.raises(UserError, match=r"'some/model'.*no route to hub.*digits.yaml"):
         load_tokenizer("some/model")
-
-
-def test_an_image_becomes_pixels_as_in_training() -> None:
-    image = Image.new("RGBA", (100, 20), (255, 0, 0, 0))
-    pixels = image_to_uint8(image, 10, "bicubic")
-    assert pixels.dtype == torch.uint8
-    assert pixels.shape == (3, 10, 10)
-    assert (pixels == 255).all()
 
 
 def tokenizer_of(folder: Path, words: dict[str, int], special: list[str]) -> Tokenizer:

@@ -1,0 +1,225 @@
+"""The text of rows as token ids: prompts, turns of question and answer, and parts of a data set."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from nanovlm.data.cache import PreparedFolder
+from nanovlm.data.rows import BadValue, Chosen
+from nanovlm.errors import UserError
+from nanovlm.files import replacing
+
+_PROMPT_END = "Answer:"
+_BATCH_TEXTS = 10_000  # an encoding holds far more than the ids that are kept
+_SAMPLES_PER_COPY = 100_000  # an index takes 8 bytes a token
+
+Turn = Mapping[str, str | None]
+"""`user` and `assistant`."""
+
+
+class RowText(NamedTuple):
+    """The samples of one row."""
+
+    tokens: list[list[int]]
+    """Of each sample: prompt, and in training answer and EOS."""
+    prompt_lengths: list[int]
+    """Tokens of each prompt; those after it are learnt."""
+    num_turns: int
+    num_over_long: int = 0
+    num_incomplete: int = 0
+    """Turns without a question or without an answer."""
+    problem: str | None = None
+    """Why the row cannot be read; then it has no samples."""
+
+
+def training_prompt(user: str) -> str:
+    """Return what precedes the answer in training (nanoVLM v0.1's wording)."""
+    return f"Question: {user} {_PROMPT_END}"
+
+
+def mmstar_prompt(question: str) -> str:
+    """Return what precedes the answer in the benchmark (nanoVLM v0.1's wording and spacing)."""
+    return f"Question: {question} \nAnswer only with the letter! \n{_PROMPT_END}"
+
+
+def training_answer(assistant: str) -> str:
+    """Return what is learnt after the prompt.
+
+    The multiple-choice sets of the_cauldron answer `Answer: D`. The prompt ends with that word
+    already; a model that learnt to repeat it would score near zero by MMStar's rules, which read
+    the letter first.
+    """
+    answer = assistant.removeprefix(_PROMPT_END)
+    return assistant if answer == assistant else answer.lstrip()
+
+
+def encode_turns(
+    tokenizer: Tokenizer,
+    rows: Sequence[Sequence[Turn | None] | BadValue | None],
+    eos_token_id: int,
+    max_length: int,
+    max_turns: int | None = None,
+) -> list[RowText]:
+    """Return the samples of each row: its turns as prompt, answer and EOS.
+
+    Prompt and answer are encoded apart: generation starts from the prompt alone, so training must
+    not see a token that joins the prompt's end with the answer's beginning.
+
+    Args:
+        max_length: turns of more tokens are left out.
+        max_turns: of each row; None takes all.
+    """
+    read = [_read_turns(row, max_turns) for row in rows]
+    flat = [pair for pairs, _, _ in read for pair in pairs]  # the tokenizer works on many together
+    prompts = encode(tokenizer, [training_prompt(user) for user, _ in flat])
+    answers = encode(tokenizer, [training_answer(assistant) for _, assistant in flat])
+    encoded = zip(prompts, answers, strict=True)
+    result = []
+    for pairs, num_turns, problem in read:
+        samples = [
+            ([*prompt, *answer, eos_token_id], len(prompt))
+            for prompt, answer in islice(encoded, len(pairs))
+        ]
+        fitting = [sample for sample in samples if len(sample[0]) <= max_length]
+        result.append(
+            RowText(
+                tokens=[tokens for tokens, _ in fitting],
+                prompt_lengths=[length for _, length in fitting],
+                num_turns=num_turns,
+                num_over_long=len(samples) - len(fitting),
+                num_incomplete=num_turns - len(pairs),
+                problem=problem,
+            )
+        )
+    return result
+
+
+def encode_questions(tokenizer: Tokenizer, questions: Sequence[str]) -> list[RowText]:
+    """Return each question of the benchmark as a prompt alone."""
+    prompts = encode(tokenizer, [mmstar_prompt(question) for question in questions])
+    return [RowText([prompt], [len(prompt)], 1) for prompt in prompts]
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of each text, with no special tokens.
+
+    Raises:
+        UserError: the tokenizer has no token for a part of a text.
+    """
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), _BATCH_TEXTS):
+        some = texts[start : start + _BATCH_TEXTS]
+        try:
+            encoded = tokenizer.encode_batch_fast(some, add_special_tokens=False)
+        except Exception as error:  # the library raises no other type
+            raise UserError(f"vlm.lm_tokenizer: cannot encode a text: {error}") from error
+        ids += [e.ids for e in encoded]
+    return ids
+
+
+def _read_turns(
+    row: Sequence[Turn | None] | BadValue | None, max_turns: int | None
+) -> tuple[list[tuple[str, str]], int, str | None]:
+    """Return question and answer of the turns that have both, the number of turns, and why the row
+    cannot be read."""
+    if isinstance(row, BadValue):
+        return [], 0, row.reason
+    turns = list(row or ())[:max_turns]
+    pairs = []
+    for number, turn in enumerate(turns):
+        if turn is None:
+            return [], 0, f"turn {number} is null"
+        user, assistant = turn["user"], turn["assistant"]
+        if user is not None and assistant is not None and training_answer(assistant).strip():
+            pairs.append((user, assistant))
+    return pairs, len(turns), None
+
+
+EncodeRows = Callable[[Sequence[Any]], list[RowText]]
+"""From the values of the text column to the samples of each row."""
+
+
+class EncodedText(NamedTuple):
+    """N samples of M rows, in the order of the rows."""
+
+    tokens: np.ndarray
+    """int32[all tokens], one sample after the other."""
+    lengths: np.ndarray
+    """int32[N]"""
+    prompt_lengths: np.ndarray
+    """int32[N]"""
+    rows: np.ndarray
+    """int64[N], the row of each sample, counted through the chosen rows."""
+    counts: np.ndarray
+    """int64[M, 3], turns, over-long and incomplete ones of each row."""
+    bad_rows: np.ndarray
+    """int64[K], the rows that cannot be read, counted through the chosen rows."""
+    reasons: np.ndarray
+    """str[K], why not."""
+
+
+def encode_part(part: Sequence[Chosen], column: str, encode: EncodeRows) -> EncodedText:
+    """Return the samples of consecutive groups' rows."""
+    rows = encode([value for some in part for value in some.group.read(column, some.rows)])
+    samples = [sample for row in rows for sample in row.tokens]
+    problems = [(i, row.problem) for i, row in enumerate(rows) if row.problem is not None]
+    counts = [(row.num_turns, row.num_over_long, row.num_incomplete) for row in rows]
+    first = part[0].first
+    return EncodedText(
+        tokens=np.fromiter((token for sample in samples for token in sample), np.int32),
+        lengths=np.fromiter(map(len, samples), np.int32),
+        prompt_lengths=np.fromiter((n for row in rows for n in row.prompt_lengths), np.int32),
+        rows=np.repeat(first + np.arange(len(rows)), [len(row.tokens) for row in rows]),
+        counts=np.array(counts, np.int64).reshape(-1, 3),
+        bad_rows=first + np.array([i for i, _ in problems], np.int64),
+        reasons=np.array([reason for _, reason in problems], np.str_),
+    )
+
+
+def encode_text(
+    parts: Sequence[Sequence[Chosen]],
+    column: str,
+    encode: EncodeRows,
+    folder: Path,
+    on_rows: Callable[[int], None],
+) -> EncodedText:
+    """Return the samples of all parts as one.
+
+    Args:
+        parts: rows that are encoded together, and written to one file.
+        folder: where the parts are kept.
+        on_rows: called with the number of rows that are done.
+    """
+    encoded, done = [], 0
+    for number, part in enumerate(parts):
+        file = folder / f"text-{number:05}.npz"
+        if not file.exists():
+            with replacing(file) as part_file, part_file.open("wb") as stream:
+                np.savez(stream, **encode_part(part, column, encode)._asdict())
+        with np.load(file) as arrays:
+            encoded.append(EncodedText(**arrays))
+        done += sum(len(some.rows) for some in part)
+        on_rows(done)
+    return EncodedText(*map(np.concatenate, zip(*encoded, strict=True)))
+
+
+def write_samples(folder: PreparedFolder, text: EncodedText, samples: np.ndarray) -> None:
+    """Write the arrays `tokens`, `offsets` and `prompt_lengths` of these samples in this order."""
+    starts = np.cumsum(text.lengths, dtype=np.int64) - text.lengths
+    offsets = np.zeros(len(samples) + 1, np.int64)
+    np.cumsum(text.lengths[samples], out=offsets[1:])
+    tokens = np.empty(offsets[-1], np.int32)
+    for first in range(0, len(samples), _SAMPLES_PER_COPY):
+        some = samples[first : first + _SAMPLES_PER_COPY]
+        begin, end = offsets[first], offsets[first + len(some)]
+        shift = starts[some] - offsets[first : first + len(some)]
+        tokens[begin:end] = text.tokens[
+            np.repeat(shift, text.lengths[some]) + np.arange(begin, end)
+        ]
+    folder.write_array("tokens", tokens)
+    folder.write_array("offsets", offsets)
+    folder.write_array("prompt_lengths", text.prompt_lengths[samples].astype(np.int64))
