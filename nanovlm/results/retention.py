@@ -52,7 +52,7 @@ class CheckpointRetention:
         candidates = [*self._best, record]
         self._best = self._worth_keeping([r for r in candidates if r.state == "completed"])
         for out in candidates:
-            if out not in self._best and out.trial_id != self._shown:
+            if out not in self._best:
                 remove_folder(model_dir(self._folder, out.trial_id))
 
     def show_as_best(self, trial_id: str) -> bool:

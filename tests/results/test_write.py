@@ -14,7 +14,8 @@ from nanovlm.config.sources import Layer, build_config, config_values
 from nanovlm.config.yaml_text import read_mapping
 from nanovlm.errors import UserError
 from nanovlm.files import replace_text
-from nanovlm.messages import Leg, TrialRecord, TrialState
+from nanovlm.messages import Kind, Leg, TrialRecord, TrialState
+from nanovlm.records import record_line
 from nanovlm.results.folder import choose_folder
 from nanovlm.results.read import FolderReader, answers_file, read_records
 from nanovlm.results.statistics import interval_95, wilson_interval
@@ -381,3 +382,31 @@ def test_a_line_that_was_cut_is_dropped_and_another_bad_line_is_told(tmp_path: P
     path.write_text("half a line\n" + whole)
     with pytest.raises(UserError, match=r"trials\.jsonl: line 1: is not a trial"):
         read_records(store.folder)
+
+
+def test_a_trial_that_has_not_ended_or_is_there_twice_is_told(tmp_path: Path) -> None:
+    lines = [record_line(record(number, 0.5)) for number in range(2)]
+    path = tmp_path / "trials.jsonl"
+    path.write_text("".join([*lines, record_line(record(2, 0.5, "paused"))]))
+    with pytest.raises(UserError, match=r"line 3: is not a trial: trial-0002 has not ended; put"):
+        read_records(tmp_path)
+    path.write_text("".join([*lines, lines[0]]))
+    with pytest.raises(UserError, match=r"trials\.jsonl: a trial is there twice"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize("is_settled", [False, True])
+def test_models_of_confirming_runs_stay_until_the_winner_is_known(
+    tmp_path: Path, is_settled: bool
+) -> None:
+    store = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=0)
+    with store.opened(resume=False):
+        fill(store)
+        for seed, accuracy in ((1, 0.8), (2, 0.7)):
+            more: dict[str, Any] = {"config": {"seed": seed}, "kind": Kind.CONFIRM}
+            run = record(1, accuracy, trial_id=f"confirm-1-seed-{seed}", **more)
+            with_model(store.folder, run)
+            store.add(run)
+        store.close(1.0, "budget.trials", is_settled)
+    models = {path.name for path in (store.folder / "checkpoints").iterdir()}
+    assert models == {"trial-0001", "confirm-1-seed-1", *["confirm-1-seed-2"][is_settled:]}
