@@ -1,6 +1,7 @@
 """What the report says of a results folder, its numbers, and bad input."""
 
 import dataclasses
+import html
 import json
 import re
 import subprocess
@@ -13,7 +14,7 @@ from nanovlm.errors import UserError
 from nanovlm.results.folder import PACKAGES, describe_environment
 from nanovlm.results.read import ENVIRONMENT_FILE
 from nanovlm.watch.report.folder import read_search
-from nanovlm.watch.report.page import embedded_json, render, write_report
+from nanovlm.watch.report.page import render, rounded, write_report
 from nanovlm.watch.report.result_charts import num_items
 from nanovlm.watch.report.space_charts import (
     FEWEST_TRIALS,
@@ -209,10 +210,22 @@ def test_nothing_of_a_folder_is_markup(tmp_path: Path) -> None:
     assert "&lt;/script&gt;" in hover and "<script" not in hover
 
 
-def test_json_in_a_page_ends_no_element_and_has_no_nan() -> None:
-    text = embedded_json({"a": HOSTILE, "b": [float("nan"), 1.5, (float("inf"),)]})
-    assert not set("<>&") & set(text)
-    assert json.loads(text) == {"a": HOSTILE, "b": [None, 1.5, [None]]}
+def test_json_in_a_page_ends_no_element_and_has_no_nan(folder: Path) -> None:
+    search = read_search(folder)
+    first = next(record for record in search.records if record.number == 0)
+    others = [record for record in search.records if record.number]
+    first.reports[-1].metrics["val_loss"] = float("nan")
+    changed = dataclasses.replace(first, parameters={"lr_mp": HOSTILE})
+    text = render(dataclasses.replace(search, records=[changed, *others]))
+    (data,) = re.findall(r'id="report-data">(.*?)</script>', text, re.S)
+    assert not set("<>&") & set(data)
+    curves = next(c for c in page_data(text)["charts"] if c["name"] == "learning-curves")
+    losses = next(v for v in curves["variants"] if v["label"] == "val_loss")["traces"]
+    assert "NaN" not in data
+    (default,) = (trace["y"] for trace in losses if trace["name"].startswith("default"))
+    assert default[2:] == [None, None], "the last value, and the gap after the curve"
+    assert html.escape(HOSTILE, quote=False) in page_data(text)["hover"][first.trial_id]
+    assert rounded({"a": (1.23456789, float("inf")), "b": 7}) == {"a": [1.23457, None], "b": 7}
 
 
 def test_a_search_that_has_only_begun(folder: Path, tmp_path: Path) -> None:

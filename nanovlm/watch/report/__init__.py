@@ -1,4 +1,4 @@
-"""The page `report.html` of a results folder.
+"""The report page of a results folder: Python says what it shows, `assets/` how it looks.
 
-Begin with `page.py`.
+Imports results and the terminal's wording. Begin with `page.py`.
 """

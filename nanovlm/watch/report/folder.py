@@ -204,8 +204,6 @@ def read_search(folder: Path) -> SearchFolder:
         reader.notes.append(
             f"{read.TRIALS_FILE} is not there: no trial has ended, or the file is lost"
         )
-    if not reader.has(read.DATA_FILE):
-        reader.notes.append(f"{read.DATA_FILE} is not there")
     paused = list(reader.paused(records).values())
     space = reader.space(records)
     objective = space.objective if space else reader.objective()
@@ -215,6 +213,8 @@ def read_search(folder: Path) -> SearchFolder:
     is_search = reader.is_search(records)
     decisions, withdrawn = reader.decisions(records if is_search else ())
     data, environment = reader.data() or {}, reader.environment()
+    if not reader.has(read.DATA_FILE):
+        reader.notes.append(f"{read.DATA_FILE} is not there")
     return SearchFolder(
         folder=folder,
         objective=objective,

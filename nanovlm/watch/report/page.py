@@ -2,12 +2,10 @@
 
     write_report(Path("results/digits"))        # results/digits/report.html
 
-`ReportWriter` keeps it up to date while a search goes on. The templates, the style sheet and the
-script lie in `assets/`; the templates escape what comes from the results folder, and
-`embedded_json` does so in the data of the charts.
+`ReportWriter` keeps it up to date while a search goes on. The templates in `assets/` escape what
+comes from the results folder, also in the data of the charts.
 """
 
-import json
 import logging
 import math
 import shlex
@@ -63,6 +61,7 @@ _TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_TEMPLATES.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
 _FUNCTIONS = (
     style.metric_value, style.metric_interval, style.difference, style.difference_interval,
     style.count, style.duration, style.setting, config_values, flat_values,
@@ -112,29 +111,19 @@ def render(search: SearchFolder, reload_seconds: float | None = None) -> str:
         PACKAGES=PACKAGES,
         written_at=time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(now)),
         plotly=Markup(plotly.offline.get_plotlyjs()),
-        data=embedded_json(data),
+        data=rounded(data),
     )
 
 
-def embedded_json(data: Any) -> Markup:
-    """Return JSON that can stand in a <script> element, whatever its texts hold.
-
-    Fractions have six digits, all that a chart can show. Numbers that JSON has no word for become
-    null, which plotly leaves out.
-    """
-    text = json.dumps(_rounded(data), allow_nan=False, separators=(",", ":"))
-    for sign in "<>&":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return Markup(text)
-
-
-def _rounded(data: Any) -> Any:
+def rounded(data: Any) -> Any:
+    """Return data for JSON: fractions in six digits, all that a chart can show; None for numbers
+    that JSON has no word for, which plotly leaves out."""
     if isinstance(data, float):
         return float(f"{data:.6g}") if math.isfinite(data) else None
     if isinstance(data, Mapping):
-        return {key: _rounded(value) for key, value in data.items()}
+        return {key: rounded(value) for key, value in data.items()}
     if isinstance(data, Sequence) and not isinstance(data, str):
-        return [_rounded(value) for value in data]
+        return [rounded(value) for value in data]
     return data
 
 

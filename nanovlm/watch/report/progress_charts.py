@@ -123,9 +123,8 @@ def _curve_traces(search: SearchFolder, metric: str) -> list[Trace]:
 
     traces = []
     for kind, records in style.by_kind(r for r in runs if r.trial_id not in special).items():
-        traces.append(
-            drawn("curves", kind, kind, {r.trial_id: curves[r.trial_id] for r in records})
-        )
+        plain = {record.trial_id: curves[record.trial_id] for record in records}
+        traces.append(drawn("curves", kind, kind, plain))
     if metric == search.metric and search.running:
         running = {f"trial-{number:04d}": curve for number, curve in search.running.items()}
         traces.append(drawn("open", "running", "running", running))

@@ -43,19 +43,17 @@ def _front_variant(search: SearchFolder, choice: Choice, up: int, across: int) -
     objective = search.objective
     y, x = objective.all[up].metric, objective.all[across].metric
     values = {r.trial_id: v for r in search.trials if (v := values_of(objective, r)) is not None}
-    parts = f"{style.metric_hover(y)}, {style.metric_hover(x, 'x')}"
-    hover = {"hovertemplate": f"{parts}<br>%{{hovertext}}<extra></extra>"}
+    at = f"{style.metric_hover(y)}, {style.metric_hover(x, 'x')}"
+    hover = f"{at}<br>%{{hovertext}}<extra></extra>"
 
     def drawn(look: str, kind: str, name: str, records: Sequence[TrialRecord]) -> Trace:
         trials = [record.trial_id for record in records]
         xs, ys = ([values[trial][number] for trial in trials] for number in (across, up))
-        return trace(look, kind, xs, ys, name, trials, **hover)
+        return trace(look, kind, xs, ys, name, trials, hovertemplate=hover)
 
     special = {record.trial_id for record in (choice.record, *choice.front)}
     others = [r for r in search.trials if r.trial_id in values and r.trial_id not in special]
-    traces = [
-        drawn("small", kind, kind, records) for kind, records in style.by_kind(others).items()
-    ]
+    traces = [drawn("small", kind, kind, own) for kind, own in style.by_kind(others).items()]
     if len(objective.all) == 2:  # else the edge of what the front dominates is no line
         # From the worst by the first objective on: to the right or left, then to the better value.
         traces.append(drawn("edge", "best", "front", choice.front[::-1]) | {"hoverinfo": "skip"})

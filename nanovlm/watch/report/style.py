@@ -19,7 +19,6 @@ from nanovlm.watch.report.folder import SearchFolder
 from nanovlm.watch.terminal.tables import format_value
 
 NOTHING = "–"  # noqa: RUF001 - a dash for an empty cell
-MINUS = "\N{MINUS SIGN}"
 
 
 def is_accuracy(metric: str) -> bool:
@@ -52,7 +51,7 @@ def difference_interval(interval: Sequence[float], metric: str) -> str:
 
 def _signed(value: float, metric: str) -> str:
     text = f"{100 * value:+.1f}" if is_accuracy(metric) else f"{value:+.3g}"
-    return text.replace("-", MINUS)
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def count(value: float) -> str:
