@@ -26,7 +26,7 @@ from nanovlm.messages import TrialRecord, measured
 from nanovlm.samplers.configurations import distributions, encode
 from nanovlm.samplers.history import CURVE, OTHERS, SOURCE, STORAGE_ERRORS
 from nanovlm.samplers.optuna_compat import reopen_trial
-from nanovlm.search.study import StudyFileStorage, StudyLocation
+from nanovlm.search.study import StudyLocation
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class StudyRecorder:
             try:
                 return do()
             except STORAGE_ERRORS as error:
-                if find_full_disk(error) and isinstance(self._location.storage, StudyFileStorage):
+                if self._location.file is not None and find_full_disk(error):
                     self._switch.fail(error)
                     return None
                 reason = self._location.without_password(str(error))
@@ -271,8 +271,8 @@ class StudyRecorder:
     def _end(self, number: int, state: TrialState, value: float | None = None) -> None:
         """End a trial by Optuna's own number."""
         self.study.tell(number, value, state=state, skip_if_finished=True)
-        if isinstance(self._location.storage, StudyFileStorage):
-            self._location.storage.file.sync()
+        if self._location.file is not None:
+            self._location.file.sync()
 
     def _step(self, samples_seen: int, is_final: bool) -> int:
         """Return the milestone of a report.
