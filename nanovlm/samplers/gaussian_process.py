@@ -270,14 +270,10 @@ class _Range:
 
     def __init__(self, distribution: FloatDistribution | IntDistribution) -> None:
         self._distribution = distribution
-        self._is_whole = isinstance(distribution, IntDistribution)
-        self._step = distribution.step or 0
         self._ends = self._scaled(distribution.low), self._scaled(distribution.high)
-        half = self._step / 2
-        self._edges = (
-            self._scaled(distribution.low - half),
-            self._scaled(distribution.high + half),
-        )
+        half = (distribution.step or 0) / 2
+        low, high = distribution.low - half, distribution.high + half
+        self._edges = self._scaled(low), self._scaled(high)
 
     def _scaled(self, value: float) -> float:
         return math.log(value) if self._distribution.log else float(value)
@@ -288,15 +284,15 @@ class _Range:
 
     def decode(self, coordinate: float) -> float | int:
         value = float(self._values(np.array([coordinate]))[0])
-        return round(value) if self._is_whole else value
+        return round(value) if isinstance(self._distribution, IntDistribution) else value
 
     def _values(self, coordinates: Floats) -> Floats:
         low, high = self._edges
         scaled = low + np.clip(coordinates, 0, 1) * (high - low)
         values = np.exp(scaled) if self._distribution.log else scaled
         first, last = self._distribution.low, self._distribution.high
-        if self._step:
-            values = first + self._step * np.round((values - first) / self._step)
+        if step := self._distribution.step:
+            values = first + step * np.round((values - first) / step)
         return np.clip(values, first, last)
 
     def features(self, coordinates: Floats) -> Floats:

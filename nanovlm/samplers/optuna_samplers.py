@@ -7,6 +7,7 @@ interrupted suggest what the undisturbed one would have.
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -106,7 +107,7 @@ def build_sampler(
         return guarded
     # A Gaussian process comes to the same configuration again, and takes its time for it.
     most_draws = 1 if _kind(space) in ("auto", "gp") else _MOST_DRAWS
-    return _New(guarded, space.parameters, has_run, most_draws)
+    return _New({}, guarded, space.parameters, has_run, most_draws)
 
 
 def _kind(space: SearchSpace) -> str:
@@ -155,11 +156,11 @@ def _is_conditional(space: SearchSpace) -> bool:
     return any(parameter.when for parameter in space.parameters)
 
 
+@dataclass(eq=False)
 class _Fixed(BaseSampler):
     """Gives parameters that are known."""
 
-    def __init__(self, params: Mapping[str, Any]) -> None:
-        self._params = params
+    params: Mapping[str, Any]
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
         return {}
@@ -170,9 +171,10 @@ class _Fixed(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
     ) -> Any:
-        return self._params[param_name]
+        return self.params[param_name]
 
 
+@dataclass(eq=False)
 class _New(_Fixed):
     """Gives a configuration that has not run: drawn by another sampler, as often as need be.
 
@@ -180,45 +182,39 @@ class _New(_Fixed):
     that has not among those near the last draw.
     """
 
-    def __init__(
-        self,
-        inner: BaseSampler,
-        parameters: Sequence[Parameter],
-        has_run: HasRun,
-        most_draws: int,
-    ) -> None:
-        super().__init__({})
-        self._inner, self._parameters = inner, parameters
-        self._has_run, self._most_draws = has_run, most_draws
+    inner: BaseSampler
+    parameters: Sequence[Parameter]
+    has_run: HasRun
+    most_draws: int
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
-        self._params = encode(self._parameters, self._new_values(study, trial))
+        self.params = encode(self.parameters, self._new_values(study, trial))
         return {}
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self._inner.before_trial(study, trial)
+        self.inner.before_trial(study, trial)
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any
     ) -> None:
-        self._inner.after_trial(study, trial, state, values)
+        self.inner.after_trial(study, trial, state, values)
 
     def _new_values(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-        together = self._inner.infer_relative_search_space(study, trial)
-        for _ in range(self._most_draws):
+        together = self.inner.infer_relative_search_space(study, trial)
+        for _ in range(self.most_draws):
             values = self._draw(study, trial, together)
-            if not self._has_run(values):
+            if not self.has_run(values):
                 return values
         near = nearest_first(
-            self._parameters, values, lambda parameter: self._draw_one(study, trial, parameter)
+            self.parameters, values, lambda parameter: self._draw_one(study, trial, parameter)
         )
-        return next((other for other in near if not self._has_run(other)), values)
+        return next((other for other in near if not self.has_run(other)), values)
 
     def _draw(self, study: optuna.Study, trial: FrozenTrial, together: dict) -> dict[str, Any]:
         """Return the values that Optuna would get from the inner sampler."""
-        drawn = self._inner.sample_relative(study, trial, together)
+        drawn = self.inner.sample_relative(study, trial, together)
         return choose(
-            self._parameters,
+            self.parameters,
             lambda parameter: (
                 drawn[parameter.key]
                 if parameter.key in drawn
@@ -230,51 +226,42 @@ class _New(_Fixed):
         asked = distribution(parameter)
         if asked.single():
             return encode([parameter], {parameter.key: parameter.values[0]})[parameter.key]
-        return self._inner.sample_independent(study, trial, parameter.key, asked)
+        return self.inner.sample_independent(study, trial, parameter.key, asked)
 
 
+@dataclass(eq=False)
 class _Guarded(BaseSampler):
     """A sampler whose errors do not end the search: the trial is drawn at random instead."""
 
-    def __init__(
-        self,
-        inner: BaseSampler,
-        fallback: BaseSampler,
-        relative: dict[str, BaseDistribution] | None,
-        history: History | None,
-        avoids_infeasible: bool,
-        on_failure: OnFailure,
-    ) -> None:
-        """
-        Args:
-            relative: the parameters that are drawn together; None lets the sampler find them out.
-            history: what the sampler learns from; None takes all trials.
-            avoids_infeasible: whether to draw again what looks infeasible.
-            on_failure: called with each error.
-        """
-        self._inner, self._fallback = inner, fallback
-        self._relative, self._history = relative, history
-        self._avoids_infeasible, self._on_failure = avoids_infeasible, on_failure
+    inner: BaseSampler
+    fallback: BaseSampler
+    relative: dict[str, BaseDistribution] | None
+    """The parameters that are drawn together; None lets the sampler find them out."""
+    history: History | None
+    """What the sampler learns from; None takes all trials."""
+    avoids_infeasible: bool
+    """Whether to draw again what looks infeasible."""
+    on_failure: OnFailure
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
-        if self._relative is not None:
-            return {k: d for k, d in self._relative.items() if not d.single()}
+        if self.relative is not None:
+            return {k: d for k, d in self.relative.items() if not d.single()}
         return self._try(
-            lambda: self._inner.infer_relative_search_space(self._view(study), trial), dict
+            lambda: self.inner.infer_relative_search_space(self._view(study), trial), dict
         )
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict) -> dict:
         return self._try(lambda: self._draw(self._view(study), trial, search_space), dict)
 
     def _draw(self, view: optuna.Study, trial: FrozenTrial, search_space: dict) -> dict:
-        params = self._inner.sample_relative(view, trial, search_space)
-        if not (self._avoids_infeasible and params):
+        params = self.inner.sample_relative(view, trial, search_space)
+        if not (self.avoids_infeasible and params):
             return params
         trials = view.get_trials(deepcopy=False)
         for _ in range(_MOST_DRAWS - 1):
             if not looks_infeasible(params, search_space, trials):
                 break
-            params = self._inner.sample_relative(view, trial, search_space)
+            params = self.inner.sample_relative(view, trial, search_space)
         return params
 
     def sample_independent(
@@ -282,12 +269,12 @@ class _Guarded(BaseSampler):
     ) -> Any:
         arguments = (trial, param_name, param_distribution)
         return self._try(
-            lambda: self._inner.sample_independent(self._view(study), *arguments),
-            lambda: self._fallback.sample_independent(study, *arguments),
+            lambda: self.inner.sample_independent(self._view(study), *arguments),
+            lambda: self.fallback.sample_independent(study, *arguments),
         )
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self._try(lambda: self._inner.before_trial(study, trial), lambda: None)
+        self._try(lambda: self.inner.before_trial(study, trial), lambda: None)
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Any
@@ -295,12 +282,12 @@ class _Guarded(BaseSampler):
         with warnings.catch_warnings():
             # CMA-ES knows no constraints; it is shown a bad value instead (`WorstForInfeasible`).
             warnings.filterwarnings("ignore", "Constraints have been set")
-            self._try(lambda: self._inner.after_trial(study, trial, state, values), lambda: None)
+            self._try(lambda: self.inner.after_trial(study, trial, state, values), lambda: None)
 
     def _view(self, study: optuna.Study) -> optuna.Study:
-        if self._history is None:
+        if self.history is None:
             return study
-        return StudyView(study, self._history(study.get_trials(deepcopy=False)))
+        return StudyView(study, self.history(study.get_trials(deepcopy=False)))
 
     def _try(self, ask: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
         try:
@@ -309,5 +296,5 @@ class _Guarded(BaseSampler):
             raise  # no fault of the sampler: the study is waited for
         except Exception as error:  # of a model of the objective, whatever it meets
             logger.warning("the sampler failed; this trial is drawn at random", exc_info=True)
-            self._on_failure(error)
+            self.on_failure(error)
             return otherwise()

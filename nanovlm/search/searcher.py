@@ -36,7 +36,7 @@ from nanovlm.samplers.configurations import can_repeat, suggest
 from nanovlm.samplers.milestone_sampler import CORRELATIONS
 from nanovlm.samplers.optuna_samplers import build_history, build_sampler
 from nanovlm.search.limits import RunConfigurations
-from nanovlm.search.study import StudyFileStorage, open_study
+from nanovlm.search.study import open_study
 from nanovlm.search.study_recorder import IMPORTED, OpenTrial, StudyRecorder
 
 OnDecision = Callable[[PruningDecision], None]
@@ -100,7 +100,7 @@ class StudySearch(Searcher):
         self._most_trials = most_trials
         self._pauses = pauses
         location = open_study(space, folder)
-        self._is_alone = isinstance(location.storage, StudyFileStorage)
+        self._is_alone = location.file is not None
         self.recorder = StudyRecorder(location, space, milestones, switch, notify)
         self._open: dict[str, OpenTrial] = {}  # by Tune's id
         self._paused: dict[int, OpenTrial] = {}  # by number

@@ -53,6 +53,8 @@ class StudyLocation:
     name: str
     search_id: str
     """Tells the trials of this results folder from those of others in the same study."""
+    file: "StudyFile | None" = None
+    """None if it is in a database, which other searches may use too."""
 
     def load(self) -> optuna.Study:
         return optuna.load_study(study_name=self.name, storage=self.storage)
@@ -86,15 +88,6 @@ class StudyFile(JournalFileBackend):
             os.fsync(file.fileno())
 
 
-class StudyFileStorage(JournalStorage):
-    """The study file as a storage."""
-
-    def __init__(self, path: Path) -> None:
-        with _readable(path):
-            self.file = StudyFile(path)
-            super().__init__(self.file)
-
-
 def open_study(space: SearchSpace, folder: Path) -> StudyLocation:
     """Return where the study of a results folder is; makes it if it is not there.
 
@@ -102,8 +95,11 @@ def open_study(space: SearchSpace, folder: Path) -> StudyLocation:
         UserError: the storage cannot be reached, or holds a study of another space by that name.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    file = None
     if space.study.storage is None:
-        storage: BaseStorage = StudyFileStorage(folder / STUDY_FILE)
+        with _readable(folder / STUDY_FILE):
+            file = StudyFile(folder / STUDY_FILE)
+            storage: BaseStorage = JournalStorage(file)
     else:
         storage = open_database(space.study)
     name = _study_name(space, folder)
@@ -112,7 +108,7 @@ def open_study(space: SearchSpace, folder: Path) -> StudyLocation:
     if search_id is None:
         search_id = uuid.uuid4().hex
         replace_text(folder / SEARCH_ID_FILE, search_id)
-    return StudyLocation(storage, name, search_id)
+    return StudyLocation(storage, name, search_id, file)
 
 
 def read_search_id(folder: Path) -> str | None:

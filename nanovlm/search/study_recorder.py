@@ -27,7 +27,7 @@ from nanovlm.results.decisions import last_milestone
 from nanovlm.samplers.configurations import distributions, encode
 from nanovlm.samplers.history import CURVE, OTHERS, SOURCE, STORAGE_ERRORS
 from nanovlm.samplers.optuna_compat import reopen_trial
-from nanovlm.search.study import StudyFileStorage, StudyLocation
+from nanovlm.search.study import StudyLocation
 
 logger = logging.getLogger(__name__)
 
@@ -70,29 +70,21 @@ class OpenTrial:
     """At which it has reported."""
 
 
+@dataclass
 class StudyRecorder:
     """Writes to Optuna's study of a search; its methods raise STORAGE_ERRORS, see `patiently`."""
 
-    def __init__(
-        self,
-        location: StudyLocation,
-        space: SearchSpace,
-        milestones: Sequence[int],
-        switch: StopSwitch,
-        notify: Callable[[str], None],
-    ) -> None:
-        """
-        Args:
-            switch: thrown if the storage stays away.
-            notify: called where the storage fails, and with the first failure of the sampler.
-        """
-        self.study = location.load()
-        self._location = location
-        self._space = space
-        self._objective = space.objective
-        self._milestones = tuple(milestones)
-        self._switch = switch
-        self._notify = notify
+    location: StudyLocation
+    space: SearchSpace
+    milestones: Sequence[int]
+    switch: StopSwitch
+    """Thrown if the storage stays away."""
+    notify: Callable[[str], None]
+    """Called where the storage fails, and with the first failure of the sampler."""
+
+    def __post_init__(self) -> None:
+        self.study = self.location.load()
+        self._objective = self.space.objective
         self._sampler_failures: list[str | None] = []  # of each trial but the default one
 
     def patiently(self, do: Callable[[], T]) -> T | None:
@@ -106,18 +98,18 @@ class StudyRecorder:
             try:
                 return do()
             except STORAGE_ERRORS as error:
-                if find_full_disk(error) and isinstance(self._location.storage, StudyFileStorage):
-                    self._switch.fail(error)
+                if self.location.file is not None and find_full_disk(error):
+                    self.switch.fail(error)
                     return None
-                reason = self._location.without_password(str(error))
+                reason = self.location.without_password(str(error))
             text = f"the study's storage fails, trying again: {reason}"
             logger.warning("%s", text)
             if pause == _FIRST_PAUSE:
-                self._notify(text)
+                self.notify(text)
             if time.monotonic() > deadline:
-                self._switch.stop(f"study.storage: cannot be written: {reason}")
-            self._switch.pause(pause)
-            if self._switch.is_thrown():
+                self.switch.stop(f"study.storage: cannot be written: {reason}")
+            self.switch.pause(pause)
+            if self.switch.is_thrown():
                 return None
             pause = min(_LONGEST_PAUSE, 2 * pause)
 
@@ -146,7 +138,7 @@ class StudyRecorder:
         """
         if number > 0:  # trial 0 is the default configuration
             self._count_sampler_failure(number, trial, errors)
-        trial.set_user_attr(SEARCH, self._location.search_id)
+        trial.set_user_attr(SEARCH, self.location.search_id)
         trial.set_user_attr(NUMBER, number)
         trial.set_user_attr(VALUES, values)  # last: a trial that has them is whole
         return OpenTrial(number, values, trial)
@@ -159,8 +151,8 @@ class StudyRecorder:
             reason = f"{type(error).__name__}: {error}".split("\n")[0][:_LONGEST_REASON]
             trial.set_user_attr(SAMPLER_FAILURE, reason)  # may fail: then it is asked for anew
             if not any(self._sampler_failures):
-                self._notify(
-                    f"the {self._space.sampler.name} sampler failed, and trial {number} is drawn "
+                self.notify(
+                    f"the {self.space.sampler.name} sampler failed, and trial {number} is drawn "
                     f"at random: {reason}; see logs/driver.log"
                 )
         self._sampler_failures.append(reason)
@@ -172,7 +164,7 @@ class StudyRecorder:
         if not reasons:
             return None
         return (
-            f"the {self._space.sampler.name} sampler failed in {len(reasons)} of "
+            f"the {self.space.sampler.name} sampler failed in {len(reasons)} of "
             f"{len(self._sampler_failures)} suggestions, which were random instead: {reasons[-1]}"
         )
 
@@ -241,7 +233,7 @@ class StudyRecorder:
 
     def add(self, record: TrialRecord) -> None:
         """Add an ended trial of this search that the study does not know."""
-        self._add(record, {SEARCH: self._location.search_id, NUMBER: record.number})
+        self._add(record, {SEARCH: self.location.search_id, NUMBER: record.number})
 
     def add_imported(
         self, record: TrialRecord, source: str, is_full: bool, shares: Sequence[float] | None = None
@@ -267,13 +259,13 @@ class StudyRecorder:
     # ------------------------------------------------------------------ inside
 
     def _is_ours(self, trial: FrozenTrial) -> bool:
-        return trial.user_attrs.get(SEARCH) == self._location.search_id
+        return trial.user_attrs.get(SEARCH) == self.location.search_id
 
     def _end(self, number: int, state: TrialState, value: float | None = None) -> None:
         """End a trial by Optuna's own number."""
         self.study.tell(number, value, state=state, skip_if_finished=True)
-        if isinstance(self._location.storage, StudyFileStorage):
-            self._location.storage.file.sync()
+        if self.location.file is not None:
+            self.location.file.sync()
 
     def _step(self, samples_seen: int, is_final: bool) -> int:
         """Return the milestone of a report.
@@ -283,7 +275,7 @@ class StudyRecorder:
         """
         if is_final:
             return samples_seen
-        return last_milestone(self._milestones, samples_seen) or samples_seen
+        return last_milestone(self.milestones, samples_seen) or samples_seen
 
     def _curve(self, record: TrialRecord) -> dict[int, tuple[float, ...]]:
         """Return a trial's values by milestone."""
@@ -308,8 +300,8 @@ class StudyRecorder:
         if record.is_infeasible or (state is TrialState.COMPLETE and not is_full):
             state = TrialState.PRUNED
         has_value = state is not TrialState.FAIL and bool(curve)
-        ours = distributions(self._space.parameters)
-        params = encode(self._space.parameters, record.parameters)
+        ours = distributions(self.space.parameters)
+        params = encode(self.space.parameters, record.parameters)
         others = {str(step): row[1:] for step, row in curve.items() if row[1:]}
         known = {VALUES: dict(record.parameters), **attributes}
         self.study.add_trial(

@@ -204,7 +204,7 @@ def test_a_study_is_brought_in_line_with_the_trials_that_have_ended(tmp_path: Pa
     lost = record(7, "stopped", values[0])  # the study was on a disk that lost power
     whole = searcher.study.ask()
     whole.set_user_attr(
-        "search", searcher.recorder._location.search_id
+        "search", searcher.recorder.location.search_id
     )  # and here the program was killed
     again = searcher_of(searched, tmp_path, earlier=[*earlier, lost], milestones=(100, 300))
     trials = again.study.trials
