@@ -173,20 +173,20 @@ def of(data: Path) -> TrainConfig:
     )
 
 
-def test_progress_is_told_for_text_and_images(data: Path, tokenizer: Tokenizer) -> None:
-    told: list[BuildProgress] = []
-    prepare_training(of(data), tokenizer, told.append)
-    text = [progress for progress in told if progress.stage == "text"]
-    images = [progress for progress in told if progress.stage == "images"]
-    assert [*text, *images] == told
+def test_progress_covers_text_and_images(data: Path, tokenizer: Tokenizer) -> None:
+    seen: list[BuildProgress] = []
+    prepare_training(of(data), tokenizer, seen.append)
+    text = [progress for progress in seen if progress.stage == "text"]
+    images = [progress for progress in seen if progress.stage == "images"]
+    assert [*text, *images] == seen
     assert (text[-1].done, text[-1].total) == (NUM_ROWS, NUM_ROWS)
     num_images = NUM_ROWS * 2 // 3
     assert [progress.done for progress in images] == sorted(progress.done for progress in images)
     assert (images[-1].done, images[-1].total) == (num_images, num_images)
     assert len(images) > 2
-    told.clear()
-    prepare_training(of(data), tokenizer, told.append)
-    assert told == []
+    seen.clear()
+    prepare_training(of(data), tokenizer, seen.append)
+    assert seen == []
 
 
 def test_too_many_bad_images_end_the_work_early_and_keep_what_is_done(
@@ -211,7 +211,7 @@ def test_too_many_bad_images_end_the_work_early_and_keep_what_is_done(
     assert len(train) == NUM_ROWS - NUM_ROWS // 20
 
 
-def test_a_damaged_file_and_one_without_rows_are_told(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_damaged_or_empty_file_is_an_error(tokenizer: Tokenizer, tmp_path: Path) -> None:
     file = tmp_path / "rows.parquet"
     config = change(CONFIG, train_dataset_path=str(tmp_path), train_dataset_name=("default",))
     write_rows(file, [])
@@ -224,7 +224,7 @@ def test_a_damaged_file_and_one_without_rows_are_told(tokenizer: Tokenizer, tmp_
         prepare_training(config, tokenizer)
 
 
-def test_a_process_that_dies_is_told(
+def test_a_process_that_dies_is_an_error(
     data: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_images, "_FEW_IMAGES", 0)

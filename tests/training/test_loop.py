@@ -314,15 +314,15 @@ def test_a_step_launched_behind_one_that_fails_changes_nothing(
 
 
 def test_running_ahead_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[list[tuple[int, float]]] = [[], []]
+    seen: list[list[tuple[int, float]]] = [[], []]
     reports = []
-    for ahead, told_now in enumerate(told):
+    for ahead, seen_now in enumerate(seen):
         monkeypatch.setattr(steps, "_max_ahead", lambda device, ahead=ahead: ahead)
 
         def note(
-            step: int, loss: float, waited: float, told: list[tuple[int, float]] = told_now
+            step: int, loss: float, waited: float, seen: list[tuple[int, float]] = seen_now
         ) -> None:
-            told.append((step, loss))
+            seen.append((step, loss))
 
         training = train(
             VisionLanguageModel(TINY, seed=3),
@@ -334,7 +334,7 @@ def test_running_ahead_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> Non
         )
         reports.append([(report.step, report.train_loss) for report in training])
     assert reports[0] == reports[1]
-    assert told[0] == told[1] and [step for step, _ in told[0]] == list(range(1, len(told[0]) + 1))
+    assert seen[0] == seen[1] and [step for step, _ in seen[0]] == list(range(1, len(seen[0]) + 1))
 
 
 def test_the_error_survives_the_way_between_processes() -> None:
@@ -350,7 +350,7 @@ def test_the_error_survives_the_way_between_processes() -> None:
 def test_a_step_waits_for_the_device_once(micro_batch_size: int | Literal["auto"]) -> None:
     """For its loss, with the next batch already on its way; dropout and clipping wait for nothing.
 
-    What waits is told by its line, so a failure names those that should not.
+    What waits is identified by its line, so a failure names those that should not.
     """
     vlm = dataclasses.replace(TINY, lm_dropout=0.2, vit_dropout=0.2)
     config = dataclasses.replace(

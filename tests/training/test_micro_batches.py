@@ -100,13 +100,13 @@ def run(
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_out_of_memory_repeats_the_step_with_the_same_result(where: str) -> None:
-    """To the bit that of a trial that was told the smaller size, with dropout."""
+    """To the bit that of a trial that was configured with the smaller size, with dropout."""
     notes: list[str] = []
     size = MicroBatchSize(CPU, notes.append)
     small = Memory(most=3, where=where)
     reports, model = run(CONFIG, size, small)
-    told = dataclasses.replace(CONFIG, micro_batch_size=3)
-    expected, expected_model = run(told, MicroBatchSize(CPU), Memory(most=100, where=where))
+    configured = dataclasses.replace(CONFIG, micro_batch_size=3)
+    expected, expected_model = run(configured, MicroBatchSize(CPU), Memory(most=100, where=where))
     assert small.passes == [12, 6, *[3] * 8]
     assert [r.train_loss for r in reports] == [r.train_loss for r in expected]
     state = model.state_dict()
@@ -206,8 +206,8 @@ def forget_memory() -> None:
 def test_a_gpu_that_runs_out_of_memory_repeats_the_step_with_the_same_result() -> None:
     """With half the room between what 6 and 12 samples take, a pass of 12 fails and 6 are taken.
 
-    The losses are to the bit those of a trial that was told so, with dropout, if operations are
-    deterministic.
+    The losses are to the bit those of a trial that was configured so, with dropout, if operations
+    are deterministic.
     """
     with deterministic_algorithms():
         train_large(MicroBatchSize(CUDA), 6)  # loads what stays in memory

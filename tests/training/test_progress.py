@@ -17,7 +17,7 @@ class Watched:
         self.taker.after_step(step, train_loss=1 / step, waited_seconds=waited)
 
 
-def test_a_pulse_a_second_with_the_rates_since_the_one_before() -> None:
+def test_an_update_a_second_with_the_rates_since_the_one_before() -> None:
     watched = Watched()
     watched.step(1, seconds=30.0, waited=5.0)  # compiles: counts for no rate
     for step in range(2, 10):

@@ -76,7 +76,7 @@ def test_all_workers_end_together(numbers: Numbers) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told", "limit"),
+    ("name", "size", "limit"),
     [
         ("one in its last pass", 2, 2),
         ("one in its first pass", 2, 2),
@@ -85,12 +85,12 @@ def test_all_workers_end_together(numbers: Numbers) -> None:
     ],
 )
 def test_without_memory_all_workers_repeat_the_step_or_none(
-    numbers: Numbers, name: str, told: int, limit: int
+    numbers: Numbers, name: str, size: int, limit: int
 ) -> None:
-    """To the bit as if they had been told the smaller size, with dropout."""
+    """To the bit as if they had been configured with the smaller size, with dropout."""
     scarce = [n["scarce_memory"][name] for n in numbers[3]]
     for found, worker in zip(scarce, numbers[3], strict=True):
-        expected = worker["scarce_memory"][f"enough, told {told}"]
+        expected = worker["scarce_memory"][f"enough, size {size}"]
         assert found["losses"] == expected["losses"] == scarce[0]["losses"]
         assert found["weights"] == expected["weights"] == scarce[0]["weights"]
         assert found["limit"] == limit
@@ -102,7 +102,7 @@ def test_without_memory_all_workers_repeat_the_step_or_none(
 def test_memory_runs_out_amid_the_messages(numbers: Numbers) -> None:
     """Or the test above would show little."""
     cases = [n["scarce_memory"] for n in numbers[3]]
-    num_messages = len(cases[0]["enough, told 2"]["sent"]) // 3
+    num_messages = len(cases[0]["enough, size 2"]["sent"]) // 3
     assert num_messages > 5
     assert 2 < cases[1]["one in its last pass"]["sent_before"] < num_messages - 2
     assert [c["one in its last pass"]["sent_before"] for c in cases[::2]] == [None, None]
@@ -112,9 +112,9 @@ def test_memory_runs_out_amid_the_messages(numbers: Numbers) -> None:
 
 def test_what_does_not_fit_ends_the_trial_of_all_workers(numbers: Numbers) -> None:
     for worker in numbers[3]:
-        found, again = (worker["scarce_memory"][n] for n in ("no smaller", "enough, told 2, again"))
+        found, again = (worker["scarce_memory"][n] for n in ("no smaller", "enough, size 2, again"))
         assert found["error"] == "out of memory at step 2: see the workers' logs"
-        assert again == worker["scarce_memory"]["enough, told 2"]
+        assert again == worker["scarce_memory"]["enough, size 2"]
 
 
 def test_an_interruption_goes_before_a_repeated_step(numbers: Numbers) -> None:

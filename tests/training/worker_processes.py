@@ -77,7 +77,7 @@ def trial_metrics(resources: Resources, output_dir: Path) -> list[dict[str, floa
 
 
 def first_interrupted_step(resources: Resources) -> str:
-    """Only the last worker is told to stop, at its third question."""
+    """Only the last worker is stopped, at its third question."""
     asked: list[bool] = []
 
     def interrupted() -> bool:
@@ -129,7 +129,7 @@ def undisturbed_metrics(resources: Resources) -> list[dict[str, float]]:
 
 
 def speed(resources: Resources) -> Speed:
-    """Each worker is told of the whole batch; the last one waits longer for its part of it."""
+    """Each worker counts the whole batch; the last one waits longer for its part of it."""
     clock = SetClock()
     meter = Meter(CONFIG, CPU, clock)
     meter._peak = 1e12  # as if each worker had a GPU of this peak
@@ -227,13 +227,13 @@ def steps_with_little_memory(
 def scarce_memory_numbers(resources: Resources) -> dict[str, dict[str, Any]]:
     """Of three workers that are short of memory now and then, and of three that are not."""
     return {
-        "enough, told 2": steps_with_little_memory(resources, {}, micro_batch_size=2),
-        "enough, told 1": steps_with_little_memory(resources, {}, micro_batch_size=1),
+        "enough, size 2": steps_with_little_memory(resources, {}, micro_batch_size=2),
+        "enough, size 1": steps_with_little_memory(resources, {}, micro_batch_size=1),
         "one in its last pass": steps_with_little_memory(resources, {1: {1}}),
         "one in its first pass": steps_with_little_memory(resources, {2: {0}}, "forward"),
         "all": steps_with_little_memory(resources, {0: {1}, 1: {1}, 2: {0}}),
         "another one again": steps_with_little_memory(resources, {0: {1}, 2: {2 + 3}}),
-        "enough, told 2, again": steps_with_little_memory(resources, {}, micro_batch_size=2),
+        "enough, size 2, again": steps_with_little_memory(resources, {}, micro_batch_size=2),
         "no smaller": steps_with_little_memory(resources, {1: {3}}, micro_batch_size=4),
         "interrupted": steps_with_little_memory(
             resources, {1: {1}}, interrupted=lambda: rank() == 2
