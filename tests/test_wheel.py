@@ -18,8 +18,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with what a wheel of this repository installs."""
     sources, wheels, target = (tmp_path_factory.mktemp(n) for n in ("sources", "wheels", "target"))
     for name in (*SOURCES, "pyproject.toml", "README.md", "LICENSE"):
-        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
-        copy(REPOSITORY / name, sources / name)
+        source = REPOSITORY / name
+        if source.is_dir():  # other tests write compiled code there meanwhile
+            no_code = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, sources / name, ignore=no_code)
+        else:
+            shutil.copy(source, sources / name)
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
     subprocess.run([*build, str(sources), "--wheel-dir", str(wheels)], check=True)
     (wheel,) = wheels.iterdir()
