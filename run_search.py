@@ -15,7 +15,7 @@ from nanovlm import cli
 from nanovlm.config.sources import parse_overrides
 from nanovlm.config.space import load_space
 from nanovlm.files import user_path
-from nanovlm.search.resume import search_folder
+from nanovlm.results.folder import search_folder
 from nanovlm.watch.terminal.console import PLAIN, PreparationDisplay, make_console
 from nanovlm.watch.terminal.search_display import SearchDisplay
 from nanovlm.watch.terminal.tables import describe_data

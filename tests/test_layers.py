@@ -165,7 +165,16 @@ def test_good_imports_pass(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("module", "absent"),
-    [("nanovlm.trial", "ray"), ("nanovlm.config.space", "torch"), ("nanovlm.messages", "torch")],
+    [
+        ("nanovlm.trial", "ray"),
+        ("nanovlm.config.space", "torch"),
+        ("nanovlm.messages", "torch"),
+        ("run_search", "torch"),  # --help, and what is wrong with the input, come at once
+        ("run_search", "ray"),
+        ("run_search", "scipy.stats"),
+        ("run_single", "torch"),
+        ("nanovlm.__main__", "torch"),
+    ],
 )
 def test_a_lower_layer_does_not_load_what_belongs_higher(module: str, absent: str) -> None:
     code = f"import sys, {module}; assert {absent!r} not in sys.modules"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nanovlm.config.database_url import hide_words
+from nanovlm.config.space import SearchSpace
 from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import (
     check_text,
@@ -24,7 +25,7 @@ from nanovlm.files import (
     remove_folder,
     remove_parts,
 )
-from nanovlm.results.read import DATA_FILE, FILES, FOLDERS, LOGS_DIR, FolderReader
+from nanovlm.results.read import DATA_FILE, FILES, FOLDERS, LOGS_DIR, SPACE_FILE, FolderReader
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,41 @@ def choose_folder(results: Path, name: str | None, default_name: str) -> Path:
     if folder_exists(folder):
         raise UserError(f"--name: {folder} holds results already; choose another name or remove it")
     return folder
+
+
+def search_folder(results: Path, name: str | None, space: SearchSpace, resume: bool) -> Path:
+    """Return the results folder to make, or with `resume` the one to go on with.
+
+    Args:
+        results: where results folders are made.
+        name: of the folder; None takes the space's name.
+
+    Raises:
+        UserError: the name is taken, or there is no such search to go on with.
+    """
+    if not resume:
+        return choose_folder(results, name, space.name)
+    folder = results / (name or space.name)
+    folder_exists(folder)
+    check_same_space(folder, space)
+    return folder
+
+
+def check_same_space(folder: Path, space: SearchSpace) -> None:
+    """Raise UserError if the folder holds no search of this space."""
+    reader = FolderReader(folder)
+    if not reader.has(SPACE_FILE):
+        raise UserError(f"--resume: {folder} holds no search to go on with (no {SPACE_FILE})")
+    theirs = reader.space(())
+    reader.raise_if_damaged()
+    assert theirs is not None, "it is there and not damaged"
+    differing = space.differences(theirs)
+    if differing:
+        raise UserError(
+            f"--resume: the search in {folder} is of another space; it differs in "
+            f"{', '.join(differing)}; only the budget, bounds of objectives and "
+            "resources.stall_minutes may change"
+        )
 
 
 def folder_exists(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy  # which imports its parts at their first use: stats takes half a second
 
 Answers = Mapping[int, bool]
 """Whether each question was answered correctly, by the benchmark's own number of it."""
@@ -61,7 +61,7 @@ def compare_answers(a: Sequence[Answers], b: Sequence[Answers]) -> PairedCompari
     difference = float(sums.sum() / (len(sums) * len(a)))
     interval = None
     if len(sums) > 1:
-        half = float(stats.norm.ppf((1 + LEVEL) / 2) * stats.sem(sums / len(a)))
+        half = float(scipy.stats.norm.ppf((1 + LEVEL) / 2) * scipy.stats.sem(sums / len(a)))
         interval = difference - half, difference + half
     return PairedComparison(
         difference=difference,
@@ -80,7 +80,7 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
         only_a: questions that A alone answers correctly.
         only_b: and B alone; those that both or neither do say nothing.
     """
-    return min(1.0, 2 * float(stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
+    return min(1.0, 2 * float(scipy.stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +95,7 @@ class Spread:
     def difference_half_width(self, num_a: int, num_b: int, level: float = LEVEL) -> float:
         """Return half the interval of the difference of two means of so many runs."""
         error = self.deviation * math.sqrt(1 / num_a + 1 / num_b)
-        return float(stats.t.ppf((1 + level) / 2, self.degrees)) * error
+        return float(scipy.stats.t.ppf((1 + level) / 2, self.degrees)) * error
 
 
 def pooled_spread(groups: Sequence[Sequence[float]]) -> Spread | None:
@@ -122,31 +122,31 @@ def paired_interval(
     """
     if len(differences) < 2:
         return None
-    mean, t = float(np.mean(differences)), stats.t.ppf((1 + level) / 2, len(differences) - 1)
-    half = float(t * stats.sem(differences))
+    mean, t = float(np.mean(differences)), scipy.stats.t.ppf((1 + level) / 2, len(differences) - 1)
+    half = float(t * scipy.stats.sem(differences))
     return mean - half, mean + half
 
 
 def paired_p_value(differences: Sequence[float]) -> float:
     """Return the two-sided p of no difference: `paired_interval` of a level holds 0 if p is at
     least 1 - level. Takes two seeds or more."""
-    mean, error = abs(float(np.mean(differences))), float(stats.sem(differences))
+    mean, error = abs(float(np.mean(differences))), float(scipy.stats.sem(differences))
     if not error:
         return 0.0 if mean else 1.0
-    return 2 * float(stats.t.sf(mean / error, len(differences) - 1))
+    return 2 * float(scipy.stats.t.sf(mean / error, len(differences) - 1))
 
 
 def rank_correlation(ones: Sequence[float], others: Sequence[float]) -> float:
     """Return Spearman's correlation, from -1 to 1; 0 where one side has a single value."""
     if len({*ones}) == 1 or len({*others}) == 1:
         return 0.0
-    return float(stats.spearmanr(ones, others).statistic)
+    return float(scipy.stats.spearmanr(ones, others).statistic)
 
 
 @functools.cache  # scipy takes a millisecond, and tables are drawn again and again
 def wilson_interval(proportion: float, num_items: int) -> tuple[float, float]:
     """Return the 95 % interval of a proportion (Wilson 1927, without continuity correction)."""
-    test = stats.binomtest(round(proportion * num_items), num_items)
+    test = scipy.stats.binomtest(round(proportion * num_items), num_items)
     interval = test.proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 

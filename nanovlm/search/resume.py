@@ -1,4 +1,4 @@
-"""Resuming a search: which folder it can go on in, and how lost or damaged files are repaired."""
+"""Repairs lost or damaged files of a search before it is resumed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,53 +17,16 @@ from nanovlm.results.decisions import (
     decision_line,
     last_milestone,
 )
-from nanovlm.results.folder import choose_folder, folder_exists
 from nanovlm.results.read import (
     CHECKPOINTS_DIR,
     RUNGS_FILE,
     SEARCH_ID_FILE,
-    SPACE_FILE,
     STUDY_FILE,
     TRIALS_FILE,
     FolderReader,
 )
 from nanovlm.search.study import open_study, read_search_id
 from nanovlm.search.study_recorder import SEARCH
-
-
-def search_folder(results: Path, name: str | None, space: SearchSpace, resume: bool) -> Path:
-    """Return the results folder to make, or with `resume` the one to go on with.
-
-    Args:
-        results: where results folders are made.
-        name: of the folder; None takes the space's name.
-
-    Raises:
-        UserError: the name is taken, or there is no such search to go on with.
-    """
-    if not resume:
-        return choose_folder(results, name, space.name)
-    folder = results / (name or space.name)
-    folder_exists(folder)
-    check_same_space(folder, space)
-    return folder
-
-
-def check_same_space(folder: Path, space: SearchSpace) -> None:
-    """Raise UserError if the folder holds no search of this space."""
-    reader = FolderReader(folder)
-    if not reader.has(SPACE_FILE):
-        raise UserError(f"--resume: {folder} holds no search to go on with (no {SPACE_FILE})")
-    theirs = reader.space(())
-    reader.raise_if_damaged()
-    assert theirs is not None, "it is there and not damaged"
-    differing = space.differences(theirs)
-    if differing:
-        raise UserError(
-            f"--resume: the search in {folder} is of another space; it differs in "
-            f"{', '.join(differing)}; only the budget and bounds of objectives may change"
-        )
-
 
 _Trials = dict[str, dict[int, Any]]
 """Values of a study's trials, by the id of their search and by number."""

@@ -16,7 +16,12 @@ from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
-from nanovlm.results.folder import check_same_data, choose_folder, explain_full_disk
+from nanovlm.results.folder import (
+    check_same_data,
+    check_same_space,
+    choose_folder,
+    explain_full_disk,
+)
 from nanovlm.results.pareto import choose, describe_choice
 from nanovlm.results.read import LOGS_DIR, SPACE_FILE
 from nanovlm.results.write import ResultsStore
@@ -24,7 +29,7 @@ from nanovlm.search.confirm import plan_confirmation
 from nanovlm.search.disk import check_disk, disk_peak, max_paused_states
 from nanovlm.search.forecast import UNKNOWN_TRIALS, local_slots
 from nanovlm.search.plan import SearchPlan, plan_search
-from nanovlm.search.resume import check_same_space, mend_search
+from nanovlm.search.resume import mend_search
 from nanovlm.search.stages import ResumeState, Search
 from nanovlm.watch.observer import Observer, RunStart
 

@@ -23,13 +23,13 @@ from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.pruning.pausing_halving import build_rungs
-from nanovlm.results.folder import check_same_data, describe_environment
+from nanovlm.results.folder import check_same_data, check_same_space, describe_environment
 from nanovlm.results.load import load_results
 from nanovlm.results.read import SPACE_FILE
 from nanovlm.results.summary import check_best_config
 from nanovlm.results.write import ResultsStore
 from nanovlm.search.forecast import past_rate
-from nanovlm.search.resume import check_same_space, mend_search
+from nanovlm.search.resume import mend_search
 from nanovlm.search.searcher import StudySearch
 from nanovlm.search.study import show_study
 from nanovlm.search.warm_start import read_earlier_trials
