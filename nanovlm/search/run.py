@@ -129,8 +129,9 @@ def run_plan(
             if not store.has_begun:
                 raise
             ended_by = INTERRUPTED
-        summary = recorder.end(ended_by, is_settled=ended_by != INTERRUPTED)
-        planned = plan_confirmation(space, store.records).notes
+        is_over = ended_by != INTERRUPTED
+        summary = recorder.end(ended_by, is_settled=is_over)
+        planned = plan_confirmation(space, store.records).notes if is_over else ()
         sampler = [search.sampler_note] if search.sampler_note else []
         notes = [*unchecked, *mended, *store.notes, *planned, *sampler]
         notes += [*recorder.notes(), *_chosen_again(space, store, recorder)]

@@ -120,6 +120,13 @@ def test_an_interrupted_search_keeps_its_paused_trials(
     assert what_became(parts.folder) == what_became(whole.folder)
 
 
+def test_an_interrupted_search_does_not_say_that_nothing_is_to_confirm(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"confirm.top": 1}
+    outcome = run(tmp_path / "search", Interrupter(1), **changes)
+    assert outcome.is_interrupted
+    assert outcome.notes == ()
+
+
 def test_a_search_that_a_limit_ended_promotes_none_of_its_trials(tmp_path: Path) -> None:
     limit: dict[str, Any] = {"budget.target": 1.0}
     first = run(tmp_path / "search", Interrupter(), **limit)
