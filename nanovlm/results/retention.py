@@ -38,7 +38,7 @@ class CheckpointRetention:
             num_best: so many of the best trials keep their models; with several objectives those on
                 the front do, since any of them may come to be the one that is chosen.
         """
-        self._folder = folder
+        self.folder = folder
         self._objective = objective
         self._num_best = num_best
         self._best: list[TrialRecord] = []
@@ -48,17 +48,17 @@ class CheckpointRetention:
     def settle(self, record: TrialRecord) -> None:
         """Keep or remove the model of a trial that has ended, and what it pushes out; remove its
         state."""
-        remove_folder(state_dir(self._folder, record.trial_id))
+        remove_folder(state_dir(self.folder, record.trial_id))
         candidates = [*self._best, record]
         self._best = self._worth_keeping([r for r in candidates if r.state == "completed"])
         for out in candidates:
             if out not in self._best:
-                remove_folder(model_dir(self._folder, out.trial_id))
+                remove_folder(model_dir(self.folder, out.trial_id))
 
     def show_as_best(self, trial_id: str) -> bool:
         """Make `best/` the model of a run; return whether it is, False if that model is gone."""
-        source, best = model_dir(self._folder, trial_id), self._folder / BEST_MODEL_DIR
-        part, previous = (self._folder / f".{BEST_MODEL_DIR}.{name}" for name in ("part", "old"))
+        source, best = model_dir(self.folder, trial_id), self.folder / BEST_MODEL_DIR
+        part, previous = (self.folder / f".{BEST_MODEL_DIR}.{name}" for name in ("part", "old"))
         for leftover in (part, previous):
             remove_folder(leftover)
         if not source.is_dir():
@@ -84,7 +84,7 @@ class CheckpointRetention:
             confirmed: ids of the runs whose models a later run of the program still chooses from.
         """
         kept = {record.trial_id for record in self._best} | {*confirmed, self._shown}
-        root = self._folder / CHECKPOINTS_DIR
+        root = self.folder / CHECKPOINTS_DIR
         for path in root.iterdir() if root.is_dir() else ():
             run_id, is_state = path.name.removesuffix(_STATE_SUFFIX), path.suffix == _STATE_SUFFIX
             if RUN_ID.fullmatch(run_id) and (run_id in ended if is_state else run_id not in kept):

@@ -85,7 +85,7 @@ class ResultsStore:
         self.earlier_seconds = 0.0
         """How long the search ran before it was interrupted, by its summary."""
         self._gpus_per_trial = gpus_per_trial
-        self._num_models = num_models
+        self._models = CheckpointRetention(folder, objective, num_models)
         self._default_name = default_name
         self._summary_at = -math.inf  # by time.monotonic
 
@@ -101,7 +101,7 @@ class ResultsStore:
         parents: list[Path] = []
         if not resume:
             self.folder, parents = make_folder(self.folder, self._default_name)
-        self._models = CheckpointRetention(self.folder, self.objective, self._num_models)
+            self._models.folder = self.folder
         with locked(self.folder):
             if resume:
                 self._restore()
