@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
+
 from benchmarks.command_line import parser_of
 from nanovlm.messages import TrialRecord
 from nanovlm.results.read import read_records

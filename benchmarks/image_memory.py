@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
+
 from benchmarks.command_line import parser_of
 from nanovlm.data import build_images  # what the processes have that prepare data
 from nanovlm.data.images import read_image

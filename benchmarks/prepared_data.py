@@ -28,6 +28,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
+
 from benchmarks.command_line import parser_of
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.data.prepared import prepare_training

@@ -10,9 +10,12 @@ again with more seeds. The numbers do not depend on the machine's load.
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
 from benchmarks.record_curves import CURVES, SPACE
 from nanovlm.config.space import SearchSpace, load_space

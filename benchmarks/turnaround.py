@@ -13,6 +13,7 @@ import functools
 import itertools
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator
@@ -27,6 +28,8 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
 from benchmarks.command_line import parser_of
 from nanovlm.cluster.broker_state import Event

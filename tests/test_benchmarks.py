@@ -104,6 +104,14 @@ def test_help(
     assert "--config" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("benchmarks/*.py")), ids=lambda p: p.stem)
+def test_a_program_finds_what_it_shares_with_others(path: Path) -> None:
+    """Python looks beside a program that is named by its path, not in the folder above."""
+    code = path.read_text(encoding="utf-8")
+    if "__name__ ==" in code and "\nfrom benchmarks." in code:
+        assert "sys.path.insert" in code.partition("\nfrom benchmarks.")[0]
+
+
 @pytest.mark.slow
 def test_a_machine_with_torch_and_transformers_is_enough() -> None:
     code = f"import sys; sys.modules |= dict.fromkeys({HEAVY!r}); import benchmarks.train_step"
