@@ -29,6 +29,7 @@ WHERE_RUN = {
     r"python run_search.py --space search_spaces/digits.yaml .+": "the same, with other options",
     r"python run_search.py --space (my_space.yaml|FILE)( .+)?": "tests/programs/ has such",
     r"python run_search.py --space search_spaces/(lr|full).yaml.*": "hub; programs/test_hub_search",
+    r"python -m run_search --space search_spaces/digits.yaml --dry-run": "tests/test_wheel.py",
     r"python -m nanovlm dashboard .+": "tests/test_dashboard.py",
     r"python run_single.py --preset digits( .+)?": "as the next, with another configuration",
     r"python run_single.py --config results/digits/best.yaml( .+)?": "programs/test_single_program",
@@ -45,7 +46,7 @@ WHERE_RUN = {
     r"make .+": "what continuous integration does",
     r"pip install .+": "changes what is installed",
     r"docker run .+": "needs Docker; tests/test_deploy.py looks at the files",
-    r"(wandb|tensorboard) .+": "programs of others; tests/tracking/ has what they read",
+    r"(wandb|tensorboard) .+": "programs of others; tests/watch/ has what they read",
     r"pre-commit install": "changes the git repository",
     r"ray get-auth-token": "prints a secret",
     r"ray metrics launch-prometheus": "downloads Prometheus",
@@ -83,9 +84,8 @@ def parse_python(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if words[0] == "run_search.py":
         load_space(arguments.space, parse_overrides(arguments.overrides))
     elif words[0] == "run_single.py":
-        config = arguments.config and Path(
-            "nanovlm/config/presets/digits.yaml"
-        )  # best.yaml is made by a search
+        preset = Path("nanovlm/config/presets/digits.yaml")  # best.yaml is made by a search
+        config = arguments.config and preset
         load_config(config, arguments.preset, parse_overrides(arguments.overrides))
 
 
@@ -122,7 +122,7 @@ def parse_make(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parse_pip(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    if words == ["install", "tensorboard"]:
+    if words in (["install", "tensorboard"], ["install", "."]):
         return
     assert words[:2] == ["install", "-e"]
     (extras,) = re.findall(r"^\.\[(.+)\]$", words[2])
