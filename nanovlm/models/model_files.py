@@ -100,7 +100,7 @@ def read_tensors(files: WeightFiles, names: Container[str]) -> Iterator[tuple[st
                     yield name, file.get_tensor(name)
 
 
-def check_tensors(place: str, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+def check_tensors(location: str, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
     """Raise UserError with all names that only one side has, and all shapes that differ."""
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
@@ -111,7 +111,7 @@ def check_tensors(place: str, expected: Mapping[str, Shape], found: Mapping[str,
     ]
     problems = {"missing": missing, "unknown": unknown, "of another shape": misshaped}
     messages = [
-        f"{place}: does not fit {CONFIG_FILE}; tensors {problem}: {_listed(names)}"
+        f"{location}: does not fit {CONFIG_FILE}; tensors {problem}: {_listed(names)}"
         for problem, names in problems.items()
         if names
     ]

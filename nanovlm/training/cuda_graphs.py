@@ -48,8 +48,8 @@ class RecordedPasses:
             replay = self._record(lambda: run(fixed, fixed_number))
             self._recorded[shapes] = [*fixed.tensors(), fixed_number], replay
         memory, replay = self._recorded[shapes]
-        for place, tensor in zip(memory, given, strict=True):
-            place.copy_(tensor)
+        for recorded, tensor in zip(memory, given, strict=True):
+            recorded.copy_(tensor)
         return replay().clone()
 
 

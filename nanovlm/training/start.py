@@ -136,8 +136,8 @@ def _eos_layers(given: Mapping[str, Any]) -> list[Layer]:
     if "vlm.lm_eos_token_id" in given or name in TOKENIZERS_WITH_DEFAULT_EOS:
         return []
     eos = eos_token_id(str(name))
-    place = f"vlm.lm_tokenizer={name!r}"
-    return [] if eos is None else [Layer(place, {"vlm": {"lm_eos_token_id": eos}})]
+    setting = f"vlm.lm_tokenizer={name!r}"
+    return [] if eos is None else [Layer(setting, {"vlm": {"lm_eos_token_id": eos}})]
 
 
 def _value(given: Mapping[str, Any], key: str) -> Any:
