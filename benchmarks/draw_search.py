@@ -1,9 +1,9 @@
-"""A picture of a search whose trials pause, as SVG: who trained when, who waited, who went on.
+"""A picture of a search whose trials pause, as SVG: which trial trained, paused and resumed when.
 
     python benchmarks/draw_search.py results/digits docs/images/search.svg
 
-A line for each trial. A bar is training, darker after each milestone; dots are waiting for the
-others; a trial ends in full length or where it did not go on any more.
+A line for each trial. A bar is training, darker after each milestone; dots are a pause; a trial
+ends in full length or where it was stopped.
 """
 
 import argparse
@@ -64,8 +64,8 @@ def _trial(legs: Sequence[Work], y: float, scale: float, search: SearchFolder) -
     for before, after in itertools.pairwise(legs):
         ends = LEFT + before.ended_at * scale + 3, LEFT + after.begun_at * scale - 2
         yield LINE.format("wait", *ends, y, y)
-    for begin, until, place in _stretches(legs):
-        shade = (place + 1) / (len(search.milestones) + 1)
+    for begin, until, index in _stretches(legs):
+        shade = (index + 1) / (len(search.milestones) + 1)
         yield BAR.format(LEFT + begin * scale, y - 5, (until - begin) * scale, shade)
     x = LEFT + legs[-1].ended_at * scale + 9
     yield {"completed": FULL, "paused": ""}.get(record.state, OVER).format(x, y)
@@ -104,12 +104,12 @@ def _axis(minute: float, bottom: float) -> Iterator[str]:
 def _legend(milestones: Sequence[int]) -> Iterator[str]:
     x, y = float(LEFT), 15.0
     names = [*(f"to {milestone:,} samples" for milestone in milestones), "to the end"]
-    for place, name in enumerate(names):
-        yield BAR.format(x, y - 5, 18, (place + 1) / len(names)) + _text(x + 23, y, name)
+    for index, name in enumerate(names):
+        yield BAR.format(x, y - 5, 18, (index + 1) / len(names)) + _text(x + 23, y, name)
         x += 38 + 6.3 * len(name)
-    yield LINE.format("wait", x + 3, x + 16, y, y) + _text(x + 23, y, "waits")
-    yield FULL.format(x + 74, y) + _text(x + 83, y, "full length")
-    yield OVER.format(x + 162, y) + _text(x + 171, y, "does not go on")
+    yield LINE.format("wait", x + 3, x + 16, y, y) + _text(x + 23, y, "paused")
+    yield FULL.format(x + 84, y) + _text(x + 93, y, "full length")
+    yield OVER.format(x + 172, y) + _text(x + 181, y, "stopped")
 
 
 def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
