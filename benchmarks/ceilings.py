@@ -27,7 +27,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import device_parser_of
 from benchmarks.figures import Figures
 from nanovlm.models.compiled import find_compile_obstacle
 from nanovlm.process import usable_cpus
@@ -55,16 +55,13 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = parser_of(__doc__)
-    on_gpu = torch.cuda.is_available()
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
+    parser = device_parser_of(__doc__)
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="find out whether this machine can",
     )
-    parser.add_argument("--json", type=Path, help="file for the figures")
     return parser.parse_args()
 
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 import torch
 from torch import Tensor
 
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import device_parser_of
 from benchmarks.figures import Figures
 from benchmarks.setups import VLM_CONFIGS, make_texts
 from benchmarks.sides import OurSide
@@ -50,15 +50,13 @@ WAYS: dict[str, tuple[float, Callable[..., Tensor]]] = {
 
 def main() -> None:
     on_gpu = torch.cuda.is_available()
-    parser = parser_of(__doc__)
+    parser = device_parser_of(__doc__)
     names = ["222m"] if on_gpu else ["tiny", "small"]
     parser.add_argument("--config", nargs="+", choices=VLM_CONFIGS, default=names)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--batch-size", type=int, default=256 if on_gpu else 16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10 if on_gpu else 2, help="of a round")
-    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     figures = Figures(arguments.json, torch=torch.__version__)

@@ -32,7 +32,7 @@ import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.command_line import device_parser_of
+from benchmarks.command_line import model_parser_of
 from benchmarks.figures import Figures
 from benchmarks.setups import VLM_CONFIGS
 from benchmarks.sides import OurSide
@@ -91,7 +91,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
-    parser = device_parser_of(__doc__)
+    parser = model_parser_of(__doc__)
     parser.add_argument("--config", choices=VLM_CONFIGS, default="222m" if on_gpu else "small")
     parser.add_argument("--batch-size", type=int, help="32; 256 on a GPU")
     parser.add_argument("--micro-batch-size", type=int, help="auto as a user has it")

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 
 import torch
 
-from benchmarks.command_line import device_parser_of
+from benchmarks.command_line import model_parser_of
 from benchmarks.figures import Figures
 from benchmarks.setups import VLM_CONFIGS
 from benchmarks.sides import OurSide
@@ -72,7 +72,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
-    parser = device_parser_of(__doc__)
+    parser = model_parser_of(__doc__)
     parser.add_argument("--config", choices=VLM_CONFIGS, default="222m" if on_gpu else "tiny")
     parser.add_argument("--batch-sizes", type=int, nargs="+", help="8; 256 64 on a GPU")
     parser.add_argument("--micro-batch-size", type=int, help="auto as a user has it")

@@ -22,10 +22,9 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without being installed
 
-import torch
 from torch._dynamo.utils import counters
 
-from benchmarks.command_line import parser_of
+from benchmarks.command_line import device_parser_of
 from benchmarks.figures import Figures
 from benchmarks.peer import Peer
 from nanovlm.config.schema import TrainConfig, VLMConfig
@@ -77,17 +76,14 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    on_gpu = torch.cuda.is_available()
-    parser = parser_of(__doc__)
+    parser = device_parser_of(__doc__)
     parser.add_argument("--config", choices=["digits", "222m"], default="digits")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if on_gpu else "cpu")
     parser.add_argument("--threads", type=int, help="cpu_threads; the preset's by default")
     parser.add_argument("--trials", type=int, default=6)
     parser.add_argument("--batch-size", type=int, help="the preset's by default")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="the preset's by default"
     )
-    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     if arguments.trials < 2:
         parser.error("--trials must be at least 2: the first one is not warm")

@@ -27,6 +27,7 @@ from nanovlm.cluster.worker_group import (
 from nanovlm.config.search_settings import TrialResources
 from nanovlm.errors import RunFailed
 from nanovlm.messages import Notice
+from nanovlm.results.read import LOGS_DIR
 
 INTERRUPTED = "interrupted"
 DESERTED = "all worker groups have ended"
@@ -141,7 +142,7 @@ def worker_pool(
         _raise_if_interrupted(switch)
         fitting = num_concurrent_trials(resources, concurrency)
         concurrency = min(fitting, max_concurrency or fitting)
-        logs = folder / "logs"
+        logs = folder / LOGS_DIR
         on_start(cluster.dashboard_url, cluster.is_own, concurrency)
         with (
             opened_broker(folder.name, stall_seconds) as broker,

@@ -4,6 +4,7 @@
 is a second name for the files of one of them, so it takes no disk of its own.
 """
 
+import filecmp
 import os
 import shutil
 from collections.abc import Collection, Sequence
@@ -64,6 +65,8 @@ class CheckpointRetention:
         if not source.is_dir():
             return False
         self._shown = trial_id
+        if best.is_dir() and _is_same(source, best):  # a copy may take long
+            return True
         try:
             shutil.copytree(source, part, copy_function=os.link)
         except OSError:  # a disk without second names
@@ -98,3 +101,10 @@ class CheckpointRetention:
         choice = choose(records, self._objective)
         worth = [] if choice is None else [choice.record, *choice.front]
         return [record for record in records if record in worth]
+
+
+def _is_same(source: Path, best: Path) -> bool:
+    """Return whether the folders hold the same files, by their sizes and times if these agree."""
+    compared = filecmp.dircmp(source, best)
+    differing = compared.left_only, compared.right_only, compared.diff_files, compared.funny_files
+    return not any(differing)

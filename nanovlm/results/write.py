@@ -43,7 +43,7 @@ from nanovlm.results.read import (
 )
 from nanovlm.results.retention import CheckpointRetention, state_dir
 from nanovlm.results.statistics import describe_accuracy
-from nanovlm.results.summary import busy_seconds, final_best, summarize
+from nanovlm.results.summary import best_record, busy_seconds, final_best, summarize
 
 SECONDS_BETWEEN_SUMMARIES = 1.0
 
@@ -154,7 +154,7 @@ class ResultsStore:
             self.notes.append(
                 f"{SUMMARY_FILE}: how long the search ran is known by its trials alone"
             )
-        self._show_best()
+        self._show_best(self._find_best())
         for record in self.records:  # finishes what a kill has kept from being done
             self._models.settle(record)
 
@@ -175,12 +175,14 @@ class ResultsStore:
         name = CONFIRM_FILE if record.confirms else TRIALS_FILE
         append(self.folder / name, record_line(record))
         ended.append(record)
-        self._show_best()
         if record.confirms:
+            self._show_best(self._find_best())
             remove_folder(state_dir(self.folder, record.trial_id))
-        else:
-            self.paused.pop(record.number, None)
-            self._models.settle(record)
+            return
+        self.paused.pop(record.number, None)
+        if not self.confirmed:  # after a confirming run only the next one changes what is best
+            self._show_best(self._best_with(record))
+        self._models.settle(record)
 
     def note_pause(self, record: TrialRecord) -> None:
         """Append an open trial if it has paused, or goes on after a pause; the last line counts."""
@@ -200,9 +202,19 @@ class ResultsStore:
         self.notes += [problem for problem in problems if problem not in self.notes]
         return content
 
-    def _show_best(self) -> None:
+    def _best_with(self, record: TrialRecord) -> TrialRecord | None:
+        """Return the best trial now that `record` is one of them; of one objective without looking
+        at all the others again."""
+        if len(self.objective.all) > 1:
+            return best_record(self.records, self.objective)
+        candidates = [record] if self.best is None else [self.best, record]
+        return best_record(candidates, self.objective)
+
+    def _find_best(self) -> TrialRecord | None:
+        return final_best(self.records, self.objective, self.confirmed, self.confirmation())
+
+    def _show_best(self, best: TrialRecord | None) -> None:
         """Let `best/` and `best.yaml` be of the best run."""
-        best = final_best(self.records, self.objective, self.confirmed, self.confirmation())
         if best is None or best is self.best:
             return
         if not self._models.show_as_best(best.trial_id):

@@ -34,7 +34,7 @@ from nanovlm.messages import Decision, Job, Kind, Notice, TrialRecord, measured
 from nanovlm.pruning.pausing_halving import PausingHalving, build_rungs
 from nanovlm.pruning.successive_halving import SuccessiveHalving
 from nanovlm.results.decisions import PruningDecision
-from nanovlm.results.read import RUNGS_FILE
+from nanovlm.results.read import LOGS_DIR, RUNGS_FILE
 from nanovlm.results.retention import state_dir
 from nanovlm.search.confirm import ConfirmRun, plan_confirmation
 from nanovlm.search.limits import Limits, RunConfigurations, hours_reason
@@ -88,7 +88,7 @@ class Search:
 
     def __post_init__(self) -> None:
         self.folder = self.folder.resolve()
-        self._logs = self.folder / "logs"
+        self._logs = self.folder / LOGS_DIR
         space, budget = self.plan.space, self.plan.space.budget
         self._switch = StopSwitch(budget.seconds_left(self.earlier.seconds), hours_reason(budget))
         self._ended, self._confirmed = list(self.earlier.records), list(self.earlier.confirmed)

@@ -59,6 +59,16 @@ def test_best_takes_no_disk_of_its_own(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "checkpoints"]
 
 
+def test_best_is_not_made_again_where_it_is_right_already(tmp_path: Path) -> None:
+    records = [ended(tmp_path, number, 0.5) for number in (0, 1)]
+    kept = CheckpointRetention(tmp_path, OBJECTIVE, num_best=2)
+    made = []
+    for record in (records[0], records[0], records[1]):
+        assert kept.show_as_best(record.trial_id)
+        made.append((tmp_path / "best").stat().st_ino)
+    assert made[0] == made[1] != made[2]
+
+
 def test_what_a_kill_left_half_done_is_no_obstacle(tmp_path: Path) -> None:
     kept = CheckpointRetention(tmp_path, OBJECTIVE, num_best=1)
     for name in (".best.part", ".best.old"):

@@ -11,6 +11,7 @@ from rich.table import Table
 from nanovlm.config.search_settings import Objective
 from nanovlm.messages import TrialRecord
 from nanovlm.results.conclusion import DEFAULT_NUMBER, left_the_race
+from nanovlm.results.decisions import last_milestone
 from nanovlm.results.pareto import values_of
 from nanovlm.results.statistics import describe_accuracy
 from nanovlm.results.summary import by_rules
@@ -43,9 +44,7 @@ def describe_milestones(records: Iterable[TrialRecord], milestones: Sequence[int
     Args:
         milestones: samples seen, of which each report has reached one; ascending.
     """
-    counts = Counter(
-        max((m for m in milestones if m <= r.samples_seen), default=r.samples_seen) for r in records
-    )
+    counts = Counter(last_milestone(milestones, r.samples_seen) or r.samples_seen for r in records)
     (lowest, number), *others = sorted(counts.items())
     return ", ".join([f"{number} at {lowest} samples", *(f"{n} at {m}" for m, n in others)])
 
