@@ -88,6 +88,7 @@ class BrokerState:
         self._queue: deque[_Trial] = deque()
         self._serving: dict[str, _Trial] = {}  # worker group -> the trial that it works on
         self._leases: dict[int, str] = {}  # those that hold -> worker group
+        self.answered: set[int | None] = set()  # leases of which `decision` may say something else
         self._stall_seconds = stall_seconds
         self._heard_at: dict[str, float] = {}  # group at work -> its last sign of life
         self._longest_silence = 0.0
@@ -158,6 +159,7 @@ class BrokerState:
         if samples_seen != trial.record.samples_seen or not is_open_to_it:
             return
         trial.decisions[samples_seen] = decision
+        self.answered.add(trial.lease)
         if decision is Decision.STOP:
             self._end(trial, End.PRUNED, reason, at=trial.record.ended_at)
         elif decision is Decision.PAUSE:
@@ -349,6 +351,7 @@ class BrokerState:
     def _release(self, trial: _Trial) -> None:
         assert trial.lease is not None, f"{trial.job.trial_id} is not at work"
         group = self._leases.pop(trial.lease)
+        self.answered.add(trial.lease)
         del self._serving[group]
         del self._heard_at[group]
         trial.lease = None
