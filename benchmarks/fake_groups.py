@@ -9,13 +9,11 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 
-from nanovlm.cluster.worker_group import StartWorkers
-from nanovlm.config.search_settings import TrialResources
+from nanovlm.cluster.worker_group import ClusterSetup, StartWorkers
 from nanovlm.messages import Assignment, Decision, Order, ProgressUpdate, Report, Speed
 
 METRIC = "mmstar_accuracy"
@@ -124,13 +122,15 @@ def make_report(samples: int, value: float) -> Report:
 class FakePool:
     """The worker groups of a run, as `nanovlm.cluster.worker_group.WorkerGroups`."""
 
-    def __init__(self, actor: Any, served: Any) -> None:
-        self.error: Exception | None = None
+    def __init__(self, actor: Any, num_groups: int) -> None:
         self.actor = actor
-        self._served = served
+        self._num_groups = num_groups
 
-    def have_ended(self) -> bool:
-        return bool(ray.wait([self._served], timeout=0)[0])
+    def num_slots(self) -> int:
+        return self._num_groups
+
+    def follow_cluster(self) -> None:
+        """There are as many as there were."""
 
     def end_groups(self, names: Sequence[str]) -> None:
         assert not names, f"{names} gave no sign of life"
@@ -146,17 +146,13 @@ def fake_groups(load: float | None, pools: list[FakePool]) -> StartWorkers:
 
     @contextlib.contextmanager
     def start(
-        num_groups: int,
-        broker: Any,
-        resources: TrialResources,
-        log_dir: Path,
-        is_own_cluster: bool,
+        num_groups: int, most: int | None, broker: Any, setup: ClusterSetup
     ) -> Iterator[FakePool]:
         seconds = 0.0 if load is None else num_groups / load
         options = {"num_cpus": 0, "max_concurrency": 2 * num_groups + 10}
         actor: Any = ray.remote(FakeGroups).options(**options).remote(broker, seconds)
         served = actor.serve.remote(num_groups)
-        pools.append(FakePool(actor, served))
+        pools.append(FakePool(actor, num_groups))
         yield pools[-1]
         ray.get(broker.close.remote())
         ray.get(served)
