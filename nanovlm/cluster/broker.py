@@ -32,6 +32,7 @@ from nanovlm.messages import (
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 60.0
+SECONDS_BETWEEN_UPDATES = 0.2
 
 _Concern = int | str | None
 """What a call waits for news of: a lease, a trial by its id, or one of these."""
@@ -67,6 +68,7 @@ class Broker:
         self._sleepers: dict[_Concern, list[asyncio.Future[None]]] = {}  # all other calls
         self._taken: list[str] = []  # ids of the trials whose records were last passed on
         self._parts: dict[str, GroupParts] = {}  # by worker group
+        self._passing_on: asyncio.TimerHandle | None = None  # progress updates, to the driver
         self._finished = False
         self._is_followed = False  # the driver waits in next_events, done with all before it
 
@@ -236,7 +238,16 @@ class Broker:
         )
 
     async def progress(self, lease: int, update: ProgressUpdate) -> None:
-        self._change(lambda: self._state.progress(lease, update, time.monotonic()))
+        """Take in a trial's progress, which concerns the driver alone: it gets all updates of a
+        fifth of a second together."""
+        self._state.progress(lease, update, time.monotonic())
+        if self._passing_on is None:
+            loop = asyncio.get_running_loop()
+            self._passing_on = loop.call_later(SECONDS_BETWEEN_UPDATES, self._pass_on)
+
+    def _pass_on(self) -> None:
+        self._passing_on = None
+        self._wake(_ANY)
 
     async def fail(self, lease: int, end: End, reason: str, at: float) -> None:
         self._change(lambda: self._state.fail(lease, end, reason, at))
