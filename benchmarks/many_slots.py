@@ -98,7 +98,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sampler", default="random")
     parser.add_argument("--load", type=float, help="reports a second that are offered in all")
     parser.add_argument("--tune", action="store_true", help="with Ray Tune and its processes")
-    parser.add_argument("--every", type=int, default=1000, help="trials between two figures")
+    parser.add_argument("--every", type=int, default=1000, help="reports between two figures")
     return parser.parse_args()
 
 
@@ -185,6 +185,8 @@ class Snapshot:
 
     at: float
     """Seconds, on a clock that only goes forward."""
+    num_trials: int
+    """That have reported."""
     num_ended: int
     num_reports: int
     num_updates: int
@@ -198,18 +200,22 @@ class Snapshot:
 
 
 class Meter(Observer):
-    """Takes a snapshot whenever so many trials more have ended."""
+    """Takes a snapshot whenever the driver has recorded so many reports more."""
 
     def __init__(self, every: int) -> None:
         self._every = every
-        self._num_ended = 0
+        self._reports: dict[str, int] = {}  # recorded, by trial
+        self._num_reports = self._num_ended = 0
         self.pools: list[FakePool] = []
         self.snapshots: list[Snapshot] = []
 
     def trial_changed(self, record: TrialRecord) -> None:
         self._num_ended += record.end is not None
-        is_first = not self.snapshots and bool(record.reports)
-        if is_first or (record.end is not None and self._num_ended % self._every == 0):
+        if len(record.reports) == self._reports.get(record.trial_id, 0):
+            return
+        self._reports[record.trial_id] = len(record.reports)
+        self._num_reports += 1
+        if self._num_reports % self._every == 1:
             self.snapshots.append(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
@@ -224,13 +230,13 @@ class Meter(Observer):
                 mib[kind] += process.memory_info().rss / 2**20
                 number[kind] += 1
         return Snapshot(
-            time.monotonic(), self._num_ended, seen.num_reports, seen.num_updates,
+            time.monotonic(), len(self._reports), self._num_ended, seen.num_reports, seen.num_updates,
             seen.to_decision, cpu_seconds, mib, number,
         )  # fmt: skip
 
     def print_figures(self) -> None:
         """Print a line for each stretch between two snapshots, and the processes at the end."""
-        print("trials  reports/s updates/s | to decision, ms: median p95 p99 | CPU ms a report: "
+        print("trials  ended  reports/s updates/s | to decision, ms: median p95 p99 | CPU ms a report: "
               "driver broker | MiB: driver broker")  # fmt: skip
         for before, after in itertools.pairwise(self.snapshots):
             print_stretch(before, after)
@@ -252,14 +258,14 @@ def print_stretch(before: Snapshot, after: Snapshot) -> None:
     seconds, reports = after.at - before.at, after.num_reports - before.num_reports
     ordered = sorted(after.to_decision)
     if not ordered:
-        return  # at the end of a search those that wait end at once
+        return  # the last trials have no decision to wait for
     at = [1000 * ordered[int(share * (len(ordered) - 1))] for share in (0.5, 0.95, 0.99)]
     cpu = [
         1000 * (after.cpu_seconds[kind] - before.cpu_seconds[kind]) / reports
         for kind in ("driver", "broker")
     ]
     print(
-        f"{after.num_ended:6} {reports / seconds:10.1f} "
+        f"{after.num_trials:6} {after.num_ended:6} {reports / seconds:10.1f} "
         f"{(after.num_updates - before.num_updates) / seconds:9.1f} | "
         f"{at[0]:23.1f} {at[1]:5.1f} {at[2]:5.1f} | {cpu[0]:16.2f} {cpu[1]:8.2f} | "
         f"{after.mib['driver']:6.0f} {after.mib['broker']:6.0f}"
