@@ -55,8 +55,10 @@ def serve_trials(settings: WorkerSettings) -> None:
     """Run the broker's jobs until there are no more. The training function of a TorchTrainer."""
     _log_to_file(settings)
     began_at = psutil.Process().create_time()
-    reservation = get_current_placement_group()
-    ray.get(settings.broker.add_worker.remote(settings.group, os.getpid(), began_at, reservation))
+    node, reservation = ray.get_runtime_context().get_node_id(), get_current_placement_group()
+    ray.get(
+        settings.broker.add_worker.remote(settings.group, node, os.getpid(), began_at, reservation)
+    )
     serve_broker(settings, ray.train.torch.get_device())
 
 
