@@ -43,7 +43,7 @@ from tests.raylets import Raylets
 
 SPACE = """
 preset: digits
-base: {{data_cutoff_idx: 300, epochs: 2, lr_mp: 1.0e-3, lr_backbones: 1.0e-3, log_wandb: false}}
+base: {{data_cutoff_idx: 300, epochs: 1, lr_mp: 1.0e-3, lr_backbones: 1.0e-3, log_wandb: false}}
 search:
   lr_mp: {{log_uniform: [1.0e-4, 1.0e-2]}}
   lr_backbones: {{log_uniform: [1.0e-4, 1.0e-2]}}
@@ -255,13 +255,14 @@ class Run:
 
     def _look(self) -> None:
         lines = logged(self._program.results)
-        has_new_trials = len({trial_id for trial_id, _, _ in lines}) < self._num_trials
         if self._began_at != self._program.began_at:
             self._began_at, self._num_lines = self._program.began_at, len(lines)
-        seconds = time.monotonic() - self._began_at
-        if self._num_lines == len(lines):
-            self.longest_start = max(self.longest_start, seconds)
-        self.meter.look(self._faults.workers(), self._num_lines < len(lines), has_new_trials)
+        is_up = self._num_lines < len(lines)
+        if not is_up:
+            self.longest_start = max(self.longest_start, time.monotonic() - self._began_at)
+        self._faults.is_up = is_up
+        has_new_trials = len({trial_id for trial_id, _, _ in lines}) < self._num_trials
+        self.meter.look(self._faults.workers(), is_up, has_new_trials)
 
 
 if __name__ == "__main__":

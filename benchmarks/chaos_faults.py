@@ -69,6 +69,8 @@ class Faults:
     database: Database
     program: Program
     moments: random.Random
+    is_up: bool = False
+    """Whether the program has begun a trial since it was started."""
     stopped: list[tuple[Node, psutil.Process]] = field(default_factory=list)
     """Workers that do not answer; nothing but the search itself ends them."""
     _deck: list[str] = field(default_factory=list)
@@ -129,7 +131,9 @@ class Faults:
         self.database.start()
         return "away for a second"
 
-    def kill_program(self) -> str:
+    def kill_program(self) -> str | None:
+        if not self.is_up:
+            return None  # else a slow machine only ever starts it
         self.program.kill()
         self.program.start()
         return "killed and resumed"
