@@ -25,6 +25,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -77,6 +78,7 @@ def main() -> None:
     kinds = arguments.faults.split(",")
     if unknown := set(kinds) - FAULTS.keys():
         parser.error(f"--faults: must be of {', '.join(FAULTS)}, got {', '.join(unknown)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the nodes and the database end with it
     os.environ["OMP_NUM_THREADS"] = "1"  # results repeat to the bit for an equal number of threads
     runs: list[dict[str, Any]] = []
     with _working_folder(arguments.folder) as folder:
