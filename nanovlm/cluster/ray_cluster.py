@@ -58,6 +58,9 @@ class Cluster:
 def connect(address: str | None) -> Iterator[Cluster]:
     """Join the cluster at `address` (`auto`: the one on this machine), or start one if None.
 
+    As for Ray's own tools, the environment variable RAY_ADDRESS counts where `address` is None. Ray
+    sets it for the programs of its jobs.
+
     A cluster that was started here ends with the context; an existing one is left running. If this
     process has called `ray.init` itself, it stays connected to its cluster.
 
@@ -66,6 +69,7 @@ def connect(address: str | None) -> Iterator[Cluster]:
             connected to another cluster.
     """
     os.environ |= {key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()}
+    address = address or os.environ.get("RAY_ADDRESS") or None
     if ray.is_initialized():
         yield _connected_before(address)
         return
