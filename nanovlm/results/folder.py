@@ -34,7 +34,7 @@ LOCK_FILE = ".lock"
 PACKAGES = ("nanovlm", "torch", "ray", "optuna", "transformers")
 """Whose versions `environment.json` has."""
 
-_IN_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+IN_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that Ray sets for the program of a job."""
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]+:/")
@@ -135,7 +135,7 @@ def check_kept(results: Path, is_job: bool | None = None) -> None:
         is_job: whether it is made by a job; None says whether this program is one.
     """
     if is_job is None:
-        is_job = _IN_RAY_JOB in os.environ
+        is_job = IN_RAY_JOB in os.environ
     if is_job and not results.is_absolute() and not _URI.match(str(results)):
         raise UserError(
             f"--results: must be an absolute path or a URI in a Ray job, got {str(results)!r}: a "
