@@ -12,7 +12,8 @@
 # exclusive: `ray symmetric-run` takes no node with another Ray on it, and ends all Ray of its user.
 set -euo pipefail
 
-address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):6379
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+address=${nodes[0]}:6379
 export RAY_AUTH_MODE=token RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))') # of this job alone
 export RAY_AUTH_TOKEN
