@@ -13,8 +13,9 @@ from nanovlm.config.sources import load_config, parse_overrides
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
 from nanovlm.results.folder import check_kept, choose_folder, folder_exists
+from nanovlm.results.read import FolderReader
 from nanovlm.results.summary import check_best_config
-from nanovlm.watch.terminal.console import PreparationDisplay, make_console
+from nanovlm.watch.terminal.console import PLAIN, PreparationDisplay, make_console
 from nanovlm.watch.terminal.single_display import SingleDisplay
 
 DEFAULT_NAME = "single"
@@ -53,6 +54,9 @@ def main() -> int:
         return submit_single(arguments, config)
     cli.settle_resume(arguments, DEFAULT_NAME)
     folder = results_folder(arguments)
+    if arguments.resume_if_exists and arguments.resume and FolderReader(folder).ended()[0]:
+        make_console().print(f"the run in {folder} is over", **PLAIN)
+        return cli.DONE
     # Imported late: a mistake in the configuration is reported before torch and Ray are loaded.
     from nanovlm.cluster.recorder import RunOutcome
     from nanovlm.cluster.single_run import plan_single, run_single, trial_resources

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 SPACE = """
 preset: here.yaml
-base: {lr_backbones: 1.0e-3}
+base: {lr_backbones: 1.0e-3, data_cutoff_idx: 600, epochs: 2}
 search: {lr_mp: {log_uniform: [1.0e-4, 1.0e-2]}}
 scheduler: {name: none}
 budget: {trials: 4}
@@ -44,7 +44,7 @@ def cluster() -> Iterator[tuple[Raylets, str]]:
 def test_a_job_is_left_stopped_and_goes_on(cluster: tuple[Raylets, str], tmp_path: Path) -> None:
     raylets, address = cluster
     (tmp_path / "space.yaml").write_text(SPACE)
-    (tmp_path / "here.yaml").write_text(f"{PRESET.read_text()}\ndata_cutoff_idx: 600\nepochs: 2\n")
+    (tmp_path / "here.yaml").write_text(PRESET.read_text())
     results = tmp_path / "results"
     arguments = ["--space", "space.yaml", "--results", str(results), "--concurrency", "1"]
     arguments += ["--submit", address]
@@ -52,9 +52,10 @@ def test_a_job_is_left_stopped_and_goes_on(cluster: tuple[Raylets, str], tmp_pat
     environment = {**raylets.environment, "RAY_ADDRESS": "http://127.0.0.1:1"}
     first = start_program("run_search.py", *arguments, cwd=tmp_path, **environment)
     trials = results / "space" / "trials.jsonl"
-    assert wait_until(trials.exists, seconds=90)
+    wait_until(lambda: trials.exists() or first.poll() is not None, seconds=120)
     first.send_signal(signal.SIGINT)
     said = output_of(first)
+    assert trials.exists(), said
     assert first.returncode == 130, said
     assert "joined Ray cluster" in said and "Traceback" not in said
     look, end = re.findall(r"ray (job logs --follow .+|job stop .+)", said)[:2]
