@@ -135,7 +135,7 @@ def test_mistakes_are_found_before_anything_is_sent(
     Path("s.yaml").write_text(SPACE)
     Path("data").mkdir()
     for extra, message in (
-        ([], "--results: must be an absolute path or a URI in a Ray job, got 'results'"),
+        ([], "--results: must be an absolute path in a Ray job, got 'results'"),
         (["--results=/r", "--address=auto"], "--submit: cannot stand beside --address"),
         (["--results=/r", "--name=a/b"], "--name: must be the plain name of a folder"),
         (["--results=/r", "train_dataset_path=data"], "train_dataset_path: data is at a relative"),

@@ -6,7 +6,6 @@ import itertools
 import logging
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -36,8 +35,6 @@ PACKAGES = ("nanovlm", "torch", "ray", "optuna", "transformers")
 
 IN_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that Ray sets for the program of a job."""
-
-_URI = re.compile(r"[a-z][a-z0-9+.-]+:/")
 
 _LONGEST_NAME = 255
 """Bytes that file systems take."""
@@ -136,9 +133,9 @@ def check_kept(results: Path, is_job: bool | None = None) -> None:
     """
     if is_job is None:
         is_job = IN_RAY_JOB in os.environ
-    if is_job and not results.is_absolute() and not _URI.match(str(results)):
+    if is_job and not results.is_absolute():
         raise UserError(
-            f"--results: must be an absolute path or a URI in a Ray job, got {str(results)!r}: a "
+            f"--results: must be an absolute path in a Ray job, got {str(results)!r}: a "
             "job works in a temporary folder of Ray, and its results would be removed with that"
         )
 
