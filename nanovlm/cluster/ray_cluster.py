@@ -69,16 +69,27 @@ def connect(address: str | None) -> Iterator[Cluster]:
             connected to another cluster.
     """
     os.environ |= {key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()}
-    address = address or os.environ.get("RAY_ADDRESS") or None
     if ray.is_initialized():
         yield _connected_before(address)
         return
+    address = address or address_of_environment()
     with RayThread() as thread:
         try:
             url = thread.run(lambda: start_ray(address)).dashboard_url
             yield Cluster(dashboard_url=f"http://{url}" if url else None, is_own=address is None)
         finally:
             thread.run(ray.shutdown)
+
+
+def address_of_environment() -> str | None:
+    """Return the cluster that RAY_ADDRESS names; None if it names none, or asks for an own one."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address:
+        raise UserError(
+            f"RAY_ADDRESS: must be HOST:PORT of a cluster to join, got {address!r}; --submit takes "
+            "the address of a dashboard, and `env -u RAY_ADDRESS` starts the program without it"
+        )
+    return None if address in ("", "local") else address
 
 
 def _connected_before(address: str | None) -> Cluster:
