@@ -17,7 +17,8 @@ address=${nodes[0]}:6379
 export RAY_AUTH_MODE=token RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))') # of this job alone
 export RAY_AUTH_TOKEN
-seconds=$((SLURM_JOB_END_TIME - $(date +%s) - 300)) # five minutes to end in order
+end=$(squeue --noheader --job "$SLURM_JOB_ID" --format %e)
+seconds=$(($(date --date "$end" +%s) - $(date +%s) - 300)) # five minutes to end in order
 
 code=0
 srun ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" -- \

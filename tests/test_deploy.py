@@ -172,6 +172,7 @@ PROGRAMS = {
     "scontrol": """
         if [ "$1" = show ]; then printf 'node-a\\nnode-b\\n'; else echo "$@" >> requeued; fi""",
     "srun": 'exec "$@"',
+    "squeue": 'echo "$END"',
     # Notes what it is asked for, and runs the command as on the first node.
     "ray": 'echo "$RAY_AUTH_MODE ${#RAY_AUTH_TOKEN} $*" >> started; shift 6; exec "$@"',
     "python": f"""
@@ -199,7 +200,7 @@ def test_the_script_for_slurm(
         "SLURM_JOB_NODELIST": "node-[a-b]",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_JOB_ID": "7",
-        "SLURM_JOB_END_TIME": str(int(time.time()) + seconds_left),
+        "END": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + seconds_left)),
     }
     done = subprocess.run(
         ["bash", str(DEPLOY / "slurm.sh"), "--space", "a b.yaml"],
