@@ -26,6 +26,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanovlm.cluster.broker import Broker, GroupParts
+from nanovlm.cluster.file_server import FileAccess, served_files
 from nanovlm.cluster.ray_cluster import first_line
 from nanovlm.cluster.ray_compat import ControllerHook, start_run_records
 from nanovlm.cluster.worker import RunTrial, WorkerSettings, serve_trials
@@ -228,15 +229,17 @@ def worker_groups(
     """
     start_run_records()
 
-    def run_group(name: str) -> None:
-        settings = WorkerSettings(name, broker, str(log_dir), run_trial)
+    def run_group(name: str, files: FileAccess | None) -> None:
+        settings = WorkerSettings(name, broker, str(log_dir), run_trial, files)
         _make_trainer(settings, resources).fit()
 
-    groups = RayWorkerGroups(num_groups, broker, is_own_cluster, run_group)
-    try:
-        yield groups
-    finally:
-        groups.leave()
+    with served_files(log_dir.parent, is_own_cluster) as files:
+        run = functools.partial(run_group, files=files)
+        groups = RayWorkerGroups(num_groups, broker, is_own_cluster, run)
+        try:
+            yield groups
+        finally:
+            groups.leave()
 
 
 def _kill_worker(pid: int, began_at: float) -> None:
