@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import ray
+from ray.exceptions import RayTaskError
 
 from nanovlm import parallel
 from nanovlm.cluster.file_server import (
@@ -118,6 +119,14 @@ class NodeFiles:
                 _empty(self._scratch)
 
 
+def _get(reference: Any) -> Any:
+    """Return what a call of the server returns; its error is the one that it raised there."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause from error
+
+
 class _Transfer:
     """Brings the files of a trial to its node and back, under one lease."""
 
@@ -139,14 +148,14 @@ class _Transfer:
 
     def take_over(self) -> None:
         names = tuple(place.name for place in self._places)
-        ray.get(self._server.take_over.remote(self._trial_id, self._lease, names))
+        _get(self._server.take_over.remote(self._trial_id, self._lease, names))
 
     def fetch(self, folder: _Place) -> None:
         """Make the folder here what it is in the results folder."""
         while True:
             try:
                 _empty(folder.here)
-                for name, wanted in ray.get(self._server.versions.remote(folder.name)).items():
+                for name, wanted in _get(self._server.versions.remote(folder.name)).items():
                     folder.here.mkdir(parents=True, exist_ok=True)
                     self._fetch_file(folder.here / Path(name).name, name, wanted)
                 break
@@ -159,10 +168,10 @@ class _Transfer:
         with path.open("wb") as file:
             for offset in range(0, wanted.size, CHUNK_BYTES):
                 if len(chunks) == _NUM_IN_FLIGHT:
-                    file.write(ray.get(chunks.popleft()))
+                    file.write(_get(chunks.popleft()))
                 chunks.append(self._server.read.remote(name, wanted, offset))
             while chunks:
-                file.write(ray.get(chunks.popleft()))
+                file.write(_get(chunks.popleft()))
 
     def send_changes(self) -> None:
         """Send the files that are not in the results folder as they are here."""
@@ -182,12 +191,13 @@ class _Transfer:
         with path.open("rb") as file:
             for offset in range(0, max(1, os.fstat(file.fileno()).st_size), CHUNK_BYTES):
                 if len(calls) == _NUM_IN_FLIGHT:
-                    ray.get(calls.popleft())
+                    _get(calls.popleft())
                     self._signs.give()
                 chunk = ray.put(np.fromfile(file, np.uint8, CHUNK_BYTES))
                 calls.append(send(offset, [chunk]))
-        ray.get([*calls])
-        ray.get(self._server.finish.remote(self._trial_id, self._lease, name))
+        for call in calls:
+            _get(call)
+        _get(self._server.finish.remote(self._trial_id, self._lease, name))
 
 
 class _SignsOfLife:

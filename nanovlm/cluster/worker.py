@@ -205,8 +205,10 @@ def _wait_until_closed(broker: Any, closed: threading.Event) -> None:
 def _logged(settings: WorkerSettings, files: NodeFiles | None) -> Iterator[None]:
     """Log to this worker's file in the results folder meanwhile."""
     name = f"{settings.group}-rank-{parallel.rank()}.log"
-    handler: logging.Handler = LogFile(Path(settings.log_dir) / name)
-    if files is not None:
+    handler: logging.Handler
+    if files is None:
+        handler = LogFile(Path(settings.log_dir) / name)
+    else:
         handler = LogRelay(lambda lines: files.append_log(name, lines))
     root = logging.getLogger("nanovlm")
     root.handlers = [handler]
