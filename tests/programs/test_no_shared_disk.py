@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from nanovlm.config.space import load_space
 from nanovlm.messages import Job
@@ -84,7 +85,11 @@ def check_same_as_on_one_machine(finished: Finished, space_file: Path, tmp_path:
         assert [report.metrics for report in reports] == [r.metrics for r in record.reports]
         assert answers_file(folder, record.trial_id).read_bytes() == answers.read_bytes()
         if record.trial_id == best:
-            for name in ("config.json", "model.safetensors"):
-                assert (folder / "best" / name).read_bytes() == (output / name).read_bytes()
+            names = ("config.json", "model.safetensors")
+            there, here = ([path / name for name in names] for path in (folder / "best", output))
+            assert there[0].read_bytes() == here[0].read_bytes()
+            models = load_file(there[1]), load_file(here[1])
+            assert models[0].keys() == models[1].keys()
+            assert all(models[0][name].equal(tensor) for name, tensor in models[1].items())
     leftovers = [path.name for path in folder.rglob("*") if path.name.endswith((".part", ".state"))]
     assert not leftovers
