@@ -80,7 +80,7 @@ def check_same_as_on_one_machine(finished: Finished, space_file: Path, tmp_path:
             answers_file=str(answers),
         )
         trial = run_trial(job, resources)
-        reports = [report for report, _ in zip(trial, record.reports, strict=False)]
+        reports = [report for _, report in zip(record.reports, trial, strict=False)]
         trial.close()
         assert [report.metrics for report in reports] == [r.metrics for r in record.reports]
         assert answers_file(folder, record.trial_id).read_bytes() == answers.read_bytes()
