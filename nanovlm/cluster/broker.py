@@ -42,6 +42,8 @@ class GroupParts:
     """Handles of actors."""
     workers: list[tuple[int, float]] = field(default_factory=list)
     """Process ids, with the times at which the processes began: ids are used again."""
+    nodes: set[str] = field(default_factory=set)
+    """Ids of the nodes of the workers."""
     placement_groups: dict[Any, Any] = field(default_factory=dict)
     """By id."""
 
@@ -129,8 +131,15 @@ class Broker:
         await self._change(lambda: self._state.lose(group, reason))
         return group in self._calls
 
-    async def lose_stalled(self) -> list[str]:
-        return await self._change(lambda: self._state.lose_stalled(time.monotonic()))
+    async def take_lost(self) -> list[str]:
+        return await self._change(lambda: self._state.take_lost(time.monotonic()))
+
+    async def notify(self, text: str) -> None:
+        await self._change(lambda: self._state.notify(text))
+
+    async def placed_groups(self) -> list[str]:
+        """Return the worker groups that occupy what they have reserved on the cluster."""
+        return [group for group, parts in self._parts.items() if parts.workers]
 
     async def wait_until_idle(self) -> None:
         """Wait, after `close`, until no worker group is at work any more."""
@@ -150,9 +159,10 @@ class Broker:
         (await self.parts_of(group)).controllers.append(controller)
 
     async def add_worker(
-        self, group: str, pid: int, began_at: float, placement_group: Any = None
+        self, group: str, node: str, pid: int, began_at: float, placement_group: Any = None
     ) -> None:
         parts = await self.parts_of(group)
+        parts.nodes.add(node)
         parts.workers.append((pid, began_at))
         if placement_group is not None:
             parts.placement_groups[placement_group.id] = placement_group

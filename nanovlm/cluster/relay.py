@@ -55,37 +55,47 @@ def trial_job(
     )
 
 
-def run_to_end(broker: Any, next_jobs: Callable[[], Sequence[Job]], concurrency: int) -> None:
+_SECONDS_BETWEEN_STARTS = 2.0
+"""At which slots that have become free are found."""
+
+
+def run_to_end(
+    broker: Any, next_jobs: Callable[[], Sequence[Job]], num_slots: Callable[[], int]
+) -> None:
     """Run jobs without a scheduler; return when all have ended, or the broker has closed.
 
     The outcomes are in the records.
 
     Args:
-        next_jobs: returns all jobs that may run now; called at the start, and again whenever one
-            has ended and `on_event` has taken that in. Those that it returned before are left out.
-        concurrency: jobs that run at the same time; no more are submitted, so that the first of
-            `next_jobs` is always the next one.
+        next_jobs: returns all jobs that may run now; called at the start, again whenever one has
+            ended and `on_event` has taken that in, and when there are more slots. Those that it
+            returned before are left out.
+        num_slots: returns how many jobs can run at the same time; no more are submitted, so that
+            the first of `next_jobs` is always the next one.
     """
     begun = set[str]()
     waiting = dict[Any, tuple[str, int]]()  # for the report of a job with this index
 
     def begin() -> None:
         for job in next_jobs():
-            if job.trial_id not in begun and len(waiting) < concurrency:
+            if job.trial_id not in begun and len(waiting) < num_slots():
                 begun.add(job.trial_id)
                 ray.get(broker.submit.remote(job))
                 waiting[broker.next_report.remote(job.trial_id, 0)] = job.trial_id, 0
 
     begin()
     while waiting:
-        (ready, *_), _ = ray.wait(list(waiting))
-        trial_id, index = waiting.pop(ready)
-        answer = ray.get(ready)
-        if isinstance(answer, Report):
-            ray.get(broker.decide.remote(trial_id, answer.samples_seen, Decision.CONTINUE))
-            waiting[broker.next_report.remote(trial_id, index + 1)] = trial_id, index + 1
-        elif answer.end is not None:  # else the broker has closed
+        ready, _ = ray.wait(list(waiting), timeout=_SECONDS_BETWEEN_STARTS)
+        if not ready and len(waiting) < num_slots():
             begin()
+        for done in ready:
+            trial_id, index = waiting.pop(done)
+            answer = ray.get(done)
+            if isinstance(answer, Report):
+                ray.get(broker.decide.remote(trial_id, answer.samples_seen, Decision.CONTINUE))
+                waiting[broker.next_report.remote(trial_id, index + 1)] = trial_id, index + 1
+            elif answer.end is not None:  # else the broker has closed
+                begin()
 
 
 class TrialRelay(tune.Trainable):

@@ -62,7 +62,8 @@ def serve_trials(settings: WorkerSettings) -> None:
     """Run the broker's jobs until there are no more. The training function of a TorchTrainer."""
     with node_files(settings.files) as files, _logged(settings, files):
         began_at = psutil.Process().create_time()
-        parts = os.getpid(), began_at, get_current_placement_group()
+        node, reservation = ray.get_runtime_context().get_node_id(), get_current_placement_group()
+        parts = node, os.getpid(), began_at, reservation
         ray.get(settings.broker.add_worker.remote(settings.group, *parts))
         serve_broker(settings, ray.train.torch.get_device(), files)
 
