@@ -27,6 +27,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanovlm.cluster.broker import Broker, GroupParts
+from nanovlm.cluster.file_server import FileAccess, served_files
 from nanovlm.cluster.node_requests import NodeRequests
 from nanovlm.cluster.ray_cluster import describe_shortage, num_fitting
 from nanovlm.cluster.ray_compat import (
@@ -332,15 +333,17 @@ def worker_groups(
     """
     start_run_records()
 
-    def run_group(name: str, unfit: Collection[str]) -> None:
-        settings = WorkerSettings(name, broker, str(setup.log_dir), run_trial)
+    def run_group(name: str, unfit: Collection[str], files: FileAccess | None) -> None:
+        settings = WorkerSettings(name, broker, str(setup.log_dir), run_trial, files)
         _make_trainer(settings, setup.resources, unfit).fit()
 
-    groups = RayWorkerGroups(num_groups, most, broker, setup, run_group)
-    try:
-        yield groups
-    finally:
-        groups.leave()
+    with served_files(setup.log_dir.parent, setup.is_own_cluster) as files:
+        run = functools.partial(run_group, files=files)
+        groups = RayWorkerGroups(num_groups, most, broker, setup, run)
+        try:
+            yield groups
+        finally:
+            groups.leave()
 
 
 def _kill_worker(pid: int, began_at: float) -> None:
