@@ -26,8 +26,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanovlm.cluster.broker import Broker, GroupParts
-from nanovlm.cluster.ray_cluster import first_line
-from nanovlm.cluster.ray_compat import ControllerHook, start_run_records
+from nanovlm.cluster.ray_compat import ControllerHook, OneMachine, first_line, start_run_records
 from nanovlm.cluster.worker import RunTrial, WorkerSettings, serve_trials
 from nanovlm.config.search_settings import TrialResources
 from nanovlm.files import identifier
@@ -157,7 +156,9 @@ class RayWorkerGroups:
                 return
 
 
-def _make_trainer(settings: WorkerSettings, resources: TrialResources) -> TorchTrainer:
+def _make_trainer(
+    settings: WorkerSettings, resources: TrialResources, is_own_cluster: bool
+) -> TorchTrainer:
     per_worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     scaling = ScalingConfig(
         num_workers=resources.workers,
@@ -171,6 +172,7 @@ def _make_trainer(settings: WorkerSettings, resources: TrialResources) -> TorchT
     )
     return TorchTrainer(
         functools.partial(serve_trials, settings),
+        torch_config=OneMachine() if is_own_cluster else None,
         scaling_config=scaling,
         run_config=RunConfig(
             name=run_name,
@@ -230,7 +232,7 @@ def worker_groups(
 
     def run_group(name: str) -> None:
         settings = WorkerSettings(name, broker, str(log_dir), run_trial)
-        _make_trainer(settings, resources).fit()
+        _make_trainer(settings, resources, is_own_cluster).fit()
 
     groups = RayWorkerGroups(num_groups, broker, is_own_cluster, run_group)
     try:

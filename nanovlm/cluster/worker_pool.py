@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 
 from nanovlm import process
 from nanovlm.cluster.broker_state import Event
-from nanovlm.cluster.ray_cluster import connect, num_concurrent_trials
+from nanovlm.cluster.ray_cluster import Cluster, connect, num_concurrent_trials
 from nanovlm.cluster.worker_group import (
     StartWorkers,
     WorkerGroups,
@@ -36,9 +36,8 @@ LOST_BROKER = "the process between the search and its workers (Broker) is lost"
 _SECONDS_BETWEEN_CHECKS = 2.0
 """Of worker groups that give no sign of life, or have ended."""
 
-OnStart = Callable[[str | None, bool, int], None]
-"""Called before any trial with the dashboard's URL, whether the cluster was started here, and the
-number of trials that run at the same time."""
+OnStart = Callable[[Cluster, int], None]
+"""Called before any trial with the cluster and the number of trials that run at the same time."""
 
 OnEvent = Callable[[Event], None]
 """Called in another thread with a trial's record whenever it changes, with its progress updates and
@@ -143,7 +142,7 @@ def worker_pool(
         fitting = num_concurrent_trials(resources, concurrency)
         concurrency = min(fitting, max_concurrency or fitting)
         logs = folder / LOGS_DIR
-        on_start(cluster.dashboard_url, cluster.is_own, concurrency)
+        on_start(cluster, concurrency)
         with (
             opened_broker(folder.name, stall_seconds) as broker,
             _events_passed_on(broker, on_event, switch) as flush_events,
