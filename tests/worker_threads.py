@@ -10,8 +10,8 @@ import ray
 import torch
 
 from nanovlm.cluster.worker import RunTrial, WorkerSettings, serve_broker
-from nanovlm.cluster.worker_group import WorkerGroups
-from nanovlm.config.search_settings import TrialResources
+from nanovlm.cluster.worker_group import DESERTED, ClusterSetup, WorkerGroups
+from nanovlm.errors import RunFailed
 
 
 class ThreadPool:
@@ -30,8 +30,12 @@ class ThreadPool:
             self._threads.append(thread)
             thread.start()
 
-    def have_ended(self) -> bool:
-        return not any(thread.is_alive() for thread in self._threads)
+    def num_slots(self) -> int:
+        return max(1, sum(thread.is_alive() for thread in self._threads))
+
+    def follow_cluster(self) -> None:
+        if self._threads and not any(thread.is_alive() for thread in self._threads):
+            raise RunFailed(f"{DESERTED}: {self.error}")
 
     def end_groups(self, names: Sequence[str]) -> None:
         """Put others in their places; the threads end when they ask for their next jobs."""
@@ -52,15 +56,10 @@ class ThreadPool:
 
 @contextlib.contextmanager
 def worker_threads(
-    num_groups: int,
-    broker: Any,
-    resources: TrialResources,
-    log_dir: Path,
-    is_own_cluster: bool,
-    run_trial: RunTrial,
+    num_groups: int, most: int | None, broker: Any, setup: ClusterSetup, run_trial: RunTrial
 ) -> Iterator[WorkerGroups]:
     """Do what `nanovlm.cluster.worker_group.worker_groups` does, in threads."""
-    pool = ThreadPool(broker, log_dir, run_trial)
+    pool = ThreadPool(broker, setup.log_dir, run_trial)
     pool.start(num_groups)
     yield pool
     pool.leave()

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from nanovlm.cluster.stalls import StallDetector
 from nanovlm.config.sources import config_values
 from nanovlm.messages import (
     Assignment,
@@ -35,12 +36,6 @@ from nanovlm.messages import (
 
 MAX_STARTS = 3
 """A trial fails after so many groups in a row have worked on it without a new report."""
-
-STALL_FACTOR = 10
-"""A group is lost after so many times the longest silence of any group at work."""
-LEAST_STALL_SECONDS = 300.0
-FIRST_STALL_SECONDS = 1800.0
-"""The least while no trial has reported: downloads and the first compilation may take long."""
 
 Event = TrialRecord | ProgressUpdate | Notice
 
@@ -83,16 +78,16 @@ class BrokerState:
     """The trials of a search, each queued, at work in one group, paused, or ended."""
 
     def __init__(self, stall_seconds: float | None = None) -> None:
-        """Lose a group after a silence of `stall_seconds`; None: see `stall_seconds()`."""
+        """Lose a group after a silence of `stall_seconds`; None: see `StallDetector`."""
         self._trials: dict[str, _Trial] = {}
         self._queue: deque[_Trial] = deque()
         self._serving: dict[str, _Trial] = {}  # worker group -> the trial that it works on
         self._leases: dict[int, str] = {}  # those that hold -> worker group
-        self._stall_seconds = stall_seconds
-        self._heard_at: dict[str, float] = {}  # group at work -> its last sign of life
-        self._longest_silence = 0.0
-        self._has_report = False
+        self.answered: set[int | None] = set()
+        """Leases of which `decision` may say something else; whoever has told them empties it."""
+        self.stalls = StallDetector(stall_seconds)
         self._lost: set[str] = set()  # worker groups
+        self._newly_lost: list[str] = []  # those that `take_lost` has not returned yet
         self._next_lease = itertools.count()
         self._events: list[TrialRecord | Notice] = []
         self._updates: dict[str, ProgressUpdate] = {}  # trial id -> the latest that was not taken
@@ -158,6 +153,7 @@ class BrokerState:
         if samples_seen != trial.record.samples_seen or not is_open_to_it:
             return
         trial.decisions[samples_seen] = decision
+        self.answered.add(trial.lease)
         if decision is Decision.STOP:
             self._end(trial, End.PRUNED, reason, at=trial.record.ended_at)
         elif decision is Decision.PAUSE:
@@ -169,6 +165,11 @@ class BrokerState:
         """End the open trials as failed: the search has given them up."""
         for trial in self._open_trials():
             self._end(trial, End.ERROR, reason, at=trial.record.ended_at)
+
+    def notify(self, text: str) -> None:
+        """Tell the user something about the worker groups, unless the run is over."""
+        if not self.is_closed:
+            self._events.append(Notice(text=text))
 
     def abort(self, reason: str) -> None:
         """End the run, which cannot go on for a reason that is no trial's fault. Open trials stay
@@ -225,7 +226,7 @@ class BrokerState:
         trial.lease = next(self._next_lease)
         self._leases[trial.lease] = group
         self._serving[group] = trial
-        self._heard_at[group] = now
+        self.stalls.reset(group, now)
         trial.record = replace(trial.record, worker_group=group)
         self._events.append(trial.record)
         return Assignment(job=trial.job, lease=trial.lease)
@@ -260,7 +261,7 @@ class BrokerState:
                 return
         if is_known:
             return
-        self._has_report = True
+        self.stalls.has_report = True
         trial.num_starts = 1
         trial.record = replace(
             trial.record,
@@ -281,7 +282,7 @@ class BrokerState:
             return Decision.STOP
         found = trial.decisions.get(samples_seen)
         if found is not None:
-            self._heard_at[self._leases[lease]] = now
+            self.stalls.reset(self._leases[lease], now)
         return found
 
     def progress(self, lease: int, update: ProgressUpdate, now: float) -> None:
@@ -301,27 +302,22 @@ class BrokerState:
         if group in self._lost:
             return
         self._lost.add(group)
+        self._newly_lost.append(group)
         trial = self._serving.get(group)
         if trial is not None:
             self._requeue(trial, f"{group}: {reason}")
-        elif not self.is_closed:
-            self._events.append(Notice(text=f"{group}: {reason}"))
+        else:
+            self.notify(f"{group}: {reason}")
 
-    def lose_stalled(self, now: float) -> list[str]:
-        """Lose the groups that have been silent for too long; return them."""
-        limit = self.stall_seconds()
-        silent = [group for group, heard_at in self._heard_at.items() if now - heard_at > limit]
-        lost = [group for group in silent if not self._serving[group].awaits_decision]
-        for group in lost:
-            self.lose(group, f"no sign of life for {limit / 60:.3g} minutes")
+    def take_lost(self, now: float) -> list[str]:
+        """Lose the groups that have been silent for too long; return all that were lost since the
+        last call."""
+        for group in self.stalls.silent_groups(now):
+            if not self._serving[group].awaits_decision:
+                minutes = self.stalls.limit_seconds() / 60
+                self.lose(group, f"no sign of life for {minutes:.3g} minutes")
+        lost, self._newly_lost = self._newly_lost, []
         return lost
-
-    def stall_seconds(self) -> float:
-        """Return the silence after which a group at work is lost."""
-        if self._stall_seconds is not None:
-            return self._stall_seconds
-        least = LEAST_STALL_SECONDS if self._has_report else FIRST_STALL_SECONDS
-        return max(least, STALL_FACTOR * self._longest_silence)
 
     @property
     def is_idle(self) -> bool:
@@ -341,16 +337,18 @@ class BrokerState:
         trial = self._serving_by(lease)
         if trial is not None:
             group = self._leases[lease]
-            if not trial.awaits_decision:  # else the group was silent because it had to wait
-                self._longest_silence = max(self._longest_silence, now - self._heard_at[group])
-            self._heard_at[group] = now
+            if trial.awaits_decision:  # the group was silent because it had to wait
+                self.stalls.reset(group, now)
+            else:
+                self.stalls.hear(group, now)
         return trial
 
     def _release(self, trial: _Trial) -> None:
         assert trial.lease is not None, f"{trial.job.trial_id} is not at work"
         group = self._leases.pop(trial.lease)
+        self.answered.add(trial.lease)
         del self._serving[group]
-        del self._heard_at[group]
+        self.stalls.forget(group)
         trial.lease = None
         self._updates.pop(trial.job.trial_id, None)
 

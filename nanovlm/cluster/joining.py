@@ -71,7 +71,8 @@ def admission(address: str) -> Iterator[ExistingCluster]:
         UserError: there is none, or it does not let this program in; with what to do.
     """
     if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or _find_own()
+        given = os.environ.get("RAY_ADDRESS", "")
+        address = _find_own() if given in ("", "auto", "local") else given
     host, port = _split(address)
     with contextlib.ExitStack() as stack:
         if host in _HERE:

@@ -11,7 +11,7 @@ import shutil
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ from nanovlm.watch.observer import Observer, RunStart
 _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a config mean the user's folder
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the results folder has its own records
+    "TUNE_MAX_PENDING_TRIALS_PG": "10000",  # the searcher limits them
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches the workers through the broker
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",  # short trials are meant
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for each worker group
@@ -66,6 +67,9 @@ class Cluster:
 def connect(address: str | None) -> Iterator[Cluster]:
     """Join the cluster at `address` (`auto`: the user's on this machine), or start one if None.
 
+    As for Ray's own tools, the environment variable RAY_ADDRESS counts where `address` is None. Ray
+    sets it for the programs of its jobs.
+
     A cluster that was started here ends with the context; an existing one is left running. If this
     process has called `ray.init` itself, it stays connected to its cluster.
 
@@ -77,6 +81,7 @@ def connect(address: str | None) -> Iterator[Cluster]:
     if ray.is_initialized():
         yield _connected_before(address)
         return
+    address = address or address_of_environment()
     admitted = contextlib.nullcontext() if address is None else admission(address)
     with auth_mode_kept(), admitted as existing, RayThread() as thread:
         start = start_ray if existing is None else functools.partial(join_ray, existing)
@@ -84,6 +89,17 @@ def connect(address: str | None) -> Iterator[Cluster]:
             yield thread.run(start)
         finally:
             thread.run(ray.shutdown)
+
+
+def address_of_environment() -> str | None:
+    """Return the cluster that RAY_ADDRESS names; None if it names none, or asks for an own one."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address:
+        raise UserError(
+            f"RAY_ADDRESS: must be HOST:PORT of a cluster to join, got {address!r}; --submit takes "
+            "the address of a dashboard, and `env -u RAY_ADDRESS` starts the program without it"
+        )
+    return None if address in ("", "local") else address
 
 
 def _connected_before(address: str | None) -> Cluster:
@@ -98,33 +114,57 @@ def _connected_before(address: str | None) -> Cluster:
     return Cluster(_url(dashboard), is_own=False, description=description)
 
 
-def num_concurrent_trials(resources: TrialResources, wanted: int | None) -> int:
+def num_fitting(resources: TrialResources, excluded: Collection[str] = ()) -> int:
+    """Return how many trials fit on the free resources of the cluster.
+
+    Args:
+        excluded: ids of nodes that take no part.
+    """
+    need = _need_of_worker(resources)
+    num_workers = sum(
+        min(math.floor(free.get(kind, 0) / amount) for kind, amount in need.items() if amount)
+        for node, free in free_resources().items()
+        if node not in excluded
+    )
+    return num_workers // resources.workers
+
+
+def num_concurrent_trials(
+    resources: TrialResources, wanted: int | None, is_own_cluster: bool
+) -> int:
     """Return how many trials fit on the free resources of the cluster, at most `wanted`.
 
     Raises:
-        UserError: if no trial fits, or fewer than `wanted`; the message has need and stock.
+        UserError: if no trial fits, or on an own cluster fewer than `wanted`, since it never grows;
+            the message has need and stock.
     """
-    need = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    free = free_resources()
-    num_workers = sum(
-        min(math.floor(node.get(kind, 0) / amount) for kind, amount in need.items() if amount)
-        for node in free
-    )
-    fits = num_workers // resources.workers
+    fits = num_fitting(resources)
     if fits >= (wanted or 1):
         return wanted or fits
-    what = f"{wanted} trials at once need" if wanted and fits else "one trial needs"
-    factor = resources.workers * (wanted if wanted and fits else 1)
-    have = ray.cluster_resources()
+    if wanted and not is_own_cluster:
+        return fits
+    raise UserError(f"resources: {describe_shortage(resources, wanted if fits else None)}")
+
+
+def describe_shortage(resources: TrialResources, wanted: int | None = None) -> str:
+    """Return what one trial, or `wanted` concurrent trials, need and what the cluster has."""
+    need, have = _need_of_worker(resources), ray.cluster_resources()
+    what = f"{wanted} trials at once need" if wanted else "one trial needs"
+    factor = resources.workers * (wanted or 1)
+    free = free_resources().values()
     stock = " and ".join(
         f"{have.get(kind, 0):g} {kind}s ({sum(node.get(kind, 0) for node in free):g} free)"
         for kind in need
     )
-    raise UserError(
-        f"resources: {what} {need['CPU'] * factor:g} CPUs and {need['GPU'] * factor:g} GPUs "
+    return (
+        f"{what} {need['CPU'] * factor:g} CPUs and {need['GPU'] * factor:g} GPUs "
         f"({resources.workers} workers of {need['CPU']:g} CPUs and {need['GPU']:g} GPUs a trial), "
         f"but the cluster has {stock}"
     )
+
+
+def _need_of_worker(resources: TrialResources) -> dict[str, float]:
+    return {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
 
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}

@@ -55,37 +55,73 @@ def trial_job(
     )
 
 
-def run_to_end(broker: Any, next_jobs: Callable[[], Sequence[Job]], concurrency: int) -> None:
+_SECONDS_BETWEEN_STARTS = 2.0
+"""At which slots that have become free are found."""
+
+
+def run_to_end(
+    broker: Any, next_jobs: Callable[[], Sequence[Job]], num_slots: Callable[[], int]
+) -> None:
     """Run jobs without a scheduler; return when all have ended, or the broker has closed.
 
     The outcomes are in the records.
 
     Args:
-        next_jobs: returns all jobs that may run now; called at the start, and again whenever one
-            has ended and `on_event` has taken that in. Those that it returned before are left out.
-        concurrency: jobs that run at the same time; no more are submitted, so that the first of
-            `next_jobs` is always the next one.
+        next_jobs: returns all jobs that may run now; called at the start, again whenever one has
+            ended and `on_event` has taken that in, and when there are more slots. Those that it
+            returned before are left out.
+        num_slots: returns how many jobs can run at the same time; no more are submitted, so that
+            the first of `next_jobs` is always the next one.
     """
     begun = set[str]()
     waiting = dict[Any, tuple[str, int]]()  # for the report of a job with this index
 
     def begin() -> None:
         for job in next_jobs():
-            if job.trial_id not in begun and len(waiting) < concurrency:
+            if job.trial_id not in begun and len(waiting) < num_slots():
                 begun.add(job.trial_id)
                 ray.get(broker.submit.remote(job))
                 waiting[broker.next_report.remote(job.trial_id, 0)] = job.trial_id, 0
 
     begin()
     while waiting:
-        (ready, *_), _ = ray.wait(list(waiting))
-        trial_id, index = waiting.pop(ready)
-        answer = ray.get(ready)
-        if isinstance(answer, Report):
-            ray.get(broker.decide.remote(trial_id, answer.samples_seen, Decision.CONTINUE))
-            waiting[broker.next_report.remote(trial_id, index + 1)] = trial_id, index + 1
-        elif answer.end is not None:  # else the broker has closed
+        ready, _ = ray.wait(list(waiting), timeout=_SECONDS_BETWEEN_STARTS)
+        if not ready and len(waiting) < num_slots():
             begin()
+        for done in ready:
+            trial_id, index = waiting.pop(done)
+            answer = ray.get(done)
+            if isinstance(answer, Report):
+                ray.get(broker.decide.remote(trial_id, answer.samples_seen, Decision.CONTINUE))
+                waiting[broker.next_report.remote(trial_id, index + 1)] = trial_id, index + 1
+            elif answer.end is not None:  # else the broker has closed
+                begin()
+
+
+def result_of(space: SearchSpace, report: Report) -> dict[str, Any]:
+    """Return what Tune is told of a trial's report."""
+    wanted = [objective.metric for objective in space.objective.all]
+    found = measured(report)
+    if not found.keys() >= {*wanted}:  # the program has seen it too and ends the search
+        return {"done": True, wanted[0]: float("nan"), SAMPLES_SEEN: 0, UNFINISHED: None}
+    return {
+        "done": report.is_final,
+        **{metric: found[metric] for metric in wanted},
+        SAMPLES_SEEN: report.samples_seen,
+        IS_FINAL: report.is_final,
+    }
+
+
+def ending_of(space: SearchSpace, record: TrialRecord) -> dict[str, Any]:
+    """Return what Tune is told of a trial that has ended without another report."""
+    how = FAILURE if record.state == "failed" else UNFINISHED
+    return {
+        "done": True,
+        space.objective.metric: float("nan"),
+        SAMPLES_SEEN: 0,
+        how: record.reason,
+        INFEASIBLE: record.is_infeasible,
+    }
 
 
 class TrialRelay(tune.Trainable):
@@ -122,9 +158,9 @@ class TrialRelay(tune.Trainable):
     def step(self) -> dict[str, Any]:
         answer = ray.get(self._broker.next_report.remote(self._job.trial_id, self._num_reports))
         if isinstance(answer, TrialRecord):  # the trial has ended without another report
-            return self._ending(answer)
+            return ending_of(self._space, answer)
         self._num_reports += 1
-        return self._result(answer)
+        return result_of(self._space, answer)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing of a trial is kept here; its models are in the results folder."""
@@ -137,25 +173,3 @@ class TrialRelay(tune.Trainable):
             self._space, self._milestones, self._folder, config[NUMBER], config[VALUES]
         )
         self._num_reports = ray.get(self._broker.submit.remote(self._job))
-
-    def _result(self, report: Report) -> dict[str, Any]:
-        wanted = [objective.metric for objective in self._space.objective.all]
-        found = measured(report)
-        if not found.keys() >= {*wanted}:  # the program has seen it too and ends the search
-            return {"done": True, wanted[0]: float("nan"), SAMPLES_SEEN: 0, UNFINISHED: None}
-        return {
-            "done": report.is_final,
-            **{metric: found[metric] for metric in wanted},
-            SAMPLES_SEEN: report.samples_seen,
-            IS_FINAL: report.is_final,
-        }
-
-    def _ending(self, record: TrialRecord) -> dict[str, Any]:
-        how = FAILURE if record.state == "failed" else UNFINISHED
-        return {
-            "done": True,
-            self._space.objective.metric: float("nan"),
-            SAMPLES_SEEN: 0,
-            how: record.reason,
-            INFEASIBLE: record.is_infeasible,
-        }

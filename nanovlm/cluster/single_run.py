@@ -145,7 +145,7 @@ def run_single(
                 address, resources, 1, 1, path, StopSwitch(), recorder.begin, recorder.take
             ) as pool,
         ):
-            run_to_end(pool.broker, lambda: [job], pool.concurrency)
+            run_to_end(pool.broker, lambda: [job], pool.num_slots)
         ended = store.records
         summary = recorder.end((ended[-1].reason or "completed") if ended else INTERRUPTED)
         notes = (*unchecked, *store.notes, *recorder.notes())

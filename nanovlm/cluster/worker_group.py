@@ -10,8 +10,9 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,13 +27,25 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanovlm.cluster.broker import Broker, GroupParts
-from nanovlm.cluster.ray_compat import ControllerHook, OneMachine, first_line, start_run_records
+from nanovlm.cluster.file_server import FileAccess, served_files
+from nanovlm.cluster.node_requests import NodeRequests
+from nanovlm.cluster.ray_cluster import describe_shortage, num_fitting
+from nanovlm.cluster.ray_compat import (
+    NO_ROOM,
+    ControllerHook,
+    OneMachine,
+    describe_failure,
+    start_run_records,
+)
 from nanovlm.cluster.worker import RunTrial, WorkerSettings, serve_trials
 from nanovlm.config.search_settings import TrialResources
+from nanovlm.errors import RunFailed
 from nanovlm.files import identifier
 from nanovlm.trial import run_trial
 
 logger = logging.getLogger(__name__)
+
+DESERTED = "all worker groups have ended"
 
 _GOODBYE_SECONDS = 20
 """How long a group may take to leave: a training step, an evaluation, or Ray's own clean-up."""
@@ -43,14 +56,17 @@ _FREE_SECONDS = 10
 _REFRESH_SECONDS = 0.5
 """Until all nodes have published their free resources, which they do ten times a second."""
 
-_MAX_RESTARTS = 100
-"""Of the workers of one group; a job that kills its workers is given up long before that."""
-
 _MAX_FALSE_STARTS = 3
-"""A slot stays empty after so many groups in a row ended before they asked for a job."""
+"""No more groups start after so many in a row ended before they asked for a job."""
+
+_WAIT_FOR_ROOM_SECONDS = 1800.0
+"""How long a run without worker groups waits for a node that has room for one."""
 
 _MAX_WAITING_CALLS = 10_000
 """Of the broker: a few for each trial that runs."""
+
+_NODE_ID = "ray.io/node-id"
+"""Ray's label of a node with its id."""
 
 _SAME_TIME_SECONDS = 0.1
 """Tolerance when comparing two readings of the time at which a process began."""
@@ -59,52 +75,123 @@ _SAME_TIME_SECONDS = 0.1
 class WorkerGroups(Protocol):
     """The worker groups of a run."""
 
-    error: Exception | None
-    """Why the last worker group has ended although there was work."""
+    def num_slots(self) -> int:
+        """Return how many trials can run at the same time now."""
 
-    def have_ended(self) -> bool:
-        """Return whether there is no worker group any more."""
+    def follow_cluster(self) -> None:
+        """Start groups where there is room for them; called about once a second.
+
+        Raises:
+            RunFailed: if there is no group any more and none can be started.
+        """
 
     def end_groups(self, names: Sequence[str]) -> None:
-        """End groups that do not answer; others take their places."""
+        """End groups that were lost; others take their places."""
 
 
-StartWorkers = Callable[
-    [int, Any, TrialResources, Path, bool], AbstractContextManager[WorkerGroups]
-]
+@dataclass(frozen=True)
+class ClusterSetup:
+    """Where worker groups run."""
+
+    resources: TrialResources
+    """What each of them occupies."""
+    log_dir: Path
+    """For the logs of workers and controllers."""
+    is_own_cluster: bool
+    """Whether this program has started the cluster, on this machine alone."""
+    asks_for_nodes: bool = False
+    """Whether to ask the cluster's autoscaler for nodes as long as there are too few groups."""
+
+
+StartWorkers = Callable[[int, int | None, Any, ClusterSetup], AbstractContextManager[WorkerGroups]]
 """The signature of `worker_groups`."""
 
 
 class RayWorkerGroups:
-    """Slots for worker groups; a group that ends is replaced as long as there is work."""
+    """Worker groups that follow the cluster: each runs until it is lost or there is no more work.
+
+    A group that has lost a worker, its controller or its node ends. A new one starts wherever there
+    is room: on what the lost one has freed, or on a node that has joined.
+    """
 
     def __init__(
-        self, num_slots: int, broker: Any, is_own_cluster: bool, run_group: Callable[[str], object]
+        self,
+        num_groups: int,
+        most: int | None,
+        broker: Any,
+        setup: ClusterSetup,
+        run_group: Callable[[str, Collection[str]], object],
     ) -> None:
-        """Start a worker group in each slot.
+        """Start `num_groups` worker groups.
 
         Args:
-            is_own_cluster: see `worker_groups`.
-            run_group: runs the group of a name to its end; raises if there was still work.
+            most: so many groups run at most; None sets no limit but the cluster's.
+            run_group: runs the group of a name to its end, on none of the nodes with the given ids;
+                raises if there was still work.
         """
-        self.error: Exception | None = None
+        self._most = most
         self._broker = broker
-        self._is_own_cluster = is_own_cluster
+        self._setup = setup
+        self._requests = NodeRequests(setup.resources)
         self._run_group = run_group
         self._numbers = itertools.count()
-        self._groups: set[str] = set()  # those that have not ended
-        self._is_leaving = False
-        self._slots = [
-            threading.Thread(target=self._fill_slot, daemon=True) for _ in range(num_slots)
-        ]
-        for slot in self._slots:
-            slot.start()
+        self._groups: dict[str, threading.Thread] = {}  # those that have not ended
+        self._lost: set[str] = set()
+        self._false_starts = 0
+        self._error: Exception | None = None
+        """Why the last group has ended before it asked for a job."""
+        self._unfit: set[str] = set()
+        """Ids of nodes on which a group could not begin its work."""
+        self._without_room_since: float | None = None
+        self._is_over = False
+        self._lock = threading.Lock()
+        for _ in range(num_groups):
+            self._start_group()
 
-    def have_ended(self) -> bool:
-        return not any(slot.is_alive() for slot in self._slots)
+    def num_slots(self) -> int:
+        return max(1, len(self._groups))
+
+    def follow_cluster(self) -> None:
+        if self._is_over or self._false_starts >= _MAX_FALSE_STARTS:
+            self._check_groups()
+            return
+        placed = set(ray.get(self._broker.placed_groups.remote()))
+        with self._lock:
+            num_starting = len(self._groups.keys() - placed)
+        room = num_fitting(self._setup.resources, self._unfit) - num_starting
+        if self._most is not None:
+            room = min(room, self._most - len(self._groups))
+        started = [self._start_group() for _ in range(room)]
+        if started:
+            now = len(self._groups)
+            self._notify(f"started {', '.join(started)}; concurrent trials now: {now}")
+        if self._setup.asks_for_nodes and self._most is not None and not self._unfit:
+            self._requests.update(self._most - len(self._groups))
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        """Raise RunFailed if there is no group, and waiting does not help."""
+        if self._groups or self._is_over:
+            self._without_room_since = None
+            return
+        if self._error is not None and num_fitting(self._setup.resources):
+            reason = describe_failure(self._error)
+            raise RunFailed(f"{DESERTED}: {reason}; see {self._setup.log_dir}") from self._error
+        now = time.monotonic()
+        shortage = describe_shortage(self._setup.resources)
+        if self._without_room_since is None:
+            self._without_room_since = now
+            self._notify(f"no node has room, and the run waits for one: {shortage}")
+        if now - self._without_room_since > _WAIT_FOR_ROOM_SECONDS:
+            minutes = _WAIT_FOR_ROOM_SECONDS / 60
+            raise RunFailed(f"no node has had room for {minutes:.0f} minutes: {shortage}")
+
+    def _notify(self, text: str) -> None:
+        ray.get(self._broker.notify.remote(text))
 
     def end_groups(self, names: Sequence[str]) -> None:
         """End controllers and workers, and free what they had reserved on the cluster."""
+        self._lost.update(names)
         try:
             groups: list[GroupParts] = ray.get([self._broker.parts_of.remote(n) for n in names])
         except RayActorError:
@@ -112,10 +199,10 @@ class RayWorkerGroups:
         for parts in groups:
             for controller in parts.controllers:
                 ray.kill(controller)
-            if self._is_own_cluster:  # all processes are on this machine
+            if self._setup.is_own_cluster:  # all processes are on this machine
                 for pid, began_at in parts.workers:
                     _kill_worker(pid, began_at)
-        if not (self._is_own_cluster and self._is_leaving):  # else all ends with the cluster
+        if not (self._setup.is_own_cluster and self._is_over):  # else all ends with the cluster
             _free([group for parts in groups for group in parts.placement_groups.values()])
 
     def leave(self) -> None:
@@ -125,60 +212,80 @@ class RayWorkerGroups:
         except RayActorError:
             return  # only the broker knows the groups' processes; they end with the driver
         finally:
-            self._is_leaving = True
-        self.end_groups(sorted(self._groups))
-        for slot in self._slots:
-            slot.join(_GOODBYE_SECONDS)
+            self._is_over = True
+        self._requests.update(0)
+        groups = dict(self._groups)
+        self.end_groups(sorted(groups))
+        for thread in groups.values():
+            thread.join(_GOODBYE_SECONDS)
 
-    def _fill_slot(self) -> None:
-        """Run one group after another, until one leaves because there is no more work."""
-        false_starts = 0
-        while not self._is_leaving:
-            name = f"group-{next(self._numbers)}"
-            self._groups.add(name)
-            try:
-                self._run_group(name)
-                return
-            except Exception as error:
-                if self._is_leaving:
-                    return
+    def _start_group(self) -> str:
+        name = f"group-{next(self._numbers)}"
+        thread = threading.Thread(target=self._serve, args=(name,), name=name, daemon=True)
+        with self._lock:
+            self._groups[name] = thread
+        thread.start()
+        return name
+
+    def _serve(self, name: str) -> None:
+        """Run a group to its end; it leaves by itself only when there is no more work."""
+        try:
+            self._run_group(name, frozenset(self._unfit))
+            self._is_over = self._is_over or name not in self._lost
+        except Exception as error:
+            if not self._is_over:
                 logger.exception("worker group %s has ended", name)
-                reason, last_error = f"its controller has ended ({first_line(error)})", error
-            try:
-                had_asked = ray.get(self._broker.lose.remote(name, reason))
-            except RayActorError:
-                return  # the broker is lost too
-            self.end_groups([name])
-            self._groups.discard(name)
-            false_starts = 0 if had_asked else false_starts + 1
-            if false_starts == _MAX_FALSE_STARTS:
-                self.error = last_error
-                return
+                with contextlib.suppress(RayActorError):  # the broker is lost too
+                    self._take_loss(name, error)
+        finally:
+            with self._lock:
+                del self._groups[name]
+
+    def _take_loss(self, name: str, error: Exception) -> None:
+        reason = describe_failure(error)
+        had_asked = ray.get(self._broker.lose.remote(name, reason))
+        if had_asked:
+            self._false_starts = 0
+        elif reason != NO_ROOM:
+            parts: GroupParts = ray.get(self._broker.parts_of.remote(name))
+            self._error = error
+            if len(parts.nodes) == 1:
+                self._unfit |= parts.nodes  # others may do
+            else:
+                self._false_starts += 1
 
 
 def _make_trainer(
-    settings: WorkerSettings, resources: TrialResources, is_own_cluster: bool
+    settings: WorkerSettings, setup: ClusterSetup, unfit: Collection[str]
 ) -> TorchTrainer:
+    resources = setup.resources
     per_worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    scaling = ScalingConfig(
+    scaling = ScalingConfig(  # type: ignore[call-arg]  # Ray's types are of its older class
         num_workers=resources.workers,
         use_gpu=resources.gpus_per_worker > 0,
         resources_per_worker={kind: amount for kind, amount in per_worker.items() if amount},
+        label_selector={_NODE_ID: f"!in({','.join(sorted(unfit))})"} if unfit else None,
     )
     folder = Path(settings.log_dir).parent
     run_name = f"{identifier(folder.name)}-{settings.group}"  # for Ray's dashboard
+    broker, group = settings.broker, settings.group
     hook = ControllerHook(
-        run_name, lambda handle: settings.broker.add_controller.remote(settings.group, handle)
+        run_name,
+        on_start=lambda handle: broker.add_controller.remote(group, handle),
+        on_error=lambda reason: broker.lose.remote(group, reason),
     )
     return TorchTrainer(
         functools.partial(serve_trials, settings),
-        torch_config=OneMachine() if is_own_cluster else None,
+        torch_config=OneMachine() if setup.is_own_cluster else None,
         scaling_config=scaling,
         run_config=RunConfig(
             name=run_name,
             storage_path=f"{settings.log_dir}/ray",
             storage_filesystem=LocalFileSystem(),  # a path is a path, whatever it looks like
-            failure_config=FailureConfig(max_failures=_MAX_RESTARTS),
+            # A group that has lost anything ends, and another one starts where there is room.
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+            ),
             callbacks=[hook],  # type: ignore[list-item]
         ),
     )
@@ -211,10 +318,9 @@ def opened_broker(run_name: str, stall_seconds: float | None = None) -> Iterator
 @contextlib.contextmanager
 def worker_groups(
     num_groups: int,
+    most: int | None,
     broker: Any,
-    resources: TrialResources,
-    log_dir: Path,
-    is_own_cluster: bool,
+    setup: ClusterSetup,
     run_trial: RunTrial = run_trial,
 ) -> Iterator[WorkerGroups]:
     """Run worker groups on the connected cluster; at the end close the broker and end the groups.
@@ -224,21 +330,23 @@ def worker_groups(
     reserved on the cluster is freed here.
 
     Args:
-        log_dir: for the logs of workers and controllers.
-        is_own_cluster: whether this program has started the cluster, on this machine alone.
+        num_groups: so many start.
+        most: so many run at most, where the cluster has room for them; None: as many as fit.
         run_trial: what the workers run for each trial.
     """
     start_run_records()
 
-    def run_group(name: str) -> None:
-        settings = WorkerSettings(name, broker, str(log_dir), run_trial)
-        _make_trainer(settings, resources, is_own_cluster).fit()
+    def run_group(name: str, unfit: Collection[str], files: FileAccess | None) -> None:
+        settings = WorkerSettings(name, broker, str(setup.log_dir), run_trial, files)
+        _make_trainer(settings, setup, unfit).fit()
 
-    groups = RayWorkerGroups(num_groups, broker, is_own_cluster, run_group)
-    try:
-        yield groups
-    finally:
-        groups.leave()
+    with served_files(setup.log_dir.parent, setup.is_own_cluster) as files:
+        run = functools.partial(run_group, files=files)
+        groups = RayWorkerGroups(num_groups, most, broker, setup, run)
+        try:
+            yield groups
+        finally:
+            groups.leave()
 
 
 def _kill_worker(pid: int, began_at: float) -> None:

@@ -18,7 +18,9 @@ from ray.exceptions import RayActorError
 from nanovlm import process
 from nanovlm.cluster.broker_state import Event
 from nanovlm.cluster.ray_cluster import Cluster, connect, num_concurrent_trials
+from nanovlm.cluster.ray_compat import head_answers
 from nanovlm.cluster.worker_group import (
+    ClusterSetup,
     StartWorkers,
     WorkerGroups,
     opened_broker,
@@ -30,11 +32,16 @@ from nanovlm.messages import Notice
 from nanovlm.results.read import LOGS_DIR
 
 INTERRUPTED = "interrupted"
-DESERTED = "all worker groups have ended"
 LOST_BROKER = "the process between the search and its workers (Broker) is lost"
 
-_SECONDS_BETWEEN_CHECKS = 2.0
-"""Of worker groups that give no sign of life, or have ended."""
+_SECONDS_BETWEEN_CHECKS = 1.0
+"""Of worker groups that were lost, and of room for others."""
+
+LOST_HEAD = "the head of the Ray cluster does not answer any more"
+_SECONDS_BETWEEN_PINGS = 3.0
+"""Of the head; each may take as long."""
+_HEAD_SILENCE_SECONDS = 40.0
+"""After which the head is lost. Ray would end this process after 60 s, without a word."""
 
 OnStart = Callable[[Cluster, int], None]
 """Called before any trial with the cluster and the number of trials that run at the same time."""
@@ -102,7 +109,9 @@ class WorkerPool:
 
     broker: Any  # handle of the Broker actor
     concurrency: int
-    """Trials that run at the same time."""
+    """Trials that could run at the same time when it started."""
+    num_slots: Callable[[], int]
+    """Returns how many trials can run at the same time now."""
     flush_events: Callable[[], None]
     """Returns when `on_event` has taken in all events up to now."""
 
@@ -139,18 +148,22 @@ def worker_pool(
     stall_seconds = None if stall_minutes is None else 60 * stall_minutes
     with _stopped_by_signals(switch), connect(address) as cluster:
         _raise_if_interrupted(switch)
-        fitting = num_concurrent_trials(resources, concurrency)
-        concurrency = min(fitting, max_concurrency or fitting)
-        logs = folder / LOGS_DIR
-        on_start(cluster, concurrency)
+        fitting = num_concurrent_trials(resources, concurrency, cluster.is_own)
+        first = min(fitting, max_concurrency or fitting)
+        limits = [first] if cluster.is_own else [concurrency, max_concurrency]
+        most = min((limit for limit in limits if limit is not None), default=None)
+        asks = concurrency is not None and not cluster.is_own
+        setup = ClusterSetup(resources, folder / LOGS_DIR, cluster.is_own, asks_for_nodes=asks)
+        on_start(cluster, max(1, first))
         with (
             opened_broker(folder.name, stall_seconds) as broker,
             _events_passed_on(broker, on_event, switch) as flush_events,
-            start_workers(concurrency, broker, resources, logs, cluster.is_own) as groups,
+            start_workers(first, most, broker, setup) as groups,
             _broker_closed_on_stop(broker, switch),
-            _groups_watched(broker, groups, switch, logs),
+            _groups_watched(broker, groups, switch),
+            _head_watched(),
         ):
-            yield WorkerPool(broker, concurrency, flush_events)
+            yield WorkerPool(broker, max(1, first), groups.num_slots, flush_events)
         if switch.error is not None:
             raise switch.error
 
@@ -242,20 +255,38 @@ def _broker_closed_on_stop(broker: Any, switch: StopSwitch) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _groups_watched(
-    broker: Any, groups: WorkerGroups, switch: StopSwitch, logs: Path
-) -> Iterator[None]:
-    """End worker groups that give no sign of life for too long; throw the switch if all have ended
-    though there was work, and raise why."""
+def _groups_watched(broker: Any, groups: WorkerGroups, switch: StopSwitch) -> Iterator[None]:
+    """End worker groups that were lost, and let others start where there is room; throw the switch
+    if no group is left though there is work."""
     finished = threading.Event()
 
     def watch() -> None:
         while not finished.wait(_SECONDS_BETWEEN_CHECKS):
-            groups.end_groups(ray.get(broker.lose_stalled.remote()))
-            if groups.have_ended():
-                switch.stop(DESERTED)
+            groups.end_groups(ray.get(broker.take_lost.remote()))
+            if not switch.is_thrown():
+                try:
+                    groups.follow_cluster()
+                except RunFailed as error:
+                    switch.fail(error)
 
     with _in_thread("groups", watch, finished.set):
         yield
-    if switch.reason == DESERTED:
-        raise RunFailed(f"{DESERTED}: {groups.error}; see {logs}") from groups.error
+
+
+@contextlib.contextmanager
+def _head_watched() -> Iterator[None]:
+    """End the program in order if the head of the cluster is lost: all other calls of Ray, such as
+    those that the main thread waits for, would never return."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        heard_at = time.monotonic()
+        while not finished.wait(_SECONDS_BETWEEN_PINGS):
+            if head_answers(_SECONDS_BETWEEN_PINGS):
+                heard_at = time.monotonic()
+            elif time.monotonic() - heard_at > _HEAD_SILENCE_SECONDS:
+                process.abandon(RunFailed(LOST_HEAD))
+                return
+
+    with _in_thread("head", watch, finished.set):
+        yield

@@ -76,15 +76,18 @@ class StudySearch(Searcher):
         earlier: Sequence[TrialRecord] = (),
         notify: Callable[[str], None] = lambda text: None,
         *,
+        num_slots: Callable[[], int] | None = None,
         most_trials: int | None = None,
         pauses: Pauses | None = None,
     ) -> None:
         """Open the study of a results folder, or create it, and resume its trials.
 
         Args:
+            concurrency: of trials at the start, for the sampler.
             milestones: samples seen at which trials are compared.
             earlier: trials of the folder that have ended.
             notify: called with notices for the user.
+            num_slots: returns how many trials can run at the same time now; None: any number.
             most_trials: the search is of so many trials, the earlier ones included; None sets no
                 end.
             pauses: given if trials pause at the milestones.
@@ -95,6 +98,7 @@ class StudySearch(Searcher):
         super().__init__(space.objective.metric, space.objective.mode)
         self._space = space
         self._concurrency = concurrency
+        self._num_slots = num_slots
         self._switch = switch
         self._milestones = tuple(milestones)
         self._most_trials = most_trials
@@ -122,9 +126,11 @@ class StudySearch(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return number and values of the next trial: one to resume, or else a new one.
 
-        FINISHED if nothing is left to run; None if the storage or a decision cannot be written, or
-        while the outcome of a running trial may let another one run.
+        FINISHED if nothing is left to run; None if all slots are taken, the storage or a decision
+        cannot be written, or while the outcome of a running trial may let another one run.
         """
+        if self._num_slots is not None and len(self._open) >= self._num_slots():
+            return None
         try:
             return self._suggest(trial_id)
         except OSError as error:  # of the rungs' log: the study's are waited for

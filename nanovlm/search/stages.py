@@ -45,7 +45,7 @@ from nanovlm.search.warm_start import learn_from
 
 _UNLIMITED_TRIALS = -1
 """Tune sets no limit: the searcher counts the trials, since Tune would count one that pauses and
-goes on twice."""
+goes on twice. It also counts the concurrent ones, whose number follows the cluster."""
 
 _MAX_LOST_RELAYS = 20
 """Tune restarts a trial whose actor was lost at most so often."""
@@ -188,6 +188,7 @@ class Search:
             self.plan.milestones,
             self.earlier.records,
             self._notify,
+            num_slots=pool.num_slots,
             most_trials=space.budget.trials,
             pauses=pauses,
         )
@@ -257,7 +258,7 @@ class Search:
         run_to_end(
             pool.broker,
             lambda: [self._job(run) for run in self._runs_to_confirm()],
-            pool.concurrency,
+            pool.num_slots,
         )
 
     def _job(self, run: ConfirmRun) -> Job:
@@ -304,7 +305,6 @@ class Search:
                 num_samples=_UNLIMITED_TRIALS,
                 search_alg=searcher,
                 scheduler=scheduler,
-                max_concurrent_trials=pool.concurrency,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(

@@ -32,6 +32,8 @@ class World:
     groups: list[Group] = field(default_factory=list)
     ghosts: list[Group] = field(default_factory=list)
     """Groups that were taken for dead and are not."""
+    lost: set[str] = field(default_factory=set)
+    """Names of groups that have ended, of which the driver has not heard."""
     states: dict[str, int] = field(default_factory=dict)
     """By trial: reports whose state is on the disk."""
     deaths: dict[str, int] = field(default_factory=dict)
@@ -142,20 +144,24 @@ class World:
             group = self.groups.pop(self.random.randrange(len(self.groups)))
             self.count_death(group)
             self.state.lose(group.name, "its controller has ended")
+            self.lost.add(group.name)
             if self.random.random() < 0.5:
                 self.ghosts.append(group)
 
     def stall(self) -> None:
         """All groups at work are silent for too long."""
-        self.now += self.state.stall_seconds() + 1
+        self.now += self.state.stalls.limit_seconds() + 1
         held = [group for group in self.groups if group.given and self.holds(group)]
-        for name in self.state.lose_stalled(self.now):
+        taken = self.state.take_lost(self.now)
+        assert self.lost <= set(taken), "a group that was lost is not ended"
+        for name in set(taken) - self.lost:
             (group,) = [group for group in held if group.name == name]
             assert group.given is not None
             trial = group.given.job.trial_id
             self.deaths[trial] = self.deaths.get(trial, 0) + 1
             self.groups.remove(group)
             self.ghosts.append(group)
+        self.lost.clear()
 
     def count_death(self, group: Group) -> None:
         if group.given is not None and self.holds(group):

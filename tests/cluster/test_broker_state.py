@@ -1,12 +1,7 @@
 """Which group works on which trial: single rules of the state."""
 
-from nanovlm.cluster.broker_state import (
-    FIRST_STALL_SECONDS,
-    LEAST_STALL_SECONDS,
-    MAX_STARTS,
-    STALL_FACTOR,
-    BrokerState,
-)
+from nanovlm.cluster.broker_state import MAX_STARTS, BrokerState
+from nanovlm.cluster.stalls import FIRST_STALL_SECONDS, LEAST_STALL_SECONDS, STALL_FACTOR
 from nanovlm.messages import Assignment, Decision, End, Leg, Notice, TrialRecord
 from tests.cluster.short_trials import ENDS, job, report, update
 from tests.records import make_record
@@ -73,17 +68,17 @@ def test_a_trial_that_kills_its_workers_is_given_up_unless_it_comes_further() ->
 def test_silence_is_measured_where_a_group_is_at_work() -> None:
     state = BrokerState()
     state.submit(job(0), 0.0)
-    assert state.stall_seconds() == FIRST_STALL_SECONDS
+    assert state.stalls.limit_seconds() == FIRST_STALL_SECONDS
     lease = take(state, "group-0", now=100.0).lease
     state.progress(lease, update(0), 190.0)
     state.report(lease, report(0), 1.0, 2.0, now=200.0)
-    assert state.stall_seconds() == STALL_FACTOR * 90.0
+    assert state.stalls.limit_seconds() == STALL_FACTOR * 90.0
     waited = 200.0 + 10 * FIRST_STALL_SECONDS
-    assert state.lose_stalled(waited) == []  # it waits for the search, which may take its time
+    assert state.take_lost(waited) == []  # it waits for the search, which may take its time
     state.decide("trial-0", 10, Decision.CONTINUE)
     assert state.decision(lease, 10, waited) is Decision.CONTINUE
-    assert state.lose_stalled(waited + 900.0) == []
-    assert state.lose_stalled(waited + 901.0) == ["group-0"]
+    assert state.take_lost(waited + 900.0) == []
+    assert state.take_lost(waited + 901.0) == ["group-0"]
     assert texts(state) == [
         "group-0: no sign of life for 15 minutes; trial-0 goes on from its last report in a free "
         "group"
@@ -95,8 +90,8 @@ def test_the_least_silence_and_a_given_one() -> None:
     for one in (state, given):
         one.submit(job(0), 0.0)
         one.report(take(one, "group-0").lease, report(0), 1.0, 2.0, now=1.0)
-    assert state.stall_seconds() == LEAST_STALL_SECONDS
-    assert given.stall_seconds() == 7.0
+    assert state.stalls.limit_seconds() == LEAST_STALL_SECONDS
+    assert given.stalls.limit_seconds() == 7.0
 
 
 def test_a_trial_that_the_search_gives_up_has_failed() -> None:

@@ -18,7 +18,7 @@ import ray
 from nanovlm.cluster.gauges import GAUGES, Gauges
 from nanovlm.cluster.ray_cluster import Cluster
 from nanovlm.cluster.relay import run_to_end
-from nanovlm.cluster.worker_group import opened_broker, worker_groups
+from nanovlm.cluster.worker_group import ClusterSetup, opened_broker, worker_groups
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import TrialResources
 from nanovlm.files import identifier
@@ -109,10 +109,10 @@ def test_the_dashboard_shows_the_run_under_its_name(ray_cluster: Cluster, tmp_pa
     pretending = functools.partial(worker_groups, run_trial=pretend)
     with (
         opened_broker("größe") as broker,
-        pretending(1, broker, TrialResources(), logs, is_own_cluster=False),
+        pretending(1, 1, broker, ClusterSetup(TrialResources(), logs, is_own_cluster=False)),
     ):
         threading.Thread(target=take_in_all_events, args=(broker,), daemon=True).start()
-        run_to_end(broker, lambda: [Job(trial_id="trial-0000", config=TrainConfig())], 1)
+        run_to_end(broker, lambda: [Job(trial_id="trial-0000", config=TrainConfig())], lambda: 1)
         with chromium() as browser:
             page = browser.new_page()
             sign_in(page, str(ray_cluster.dashboard_url))

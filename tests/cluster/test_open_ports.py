@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from nanovlm.cluster.ray_cluster import Cluster
-from nanovlm.cluster.worker_group import opened_broker, worker_groups
+from nanovlm.cluster.worker_group import ClusterSetup, opened_broker, worker_groups
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import TrialResources
 from nanovlm.messages import Job, TrialRecord
@@ -22,10 +22,10 @@ def test_nothing_listens_for_other_machines(ray_cluster: Cluster, tmp_path: Path
     logs = tmp_path / "logs"
     logs.mkdir()
     meeting = functools.partial(worker_groups, run_trial=meet)
-    two = TrialResources(workers=2)
+    setup = ClusterSetup(TrialResources(workers=2), logs, is_own_cluster=True)
     with (
         opened_broker("ports") as broker,
-        meeting(1, broker, two, logs, is_own_cluster=True),
+        meeting(1, None, broker, setup),
     ):
         submitted = broker.submit.remote(Job(trial_id="trial-0000", config=TrainConfig()))
         ray.get(submitted)

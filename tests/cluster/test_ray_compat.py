@@ -12,12 +12,30 @@ import pytest
 import ray
 from ray._private import services
 from ray._private import worker as ray_driver
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.exceptions import ActorDiedError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import (
+    ErroredState,
+    FinishedState,
+    RunningState,
+    ShuttingDownState,
+)
 from ray.train.v2._internal.execution.worker_group import RayTrainWorker, WorkerGroup
 from ray.train.v2._internal.state.state_actor import get_state_actor
 
 from nanovlm.cluster import ray_compat
 from nanovlm.cluster.ray_cluster import Cluster
+from nanovlm.errors import UserError
+from nanovlm.results import folder
+
+LOST = "a worker has ended"
 
 
 def test_where_ray_makes_its_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,12 +105,40 @@ def test_what_ray_prints_is_logged(
 def test_the_controller_calls_the_hook_and_workers_take_their_class_from_the_group() -> None:
     """Else groups that hang are never ended, and workers have no name in the dashboard."""
     methods = {name for name in vars(ray_compat.ControllerHook) if not name.startswith("_")}
-    assert methods == {"after_controller_start"} <= vars(ControllerCallback).keys()
+    assert methods == {"after_controller_start", "after_controller_state_update"}
+    assert methods <= vars(ControllerCallback).keys()
     assert WorkerGroup._worker_cls is RayTrainWorker
     assert "_worker_cls" in WorkerGroup._create_workers.__code__.co_names
     shown = ray_compat.shown_as("digits-group-0", RayTrainWorker)
     assert issubclass(shown, RayTrainWorker) and shown.__name__ == "RayTrainWorker"
     assert repr(object.__new__(shown)) == "digits-group-0"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (WorkerGroupError("", {0: WorkerHealthCheckFailedError("", ActorDiedError())}), LOST),
+        (WorkerGroupError("", {0: WorkerHealthCheckTimeoutError("")}), LOST),
+        (
+            WorkerGroupError("", {0: WorkerHealthCheckTimeoutError(""), 1: UserError("no data")}),
+            "no data",
+        ),
+        (ControllerError(WorkerGroupStartupTimeoutError(1)), ray_compat.NO_ROOM),
+        (ControllerError(OSError("x\ny")), "its workers could not start (x)"),
+    ],
+)
+def test_why_a_group_ends(error: Any, reason: str) -> None:
+    """Else the terminal shows pages of Ray's logs, or blames a node that was lost."""
+    said = list[str]()
+    hook = ray_compat.ControllerHook("run", print, said.append)
+    hook.after_controller_state_update(RunningState(), ShuttingDownState(FinishedState()))
+    hook.after_controller_state_update(RunningState(), ShuttingDownState(ErroredState(error)))
+    assert said == [reason]
+
+
+def test_how_a_program_knows_that_it_is_a_job() -> None:
+    """Else its results go where Ray removes them."""
+    assert folder.IN_RAY_JOB == RAY_JOB_CONFIG_JSON_ENV_VAR
 
 
 def test_records_of_runs_that_a_user_has_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,8 +150,9 @@ def test_records_of_runs_that_a_user_has_switched_off(monkeypatch: pytest.Monkey
 @pytest.mark.ray
 def test_what_is_free_on_the_nodes(ray_cluster: Cluster) -> None:
     """Else too many trials start, and wait for each other for ever."""
-    (node,) = ray_compat.free_resources()
-    assert 0 < node["CPU"] <= ray.cluster_resources()["CPU"]
+    ((node, free),) = ray_compat.free_resources().items()
+    assert 0 < free["CPU"] <= ray.cluster_resources()["CPU"]
+    assert ray.nodes()[0]["Labels"]["ray.io/node-id"] == node
 
 
 @pytest.mark.ray

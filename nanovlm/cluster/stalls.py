@@ -1,0 +1,47 @@
+"""Which worker groups have been silent for too long, so that they count as lost."""
+
+STALL_FACTOR = 10
+"""A group is lost after so many times the longest silence of any group at work."""
+LEAST_STALL_SECONDS = 300.0
+FIRST_STALL_SECONDS = 1800.0
+"""The least while no trial has reported: downloads and the first compilation may take long."""
+
+
+class StallDetector:
+    """Keeps when each group at work gave its last sign of life; its clock only goes forward."""
+
+    def __init__(self, limit_seconds: float | None = None) -> None:
+        """
+        Args:
+            limit_seconds: the silence after which a group is lost; None: see `limit_seconds`.
+        """
+        self._given = limit_seconds
+        self._heard_at: dict[str, float] = {}  # by group at work
+        self._longest_silence = 0.0
+        self.has_report = False
+        """Whether any trial has reported."""
+
+    def limit_seconds(self) -> float:
+        """Return the silence after which a group at work is lost."""
+        if self._given is not None:
+            return self._given
+        least = LEAST_STALL_SECONDS if self.has_report else FIRST_STALL_SECONDS
+        return max(least, STALL_FACTOR * self._longest_silence)
+
+    def reset(self, group: str, now: float) -> None:
+        """Count the silence of the group from now on, whatever it was before."""
+        self._heard_at[group] = now
+
+    def hear(self, group: str, now: float) -> None:
+        """Take in a sign of life of a group that was free to give one before."""
+        self._longest_silence = max(self._longest_silence, now - self._heard_at[group])
+        self._heard_at[group] = now
+
+    def forget(self, group: str) -> None:
+        """The group is not at work any more."""
+        del self._heard_at[group]
+
+    def silent_groups(self, now: float) -> list[str]:
+        """Return the groups that have been silent for too long."""
+        limit = self.limit_seconds()
+        return [group for group, heard_at in self._heard_at.items() if now - heard_at > limit]
