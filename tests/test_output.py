@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from nanovlm.cluster.ray_cluster import Cluster
 from nanovlm.cluster.recorder import Recorder
 from nanovlm.config.search_settings import Objective
 from nanovlm.messages import ProgressUpdate, TrialRecord
@@ -97,7 +98,7 @@ def test_a_search_is_recorded_though_nobody_reads_what_it_prints(
         name_results(folder)
         with SearchDisplay(make_console()) as display:
             recorder = Recorder(store, search_start(folder), [display])
-            recorder.begin(None, True, 1)
+            recorder.begin(Cluster(None, True, "own Ray cluster"), 1)
             read = os.read(reader, 100_000)
             os.close(reader)
             for event in events:

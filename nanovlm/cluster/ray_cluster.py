@@ -8,7 +8,6 @@ import functools
 import math
 import os
 import shutil
-import socket
 import stat
 import sys
 import threading
@@ -21,10 +20,18 @@ from typing import Any, TypeVar
 import ray
 
 from nanovlm import process
+from nanovlm.cluster.joining import (
+    ExistingCluster,
+    admission,
+    describe_nodes,
+    explain_failure,
+    token_file,
+)
 from nanovlm.cluster.ray_compat import (
+    auth_mode_kept,
     first_line,
     free_resources,
-    resolve_address,
+    on_loopback,
     temporary_folder,
 )
 from nanovlm.config.search_settings import TrialResources
@@ -52,11 +59,13 @@ class Cluster:
     dashboard_url: str | None
     is_own: bool
     """Started by this program, and ended with it."""
+    description: str
+    """Which cluster it is, for the user."""
 
 
 @contextlib.contextmanager
 def connect(address: str | None) -> Iterator[Cluster]:
-    """Join the cluster at `address` (`auto`: the one on this machine), or start one if None.
+    """Join the cluster at `address` (`auto`: the user's on this machine), or start one if None.
 
     As for Ray's own tools, the environment variable RAY_ADDRESS counts where `address` is None. Ray
     sets it for the programs of its jobs.
@@ -73,10 +82,11 @@ def connect(address: str | None) -> Iterator[Cluster]:
         yield _connected_before(address)
         return
     address = address or address_of_environment()
-    with RayThread() as thread:
+    admitted = contextlib.nullcontext() if address is None else admission(address)
+    with auth_mode_kept(), admitted as existing, RayThread() as thread:
+        start = start_ray if existing is None else functools.partial(join_ray, existing)
         try:
-            url = thread.run(lambda: start_ray(address)).dashboard_url
-            yield Cluster(dashboard_url=f"http://{url}" if url else None, is_own=address is None)
+            yield thread.run(start)
         finally:
             thread.run(ray.shutdown)
 
@@ -100,7 +110,8 @@ def _connected_before(address: str | None) -> Cluster:
             f"{address!r} too; `ray.shutdown()` leaves it"
         )
     dashboard = ray.init(ignore_reinit_error=True).dashboard_url  # changes nothing
-    return Cluster(dashboard_url=f"http://{dashboard}" if dashboard else None, is_own=False)
+    description = f"Ray cluster of this process at {present}: {describe_nodes()}"
+    return Cluster(_url(dashboard), is_own=False, description=description)
 
 
 def num_fitting(resources: TrialResources, excluded: Collection[str] = ()) -> int:
@@ -156,7 +167,8 @@ def _need_of_worker(resources: TrialResources) -> dict[str, float]:
     return {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
 
 
-_CONNECT_SECONDS = 5
+_QUIET: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+"""What Ray logs goes where `logs.py` has it."""
 
 _SOCKET = "session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
 """The longest socket of Ray below its folder."""
@@ -168,33 +180,36 @@ _FREE_BYTES = 200 * 2**20
 _ELSEWHERE = "RAY_TMPDIR=FOLDER has Ray use another folder"
 
 
-def start_ray(address: str | None) -> Any:
-    """Start a cluster, or join the one at `address`; return the result of `ray.init`.
+def start_ray() -> Cluster:
+    """Start a cluster that listens on this machine alone.
 
     Raises:
         UserError: with the reason and what helps.
     """
-    if address:
-        _check_reachable(address)
-    else:
-        _check_temporary_folder(temporary_folder())
+    _check_temporary_folder(temporary_folder())
     try:
-        return ray.init(
-            address=address or "local",
-            include_dashboard=None if address else True,
-            log_to_driver=False,
-            configure_logging=False,  # see logs.py
-        )
+        with on_loopback():
+            context = ray.init(address="local", include_dashboard=True, **_QUIET)
     except Exception as error:
-        raise UserError(_explain_join(address, error) if address else _explain(error)) from error
+        raise UserError(_explain(error)) from error
+    return Cluster(_url(context.dashboard_url), is_own=True, description="own Ray cluster")
 
 
-def _check_reachable(address: str) -> None:
-    """Raise UserError if nothing listens at `address`."""
+def join_ray(cluster: ExistingCluster) -> Cluster:
+    """Join a cluster that admits this program.
+
+    Raises:
+        UserError: with the reason and what helps.
+    """
     try:
-        socket.create_connection(resolve_address(address), timeout=_CONNECT_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise UserError(f"--address: no Ray cluster answers at {address!r}: {error}") from None
+        context = ray.init(address=cluster.address, **_QUIET)
+    except Exception as error:
+        raise UserError(explain_failure(cluster.address, error)) from error
+    return Cluster(_url(context.dashboard_url), is_own=False, description=cluster.describe())
+
+
+def _url(dashboard: str | None) -> str | None:
+    return f"http://{dashboard}" if dashboard else None
 
 
 def _check_temporary_folder(folder: Path) -> None:
@@ -230,19 +245,6 @@ def _explain(error: Exception) -> str:
     if "object store" in reason:
         help = "make /dev/shm larger (docker run --shm-size=4g), or free memory"
     return f"Ray cannot be started: {reason}; {help}"
-
-
-def _explain_join(address: str, error: Exception) -> str:
-    if "mismatch" in str(error):
-        detail = " ".join(str(error).split())
-        return (
-            f"--address: the Ray cluster at {address!r} is of another version, and all machines "
-            f"need the same packages: {detail}"
-        )
-    return (
-        f"--address: no Ray cluster answers at {address!r}: {first_line(error)}. For a cluster "
-        "that asks for a token, set RAY_AUTH_MODE=token and have the token in ~/.ray/auth_token"
-    )
 
 
 T = TypeVar("T")
@@ -298,8 +300,7 @@ class AuthTokenGuard(Observer):
         return self._notes
 
     def begin(self, start: RunStart) -> None:
-        given = os.environ.get("RAY_AUTH_TOKEN_PATH")
-        path = Path(given) if given else Path.home() / ".ray" / "auth_token"
+        path = token_file()
         if not start.is_own_cluster or not path.is_file():
             return
         status = path.stat()

@@ -6,17 +6,27 @@ For each, a test in `tests/cluster/test_ray_compat.py` names what breaks when Ra
 import contextlib
 import logging
 import os
+import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
+import psutil
 import ray
 from ray._common.utils import get_default_ray_temp_dir
-from ray._private import services
+from ray._private import ray_constants
 from ray._private import worker as ray_driver
+from ray._private.grpc_utils import init_grpc_channel
 from ray._private.state import available_resources_per_node
-from ray.exceptions import RpcError
+from ray._private.utils import read_ray_address
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+from ray.exceptions import AuthenticationError, RpcError
 from ray.train import ControllerError
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _setup_torch_process_group, _TorchBackend
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
@@ -27,6 +37,8 @@ from ray.train.v2._internal.execution.controller.state import ErroredState
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
 
+from nanovlm.errors import UserError
+
 NO_ROOM = "its place on the cluster was taken meanwhile"
 
 
@@ -35,14 +47,100 @@ def temporary_folder() -> Path:
     return Path(get_default_ray_temp_dir())
 
 
-def resolve_address(address: str) -> tuple[str, int]:
-    """Return host and port of the cluster at `address`, which may be `auto`.
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Have Ray, here and in processes that are started, take this machine for 127.0.0.1, as it does
+    by itself on macOS.
 
-    Raises:
-        OSError, ValueError: there is no such cluster, or it is no address.
+    All that it starts meanwhile listens there alone; by default it listens on all interfaces.
     """
-    host, _, port = services.canonicalize_bootstrap_address_or_die(address).rpartition(":")
-    return host, int(port)
+    variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before, given = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(variable)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ[variable] = "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        os.environ.pop(variable)
+        if given is not None:
+            os.environ[variable] = given
+
+
+@dataclass(frozen=True)
+class LocalNode:
+    """A node of a cluster that runs on this machine."""
+
+    cluster: str
+    """HOST:PORT of its cluster."""
+    user_id: int
+
+
+def local_nodes() -> list[LocalNode]:
+    """Return the nodes on this machine, those of other users too."""
+    nodes = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            command = process.cmdline()
+            if command and Path(command[0]).name == "raylet":
+                options = dict(word.partition("=")[::2] for word in command[1:])
+                nodes.append(LocalNode(options["--gcs-address"], process.uids().real))
+    return nodes
+
+
+def last_started_cluster() -> str | None:
+    """Return HOST:PORT of the cluster to which the last `ray start` on this machine belonged."""
+    address: str | None = read_ray_address(None)
+    return address
+
+
+_AUTH_MODE = "RAY_AUTH_MODE"
+
+
+def set_auth_mode(mode: str | None) -> None:
+    """Have Ray ask for and send tokens (`token`), neither (`disabled`), or choose (None)."""
+    if mode is None:
+        os.environ.pop(_AUTH_MODE, None)
+    else:
+        os.environ[_AUTH_MODE] = mode
+    Config.initialize("")  # reads the environment again
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def auth_mode_kept() -> Iterator[None]:
+    """Set the mode of authentication again afterwards: Ray changes it."""
+    before = os.environ.get(_AUTH_MODE)
+    try:
+        yield
+    finally:
+        set_auth_mode(before)
+
+
+def has_token() -> bool:
+    """Return whether there is a token. Raises UserError if what should hold it does not."""
+    try:
+        return bool(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
+    except AuthenticationError as error:
+        raise UserError(first_line(error)) from None
+
+
+def answer_of(address: str, seconds: float) -> str:
+    """Ask a cluster for its id, with the token in the mode `token`; return the status of gRPC, such
+    as `OK` and `UNAUTHENTICATED`.
+
+    Ray itself asks for 20 s or more, and prints a line every second.
+    """
+    channel = init_grpc_channel(address, [("grpc.enable_http_proxy", 0)])
+    stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+    try:
+        request = gcs_service_pb2.GetClusterIdRequest()  # type: ignore[attr-defined]
+        stub.GetClusterId(request, timeout=seconds)
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    finally:
+        channel.close()
+    return "OK"
 
 
 def free_resources() -> dict[str, dict[str, float]]:
@@ -131,6 +229,52 @@ def first_line(error: BaseException) -> str:
 def shown_as(name: str, actor_class: type[Any]) -> Any:
     """Return the class of an actor that Ray's dashboard shows under a name."""
     return type(actor_class.__name__, (actor_class,), {"__repr__": lambda self: name})
+
+
+class OneMachine(TorchConfig):
+    """Has the workers of a trial, which are all on this machine, meet without an open port.
+
+    By default they meet through a TCP store of torch, which listens on all interfaces.
+    """
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _OneMachineBackend
+
+
+class _OneMachineBackend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        num_workers = len(worker_group)
+        if num_workers == 1:
+            return  # it has nobody to meet
+        is_gpu = worker_group.get_resources_per_worker().get("GPU", 0) > 0
+        session = temporary_folder() / ray.get_runtime_context().get_session_name()
+        store = f"file://{session}/{uuid.uuid4().hex}"
+        worker_group.execute(_talk_on_loopback)
+        setups = [
+            worker_group.execute_single_async(
+                rank,
+                _setup_torch_process_group,
+                backend="nccl" if is_gpu else "gloo",
+                world_rank=rank,
+                world_size=num_workers,
+                init_method=store,
+                timeout_s=backend_config.timeout_s,
+            )
+            for rank in range(num_workers)
+        ]
+        ray.get(setups)
+
+
+def _talk_on_loopback() -> None:
+    """Have this worker's messages to the others go through the loopback interface."""
+    loopback = next(
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if any(each.address == "127.0.0.1" for each in addresses)
+    )
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(variable, loopback)
 
 
 def start_run_records() -> None:

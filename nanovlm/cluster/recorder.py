@@ -13,7 +13,7 @@ from nanovlm import process
 from nanovlm.cluster.broker_state import Event
 from nanovlm.cluster.gauges import Gauges
 from nanovlm.cluster.logs import DRIVER_LOG
-from nanovlm.cluster.ray_cluster import AuthTokenGuard
+from nanovlm.cluster.ray_cluster import AuthTokenGuard, Cluster
 from nanovlm.cluster.worker_pool import INTERRUPTED
 from nanovlm.config.sources import config_values
 from nanovlm.config.yaml_text import write_yaml
@@ -74,7 +74,7 @@ class Recorder:
         self.has_begun = False
         """Whether the cluster was there and the observers have begun."""
 
-    def begin(self, dashboard_url: str | None, is_own_cluster: bool, concurrency: int) -> None:
+    def begin(self, cluster: Cluster, concurrency: int) -> None:
         """The cluster is there. A second call, for the confirming runs, changes nothing."""
         if self.has_begun:
             return
@@ -88,8 +88,9 @@ class Recorder:
         self._store.write_json(DATA_FILE, start.data)
         start = replace(
             start,
-            dashboard_url=dashboard_url,
-            is_own_cluster=is_own_cluster,
+            cluster=cluster.description,
+            dashboard_url=cluster.dashboard_url,
+            is_own_cluster=cluster.is_own,
             concurrency=concurrency,
         )
         self._audience.call(lambda observer: observer.begin(start))

@@ -33,6 +33,7 @@ from nanovlm.cluster.ray_cluster import describe_shortage, num_fitting
 from nanovlm.cluster.ray_compat import (
     NO_ROOM,
     ControllerHook,
+    OneMachine,
     describe_failure,
     start_run_records,
 )
@@ -255,8 +256,9 @@ class RayWorkerGroups:
 
 
 def _make_trainer(
-    settings: WorkerSettings, resources: TrialResources, unfit: Collection[str]
+    settings: WorkerSettings, setup: ClusterSetup, unfit: Collection[str]
 ) -> TorchTrainer:
+    resources = setup.resources
     per_worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     scaling = ScalingConfig(  # type: ignore[call-arg]  # Ray's types are of its older class
         num_workers=resources.workers,
@@ -274,6 +276,7 @@ def _make_trainer(
     )
     return TorchTrainer(
         functools.partial(serve_trials, settings),
+        torch_config=OneMachine() if setup.is_own_cluster else None,
         scaling_config=scaling,
         run_config=RunConfig(
             name=run_name,
@@ -335,7 +338,7 @@ def worker_groups(
 
     def run_group(name: str, unfit: Collection[str], files: FileAccess | None) -> None:
         settings = WorkerSettings(name, broker, str(setup.log_dir), run_trial, files)
-        _make_trainer(settings, setup.resources, unfit).fit()
+        _make_trainer(settings, setup, unfit).fit()
 
     with served_files(setup.log_dir.parent, setup.is_own_cluster) as files:
         run = functools.partial(run_group, files=files)

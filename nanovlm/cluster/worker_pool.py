@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 
 from nanovlm import process
 from nanovlm.cluster.broker_state import Event
-from nanovlm.cluster.ray_cluster import connect, num_concurrent_trials
+from nanovlm.cluster.ray_cluster import Cluster, connect, num_concurrent_trials
 from nanovlm.cluster.ray_compat import head_answers
 from nanovlm.cluster.worker_group import (
     ClusterSetup,
@@ -43,9 +43,8 @@ _SECONDS_BETWEEN_PINGS = 3.0
 _HEAD_SILENCE_SECONDS = 40.0
 """After which the head is lost. Ray would end this process after 60 s, without a word."""
 
-OnStart = Callable[[str | None, bool, int], None]
-"""Called before any trial with the dashboard's URL, whether the cluster was started here, and the
-number of trials that run at the same time."""
+OnStart = Callable[[Cluster, int], None]
+"""Called before any trial with the cluster and the number of trials that run at the same time."""
 
 OnEvent = Callable[[Event], None]
 """Called in another thread with a trial's record whenever it changes, with its progress updates and
@@ -155,7 +154,7 @@ def worker_pool(
         most = min((limit for limit in limits if limit is not None), default=None)
         asks = concurrency is not None and not cluster.is_own
         setup = ClusterSetup(resources, folder / LOGS_DIR, cluster.is_own, asks_for_nodes=asks)
-        on_start(cluster.dashboard_url, cluster.is_own, max(1, first))
+        on_start(cluster, max(1, first))
         with (
             opened_broker(folder.name, stall_seconds) as broker,
             _events_passed_on(broker, on_event, switch) as flush_events,

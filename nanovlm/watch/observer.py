@@ -33,6 +33,8 @@ class RunStart:
     """The content of `data.json`."""
     description: str = ""
     """What is searched, in a few lines."""
+    cluster: str = "own Ray cluster"
+    """Which one it is, in words."""
     dashboard_url: str | None = None
     """Of Ray."""
     is_own_cluster: bool = True

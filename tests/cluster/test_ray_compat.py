@@ -1,12 +1,16 @@
 """The private parts of Ray that the program uses: each test names what breaks when Ray changes."""
 
 import logging
+import os
+import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray._private import services
 from ray._private import worker as ray_driver
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import ActorDiedError
@@ -43,12 +47,30 @@ def test_where_ray_makes_its_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(ray_compat.temporary_folder()) == "/tmp/here/ray"
 
 
-def test_an_address_has_a_host_and_a_port() -> None:
-    """Else `--address` waits for minutes for a cluster that is not there."""
-    assert ray_compat.resolve_address("10.0.0.1:6379") == ("10.0.0.1", 6379)
-    for wrong in ("10.0.0.1", "10.0.0.1:port"):
-        with pytest.raises((OSError, ValueError)):
-            ray_compat.resolve_address(wrong)
+def test_own_clusters_are_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all ports of a cluster of its own are open to other machines."""
+    monkeypatch.setattr(ray_driver, "_global_node", None)
+    monkeypatch.setattr(services, "node_ip_address_from_perspective", lambda address: "10.0.0.1")
+    with ray_compat.on_loopback():
+        assert ray.util.get_node_ip_address() == "127.0.0.1"
+    if sys.platform == "linux":
+        assert ray.util.get_node_ip_address() == "10.0.0.1"
+
+
+@pytest.mark.ray
+def test_the_nodes_of_this_machine(ray_cluster: Cluster) -> None:
+    """Else `--address auto` finds no cluster, or that of another user."""
+    present = ray.get_runtime_context().gcs_address
+    assert ray_compat.LocalNode(present, os.getuid()) in ray_compat.local_nodes()
+
+
+def test_the_cluster_of_the_last_ray_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else `--address auto` cannot choose among several."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert ray_compat.last_started_cluster() is None
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("10.0.0.1:6379")
+    assert ray_compat.last_started_cluster() == "10.0.0.1:6379"
 
 
 class Subscriber:

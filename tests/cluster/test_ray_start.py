@@ -29,7 +29,7 @@ def test_a_folder_that_ray_cannot_use(
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv(variable, folder)
     with pytest.raises(UserError) as refused:
-        start_ray(None)
+        start_ray()
     assert message in str(refused.value) and "RAY_TMPDIR=" in str(refused.value)
 
 
@@ -49,7 +49,7 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     monkeypatch.setattr(ray_cluster, "_FREE_BYTES", 10**18)
     with pytest.raises(UserError, match=r"needs 1000000000000 MB for its logs in /tmp/ray, where"):
-        start_ray(None)
+        start_ray()
 
 
 @pytest.mark.parametrize(
@@ -72,16 +72,6 @@ def test_what_ray_raises_is_told_with_what_helps(
     message = ray_cluster._explain(error)
     assert message.startswith("Ray cannot be started: ") and said in message
     assert "\n" not in message
-
-
-def test_a_cluster_of_another_version() -> None:
-    mismatch = "Version mismatch: The cluster was started with:\n    Ray: 2.1\n    Python: 3.9"
-    message = ray_cluster._explain_join("10.0.0.1:6379", RuntimeError(mismatch))
-    assert message == (
-        "--address: the Ray cluster at '10.0.0.1:6379' is of another version, and all machines "
-        "need the same packages: Version mismatch: The cluster was started with: Ray: 2.1 "
-        "Python: 3.9"
-    )
 
 
 @pytest.mark.slow

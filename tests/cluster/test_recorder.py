@@ -9,6 +9,7 @@ import pytest
 
 from nanovlm.cluster.broker_state import Event
 from nanovlm.cluster.logs import DRIVER_LOG, logged_to
+from nanovlm.cluster.ray_cluster import Cluster
 from nanovlm.cluster.recorder import Recorder, RunOutcome
 from nanovlm.cluster.worker_pool import INTERRUPTED
 from nanovlm.config.search_settings import Objective
@@ -102,8 +103,10 @@ def record_run(
     store = ResultsStore(folder, Objective(metric="mmstar_accuracy", mode="max"), 0.0)
     with store.opened(resume=False), logged_to(folder / "logs"):
         recorder = Recorder(store, start, [*before, witness])
-        recorder.begin("http://127.0.0.1:8265", True, 3)
-        recorder.begin("http://127.0.0.1:8265", True, 3)  # for the runs that confirm
+        recorder.begin(Cluster("http://127.0.0.1:8265", True, "own Ray cluster"), 3)
+        recorder.begin(
+            Cluster("http://127.0.0.1:8265", True, "own Ray cluster"), 3
+        )  # for the runs that confirm
         for event in events:
             recorder.take(event)
         recorder.end(ended_by)
@@ -200,7 +203,7 @@ def test_an_error_is_told_and_goes_on(tmp_path: Path) -> None:
     with store.opened(resume=False):
         recorder = Recorder(store, search_start(folder), [witness])
         with pytest.raises(RuntimeError), recorder.errors_recorded():
-            recorder.begin(None, True, 1)
+            recorder.begin(Cluster(None, True, "own Ray cluster"), 1)
             raise RuntimeError("all worker groups have ended")
     assert witness.told[-1] == ("end", "an error: all worker groups have ended", True)
 
@@ -213,7 +216,7 @@ def test_a_run_that_has_failed_names_the_folder_that_it_got(tmp_path: Path) -> N
     with store.opened(resume=False):
         recorder = Recorder(store, search_start(store.folder), [])
         with pytest.raises(RunFailed) as failed, recorder.errors_recorded():
-            recorder.begin(None, True, 1)
+            recorder.begin(Cluster(None, True, "own Ray cluster"), 1)
             raise RunFailed("the disk is full")
     assert failed.value.folder == tmp_path / "digits-2"
 

@@ -331,7 +331,7 @@ def _header(start: RunStart) -> str:
         f"searched: {searched}; objective: {judged}; "
         f"budget: {describe_budget(space.budget)}; {start.concurrency} at once",
         f"results: {start.folder}",
-        describe_cluster(start.dashboard_url, start.is_own_cluster),
+        describe_cluster(start.cluster, start.dashboard_url),
         describe_data(start.data),
     ]
     return "\n".join(lines)

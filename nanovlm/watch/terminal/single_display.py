@@ -43,7 +43,7 @@ class SingleDisplay(RunDisplay):
 
     def begin(self, start: RunStart) -> None:
         self._folder = start.folder
-        cluster = describe_cluster(start.dashboard_url, start.is_own_cluster)
+        cluster = describe_cluster(start.cluster, start.dashboard_url)
         self._console.print(
             f"{cluster}\nresults: {start.folder}\n{describe_data(start.data)}", **PLAIN
         )

@@ -31,11 +31,10 @@ def describe_data(data: Mapping[str, Any]) -> str:
     return f"{line}; left out: {', '.join(left_out)} (data.json)" if left_out else line
 
 
-def describe_cluster(dashboard_url: str | None, is_own: bool) -> str:
+def describe_cluster(cluster: str, dashboard_url: str | None) -> str:
     """Return the line on the Ray cluster and its dashboard."""
-    kind = "own Ray cluster" if is_own else "joined Ray cluster"
     address = f"dashboard: {dashboard_url} (token: `ray get-auth-token`)"
-    return f"{kind}, {address if dashboard_url else 'without a dashboard'}"
+    return f"{cluster}, {address if dashboard_url else 'without a dashboard'}"
 
 
 def describe_milestones(records: Iterable[TrialRecord], milestones: Sequence[int]) -> str:
