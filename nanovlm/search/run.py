@@ -24,6 +24,7 @@ from nanovlm.results.folder import (
 )
 from nanovlm.results.pareto import choose, describe_choice
 from nanovlm.results.read import LOGS_DIR, SPACE_FILE
+from nanovlm.results.remote import is_uri
 from nanovlm.results.write import ResultsStore
 from nanovlm.search.confirm import plan_confirmation
 from nanovlm.search.disk import check_disk, disk_peak, max_paused_states
@@ -63,6 +64,8 @@ def run_search(
     if not isinstance(space, SearchSpace):
         space = load_space(user_path(space))
     default_name = space.name if folder is None else None
+    if is_uri(str(folder)):
+        raise UserError(f"folder: must be a local path here, got {folder}; run_search.py takes it")
     folder = (
         choose_folder(Path("results"), None, space.name) if folder is None else user_path(folder)
     )
