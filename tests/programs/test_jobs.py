@@ -62,8 +62,8 @@ def test_a_job_is_left_stopped_and_goes_on(cluster: tuple[Raylets, str], tmp_pat
     assert said.rstrip().endswith(f"ray {look}")
 
     ray = str(PYTHON.with_name("ray"))
-    following = start_command(ray, *look.split(), cwd=tmp_path, **environment)
-    stopping = start_command(ray, *end.split(), cwd=tmp_path, **environment)
+    following = start_command(ray, *look.split(), cwd=tmp_path, **raylets.environment)
+    stopping = start_command(ray, *end.split(), cwd=tmp_path, **raylets.environment)
     assert "was stopped" in output_of(stopping)
     assert "interrupted; to go on:" in output_of(following)
     num_before = len(read_records(trials.parent))
