@@ -52,10 +52,16 @@ def run_program(main: Callable[[], int]) -> None:
 def show_outcome(console: Console, folder: Path, run: Callable[[], "RunOutcome"]) -> int:
     """Run a search or a single run; print its notes and how to resume it; return the exit code."""
     process.name_results(folder)
+
+    def show_failure(error: Exception) -> None:
+        failed_in = error.folder if isinstance(error, RunFailed) else None
+        console.print(f"\n{how_to_go_on(failed_in or folder)}", **PLAIN)
+
     try:
-        outcome = run()
+        with process.on_abandon(show_failure):
+            outcome = run()
     except RunFailed as failed:
-        console.print(f"\n{how_to_go_on(failed.folder or folder)}", **PLAIN)
+        show_failure(failed)
         raise
     for note in outcome.notes:
         console.print(f"note: {note}", style="yellow", **PLAIN)
@@ -68,14 +74,14 @@ def show_outcome(console: Console, folder: Path, run: Callable[[], "RunOutcome"]
 
 def _run(main: Callable[[], int]) -> int:
     try:
-        return main()
+        with process.on_abandon(_show_error):
+            return main()
     except UserError as error:
         sys.stdout.flush()
         sys.stderr.writelines(f"error: {hide_passwords(message)}\n" for message in error.messages)
         return WRONG_INPUT
     except RunFailed as error:
-        sys.stdout.flush()
-        sys.stderr.write(f"error: {hide_passwords(str(error))}\n")
+        _show_error(error)
         return INTERRUPTED if process.was_interrupted() else FAILED
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
@@ -89,6 +95,11 @@ def _run(main: Callable[[], int]) -> int:
         what = f"{type(error).__name__}: {error}"
         sys.stderr.write(f"\ninterrupted; and while it ended: {what}\n")
         return INTERRUPTED
+
+
+def _show_error(error: Exception) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {hide_passwords(str(error))}\n")
 
 
 def make_parser(description: str | None, examples: str) -> argparse.ArgumentParser:

@@ -51,7 +51,8 @@ class Node:
 
     def processes(self, title: str = "") -> list[psutil.Process]:
         """Return its processes whose title has this part, such as WORKER; all if it is empty."""
-        return [p for p in session_processes(self.session) if title in "".join(p.info["cmdline"])]
+        found = session_processes(self.session)
+        return [p for p in found if title in "".join(p.info["cmdline"] or [])]
 
     def is_alive(self) -> bool:
         return self.processes("/raylet/raylet") != []

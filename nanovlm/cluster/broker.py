@@ -13,7 +13,7 @@ written it to the results folder, so no decision rests on what a crash could los
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -32,6 +32,11 @@ from nanovlm.messages import (
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 60.0
+SECONDS_BETWEEN_UPDATES = 0.2
+
+_Concern = int | str | None
+"""What a call waits for news of: a lease, a trial by its id, or one of these."""
+_ANY, _CLOSED = "anything", "the close"
 
 
 @dataclass
@@ -51,38 +56,67 @@ class GroupParts:
 class Broker:
     """An asyncio actor; `ray.remote(Broker)`. Each wait is one pending call, nothing polls.
 
-    Methods named as those of `BrokerState` do the same and wake everyone who waits.
+    Methods named as those of `BrokerState` do the same and wake the calls that it concerns, and no
+    others: hundreds of groups wait at the same time.
     """
 
     def __init__(self, stall_seconds: float | None = None) -> None:
         self._state = BrokerState(stall_seconds)
-        self._calls: dict[str, object] = {}  # worker group -> its latest call of next_job
+        self._waiting: dict[str, asyncio.Future[Assignment | Order]] = {}
+        """Calls of next_job, by worker group, in their order; none waits while a job is queued."""
+        self._have_asked: set[str] = set()  # worker groups, for a job
+        self._sleepers: dict[_Concern, list[asyncio.Future[None]]] = {}  # all other calls
+        self._taken: list[str] = []  # ids of the trials whose records were last passed on
         self._parts: dict[str, GroupParts] = {}  # by worker group
+        self._passing_on: asyncio.TimerHandle | None = None  # progress updates, to the driver
         self._finished = False
         self._is_followed = False  # the driver waits in next_events, done with all before it
-        self._changed = asyncio.Condition()
 
-    async def _change(self, change: Callable[[], T]) -> T:
-        """Change something and wake everyone who waits for it."""
-        async with self._changed:
-            result = change()
-            self._changed.notify_all()
+    def _change(self, change: Callable[[], T]) -> T:
+        """Change something, hand out the jobs that are queued now and wake whom it concerns."""
+        result = change()
+        while self._waiting and (given := self._job_for(group := next(iter(self._waiting)))):
+            self._answer(group, given)
+        self._wake(*self._sleepers if self._state.is_closed else (*self._state.answered, _ANY))
+        self._state.answered.clear()
         return result
 
-    async def _wait_for(self, ask: Callable[[], T | None]) -> T:
+    def _job_for(self, group: str) -> Assignment | Order | None:
+        if self._state.is_closed or self._state.is_lost(group):
+            return Order.SHUTDOWN
+        return self._state.next_job(group, time.monotonic())
+
+    def _answer(self, group: str, given: Assignment | Order) -> None:
+        """End a group's call of next_job, if there is one."""
+        call = self._waiting.pop(group, None)
+        if call is not None and not call.done():
+            call.set_result(given)
+
+    async def _wait_for(self, concern: _Concern, ask: Callable[[], T | None]) -> T:
         """Return the first answer that is not None."""
-        async with self._changed:
-            while (answer := ask()) is None:
-                await self._changed.wait()
+        while (answer := ask()) is None:
+            await self._sleep(concern)
         return answer
+
+    async def _sleep(self, concern: _Concern) -> None:
+        """Return when something has changed that concerns the caller."""
+        sleeper = asyncio.get_running_loop().create_future()
+        self._sleepers.setdefault(concern, []).append(sleeper)
+        await sleeper
+
+    def _wake(self, *concerns: _Concern) -> None:
+        for concern in concerns:
+            for sleeper in self._sleepers.pop(concern, ()):
+                if not sleeper.done():
+                    sleeper.set_result(None)
 
     # ------------------------------------------------------------------ the search's side
 
     async def submit(self, job: Job) -> int:
-        return await self._change(lambda: self._state.submit(job, time.time()))
+        return self._change(lambda: self._state.submit(job, time.time()))
 
     async def take_up(self, job: Job, record: TrialRecord) -> None:
-        await self._change(lambda: self._state.take_up(job, record))
+        self._change(lambda: self._state.take_up(job, record))
 
     async def next_report(self, trial_id: str, index: int) -> Report | TrialRecord:
         """Return the trial's report number `index`, or its record if it ended before that.
@@ -90,18 +124,18 @@ class Broker:
         Waits until it is in the results folder. After `close` an unfinished trial returns its
         record as it is.
         """
-        return await self._wait_for(lambda: self._state.answer(trial_id, index))
+        return await self._wait_for(trial_id, lambda: self._state.answer(trial_id, index))
 
     async def decide(
         self, trial_id: str, samples_seen: int, decision: Decision, reason: str | None = None
     ) -> None:
-        await self._change(lambda: self._state.decide(trial_id, samples_seen, decision, reason))
+        self._change(lambda: self._state.decide(trial_id, samples_seen, decision, reason))
 
     async def give_up(self, reason: str) -> None:
-        await self._change(lambda: self._state.give_up(reason))
+        self._change(lambda: self._state.give_up(reason))
 
     async def close(self, reason: str | None = None) -> None:
-        await self._change(lambda: self._state.close(reason))
+        self._change(lambda: self._state.close(reason))
 
     # ------------------------------------------------------------------ the driver's side
 
@@ -110,32 +144,33 @@ class Broker:
 
         The next call confirms that they are in the results folder.
         """
-        async with self._changed:
-            self._is_followed = True
+        self._is_followed = True
+        events = self._state.take_events()
+        self._wake(*self._taken, _ANY)
+        while not events and not self._finished:
+            await self._sleep(_ANY)
             events = self._state.take_events()
-            self._changed.notify_all()
-            while not events and not self._finished:
-                await self._changed.wait()
-                events = self._state.take_events()
-            self._is_followed = False
+        self._is_followed = False
+        self._taken = [event.trial_id for event in events if isinstance(event, TrialRecord)]
         return events
 
     async def flush_events(self) -> None:
         """Wait until all events up to now are in the results folder."""
         await self._wait_for(
-            lambda: (self._is_followed and not self._state.has_unsaved_records) or None
+            _ANY, lambda: (self._is_followed and not self._state.has_unsaved_records) or None
         )
 
     async def lose(self, group: str, reason: str) -> bool:
         """Give a worker group no more jobs; return whether it had ever asked for one."""
-        await self._change(lambda: self._state.lose(group, reason))
-        return group in self._calls
+        self._change(lambda: self._state.lose(group, reason))
+        self._answer(group, Order.SHUTDOWN)
+        return group in self._have_asked
 
     async def take_lost(self) -> list[str]:
-        return await self._change(lambda: self._state.take_lost(time.monotonic()))
+        return self._change(lambda: self._state.take_lost(time.monotonic()))
 
     async def notify(self, text: str) -> None:
-        await self._change(lambda: self._state.notify(text))
+        self._change(lambda: self._state.notify(text))
 
     async def placed_groups(self) -> list[str]:
         """Return the worker groups that occupy what they have reserved on the cluster."""
@@ -143,7 +178,7 @@ class Broker:
 
     async def wait_until_idle(self) -> None:
         """Wait, after `close`, until no worker group is at work any more."""
-        await self._wait_for(lambda: self._state.is_idle or None)
+        await self._wait_for(_ANY, lambda: self._state.is_idle or None)
 
     async def parts_of(self, group: str) -> GroupParts:
         return self._parts.setdefault(group, GroupParts())
@@ -151,7 +186,7 @@ class Broker:
     async def finish(self) -> None:
         """Let `next_events` end: all workers have left."""
         self._finished = True
-        await self._change(lambda: None)
+        self._wake(_ANY)
 
     # ------------------------------------------------------------------ the workers' side
 
@@ -175,40 +210,50 @@ class Broker:
         After `patience_seconds` without a job it returns RETRY: the other ranks of the group wait
         in a collective, which would take a long silence for the death of rank 0.
         """
-        call = self._calls[group] = object()
-        # Also ends the pending call of a worker of the group that has died since.
-        await self._change(lambda: self._state.come_back(group))
 
-        def answer() -> Assignment | Order | None:
-            is_stale = self._calls[group] is not call
-            if is_stale or self._state.is_closed or self._state.is_lost(group):
-                return Order.SHUTDOWN
-            return self._state.next_job(group, time.monotonic())
+        def ask() -> Assignment | Order | None:
+            self._state.come_back(group)
+            return self._job_for(group)
 
+        self._have_asked.add(group)
+        self._answer(group, Order.SHUTDOWN)  # a call of a worker of the group that has died since
+        if given := self._change(ask):
+            return given
+        loop = asyncio.get_running_loop()
+        call = self._waiting[group] = loop.create_future()
+        retry = loop.call_later(patience_seconds, self._answer, group, Order.RETRY)
         try:
-            wait: Awaitable[Assignment | Order] = self._wait_for(answer)
-            found = await asyncio.wait_for(wait, patience_seconds)
-        except TimeoutError:
-            return Order.RETRY
-        await self._change(lambda: None)  # a trial has changed hands
-        return found
+            return await call
+        finally:
+            retry.cancel()
+            if self._waiting.get(group) is call:  # the call was cancelled
+                del self._waiting[group]
 
     async def report(self, lease: int, report: Report, first_step_at: float, at: float) -> Decision:
         """Hand in a report and wait for the decision on it; times are of the worker's clock."""
         now = time.monotonic()
-        await self._change(lambda: self._state.report(lease, report, first_step_at, at, now))
+        self._change(lambda: self._state.report(lease, report, first_step_at, at, now))
         return await self._wait_for(
-            lambda: self._state.decision(lease, report.samples_seen, time.monotonic())
+            lease, lambda: self._state.decision(lease, report.samples_seen, time.monotonic())
         )
 
     async def progress(self, lease: int, update: ProgressUpdate) -> None:
-        await self._change(lambda: self._state.progress(lease, update, time.monotonic()))
+        """Take in a trial's progress, which concerns the driver alone: it gets all updates of a
+        fifth of a second together."""
+        self._state.progress(lease, update, time.monotonic())
+        if self._passing_on is None:
+            loop = asyncio.get_running_loop()
+            self._passing_on = loop.call_later(SECONDS_BETWEEN_UPDATES, self._pass_on)
+
+    def _pass_on(self) -> None:
+        self._passing_on = None
+        self._wake(_ANY)
 
     async def fail(self, lease: int, end: End, reason: str, at: float) -> None:
-        await self._change(lambda: self._state.fail(lease, end, reason, at))
+        self._change(lambda: self._state.fail(lease, end, reason, at))
 
     async def abort(self, reason: str) -> None:
-        await self._change(lambda: self._state.abort(reason))
+        self._change(lambda: self._state.abort(reason))
 
     async def wait_until_closed(self) -> None:
-        await self._wait_for(lambda: self._state.is_closed or None)
+        await self._wait_for(_CLOSED, lambda: self._state.is_closed or None)

@@ -83,6 +83,8 @@ class BrokerState:
         self._queue: deque[_Trial] = deque()
         self._serving: dict[str, _Trial] = {}  # worker group -> the trial that it works on
         self._leases: dict[int, str] = {}  # those that hold -> worker group
+        self.answered: set[int | None] = set()
+        """Leases of which `decision` may say something else; whoever has told them empties it."""
         self.stalls = StallDetector(stall_seconds)
         self._lost: set[str] = set()  # worker groups
         self._newly_lost: list[str] = []  # those that `take_lost` has not returned yet
@@ -151,6 +153,7 @@ class BrokerState:
         if samples_seen != trial.record.samples_seen or not is_open_to_it:
             return
         trial.decisions[samples_seen] = decision
+        self.answered.add(trial.lease)
         if decision is Decision.STOP:
             self._end(trial, End.PRUNED, reason, at=trial.record.ended_at)
         elif decision is Decision.PAUSE:
@@ -343,6 +346,7 @@ class BrokerState:
     def _release(self, trial: _Trial) -> None:
         assert trial.lease is not None, f"{trial.job.trial_id} is not at work"
         group = self._leases.pop(trial.lease)
+        self.answered.add(trial.lease)
         del self._serving[group]
         self.stalls.forget(group)
         trial.lease = None

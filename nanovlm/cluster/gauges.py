@@ -48,6 +48,7 @@ class Gauges(Observer):
         self._refresh_seconds = refresh_seconds
         self._values: dict[tuple[str, str], float] = {}  # gauge and its second tag -> value
         self._states: dict[str, TrialState] = {}  # by trial
+        self._counts = Counter[TrialState]()  # of trials
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._refresh, name="gauges", daemon=True)
 
@@ -85,10 +86,12 @@ class Gauges(Observer):
             self._thread.join()
 
     def _count(self, record: TrialRecord) -> None:
+        if (before := self._states.get(record.trial_id)) is not None:
+            self._counts[before] -= 1
         self._states[record.trial_id] = record.state
-        counts = Counter(self._states.values())
+        self._counts[record.state] += 1
         for state in _STATES:
-            self._values[TRIALS, state] = counts[state]
+            self._values[TRIALS, state] = self._counts[state]
         if record.state == "completed" and self._objective.metric in record.metrics:
             value = record.metrics[self._objective.metric]
             best = self._values.get((BEST_ACCURACY, ""))

@@ -98,6 +98,32 @@ def run_to_end(
                 begin()
 
 
+def result_of(space: SearchSpace, report: Report) -> dict[str, Any]:
+    """Return what Tune is told of a trial's report."""
+    wanted = [objective.metric for objective in space.objective.all]
+    found = measured(report)
+    if not found.keys() >= {*wanted}:  # the program has seen it too and ends the search
+        return {"done": True, wanted[0]: float("nan"), SAMPLES_SEEN: 0, UNFINISHED: None}
+    return {
+        "done": report.is_final,
+        **{metric: found[metric] for metric in wanted},
+        SAMPLES_SEEN: report.samples_seen,
+        IS_FINAL: report.is_final,
+    }
+
+
+def ending_of(space: SearchSpace, record: TrialRecord) -> dict[str, Any]:
+    """Return what Tune is told of a trial that has ended without another report."""
+    how = FAILURE if record.state == "failed" else UNFINISHED
+    return {
+        "done": True,
+        space.objective.metric: float("nan"),
+        SAMPLES_SEEN: 0,
+        how: record.reason,
+        INFEASIBLE: record.is_infeasible,
+    }
+
+
 class TrialRelay(tune.Trainable):
     """Passes the trials of one slot from Tune to the broker; one step is one report.
 
@@ -132,9 +158,9 @@ class TrialRelay(tune.Trainable):
     def step(self) -> dict[str, Any]:
         answer = ray.get(self._broker.next_report.remote(self._job.trial_id, self._num_reports))
         if isinstance(answer, TrialRecord):  # the trial has ended without another report
-            return self._ending(answer)
+            return ending_of(self._space, answer)
         self._num_reports += 1
-        return self._result(answer)
+        return result_of(self._space, answer)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing of a trial is kept here; its models are in the results folder."""
@@ -147,25 +173,3 @@ class TrialRelay(tune.Trainable):
             self._space, self._milestones, self._folder, config[NUMBER], config[VALUES]
         )
         self._num_reports = ray.get(self._broker.submit.remote(self._job))
-
-    def _result(self, report: Report) -> dict[str, Any]:
-        wanted = [objective.metric for objective in self._space.objective.all]
-        found = measured(report)
-        if not found.keys() >= {*wanted}:  # the program has seen it too and ends the search
-            return {"done": True, wanted[0]: float("nan"), SAMPLES_SEEN: 0, UNFINISHED: None}
-        return {
-            "done": report.is_final,
-            **{metric: found[metric] for metric in wanted},
-            SAMPLES_SEEN: report.samples_seen,
-            IS_FINAL: report.is_final,
-        }
-
-    def _ending(self, record: TrialRecord) -> dict[str, Any]:
-        how = FAILURE if record.state == "failed" else UNFINISHED
-        return {
-            "done": True,
-            self._space.objective.metric: float("nan"),
-            SAMPLES_SEEN: 0,
-            how: record.reason,
-            INFEASIBLE: record.is_infeasible,
-        }

@@ -110,7 +110,7 @@ class PausingHalving(SuccessiveHalving):
                 ended += [
                     self._decide(self._paused[number], num_all=num_all)
                     for number in rung.numbers(_MARGIN * reach)
-                    if self._waits_at(number, milestone)
+                    if number in self._waiting[milestone]
                     if arrived is None or number in arrived
                 ]
         return ended
@@ -127,7 +127,7 @@ class PausingHalving(SuccessiveHalving):
             (index / len(rung), number)
             for milestone, rung in self._rungs.items()
             for index, number in enumerate(rung.numbers())
-            if self._waits_at(number, milestone)
+            if number in self._waiting[milestone]
         ]
         return [number for _, number in sorted(distances)[num_kept:]]
 
@@ -138,7 +138,8 @@ class PausingHalving(SuccessiveHalving):
         cut off before it was acted upon makes its last report again, which is decided again.
         """
         for number in [number for number in self._paused if number not in waiting]:
-            decision = self._paused.pop(number)
+            decision = self._paused[number]
+            self._end_wait(number)
             if number not in ended:
                 self._leave(self._decisions.pop((number, decision.milestone)))
 
@@ -168,6 +169,8 @@ class PausingHalving(SuccessiveHalving):
         self._rungs = {milestone: Ranking(self.objective) for milestone in self._milestones}
         self._correlations: dict[int, float | None] = {}  # those that still hold, by milestone
         self._paused: dict[int, PruningDecision] = {}
+        self._waiting = {milestone: set[int]() for milestone in self._milestones}
+        """The numbers of the paused trials, by the milestone at which each waits."""
 
     def _compare(self, report: PruningDecision) -> PruningDecision:
         """Let a trial go on if it is the one that a free slot would take; else it waits."""
@@ -190,13 +193,11 @@ class PausingHalving(SuccessiveHalving):
         rounded = math.ceil if is_last else math.floor
         for milestone, rung in reversed(self._rungs.items()):
             if is_last or milestone not in self.silent_milestones():
+                waiting = self._waiting[milestone]
                 for number in rung.numbers(0, rounded(len(rung) / self._factor)):
-                    if self._waits_at(number, milestone):
+                    if number in waiting:
                         return number
         return None
-
-    def _waits_at(self, number: int, milestone: int) -> bool:
-        return number in self._paused and self._paused[number].milestone == milestone
 
     def _decide(
         self,
@@ -232,9 +233,15 @@ class PausingHalving(SuccessiveHalving):
 
     def _take(self, decision: PruningDecision) -> None:
         super()._take(decision)
-        self._paused.pop(decision.number, None)
+        self._end_wait(decision.number)
         if decision.is_paused:
             self._paused[decision.number] = decision
+            self._waiting[decision.milestone].add(decision.number)
+
+    def _end_wait(self, number: int) -> None:
+        decision = self._paused.pop(number, None)
+        if decision is not None:
+            self._waiting[decision.milestone].remove(number)
 
     def _enter(self, decision: PruningDecision) -> None:
         self._rungs[decision.milestone].add(decision.number, decision.values)
@@ -243,5 +250,5 @@ class PausingHalving(SuccessiveHalving):
 
     def _leave(self, decision: PruningDecision) -> None:
         self._rungs[decision.milestone].remove(decision.number)
-        self._paused.pop(decision.number, None)
+        self._end_wait(decision.number)
         self._correlations.clear()

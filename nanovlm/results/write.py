@@ -76,6 +76,7 @@ class ResultsStore:
         """Of the ended trials, in the order of their end."""
         self.confirmed: list[TrialRecord] = []
         """Of the ended confirming runs, in the order of their end."""
+        self._ended_ids: set[str] = set()
         self.paused: dict[int, TrialRecord] = {}
         """Of the trials that wait to go on, by number."""
         self.best: TrialRecord | None = None
@@ -138,6 +139,7 @@ class ResultsStore:
         reader = FolderReader(self.folder)
         reader.check_kinds()
         self.records, self.confirmed = reader.ended()
+        self._ended_ids = {record.trial_id for record in [*self.records, *self.confirmed]}
         self.paused = reader.paused(self.records)
         reader.raise_if_damaged()
         for name in (TRIALS_FILE, CONFIRM_FILE):
@@ -171,10 +173,11 @@ class ResultsStore:
         best, and whose models are kept."""
         assert record.end is not None, f"{record.trial_id} has not ended"
         ended = self.confirmed if record.confirms else self.records
-        assert all(each.trial_id != record.trial_id for each in ended), f"{record.trial_id} twice"
+        assert record.trial_id not in self._ended_ids, f"{record.trial_id} twice"
         name = CONFIRM_FILE if record.confirms else TRIALS_FILE
         append(self.folder / name, record_line(record))
         ended.append(record)
+        self._ended_ids.add(record.trial_id)
         if record.confirms:
             self._show_best(self._find_best())
             remove_folder(state_dir(self.folder, record.trial_id))

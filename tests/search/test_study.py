@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import optuna
 import pytest
@@ -39,6 +40,22 @@ def test_a_lock_that_a_killed_program_left_stops_nobody(tmp_path: Path) -> None:
     ask(space(tmp_path), tmp_path)
     (tmp_path / f"{STUDY_FILE}.lock").symlink_to(tmp_path / STUDY_FILE)
     assert len(ask(space(tmp_path), tmp_path).trials) == 2
+
+
+def test_a_new_trial_is_asked_for_without_a_look_at_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = open_study(space(tmp_path), tmp_path)
+    study = optuna.load_study(
+        study_name=place.name, storage=place.storage, sampler=optuna.samplers.RandomSampler()
+    )
+    look = mock.Mock(return_value=[])
+    replayed = type(place.storage._replay_result)  # type: ignore[attr-defined]
+    monkeypatch.setattr(replayed, "get_all_trials", look)
+    study.ask()
+    look.assert_not_called()
+    study.get_trials(deepcopy=False)
+    look.assert_called_once()
 
 
 def test_a_results_folder_keeps_its_id(tmp_path: Path) -> None:
