@@ -177,7 +177,7 @@ def local_results(
 
 def settle_resume(arguments: argparse.Namespace, default_name: str) -> None:
     """Turn --resume-if-exists into --resume, or into a start in the folder of that very name."""
-    if arguments.resume_if_exists:
+    if arguments.resume_if_exists and not arguments.resume:
         arguments.name = arguments.name or default_name
         arguments.resume = has_begun(arguments.results / arguments.name)
 

@@ -52,7 +52,8 @@ def run_search(
         folder: the results folder, which must not exist yet; None takes the first free one of
             `results/NAME`, `results/NAME-2`, ... for the space's name.
         resume: go on with the search that was interrupted in `folder`.
-        address: of a Ray cluster to join; None starts one here and ends it afterwards.
+        address: of a Ray cluster to join; None takes the one that RAY_ADDRESS names, or starts one
+            here and ends it afterwards.
         concurrency: of trials; None takes what fits on the cluster.
         observers: called with what happens, besides those that every run has.
         on_progress: called while data is prepared.
