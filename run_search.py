@@ -31,6 +31,7 @@ examples:
   python run_search.py --space search_spaces/digits.yaml --dry-run
   python run_search.py --space search_spaces/digits.yaml --trials 40 --name long epochs=2
   python run_search.py --space search_spaces/digits.yaml --address auto resources.workers=2
+  python run_search.py --space FILE --results /shared/results --submit http://HEAD:8265
 
 a study in a database, its password from the environment (docs/search.md):
   python run_search.py --space search_spaces/digits.yaml \\
@@ -68,7 +69,12 @@ def main() -> int:
 
         return run_command(sys.argv[1:])
     arguments = parse_arguments()
-    space = load_space(arguments.space, space_overrides(arguments), cli.start_layers)
+    space = load_space(arguments.space, space_overrides(arguments), cli.layers_below(arguments))
+    if arguments.submit:
+        from nanovlm.commands.submit import submit_search
+
+        return submit_search(arguments, space)
+    cli.settle_resume(arguments, space.name)
     folder = search_folder(arguments.results, arguments.name, space, arguments.resume)
     # Imported late: a mistake in the space file is reported before torch and Ray are loaded.
     from nanovlm.search.plan import plan_search

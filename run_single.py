@@ -12,9 +12,10 @@ from nanovlm import cli
 from nanovlm.config.sources import load_config, parse_overrides
 from nanovlm.errors import UserError
 from nanovlm.files import user_path
-from nanovlm.results.folder import choose_folder, folder_exists
+from nanovlm.results.folder import check_kept, choose_folder, folder_exists
+from nanovlm.results.read import FolderReader
 from nanovlm.results.summary import check_best_config
-from nanovlm.watch.terminal.console import PreparationDisplay, make_console
+from nanovlm.watch.terminal.console import PLAIN, PreparationDisplay, make_console
 from nanovlm.watch.terminal.single_display import SingleDisplay
 
 DEFAULT_NAME = "single"
@@ -45,8 +46,17 @@ def main() -> int:
     overrides = parse_overrides(arguments.overrides)
     if arguments.config is not None:
         check_best_config(arguments.config)
-    config = load_config(arguments.config, arguments.preset, overrides, cli.start_layers)
+    below = cli.layers_below(arguments)
+    config = load_config(arguments.config, arguments.preset, overrides, below)
+    if arguments.submit:
+        from nanovlm.commands.submit import submit_single
+
+        return submit_single(arguments, config)
+    cli.settle_resume(arguments, DEFAULT_NAME)
     folder = results_folder(arguments)
+    if arguments.resume_if_exists and arguments.resume and FolderReader(folder).ended()[0]:
+        make_console().print(f"the run in {folder} is over", **PLAIN)
+        return cli.DONE
     # Imported late: a mistake in the configuration is reported before torch and Ray are loaded.
     from nanovlm.cluster.recorder import RunOutcome
     from nanovlm.cluster.single_run import plan_single, run_single, trial_resources
@@ -75,6 +85,7 @@ def results_folder(arguments: argparse.Namespace) -> Path:
     """Return the folder to make, or with --resume the existing one."""
     if not arguments.resume:
         return choose_folder(arguments.results, arguments.name, DEFAULT_NAME)
+    check_kept(arguments.results)
     folder: Path = arguments.results / (arguments.name or DEFAULT_NAME)
     if not folder_exists(folder):
         raise UserError(f"--resume: {folder} does not exist; --name says where the run was")

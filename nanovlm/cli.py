@@ -11,13 +11,25 @@ from rich.console import Console
 
 from nanovlm import process
 from nanovlm.config.database_url import hide_passwords, hide_words
-from nanovlm.config.sources import TOKENIZERS_WITH_DEFAULT_EOS, Layer, given_values
+from nanovlm.config.sources import (
+    TOKENIZERS_WITH_DEFAULT_EOS,
+    Layer,
+    LayersBelow,
+    given_values,
+)
 from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import find_full_disk, user_path
+from nanovlm.results.folder import has_begun
 from nanovlm.watch.terminal.console import PLAIN
 
 if TYPE_CHECKING:
     from nanovlm.cluster.recorder import RunOutcome
+
+FOLDER_KEYS = (
+    *("train_dataset_path", "test_dataset_path", "vlm.vlm_checkpoint_path"),
+    *("vlm.vit_model_type", "vlm.lm_model_type", "vlm.lm_tokenizer"),
+)
+"""Keys of a configuration that may name folders."""
 
 START_KEYS = {"vlm.vit_model_type", "vlm.lm_model_type", "resume_from_vlm_checkpoint"}
 """Without one of these a run starts from the default backbones, or from random weights."""
@@ -40,10 +52,16 @@ def run_program(main: Callable[[], int]) -> None:
 def show_outcome(console: Console, folder: Path, run: Callable[[], "RunOutcome"]) -> int:
     """Run a search or a single run; print its notes and how to resume it; return the exit code."""
     process.name_results(folder)
+
+    def show_failure(error: Exception) -> None:
+        failed_in = error.folder if isinstance(error, RunFailed) else None
+        console.print(f"\n{how_to_go_on(failed_in or folder)}", **PLAIN)
+
     try:
-        outcome = run()
+        with process.on_abandon(show_failure):
+            outcome = run()
     except RunFailed as failed:
-        console.print(f"\n{how_to_go_on(failed.folder or folder)}", **PLAIN)
+        show_failure(failed)
         raise
     for note in outcome.notes:
         console.print(f"note: {note}", style="yellow", **PLAIN)
@@ -56,14 +74,14 @@ def show_outcome(console: Console, folder: Path, run: Callable[[], "RunOutcome"]
 
 def _run(main: Callable[[], int]) -> int:
     try:
-        return main()
+        with process.on_abandon(_show_error):
+            return main()
     except UserError as error:
         sys.stdout.flush()
         sys.stderr.writelines(f"error: {hide_passwords(message)}\n" for message in error.messages)
         return WRONG_INPUT
     except RunFailed as error:
-        sys.stdout.flush()
-        sys.stderr.write(f"error: {hide_passwords(str(error))}\n")
+        _show_error(error)
         return INTERRUPTED if process.was_interrupted() else FAILED
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
@@ -77,6 +95,11 @@ def _run(main: Callable[[], int]) -> int:
         what = f"{type(error).__name__}: {error}"
         sys.stderr.write(f"\ninterrupted; and while it ended: {what}\n")
         return INTERRUPTED
+
+
+def _show_error(error: Exception) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {hide_passwords(str(error))}\n")
 
 
 def make_parser(description: str | None, examples: str) -> argparse.ArgumentParser:
@@ -97,15 +120,33 @@ def make_parser(description: str | None, examples: str) -> argparse.ArgumentPars
         "--results", type=user_path, default=Path("results"), help="where results folders are made"
     )
     parser.add_argument(
-        "--address", help="Ray cluster to join (auto: the one on this machine); default: own one"
+        "--address",
+        help="Ray cluster to join (auto: this machine's); default: RAY_ADDRESS, else an own one",
     )
     parser.add_argument(
         "--resume", action="store_true", help="continue the interrupted run in the folder"
     )
     parser.add_argument(
+        "--resume-if-exists",
+        action="store_true",
+        help="continue the run in the folder, or begin it if there is none: for jobs that restart",
+    )
+    parser.add_argument(
+        "--submit",
+        metavar="http://HEAD:8265",
+        help="run as a job of the Ray cluster with this dashboard, and follow its log",
+    )
+    parser.add_argument(
         "--quiet", action="store_true", help="print plain lines, also on a terminal"
     )
     return parser
+
+
+def settle_resume(arguments: argparse.Namespace, default_name: str) -> None:
+    """Turn --resume-if-exists into --resume, or into a start in the folder of that very name."""
+    if arguments.resume_if_exists:
+        arguments.name = arguments.name or default_name
+        arguments.resume = has_begun(arguments.results / arguments.name)
 
 
 def start_layers(layers: Sequence[Layer]) -> Sequence[Layer]:
@@ -119,6 +160,18 @@ def start_layers(layers: Sequence[Layer]) -> Sequence[Layer]:
     from nanovlm.training import start
 
     return start.start_layers(layers)
+
+
+def layers_below(arguments: argparse.Namespace) -> LayersBelow:
+    """Return what looks at the model to start from. A job's may lie on the cluster alone."""
+    return _start_layers_if_here if arguments.submit else start_layers
+
+
+def _start_layers_if_here(layers: Sequence[Layer]) -> Sequence[Layer]:
+    given = given_values(layers)
+    paths = [Path(str(given[key])) for key in FOLDER_KEYS if key in given]
+    is_elsewhere = any(path.is_absolute() and not path.exists() for path in paths)
+    return [] if is_elsewhere else start_layers(layers)
 
 
 def at_least_one(text: str) -> int:
@@ -157,7 +210,7 @@ def resume_words(words: Sequence[str], folder: Path) -> list[str]:
 
     Passwords of databases are replaced by an environment variable.
     """
-    kept = [word for word in hide_words(words) if word != "--resume"]
+    kept = [w for w in hide_words(words) if w not in ("--resume", "--resume-if-exists")]
     if not any(word == "--name" or word.startswith("--name=") for word in kept):
         # One that begins with a dash would be taken for an option.
         named = [f"--name={folder.name}"] if folder.name.startswith("-") else None

@@ -151,9 +151,7 @@ def _leave_terminal() -> None:
 
 
 def _end_at_once() -> None:
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            child.kill()
+    _kill_children()
     text = "\ninterrupted\n"
     if 2 in _terminals:
         text = _SHOW_CURSOR + text
@@ -161,6 +159,48 @@ def _end_at_once() -> None:
         with contextlib.suppress(OSError):
             os.write(2, text.encode())
     os._exit(EXIT_CODE)
+
+
+def _kill_children() -> None:
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+
+
+_LAST_WORDS_SECONDS = 15
+_last_words: list[Callable[[Exception], object]] = []
+"""What the contexts of `on_abandon` have given, the innermost last."""
+
+
+@contextlib.contextmanager
+def on_abandon(say: Callable[[Exception], object]) -> Iterator[None]:
+    """Have `abandon` call `say` with its error while the context lasts."""
+    _last_words.append(say)
+    try:
+        yield
+    finally:
+        _last_words.remove(say)
+
+
+def abandon(error: Exception) -> None:
+    """End this program for the error although its main thread waits for what never comes.
+
+    What `on_abandon` has registered is called, the innermost first, then the program exits with
+    code 1. Within another program, such as a notebook, this returns then.
+    """
+
+    def speak() -> None:
+        for say in reversed(_last_words):
+            say(error)
+
+    speaking = threading.Thread(target=speak, name="last words", daemon=True)
+    speaking.start()
+    speaking.join(_LAST_WORDS_SECONDS)
+    if _is_program:
+        _kill_children()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 _ERROR = 2

@@ -44,8 +44,17 @@ def output_of(process: "subprocess.Popen[str]", timeout: float = 150) -> str:
 
 def started_processes() -> Iterator[psutil.Process]:
     """Yield what runs in the sessions of the commands that were started, also without them."""
+    yield from _running_in(_sessions)
+
+
+def session_processes(leader: int) -> list[psutil.Process]:
+    """Return what runs in the session of this first process, which may have ended."""
+    return list(_running_in({leader}))
+
+
+def _running_in(sessions: set[int]) -> Iterator[psutil.Process]:
     for process in psutil.process_iter(["cmdline", "status"]):
-        if process.info["status"] != psutil.STATUS_ZOMBIE and _session(process.pid) in _sessions:
+        if process.info["status"] != psutil.STATUS_ZOMBIE and _session(process.pid) in sessions:
             yield process
 
 

@@ -51,3 +51,23 @@ def test_the_processors_of_a_system_without_affinity(monkeypatch: pytest.MonkeyP
     assert 1 <= usable_cpus() <= (os.cpu_count() or 1)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
     assert usable_cpus() == os.cpu_count()
+
+
+def test_a_program_whose_main_thread_waits_for_ever_ends_with_its_error() -> None:
+    code = (
+        "from nanovlm import process\nprocess.listen()\n"
+        "import threading\nfrom nanovlm import cli\nfrom nanovlm.errors import RunFailed\n"
+        "def main():\n"
+        "    threading.Timer(0.1, lambda: process.abandon(RunFailed('the head is lost'))).start()\n"
+        "    with process.on_abandon(lambda error: print('recorded:', error)):\n"
+        "        threading.Event().wait()\n"
+        "cli.run_program(main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, cwd=REPOSITORY
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (
+        1,
+        "recorded: the head is lost\n",
+        "error: the head is lost\n",
+    )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from nanovlm.config.sources import load_config, parse_overrides
@@ -27,11 +28,14 @@ COMMANDS = shown_commands()
 WHERE_RUN = {
     r"python run_search.py --space search_spaces/digits.yaml": "programs/conftest.py, smaller",
     r"python run_search.py --space search_spaces/digits.yaml .+": "the same, with other options",
-    r"python run_search.py --space (my_space.yaml|FILE)( .+)?": "tests/programs/ has such",
+    r"python run_(search|single).py (--space|--preset) .+ --submit .+": "programs/test_jobs.py",
+    r"python run_search.py --space (my_space.yaml|FILE)( (?!.*--submit).+)?": "tests/programs/ has "
+    "such",
     r"python run_search.py --space search_spaces/(lr|full).yaml.*": "hub; programs/test_hub_search",
     r"python -m run_search --space search_spaces/digits.yaml --dry-run": "tests/test_wheel.py",
     r"python -m nanovlm dashboard .+": "tests/test_dashboard.py",
-    r"python run_single.py --preset digits( .+)?": "as the next, with another configuration",
+    r"python run_single.py --preset digits( (?!.*--submit).+)?": "as the next, with another "
+    "configuration",
     r"python run_single.py --config results/digits/best.yaml( .+)?": "programs/test_single_program",
     r"python run_single.py --preset nanovlm-222m": "hub and GPU",
     r"python -m nanovlm generate --checkpoint results/digits/best .+": "programs/"
@@ -45,12 +49,17 @@ WHERE_RUN = {
     r"python benchmarks/.+": "minutes to hours; docs/benchmarks.md has what they measured",
     r"make .+": "what continuous integration does",
     r"pip install .+": "changes what is installed",
-    r"docker run .+": "needs Docker; tests/test_deploy.py looks at the files",
+    r"docker (run|build) .+": "needs Docker; tests/test_deploy.py looks at the files",
+    r"kubectl .+": "needs Kubernetes; tests/test_deploy.py looks at the files",
+    r"sbatch .+": "needs Slurm; tests/test_deploy.py runs the script with a srun of its own",
     r"(wandb|tensorboard) .+": "programs of others; tests/watch/ has what they read",
     r"pre-commit install": "changes the git repository",
-    r"ray get-auth-token": "prints a secret",
+    r"ray get-auth-token.*": "prints a secret",
     r"ray metrics launch-prometheus": "downloads Prometheus",
-    r"ray start --head": "tests/programs/test_existing_cluster.py",
+    r"ray start --head( --port=6379)?": "tests/programs/test_existing_cluster.py",
+    r"ray start --address=FIRST:6379": "tests/raylets.py",
+    r"ray stop": "ends all Ray of the machine",
+    r"ray job .+": "tests/programs/test_jobs.py",
 }
 """Pattern of the whole command: the test that runs it, or why none does."""
 
@@ -131,6 +140,9 @@ def parse_pip(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parse_docker(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if words[:2] == ["build", "-f"]:
+        assert (REPOSITORY / words[2]).exists() and words[-1] == "."
+        return
     mounted = [word.partition(":")[0] for word in words if word.startswith("$PWD/")]
     assert mounted
     assert [
@@ -152,7 +164,23 @@ def parse_ray(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.scripts.scripts import cli
 
     name, *options = words
-    cli.commands[name].make_context(name, list(options))
+    if "--" in options:  # as a shell reads it
+        parse_python(options[options.index("--") + 2 :], monkeypatch)
+    command = cli.commands[name]
+    if isinstance(command, click.Group):
+        name, *options = options
+        command = command.commands[name]
+    command.make_context(name, options)
+
+
+def parse_kubectl(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert words[:2] == ["apply", "-f"] and (REPOSITORY / words[2]).exists()
+
+
+def parse_sbatch(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (script,) = (number for number, word in enumerate(words) if word.endswith(".sh"))
+    assert (REPOSITORY / words[script]).exists()
+    parse_python(["run_search.py", *words[script + 1 :]], monkeypatch)
 
 
 def parse_pre_commit(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +193,8 @@ PARSERS: dict[str, Callable[[Sequence[str], pytest.MonkeyPatch], None]] = {
     "pip": parse_pip,
     "ray": parse_ray,
     "docker": parse_docker,
+    "kubectl": parse_kubectl,
+    "sbatch": parse_sbatch,
     "wandb": parse_wandb,
     "tensorboard": parse_tensorboard,
     "pre-commit": parse_pre_commit,

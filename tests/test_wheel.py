@@ -67,3 +67,15 @@ def test_the_programs_run_in_any_folder(installed: Path, tmp_path: Path) -> None
     assert "--preset" in run(installed, tmp_path, "-m", "run_single", "--help")
     schema = (REPOSITORY / "search_spaces" / "space.schema.json").read_text()
     assert run(installed, tmp_path, "-m", "nanovlm", "schema") == schema
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_job_gets_the_installed_package(installed: Path, tmp_path: Path) -> None:
+    code = "from pathlib import Path; from nanovlm.commands.submit import stage"
+    code += "; stage(Path('job'), {'--config': Path('c.yaml')}, None)"
+    (tmp_path / "c.yaml").touch()
+    run(installed, tmp_path, "-c", code)
+    for name in ("nanovlm", "run_search.py", "run_single.py"):
+        for path in (installed / name).rglob("*.py") if name == "nanovlm" else [installed / name]:
+            assert (tmp_path / "job" / path.relative_to(installed)).exists()

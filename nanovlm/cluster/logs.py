@@ -2,8 +2,10 @@
 
 import contextlib
 import logging
+import queue
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nanovlm.cluster.ray_compat import prints_logged
@@ -39,6 +41,11 @@ def logged_to(folder: Path) -> Iterator[None]:
         handler.close()
 
 
+_CLOSE_SECONDS = 10.0
+
+_FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
 class LogFile(logging.FileHandler):
     """Leaves out the lines for which the disk has no room.
 
@@ -47,7 +54,7 @@ class LogFile(logging.FileHandler):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8", delay=True)
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.setFormatter(_FORMAT)
 
     def handleError(self, record: logging.LogRecord) -> None:  # logging's name
         if not isinstance(sys.exc_info()[1], OSError):
@@ -56,3 +63,42 @@ class LogFile(logging.FileHandler):
     def close(self) -> None:
         with contextlib.suppress(OSError):
             super().close()
+
+
+class LogRelay(logging.Handler):
+    """Passes lines on in a thread of its own, so that who logs never waits."""
+
+    def __init__(self, send: Callable[[str], object]) -> None:
+        """
+        Args:
+            send: takes whole lines, and returns when they have arrived. Once it raises, those that
+                follow are left out.
+        """
+        super().__init__()
+        self.setFormatter(_FORMAT)
+        self._send = send
+        self._lines = queue.SimpleQueue[str | None]()
+        self._thread = threading.Thread(target=self._pass_on, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.put(self.format(record))
+        except Exception:  # as logging's own handlers do
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Return when all lines have arrived, after some seconds at the latest."""
+        self._lines.put(None)
+        self._thread.join(_CLOSE_SECONDS)
+        super().close()
+
+    def _pass_on(self) -> None:
+        line = self._lines.get()
+        while line is not None:
+            lines = [line]
+            with contextlib.suppress(queue.Empty):
+                while (line := self._lines.get_nowait()) is not None:
+                    lines.append(line)
+            self._send("".join(f"{each}\n" for each in lines))
+            line = line and self._lines.get()

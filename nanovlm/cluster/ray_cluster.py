@@ -58,6 +58,9 @@ class Cluster:
 def connect(address: str | None) -> Iterator[Cluster]:
     """Join the cluster at `address` (`auto`: the one on this machine), or start one if None.
 
+    As for Ray's own tools, the environment variable RAY_ADDRESS counts where `address` is None. Ray
+    sets it for the programs of its jobs.
+
     A cluster that was started here ends with the context; an existing one is left running. If this
     process has called `ray.init` itself, it stays connected to its cluster.
 
@@ -69,12 +72,24 @@ def connect(address: str | None) -> Iterator[Cluster]:
     if ray.is_initialized():
         yield _connected_before(address)
         return
+    address = address or address_of_environment()
     with RayThread() as thread:
         try:
             url = thread.run(lambda: start_ray(address)).dashboard_url
             yield Cluster(dashboard_url=f"http://{url}" if url else None, is_own=address is None)
         finally:
             thread.run(ray.shutdown)
+
+
+def address_of_environment() -> str | None:
+    """Return the cluster that RAY_ADDRESS names; None if it names none, or asks for an own one."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address:
+        raise UserError(
+            f"RAY_ADDRESS: must be HOST:PORT of a cluster to join, got {address!r}; --submit takes "
+            "the address of a dashboard, and `env -u RAY_ADDRESS` starts the program without it"
+        )
+    return None if address in ("", "local") else address
 
 
 def _connected_before(address: str | None) -> Cluster:

@@ -15,6 +15,7 @@ from ray._common.utils import get_default_ray_temp_dir
 from ray._private import services
 from ray._private import worker as ray_driver
 from ray._private.state import available_resources_per_node
+from ray.exceptions import RpcError
 from ray.train import ControllerError
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
@@ -48,6 +49,17 @@ def free_resources() -> dict[str, dict[str, float]]:
     """Return the free resources of each node by its id; Ray's public function has only their
     sum."""
     return dict(available_resources_per_node())
+
+
+def head_answers(timeout_seconds: float) -> bool:
+    """Return whether the head of the cluster (its GCS) answers. Public calls wait for it without an
+    end, and Ray ends the process after a minute of that."""
+    try:
+        client: Any = ray_driver.global_worker.gcs_client  # type: ignore[attr-defined]
+        client.internal_kv_exists(b"nanovlm", b"nanovlm", timeout=timeout_seconds)  # a key, or none
+    except RpcError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nanovlm import process
 from nanovlm.cluster.broker_state import Event
 from nanovlm.cluster.gauges import Gauges
 from nanovlm.cluster.logs import DRIVER_LOG
@@ -118,17 +119,21 @@ class Recorder:
     def errors_recorded(self) -> Iterator[None]:
         """If an error ends the context, pass the reason to the folder and the observers."""
         try:
-            yield
+            with process.on_abandon(self._record_error):
+                yield
         except Exception as error:
-            is_known = isinstance(error, RunFailed)
-            if isinstance(error, RunFailed):
-                error.folder = self._store.folder
-            if self._store.has_begun:
-                try:
-                    self.end(str(error) if is_known else f"an error: {error}", is_settled=False)
-                except OSError:  # the disk may be what has failed before
-                    logger.exception("the end could not be recorded")
+            self._record_error(error)
             raise
+
+    def _record_error(self, error: Exception) -> None:
+        is_known = isinstance(error, RunFailed)
+        if isinstance(error, RunFailed):
+            error.folder = self._store.folder
+        if self._store.has_begun:
+            try:
+                self.end(str(error) if is_known else f"an error: {error}", is_settled=False)
+            except OSError:  # the disk may be what has failed before
+                logger.exception("the end could not be recorded")
 
     def end(self, ended_by: str, is_settled: bool = True) -> Mapping[str, Any]:
         """Close the results folder; return the content of `summary.json`.

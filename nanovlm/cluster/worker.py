@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ import psutil
 import ray
 import ray.train.torch
 import torch
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.util import get_current_placement_group
 
 from nanovlm import parallel
-from nanovlm.cluster.logs import LogFile
+from nanovlm.cluster.file_server import FileAccess
+from nanovlm.cluster.logs import LogFile, LogRelay
+from nanovlm.cluster.transfer import NodeFiles, node_files
 from nanovlm.errors import UserError
 from nanovlm.files import find_full_disk
 from nanovlm.messages import Assignment, Decision, End, Job, Order, ProgressUpdate, Report
@@ -35,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 _SEEN_BY_ALL_RANKS = (UserError, NonFiniteLossError)
 """Failures that every rank meets at the same step; after any other one ranks may be out of step."""
+
+LOST_SERVER = "the process on the driver's node that takes in files (FileServer) is lost"
 
 
 RunTrial = Callable[[Job, Resources, Callable[[], bool], OnUpdate], Generator[Report, None, None]]
@@ -49,21 +54,28 @@ class WorkerSettings:
     broker: Any  # handle of the Broker actor
     log_dir: str
     run_trial: RunTrial = run_trial
+    files: FileAccess | None = None
+    """How to get to the results folder where its path leads elsewhere; None: the path is right."""
 
 
 def serve_trials(settings: WorkerSettings) -> None:
     """Run the broker's jobs until there are no more. The training function of a TorchTrainer."""
-    _log_to_file(settings)
-    began_at = psutil.Process().create_time()
-    node, reservation = ray.get_runtime_context().get_node_id(), get_current_placement_group()
-    ray.get(
-        settings.broker.add_worker.remote(settings.group, node, os.getpid(), began_at, reservation)
-    )
-    serve_broker(settings, ray.train.torch.get_device())
+    with node_files(settings.files) as files, _logged(settings, files):
+        began_at = psutil.Process().create_time()
+        node, reservation = ray.get_runtime_context().get_node_id(), get_current_placement_group()
+        parts = node, os.getpid(), began_at, reservation
+        ray.get(settings.broker.add_worker.remote(settings.group, *parts))
+        serve_broker(settings, ray.train.torch.get_device(), files)
 
 
-def serve_broker(settings: WorkerSettings, device: torch.device) -> None:
-    """Run the broker's jobs on `device` until there are no more."""
+def serve_broker(
+    settings: WorkerSettings, device: torch.device, files: NodeFiles | None = None
+) -> None:
+    """Run the broker's jobs on `device` until there are no more.
+
+    Args:
+        files: of a group that does not see the results folder.
+    """
     broker = settings.broker
     closed = threading.Event()
     if parallel.rank() == 0:
@@ -76,7 +88,7 @@ def serve_broker(settings: WorkerSettings, device: torch.device) -> None:
         if given is Order.RETRY:
             continue
         logger.info("trial %s starts: %s", given.job.trial_id, dict(given.job.parameters))
-        _serve(settings, given, resources, closed.is_set)
+        _serve(settings, given, resources, closed.is_set, files)
 
 
 def _serve(
@@ -84,6 +96,7 @@ def _serve(
     given: Assignment,
     resources: Resources,
     interrupted: Callable[[], bool],
+    files: NodeFiles | None,
 ) -> None:
     """Run one trial. Whatever goes wrong in it is reported and ends this trial alone."""
     broker, job, lease = settings.broker, given.job, given.lease
@@ -93,13 +106,16 @@ def _serve(
         if parallel.rank() == 0:
             broker.progress.remote(lease, update)  # best-effort: never blocks training
 
+    def begin(job: Job, on_update: OnUpdate) -> Generator[Report, None, None]:
+        return settings.run_trial(job, resources, interrupted, on_update)
+
     def hand_in(report: Report) -> Decision:
         first_step_at = started_at + seconds_to_first_step(report, made)
         made.append(report)
         return ray.get(broker.report.remote(lease, report, first_step_at, time.time()))
 
     try:
-        trial = settings.run_trial(job, resources, interrupted, on_update)
+        trial = begin(job, on_update) if files is None else files.run(begin, job, lease, on_update)
         with contextlib.closing(trial) as reports:
             for report in reports:
                 logger.info("trial %s reports at %d samples", job.trial_id, report.samples_seen)
@@ -108,11 +124,13 @@ def _serve(
         logger.info("trial %s ended at %d samples", job.trial_id, report.samples_seen)
     except TrialInterrupted:
         logger.info("trial %s was interrupted", job.trial_id)
+    except ActorUnavailableError:  # the driver cannot be reached: the group starts again
+        raise
     except Exception as error:
         logger.exception("trial %s failed", job.trial_id)
         _check_gpu()
-        if full_disk := find_full_disk(error):  # not the trial's fault: the next would fail too
-            ray.get(broker.abort.remote(f"{job.trial_id}: {full_disk}"))
+        if reason := _reason_to_end_run(error):
+            ray.get(broker.abort.remote(f"{job.trial_id}: {reason}"))
         else:
             failure = (kind_of_failure(error), _reason(error), time.time())
             ray.get(broker.fail.remote(lease, *failure))
@@ -130,6 +148,13 @@ def _check_gpu() -> None:
     """
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
+
+
+def _reason_to_end_run(error: Exception) -> str | None:
+    """Return what is wrong if it is not the trial's fault, and the next one would fail too."""
+    if isinstance(error, ActorDiedError):
+        return f"{LOST_SERVER}: {str(error).splitlines()[0]}"
+    return find_full_disk(error)
 
 
 def seconds_to_first_step(report: Report, made: Sequence[Report]) -> float:
@@ -177,8 +202,19 @@ def _wait_until_closed(broker: Any, closed: threading.Event) -> None:
     closed.set()
 
 
-def _log_to_file(settings: WorkerSettings) -> None:
+@contextlib.contextmanager
+def _logged(settings: WorkerSettings, files: NodeFiles | None) -> Iterator[None]:
+    """Log to this worker's file in the results folder meanwhile."""
     name = f"{settings.group}-rank-{parallel.rank()}.log"
+    handler: logging.Handler
+    if files is None:
+        handler = LogFile(Path(settings.log_dir) / name)
+    else:
+        handler = LogRelay(lambda lines: files.append_log(name, lines))
     root = logging.getLogger("nanovlm")
-    root.handlers = [LogFile(Path(settings.log_dir) / name)]
+    root.handlers = [handler]
     root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        handler.close()

@@ -27,6 +27,8 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanovlm.cluster.broker import Broker, GroupParts
+from nanovlm.cluster.file_server import FileAccess, served_files
+from nanovlm.cluster.node_requests import NodeRequests
 from nanovlm.cluster.ray_cluster import describe_shortage, num_fitting
 from nanovlm.cluster.ray_compat import (
     NO_ROOM,
@@ -96,6 +98,8 @@ class ClusterSetup:
     """For the logs of workers and controllers."""
     is_own_cluster: bool
     """Whether this program has started the cluster, on this machine alone."""
+    asks_for_nodes: bool = False
+    """Whether to ask the cluster's autoscaler for nodes as long as there are too few groups."""
 
 
 StartWorkers = Callable[[int, int | None, Any, ClusterSetup], AbstractContextManager[WorkerGroups]]
@@ -127,6 +131,7 @@ class RayWorkerGroups:
         self._most = most
         self._broker = broker
         self._setup = setup
+        self._requests = NodeRequests(setup.resources)
         self._run_group = run_group
         self._numbers = itertools.count()
         self._groups: dict[str, threading.Thread] = {}  # those that have not ended
@@ -159,6 +164,8 @@ class RayWorkerGroups:
         if started:
             now = len(self._groups)
             self._notify(f"started {', '.join(started)}; concurrent trials now: {now}")
+        if self._setup.asks_for_nodes and self._most is not None and not self._unfit:
+            self._requests.update(self._most - len(self._groups))
         self._check_groups()
 
     def _check_groups(self) -> None:
@@ -166,10 +173,9 @@ class RayWorkerGroups:
         if self._groups or self._is_over:
             self._without_room_since = None
             return
-        if self._error is not None:
-            raise RunFailed(
-                f"{DESERTED}: {self._error}; see {self._setup.log_dir}"
-            ) from self._error
+        if self._error is not None and num_fitting(self._setup.resources):
+            reason = describe_failure(self._error)
+            raise RunFailed(f"{DESERTED}: {reason}; see {self._setup.log_dir}") from self._error
         now = time.monotonic()
         shortage = describe_shortage(self._setup.resources)
         if self._without_room_since is None:
@@ -206,6 +212,7 @@ class RayWorkerGroups:
             return  # only the broker knows the groups' processes; they end with the driver
         finally:
             self._is_over = True
+        self._requests.update(0)
         groups = dict(self._groups)
         self.end_groups(sorted(groups))
         for thread in groups.values():
@@ -326,15 +333,17 @@ def worker_groups(
     """
     start_run_records()
 
-    def run_group(name: str, unfit: Collection[str]) -> None:
-        settings = WorkerSettings(name, broker, str(setup.log_dir), run_trial)
+    def run_group(name: str, unfit: Collection[str], files: FileAccess | None) -> None:
+        settings = WorkerSettings(name, broker, str(setup.log_dir), run_trial, files)
         _make_trainer(settings, setup.resources, unfit).fit()
 
-    groups = RayWorkerGroups(num_groups, most, broker, setup, run_group)
-    try:
-        yield groups
-    finally:
-        groups.leave()
+    with served_files(setup.log_dir.parent, setup.is_own_cluster) as files:
+        run = functools.partial(run_group, files=files)
+        groups = RayWorkerGroups(num_groups, most, broker, setup, run)
+        try:
+            yield groups
+        finally:
+            groups.leave()
 
 
 def _kill_worker(pid: int, began_at: float) -> None:

@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError
 from nanovlm import process
 from nanovlm.cluster.broker_state import Event
 from nanovlm.cluster.ray_cluster import connect, num_concurrent_trials
+from nanovlm.cluster.ray_compat import head_answers
 from nanovlm.cluster.worker_group import (
     ClusterSetup,
     StartWorkers,
@@ -35,6 +36,12 @@ LOST_BROKER = "the process between the search and its workers (Broker) is lost"
 
 _SECONDS_BETWEEN_CHECKS = 1.0
 """Of worker groups that were lost, and of room for others."""
+
+LOST_HEAD = "the head of the Ray cluster does not answer any more"
+_SECONDS_BETWEEN_PINGS = 3.0
+"""Of the head; each may take as long."""
+_HEAD_SILENCE_SECONDS = 40.0
+"""After which the head is lost. Ray would end this process after 60 s, without a word."""
 
 OnStart = Callable[[str | None, bool, int], None]
 """Called before any trial with the dashboard's URL, whether the cluster was started here, and the
@@ -146,7 +153,8 @@ def worker_pool(
         first = min(fitting, max_concurrency or fitting)
         limits = [first] if cluster.is_own else [concurrency, max_concurrency]
         most = min((limit for limit in limits if limit is not None), default=None)
-        setup = ClusterSetup(resources, folder / LOGS_DIR, cluster.is_own)
+        asks = concurrency is not None and not cluster.is_own
+        setup = ClusterSetup(resources, folder / LOGS_DIR, cluster.is_own, asks_for_nodes=asks)
         on_start(cluster.dashboard_url, cluster.is_own, max(1, first))
         with (
             opened_broker(folder.name, stall_seconds) as broker,
@@ -154,6 +162,7 @@ def worker_pool(
             start_workers(first, most, broker, setup) as groups,
             _broker_closed_on_stop(broker, switch),
             _groups_watched(broker, groups, switch),
+            _head_watched(),
         ):
             yield WorkerPool(broker, max(1, first), groups.num_slots, flush_events)
         if switch.error is not None:
@@ -262,4 +271,23 @@ def _groups_watched(broker: Any, groups: WorkerGroups, switch: StopSwitch) -> It
                     switch.fail(error)
 
     with _in_thread("groups", watch, finished.set):
+        yield
+
+
+@contextlib.contextmanager
+def _head_watched() -> Iterator[None]:
+    """End the program in order if the head of the cluster is lost: all other calls of Ray, such as
+    those that the main thread waits for, would never return."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        heard_at = time.monotonic()
+        while not finished.wait(_SECONDS_BETWEEN_PINGS):
+            if head_answers(_SECONDS_BETWEEN_PINGS):
+                heard_at = time.monotonic()
+            elif time.monotonic() - heard_at > _HEAD_SILENCE_SECONDS:
+                process.abandon(RunFailed(LOST_HEAD))
+                return
+
+    with _in_thread("head", watch, finished.set):
         yield

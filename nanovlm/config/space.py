@@ -122,6 +122,13 @@ class SearchSpace:
         return write_yaml(content)
 
 
+def find_space(path: Path) -> Path:
+    """Return the path of the space file that a person means by `path`; see `load_space`."""
+    shipped = SPACES_DIR / path.name
+    is_shipped = path.parent == Path(SPACES_DIR.name) and shipped.exists()
+    return shipped if is_shipped and not path.exists() else path
+
+
 def load_space(
     path: Path, overrides: Mapping[str, Any] | None = None, below: LayersBelow = lambda layers: ()
 ) -> SearchSpace:
@@ -136,9 +143,7 @@ def load_space(
     Raises:
         UserError: with a message for everything that is wrong.
     """
-    shipped = SPACES_DIR / path.name
-    if not path.exists() and path.parent == Path(SPACES_DIR.name) and shipped.exists():
-        path = shipped
+    path = find_space(path)
     source = str(path)
     sections, base_overrides = _apply(read_mapping(path), overrides or {})
     problems = ErrorCollector()

@@ -33,6 +33,9 @@ LOCK_FILE = ".lock"
 PACKAGES = ("nanovlm", "torch", "ray", "optuna", "transformers")
 """Whose versions `environment.json` has."""
 
+IN_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variable that Ray sets for the program of a job."""
+
 _LONGEST_NAME = 255
 """Bytes that file systems take."""
 _CODE = Path(__file__).parents[2]
@@ -46,14 +49,14 @@ def choose_folder(results: Path, name: str | None, default_name: str) -> Path:
     Raises:
         UserError: if the user named a folder that exists, or that cannot be.
     """
+    check_kept(results)
     check_text("--name" if name else "--results", results / (name or default_name))
     if name is None:
         numbered = (f"{default_name}-{number}" for number in itertools.count(2))
         folders = (results / each for each in itertools.chain([default_name], numbered))
         return next(folder for folder in folders if not folder_exists(folder))
     folder = results / name
-    if name in ("", ".", "..") or Path(name).name != name:
-        raise UserError(f"--name: must be the plain name of a folder, got {name!r}")
+    check_name(name)
     if folder_exists(folder):
         raise UserError(f"--name: {folder} holds results already; choose another name or remove it")
     return folder
@@ -71,6 +74,7 @@ def search_folder(results: Path, name: str | None, space: SearchSpace, resume: b
     """
     if not resume:
         return choose_folder(results, name, space.name)
+    check_kept(results)
     folder = results / (name or space.name)
     folder_exists(folder)
     check_same_space(folder, space)
@@ -105,6 +109,41 @@ def folder_exists(folder: Path) -> bool:
         return False
     except OSError as error:
         raise UserError(f"--name: {folder}: {error.strerror}") from None
+
+
+def has_begun(folder: Path) -> bool:
+    """Return whether there is a run in the folder to go on with.
+
+    What a program left that was killed before it could begin is removed, so that it may be begun.
+    """
+    if not folder_exists(folder):
+        return False
+    if any((folder / name).exists() for name in FILES):
+        return True
+    with locked(folder):
+        discard_folder(folder, ())
+    return False
+
+
+def check_kept(results: Path, is_job: bool | None = None) -> None:
+    """Raise UserError if results at this path would be lost with the Ray job that makes them.
+
+    Args:
+        is_job: whether it is made by a job; None says whether this program is one.
+    """
+    if is_job is None:
+        is_job = IN_RAY_JOB in os.environ
+    if is_job and not results.is_absolute():
+        raise UserError(
+            f"--results: must be an absolute path in a Ray job, got {str(results)!r}: a "
+            "job works in a temporary folder of Ray, and its results would be removed with that"
+        )
+
+
+def check_name(name: str) -> None:
+    """Raise UserError unless `name` is the plain name of a folder."""
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise UserError(f"--name: must be the plain name of a folder, got {name!r}")
 
 
 def make_folder(folder: Path, default_name: str | None) -> tuple[Path, list[Path]]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import ray
 from ray._private import worker as ray_driver
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
@@ -28,6 +29,7 @@ from ray.train.v2._internal.state.state_actor import get_state_actor
 from nanovlm.cluster import ray_compat
 from nanovlm.cluster.ray_cluster import Cluster
 from nanovlm.errors import UserError
+from nanovlm.results import folder
 
 LOST = "a worker has ended"
 
@@ -110,6 +112,11 @@ def test_why_a_group_ends(error: Any, reason: str) -> None:
     hook.after_controller_state_update(RunningState(), ShuttingDownState(FinishedState()))
     hook.after_controller_state_update(RunningState(), ShuttingDownState(ErroredState(error)))
     assert said == [reason]
+
+
+def test_how_a_program_knows_that_it_is_a_job() -> None:
+    """Else its results go where Ray removes them."""
+    assert folder.IN_RAY_JOB == RAY_JOB_CONFIG_JSON_ENV_VAR
 
 
 def test_records_of_runs_that_a_user_has_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

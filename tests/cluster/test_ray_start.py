@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanovlm.cluster import ray_cluster
-from nanovlm.cluster.ray_cluster import start_ray
+from nanovlm.cluster.ray_cluster import address_of_environment, start_ray
 from nanovlm.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -103,3 +103,14 @@ def test_a_start_that_fails_ends_with_one_message_and_leaves_nothing() -> None:
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: Ray cannot be started: ") and "--shm-size" in last
+
+
+def test_the_cluster_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert address_of_environment() is None
+    for given, address in (("", None), ("local", None), ("auto", "auto"), ("h:6379", "h:6379")):
+        monkeypatch.setenv("RAY_ADDRESS", given)
+        assert address_of_environment() == address
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with pytest.raises(UserError, match=r"RAY_ADDRESS: must be HOST:PORT .* got 'http"):
+        address_of_environment()

@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+import run_single
+from nanovlm import cli
+from nanovlm.records import record_line
 from nanovlm.results.read import answers_file
 from tests.processes import start_command
 from tests.programs.conftest import REPOSITORY, Finished, finish, start_program
 from tests.programs.test_bad_input import code_and_message
+from tests.records import make_record
 
 
 @pytest.mark.ray
@@ -80,3 +84,16 @@ def test_a_run_that_cannot_go_on(
     code, said = code_and_message("run_single.py", arguments, tmp_path, monkeypatch, capsys)
     assert code == 2
     assert message in said
+
+
+def test_a_job_that_is_begun_again_after_its_end_has_nothing_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "single"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("{}")
+    (folder / "trials.jsonl").write_text(record_line(make_record(0, metrics={"val_loss": 1.0})))
+    words = ["--preset", "digits", "--results", str(tmp_path), "--resume-if-exists"]
+    monkeypatch.setattr("sys.argv", ["run_single.py", *words])
+    assert run_single.main() == cli.DONE
+    assert capsys.readouterr().out == f"the run in {folder} is over\n"

@@ -1,10 +1,6 @@
 """A study in a real PostgreSQL; skipped where there is none, or no driver for it."""
 
-import os
 import shutil
-import socket
-import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,59 +15,18 @@ from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.search.searcher import StudySearch
 from nanovlm.search.study import show_study
+from tests.postgres import Database, started_database
 from tests.search.test_stages import Run
 
 pytest.importorskip("psycopg")
-
-NOBODY = 65534
-
-
-class Database:
-    """A server in a folder of its own, which root may not run."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        if os.getuid() == 0:
-            os.chown(folder, NOBODY, NOBODY)
-        self._call("initdb", "-D", str(folder / "data"), "-U", "me", "--auth=trust")
-
-    @property
-    def url(self) -> str:
-        return f"postgresql+psycopg://me:hush@127.0.0.1:{self._port}/postgres"
-
-    def start(self) -> None:
-        options = f"-p {self._port} -k {self._folder} -h 127.0.0.1"
-        log = str(self._folder / "log")
-        self._call("pg_ctl", "-D", str(self._folder / "data"), "-o", options, "-l", log, "start")
-
-    def stop(self) -> None:
-        self._call("pg_ctl", "-D", str(self._folder / "data"), "-m", "immediate", "stop")
-
-    def _call(self, *command: str) -> None:
-        as_nobody: dict[str, Any] = {}
-        if os.getuid() == 0:
-            as_nobody = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
-        with (self._folder.parent / "calls.log").open("ab") as log:
-            subprocess.run(
-                command, check=True, stdout=log, stderr=log, cwd=self._folder, **as_nobody
-            )
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[Database]:
     if shutil.which("initdb") is None:
         pytest.skip("needs PostgreSQL")
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
-        place = Path(folder) / "server"
-        place.mkdir()
-        server = Database(place)
-        server.start()
+    with started_database() as server:
         yield server
-        server.stop()
 
 
 def space(folder: Path, database: Database, **overrides: Any) -> SearchSpace:
