@@ -22,6 +22,7 @@ The time to a decision is that of the group's call, from the report handed in to
 import argparse
 import contextlib
 import itertools
+import random
 import sys
 import tempfile
 import time
@@ -130,7 +131,9 @@ class TuneLoop:
             self._fill_slots()
             if self._is_finished and not self._waiting:
                 return
-            ready, _ = ray.wait(list(self._waiting), num_returns=1, timeout=0.1)
+            calls = list(self._waiting)
+            random.shuffle(calls)  # the first of them that is ready is taken
+            ready, _ = ray.wait(calls, num_returns=1, timeout=0.1)
             for call in ready:
                 self._take(self._waiting.pop(call), ray.get(call))
 
@@ -279,6 +282,7 @@ _KINDS = {
     "ray::Broker": "broker",
     "ray::FakeGroups": "groups",
     "ray::IDLE": "idle",
+    "Agent": "agents",
     "ray::": "relays",  # Ray Tune's actors
     "raylet": "raylet",
     "gcs_server": "gcs",
