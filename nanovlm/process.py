@@ -167,7 +167,7 @@ def _kill_children() -> None:
             child.kill()
 
 
-_LAST_WORDS_SECONDS = 15
+_LAST_WORDS_SECONDS = 120
 _last_words: list[Callable[[Exception], object]] = []
 """What the contexts of `on_abandon` have given, the innermost last."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from nanovlm import process
 from nanovlm.cluster.logs import logged_to
 from nanovlm.cluster.recorder import Recorder, RunOutcome, standard_observers
-from nanovlm.cluster.worker_group import StartWorkers, worker_groups
+from nanovlm.cluster.worker_groups import StartWorkers, worker_groups
 from nanovlm.cluster.worker_pool import INTERRUPTED
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.data.build import OnProgress, log_progress

@@ -56,7 +56,7 @@ def results_in(
     copier = None
     try:
         copier = _begin(remote, root, name if is_resumed else None)
-        with _named_as(root, remote.uri):
+        with _named_as(root, remote.uri), process.on_abandon(copier.finish_at_once):
             yield root, (copier,)
     except BaseException as error:
         _finish(copier, root, remote, error)
@@ -154,6 +154,10 @@ class Copier(Observer):
             if (reason := self._update()) is None:
                 return None
         return reason
+
+    def finish_at_once(self, error: Exception) -> None:
+        """Copy what is left, for a program that has to end at once."""
+        self.finish()
 
     def _work(self) -> None:
         pause = _PAUSE_SECONDS
