@@ -28,6 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanovlm.cluster.broker import Broker, GroupParts
 from nanovlm.cluster.file_server import FileAccess, served_files
+from nanovlm.cluster.node_check import NodeCheck
 from nanovlm.cluster.node_requests import NodeRequests
 from nanovlm.cluster.ray_cluster import describe_shortage, num_fitting
 from nanovlm.cluster.ray_compat import (
@@ -101,6 +102,8 @@ class ClusterSetup:
     """Whether this program has started the cluster, on this machine alone."""
     asks_for_nodes: bool = False
     """Whether to ask the cluster's autoscaler for nodes as long as there are too few groups."""
+    check: NodeCheck | None = None
+    """What its machines must have in common with this one."""
 
 
 StartWorkers = Callable[[int, int | None, Any, ClusterSetup], AbstractContextManager[WorkerGroups]]
@@ -337,7 +340,7 @@ def worker_groups(
     start_run_records()
 
     def run_group(name: str, unfit: Collection[str], files: FileAccess | None) -> None:
-        settings = WorkerSettings(name, broker, str(setup.log_dir), run_trial, files)
+        settings = WorkerSettings(name, broker, str(setup.log_dir), run_trial, files, setup.check)
         _make_trainer(settings, setup, unfit).fit()
 
     with served_files(setup.log_dir.parent, setup.is_own_cluster) as files:
