@@ -40,6 +40,7 @@ WHERE_RUN = {
     r"python run_single.py --preset nanovlm-222m": "hub and GPU",
     r"python -m nanovlm generate --checkpoint results/digits/best .+": "programs/"
     "test_search_program.py",
+    r"python -m nanovlm generate --checkpoint s3://.+": "tests/watch/test_bucket.py",
     r"python -m nanovlm generate --checkpoint lusxvr/.+": "hub; programs/test_generate_program.py",
     r"python -m nanovlm push .+": "hub; programs/test_push_program.py",
     r"python -m nanovlm data .+": "tests/test_prepared_data.py",
