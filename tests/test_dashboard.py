@@ -179,6 +179,23 @@ def test_the_page_follows_and_cannot_write(running: RunningSearch, served: str) 
     }
 
 
+@pytest.mark.slow
+def test_a_page_of_another_site_reads_nothing(served: str) -> None:
+    """Its name may lead to this machine (DNS rebinding)."""
+    port = served.rpartition(":")[2]
+    for host in ("localhost", f"LOCALHOST:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "[::1]"):
+        request = Request(f"{served}/api/studies", headers={"Host": host})
+        assert open_address(request).status == 200
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "", "0.0.0.0"):
+        request = Request(f"{served}/api/studies", headers={"Host": host})
+        with pytest.raises(HTTPError) as refused:
+            open_address(request)
+        assert refused.value.code == 403
+        assert f"must be one of localhost, 127.0.0.1, [::1], got {host!r}" in (
+            refused.value.read().decode()
+        )
+
+
 def test_a_folder_without_a_search_is_refused(tmp_path: Path, search: RunningSearch) -> None:
     with pytest.raises(UserError, match=r"no .*space.yaml. Searches beside it: .*/demo\.$"):
         main(["dashboard", str(tmp_path / "dmeo")])

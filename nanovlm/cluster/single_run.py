@@ -1,6 +1,7 @@
 """Runs one job through the same worker group that serves the trials of a search."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,9 +9,10 @@ import torch
 
 from nanovlm import process
 from nanovlm.cluster.logs import logged_to
+from nanovlm.cluster.node_check import NodeCheck
 from nanovlm.cluster.recorder import Recorder, RunOutcome, standard_observers
 from nanovlm.cluster.relay import job_in, run_to_end
-from nanovlm.cluster.worker_pool import INTERRUPTED, StopSwitch, worker_pool
+from nanovlm.cluster.worker_pool import INTERRUPTED, StopSwitch, WorkerPool, worker_pool
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import Objective, TrialResources
 from nanovlm.config.sources import config_values
@@ -141,15 +143,33 @@ def run_single(
         job = job_in(path, TRIAL_ID, config=plan.config, milestones=plan.milestones)
         with (
             recorder.errors_recorded(),
-            worker_pool(
-                address, resources, 1, 1, path, StopSwitch(), recorder.begin, recorder.take
-            ) as pool,
+            _worker_pool(plan, path, resources, address, recorder) as pool,
         ):
             run_to_end(pool.broker, lambda: [job], pool.num_slots)
         ended = store.records
         summary = recorder.end((ended[-1].reason or "completed") if ended else INTERRUPTED)
         notes = (*unchecked, *store.notes, *recorder.notes())
     return RunOutcome(store.folder, summary, notes)
+
+
+def _worker_pool(
+    plan: SinglePlan,
+    folder: Path,
+    resources: TrialResources,
+    address: str | None,
+    recorder: Recorder,
+) -> AbstractContextManager[WorkerPool]:
+    return worker_pool(
+        address,
+        resources,
+        concurrency=None,
+        max_concurrency=1,
+        folder=folder,
+        switch=StopSwitch(),
+        on_start=recorder.begin,
+        on_event=recorder.take,
+        check=NodeCheck.of(plan.config, plan.data),
+    )
 
 
 def check_same_config(folder: Path, config: TrainConfig) -> None:

@@ -25,6 +25,7 @@ from ray.util import get_current_placement_group
 from nanovlm import parallel
 from nanovlm.cluster.file_server import FileAccess
 from nanovlm.cluster.logs import LogFile, LogRelay
+from nanovlm.cluster.node_check import NodeCheck
 from nanovlm.cluster.transfer import NodeFiles, node_files
 from nanovlm.errors import UserError
 from nanovlm.files import find_full_disk
@@ -56,6 +57,8 @@ class WorkerSettings:
     run_trial: RunTrial = run_trial
     files: FileAccess | None = None
     """How to get to the results folder where its path leads elsewhere; None: the path is right."""
+    check: NodeCheck | None = None
+    """What this machine must have in common with that of the search; None: it is that one."""
 
 
 def serve_trials(settings: WorkerSettings) -> None:
@@ -75,12 +78,17 @@ def serve_broker(
 
     Args:
         files: of a group that does not see the results folder.
+
+    Raises:
+        UserError: this machine has other code or data than that of the search.
     """
     broker = settings.broker
     closed = threading.Event()
     if parallel.rank() == 0:
         threading.Thread(target=_wait_until_closed, args=(broker, closed), daemon=True).start()
     resources = Resources(device)
+    if settings.check is not None:
+        settings.check.verify(resources)
     while True:
         given = _from_rank_0(lambda: ray.get(broker.next_job.remote(settings.group)))
         if given is Order.SHUTDOWN:

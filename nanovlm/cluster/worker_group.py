@@ -20,6 +20,7 @@ from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
 from nanovlm.cluster.broker import GroupParts
+from nanovlm.cluster.node_check import NodeCheck
 from nanovlm.cluster.ray_compat import ControllerHook, OneMachine
 from nanovlm.cluster.worker import WorkerSettings, serve_trials
 from nanovlm.config.search_settings import TrialResources
@@ -48,6 +49,8 @@ class ClusterSetup:
     """For the logs of workers and controllers."""
     is_own_cluster: bool
     """Whether this program has started the cluster, on this machine alone."""
+    check: NodeCheck | None = None
+    """What its machines must have in common with this one."""
     asks_for_nodes: bool = False
     """Whether to ask the cluster's autoscaler for nodes as long as there are too few groups."""
 

@@ -222,7 +222,7 @@ def worker_groups(
     start_run_records()
 
     def run_group(name: str, unfit: Collection[str], files: FileAccess | None) -> None:
-        settings = WorkerSettings(name, broker, str(setup.log_dir), run_trial, files)
+        settings = WorkerSettings(name, broker, str(setup.log_dir), run_trial, files, setup.check)
         make_trainer(settings, setup, unfit).fit()
 
     with served_files(setup.log_dir.parent, setup.is_own_cluster) as files:

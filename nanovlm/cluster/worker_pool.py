@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError
 from nanovlm import process
 from nanovlm.cluster.broker import opened_broker
 from nanovlm.cluster.broker_state import Event
+from nanovlm.cluster.node_check import NodeCheck
 from nanovlm.cluster.ray_cluster import Cluster, connect, num_concurrent_trials
 from nanovlm.cluster.ray_compat import head_answers
 from nanovlm.cluster.worker_group import ClusterSetup
@@ -123,6 +124,7 @@ def worker_pool(
     on_start: OnStart,
     on_event: OnEvent,
     start_workers: StartWorkers = worker_groups,
+    check: NodeCheck | None = None,
 ) -> Iterator[WorkerPool]:
     """Join or start Ray and run worker groups for as long as the context lasts.
 
@@ -133,6 +135,7 @@ def worker_pool(
             `max_concurrency`.
         folder: the results folder, made by `on_start`; logs go there.
         start_workers: starts the worker groups.
+        check: what the machines of a cluster that is joined must have in common with this one.
 
     Raises:
         UserError: if the cluster cannot run that many trials, or none.
@@ -149,7 +152,8 @@ def worker_pool(
         limits = [first] if cluster.is_own else [concurrency, max_concurrency]
         most = min((limit for limit in limits if limit is not None), default=None)
         asks = concurrency is not None and not cluster.is_own
-        setup = ClusterSetup(resources, folder / LOGS_DIR, cluster.is_own, asks_for_nodes=asks)
+        check = None if cluster.is_own else check
+        setup = ClusterSetup(resources, folder / LOGS_DIR, cluster.is_own, check, asks)
         on_start(cluster, max(1, first))
         with (
             opened_broker(folder.name, stall_seconds) as broker,

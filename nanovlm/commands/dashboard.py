@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -36,6 +37,8 @@ The page is read-only and open to this machine alone. From another one: ssh -L 8
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
 _MORE_PORTS = 20
+_OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_PORT = re.compile(r":\d+$")
 _REFUSAL = "The study is shown read-only: the search that writes it may be running."
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -75,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = read_space(arguments.folder, arguments.storage)
     study = show_study(space, arguments.folder.resolve())
-    server = bind(arguments.port, read_only(dashboard_application(study)))
+    server = bind(arguments.port, local_only(read_only(dashboard_application(study))))
     console = make_console()
     if server.server_port != arguments.port:
         console.print(f"port {arguments.port} is in use; another one was chosen", **PLAIN)
@@ -166,6 +169,26 @@ def read_only(application: Application) -> Application:
         return [json.dumps({"reason": _REFUSAL}).encode()]
 
     return readable
+
+
+def local_only(application: Application) -> Application:
+    """Return the application for requests that name this machine by its loopback address.
+
+    A page of another site may have its own name lead to 127.0.0.1 (DNS rebinding), so that the
+    browser lets it read what is served here. Its requests have that name in the header Host.
+    """
+
+    def local(environment: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        host = environment.get("HTTP_HOST", "")
+        if _PORT.sub("", host).lower() in _OWN_NAMES:
+            return application(environment, start_response)
+        start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
+        return [
+            f"Host: must be one of {', '.join(_OWN_NAMES)}, got {host!r}: this page is for "
+            "programs on this machine. From another one: ssh -L 8080:localhost:8080 HOST\n".encode()
+        ]
+
+    return local
 
 
 def bind(port: int, application: Application) -> WSGIServer:

@@ -1,9 +1,9 @@
 """Keeps the copy of a results folder in a bucket as new as it can, and always fit to go on from.
 
 A search can be killed at any moment, since it writes each file before what depends on it. So that
-this is true of the copy too, one pass takes all files at one moment, in reverse order: what depends
-on others first, so that what it depends on is not older. Then it writes them in order, and removes
-at last what is gone.
+this is true of the copy too, one pass takes all files at one moment, when nothing is written, or
+else in reverse order: what depends on others first, so that what it depends on is not older. Then
+it writes them in order, and removes at last what is gone.
 """
 
 import os
@@ -38,7 +38,7 @@ from nanovlm.results.remote import RemoteFolder
 ORDER = (
     *(DATA_FILE, ENVIRONMENT_FILE, SEARCH_ID_FILE, SPACE_FILE, CONFIG_FILE),
     *(STUDY_FILE, RUNGS_FILE, CHECKPOINTS_DIR, ANSWERS_DIR),
-    *(PAUSED_FILE, TRIALS_FILE, CONFIRM_FILE),
+    *(TRIALS_FILE, CONFIRM_FILE, PAUSED_FILE),  # a paused trial that has ended needs no state
     *(SUMMARY_FILE, BEST_MODEL_DIR, BEST_CONFIG_FILE),
     *(REPORT_FILE, TENSORBOARD_DIR, WANDB_DIR, LOGS_DIR),
 )
@@ -46,6 +46,7 @@ ORDER = (
 
 _LINES = (STUDY_FILE, RUNGS_FILE, PAUSED_FILE, TRIALS_FILE, CONFIRM_FILE)
 """Files that grow by lines, on which others depend."""
+_MOST_TRIES = 20
 _LEFT_OUT = f"{LOGS_DIR}/ray/"
 """What Ray writes for itself."""
 
@@ -92,10 +93,8 @@ class Mirror:
                 self._copied.clear()
             return
         staging = self._folder.with_name(f".{self._folder.name}.staging")
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
         try:
-            names, taken = self._take(staging)
+            names, taken = self._take_at_rest(staging)
             for file in taken:
                 self._copied[file.name] = None  # it may be there though the call has failed
                 self._remote.put(file.name, file.source)
@@ -105,6 +104,22 @@ class Mirror:
                 del self._copied[name]
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+    def _take_at_rest(self, staging: Path) -> tuple[set[str], list[_Taken]]:
+        """Do what `_take` does, again if anything was written to the folder meanwhile that others
+        depend on; a folder that never rests is taken as it is."""
+        for _ in range(_MOST_TRIES):
+            before = self._line_versions()
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            found = self._take(staging)
+            if self._line_versions() == before:
+                break
+        return found
+
+    def _line_versions(self) -> dict[str, Version]:
+        paths = [path for name in _LINES if (path := self._folder / name).exists()]
+        return {path.name: _version(path) for path in paths}
 
     def _take(self, staging: Path) -> tuple[set[str], list[_Taken]]:
         """Return the names of all files, and those that have changed in the order of writing."""

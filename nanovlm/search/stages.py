@@ -17,6 +17,7 @@ from pyarrow.fs import LocalFileSystem
 from ray import tune
 
 from nanovlm.cluster.broker_state import Event
+from nanovlm.cluster.node_check import NodeCheck
 from nanovlm.cluster.relay import TrialRelay, job_in, run_to_end, trial_id_of, trial_job
 from nanovlm.cluster.worker_groups import StartWorkers, worker_groups
 from nanovlm.cluster.worker_pool import (
@@ -146,6 +147,7 @@ class Search:
             on_start=self.on_start,
             on_event=self._take,
             start_workers=self.start_workers,
+            check=NodeCheck.of(self.plan.space.base, self.plan.data),
         )
 
     def _slots_needed(self) -> int | None:
