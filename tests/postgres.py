@@ -55,5 +55,7 @@ def started_database() -> Iterator[Database]:
         place.mkdir()
         server = Database(place)
         server.start()
-        yield server
-        server.stop()
+        try:
+            yield server
+        finally:
+            server.stop()

@@ -5,7 +5,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,20 +16,20 @@ from tests.processes import wait_until
 from tests.programs.conftest import Finished, run_program
 from tests.raylets import WORKER, Raylets
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 SPACE = """
 preset: digits
 base: {data_cutoff_idx: 300, epochs: 1, lr_backbones: 1.0e-3, batch_size: 16}
 search:
-  lr_backbones: {choice: [1.0e-3, 1.0e+30]}
+  lr_backbones: {choice: [1.0e-3, 2.0e-3, 3.0e-3, 1.0e+30]}
   lr_mp: {log_uniform: [1.0e-4, 1.0e-2]}
-sampler: {name: random, seed: 8}
+sampler: {name: random, seed: 0}
 scheduler: {rungs: 3, reduction_factor: 3}
 confirm: {top: 0}
-resources: {stall_minutes: 0.2}
+resources: {stall_minutes: 0.4}
 """
-NUM_TRIALS = 40
+NUM_TRIALS = 20
 
 
 @pytest.fixture(scope="module")
@@ -55,35 +55,35 @@ def free_cpus(cluster: Raylets) -> float:
     return float(done.stdout.split("free ")[1])
 
 
-def nodes_at_work(cluster: Raylets) -> int:
+def num_at_work(cluster: Raylets) -> int:
+    """Return how many workers have begun a trial."""
     return sum(has_begun_a_trial(process) for _, process in cluster.processes(WORKER))
+
+
+def wait_for(condition: Callable[[], bool], program: Program) -> None:
+    assert wait_until(condition, seconds=240), program.output.read_text()
 
 
 def test_a_search_goes_on_whatever_of_it_is_lost_and_leaves_the_cluster_as_it_was(
     cluster: Raylets, tmp_path: Path
 ) -> None:
-    """A controller, a worker, a Tune actor, a worker that hangs, a node; one is added."""
+    """A controller and a Tune actor; then the node that was added, a worker, and one that hangs."""
     (tmp_path / "space.yaml").write_text(SPACE)
     arguments = ("--space", "space.yaml", "--trials", str(NUM_TRIALS))
     program = Program(cluster, tmp_path, "demo", *arguments)
     faults = Faults(cluster, program, random.Random(0))
-    assert wait_until(lambda: nodes_at_work(cluster) == 2, seconds=120), program.output.read_text()
-    assert faults.kill_controller()
-    assert faults.add_node()
-    assert wait_until(lambda: nodes_at_work(cluster) == 3, seconds=120), program.output.read_text()
-    assert faults.kill_worker()
-    assert faults.stop_worker()
-    assert faults.kill_tune_actor()
-    added = cluster.nodes[-1]
-    assert wait_until(lambda: nodes_at_work(cluster) >= 2, seconds=120), program.output.read_text()
-    added.kill()
-    assert wait_until(lambda: program.code() is not None, seconds=200), program.output.read_text()
+    wait_for(lambda: num_at_work(cluster) >= 2, program)
+    assert faults.kill_controller() and faults.kill_tune_actor() and faults.add_node()
+    wait_for(lambda: num_at_work(cluster) >= 3, program)
+    cluster.nodes[-1].kill()
+    assert faults.kill_worker() and faults.stop_worker()
+    wait_for(lambda: program.code() is not None, program)
 
     output = program.output.read_text()
     assert program.code() == 0, output
     assert "\njoined Ray cluster" in output
     assert "(raylet)" not in output, "what Ray prints is in driver.log"
-    for loss in ("its controller has ended", "no sign of life for 0.2 minutes", "started group-"):
+    for loss in ("its controller has ended", "no sign of life for 0.4 minutes", "started group-"):
         assert f": {loss}" in output or f"note: {loss}" in output, output
     assert list(problems_in(program.results, NUM_TRIALS)) == []
     check_states(Finished(0, output, program.results))
@@ -93,14 +93,14 @@ def test_a_search_goes_on_whatever_of_it_is_lost_and_leaves_the_cluster_as_it_wa
 
 def check_states(finished: Finished) -> None:
     """A trial that fails costs the others nothing."""
-    by_rate: dict[float, set[str]] = {1e-3: set(), 1e30: set()}
+    states: dict[bool, set[str]] = {False: set(), True: set()}
     for record in finished.records:
-        by_rate[record.parameters["lr_backbones"]].add(record.state)
+        states[record.parameters["lr_backbones"] == 1e30].add(record.state)
         if record.state == "failed":
             assert "at step" in str(record.reason)
             assert record.reports == ()
-    assert by_rate[1e30] == {"failed"}
-    assert "completed" in by_rate[1e-3] <= {"completed", "stopped"}
+    assert states[True] == {"failed"}
+    assert states[False] == {"completed", "stopped"}
 
 
 def test_two_workers_give_the_loss_of_one(
