@@ -7,13 +7,14 @@ if __name__ == "__main__":
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from nanovlm import cli
 from nanovlm.config.sources import parse_overrides
-from nanovlm.config.space import load_space
+from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.files import user_path
 from nanovlm.results.folder import search_folder
 from nanovlm.watch.terminal.console import PLAIN, PreparationDisplay, make_console
@@ -22,6 +23,7 @@ from nanovlm.watch.terminal.tables import describe_data
 
 if TYPE_CHECKING:
     from nanovlm.search.plan import SearchPlan
+    from nanovlm.watch.observer import Observer
 
 EXAMPLES = """look at a search while it runs, in Optuna's dashboard:
   python -m nanovlm dashboard results/NAME
@@ -32,6 +34,7 @@ examples:
   python run_search.py --space search_spaces/digits.yaml --trials 40 --name long epochs=2
   python run_search.py --space search_spaces/digits.yaml --address auto resources.workers=2
   python run_search.py --space FILE --results /shared/results --submit http://HEAD:8265
+  python run_search.py --space FILE --results s3://BUCKET/PATH
 
 a study in a database, its password from the environment (docs/search.md):
   python run_search.py --space search_spaces/digits.yaml \\
@@ -74,6 +77,14 @@ def main() -> int:
         from nanovlm.commands.submit import submit_search
 
         return submit_search(arguments, space)
+    with cli.local_results(arguments, space.name) as observers:
+        return search(arguments, space, observers)
+
+
+def search(
+    arguments: argparse.Namespace, space: SearchSpace, observers: Sequence["Observer"]
+) -> int:
+    """Search the space, or only print what that would cost; return the exit code."""
     cli.settle_resume(arguments, space.name)
     folder = search_folder(arguments.results, arguments.name, space, arguments.resume)
     # Imported late: a mistake in the space file is reported before torch and Ray are loaded.
@@ -96,7 +107,7 @@ def main() -> int:
                 resume=arguments.resume,
                 address=arguments.address,
                 concurrency=arguments.concurrency,
-                observers=[display],
+                observers=[display, *observers],
             )
 
     return cli.show_outcome(console, folder, run)

@@ -6,15 +6,17 @@ if __name__ == "__main__":
     process.listen()  # before all that takes time to import
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from nanovlm import cli
+from nanovlm.config.schema import TrainConfig
 from nanovlm.config.sources import load_config, parse_overrides
 from nanovlm.errors import UserError
-from nanovlm.files import user_path
 from nanovlm.results.folder import check_kept, choose_folder, folder_exists
 from nanovlm.results.read import FolderReader
 from nanovlm.results.summary import check_best_config
+from nanovlm.watch.observer import Observer
 from nanovlm.watch.terminal.console import PLAIN, PreparationDisplay, make_console
 from nanovlm.watch.terminal.single_display import SingleDisplay
 
@@ -32,7 +34,7 @@ EXAMPLES = """examples:
 def parse_arguments() -> argparse.Namespace:
     parser = cli.make_parser(__doc__, EXAMPLES)
     parser.add_argument(
-        "--config", type=user_path, help="a configuration (YAML), such as best.yaml"
+        "--config", type=cli.copied_file, help="a configuration (YAML), such as best.yaml"
     )
     parser.add_argument("--preset", help="a name or a file; --config goes over it")
     parser.add_argument(
@@ -52,6 +54,12 @@ def main() -> int:
         from nanovlm.commands.submit import submit_single
 
         return submit_single(arguments, config)
+    with cli.local_results(arguments, DEFAULT_NAME) as observers:
+        return train(arguments, config, observers)
+
+
+def train(arguments: argparse.Namespace, config: TrainConfig, observers: Sequence[Observer]) -> int:
+    """Train the configuration; return the exit code."""
     cli.settle_resume(arguments, DEFAULT_NAME)
     folder = results_folder(arguments)
     if arguments.resume_if_exists and arguments.resume and FolderReader(folder).ended()[0]:
@@ -75,7 +83,7 @@ def main() -> int:
                 default_name=DEFAULT_NAME if arguments.name is None else None,
                 resume=arguments.resume,
                 address=arguments.address,
-                observers=[display],
+                observers=[display, *observers],
             )
 
     return cli.show_outcome(console, folder, run)

@@ -200,7 +200,7 @@ class Run:
         self._cluster = cluster
         self._program = program
         self._num_trials = num_trials
-        self._faults = Faults(cluster, database, program, random.Random(seed))
+        self._faults = Faults(cluster, program, random.Random(seed), database)
         self.meter = IdleMeter(cluster)
         self.done: list[dict[str, Any]] = []
         """The faults: `at` seconds, `kind` and `what`."""

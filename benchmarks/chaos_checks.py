@@ -96,19 +96,21 @@ def has_begun_a_trial(process: psutil.Process) -> bool:
     return any(re.search(r"/group-\d+-rank-\d+\.log$", f.path) for f in process.open_files())
 
 
-def problems_of(whole: Path, disturbed: Path, url: str, num_trials: int) -> list[str]:
-    """Compare two results folders; return all rules that the disturbed one breaks."""
-    checks = (
-        _trials_missing_or_twice(disturbed, num_trials),
-        _configurations_differ(whole, disturbed),
-        _reports_differ(whole, disturbed),
-        _trials_failed(whole, disturbed),
-        _decided_twice(disturbed),
-        _told_wrongly(disturbed, url, num_trials),
-        _began_behind(disturbed),
-        _left_over(disturbed),
-    )
-    return [problem for check in checks for problem in check]
+def problems_of(whole: Path, disturbed: Path, url: str, num_trials: int) -> Iterator[str]:
+    """Return in what a disturbed search differs from the undisturbed one, and `problems_in` it."""
+    yield from problems_in(disturbed, num_trials)
+    yield from _configurations_differ(whole, disturbed)
+    yield from _reports_differ(whole, disturbed)
+    yield from _trials_failed(whole, disturbed)
+    yield from _told_wrongly(disturbed, url, num_trials)
+
+
+def problems_in(results: Path, num_trials: int) -> Iterator[str]:
+    """Return all that is wrong with the files of a search that was disturbed."""
+    yield from _trials_missing_or_twice(results, num_trials)
+    yield from _decided_twice(results)
+    yield from _began_behind(results)
+    yield from _left_over(results)
 
 
 def _by_number(folder: Path) -> dict[int, dict[str, Any]]:

@@ -66,9 +66,9 @@ class Faults:
     """Disturbs a search; each kind of fault has a method, and a line that says what it did."""
 
     cluster: Raylets
-    database: Database
     program: Program
     moments: random.Random
+    database: Database | None = None
     is_up: bool = False
     """Whether the program has begun a trial since it was started."""
     stopped: list[tuple[Node, psutil.Process]] = field(default_factory=list)
@@ -84,13 +84,12 @@ class Faults:
 
         Every kind comes once before one comes again, in an order drawn from the seed.
         """
-        if not set(self._deck):
+        for _ in range(2):
+            for kind in list(self._deck):
+                if done := FAULTS[kind](self):
+                    self._deck.remove(kind)
+                    return kind, done
             self._deck = self.moments.sample(list(kinds), len(kinds))
-        for kind in list(self._deck):
-            if done := FAULTS[kind](self):
-                self._deck.remove(kind)
-                return kind, done
-        self._deck = []  # none of them is possible now
         return "none", "nothing to disturb"
 
     def kill_worker(self) -> str | None:
@@ -125,7 +124,9 @@ class Faults:
         self.stopped.append((node, process))
         return f"process {process.pid} on {node.address}"
 
-    def restart_database(self) -> str:
+    def restart_database(self) -> str | None:
+        if self.database is None:
+            return None
         self.database.stop()
         time.sleep(1)
         self.database.start()

@@ -13,7 +13,8 @@ from typing import Any
 
 import ray
 
-from nanovlm.cluster.worker_group import ClusterSetup, StartWorkers
+from nanovlm.cluster.worker_group import ClusterSetup
+from nanovlm.cluster.worker_groups import StartWorkers
 from nanovlm.messages import Assignment, Decision, Order, ProgressUpdate, Report, Speed
 
 METRIC = "mmstar_accuracy"

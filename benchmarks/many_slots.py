@@ -22,6 +22,7 @@ The time to a decision is that of the group's call, from the report handed in to
 import argparse
 import contextlib
 import itertools
+import random
 import sys
 import tempfile
 import time
@@ -130,7 +131,9 @@ class TuneLoop:
             self._fill_slots()
             if self._is_finished and not self._waiting:
                 return
-            ready, _ = ray.wait(list(self._waiting), num_returns=1, timeout=0.1)
+            calls = list(self._waiting)
+            random.shuffle(calls)  # the first of them that is ready is taken
+            ready, _ = ray.wait(calls, num_returns=1, timeout=0.1)
             for call in ready:
                 self._take(self._waiting.pop(call), ray.get(call))
 
@@ -230,14 +233,16 @@ class Meter(Observer):
                 mib[kind] += process.memory_info().rss / 2**20
                 number[kind] += 1
         return Snapshot(
-            time.monotonic(), len(self._reports), self._num_ended, seen.num_reports, seen.num_updates,
-            seen.to_decision, cpu_seconds, mib, number,
+            time.monotonic(), len(self._reports), self._num_ended, seen.num_reports,
+            seen.num_updates, seen.to_decision, cpu_seconds, mib, number,
         )  # fmt: skip
 
     def print_figures(self) -> None:
         """Print a line for each stretch between two snapshots, and the processes at the end."""
-        print("trials  ended  reports/s updates/s | to decision, ms: median p95 p99 | CPU ms a report: "
-              "driver broker | MiB: driver broker")  # fmt: skip
+        print(
+            "trials  ended  reports/s updates/s | to decision, ms: median p95 p99 | "
+            "CPU ms a report: driver broker | MiB: driver broker"
+        )
         for before, after in itertools.pairwise(self.snapshots):
             print_stretch(before, after)
         first, last = self.snapshots[0], self.snapshots[-1]
@@ -245,12 +250,13 @@ class Meter(Observer):
         everything = [seconds for each in self.snapshots[1:] for seconds in each.to_decision]
         print_stretch(first, replace(last, to_decision=everything))
         reports = last.num_reports - first.num_reports
-        for kind, number in sorted(last.num_processes.items()):
+        for kind in sorted(last.num_processes):
+            most = max(self.snapshots, key=lambda each: each.num_processes.get(kind, 0))
             used = last.cpu_seconds[kind] - first.cpu_seconds.get(kind, 0.0)
-            share = used / (last.at - first.at)
+            number, share = most.num_processes[kind], used / (last.at - first.at)
             print(
                 f"  {kind:<8} {number:3} processes: {100 * share:5.1f} % of a core, "
-                f"{1000 * used / reports:6.2f} ms a report, {last.mib[kind] / number:.0f} MiB each"
+                f"{1000 * used / reports:6.2f} ms a report, {most.mib[kind] / number:.0f} MiB each"
             )
 
 
@@ -275,8 +281,9 @@ def print_stretch(before: Snapshot, after: Snapshot) -> None:
 _KINDS = {
     "ray::Broker": "broker",
     "ray::FakeGroups": "groups",
-    "ray::trials of": "relay",
     "ray::IDLE": "idle",
+    "Agent": "agents",
+    "ray::": "relays",  # Ray Tune's actors
     "raylet": "raylet",
     "gcs_server": "gcs",
 }

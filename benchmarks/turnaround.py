@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 from benchmarks.command_line import parser_of
 from nanovlm.cluster.broker_state import Event
 from nanovlm.cluster.ray_cluster import connect
-from nanovlm.cluster.worker_group import worker_groups
+from nanovlm.cluster.worker_groups import worker_groups
 from nanovlm.config.space import load_space
 from nanovlm.messages import Job, Report, TrialRecord
 from nanovlm.resources import Resources

@@ -36,7 +36,7 @@ from ray._private.accelerators import NvidiaGPUAcceleratorManager
 
 from benchmarks.command_line import parser_of
 from benchmarks.figures import Figures
-from nanovlm.cluster.worker_group import worker_groups
+from nanovlm.cluster.worker_groups import worker_groups
 from nanovlm.config.schema import VLMConfig
 from nanovlm.config.space import load_space
 from nanovlm.messages import Job, Report, TrialRecord

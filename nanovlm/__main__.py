@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from nanovlm import cli
 from nanovlm.errors import UserError
-from nanovlm.files import user_path
 
 EXAMPLES = """examples:
   python -m nanovlm report results/*
@@ -52,7 +51,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         module.add_arguments(chosen)
         chosen.set_defaults(run=module.run)
     report = commands.add_parser("report", help="make report.html of results folders")
-    report.add_argument("folders", nargs="+", type=user_path, metavar="results/NAME")
+    report.add_argument("folders", nargs="+", metavar="results/NAME")
     report.set_defaults(run=write_reports)
     schema = commands.add_parser("schema", help="print the JSON schema of space files")
     schema.add_argument("--write", action="store_true", help="to search_spaces/space.schema.json")
@@ -61,14 +60,29 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def write_reports(arguments: argparse.Namespace) -> int:
+    from nanovlm.results.remote import FAILURES
+
+    for place in arguments.folders:
+        try:
+            sys.stdout.write(f"{_write_report(place)}\n")
+        except FAILURES as error:
+            raise UserError(f"{place}: the report cannot be written: {error}") from error
+    return cli.DONE
+
+
+def _write_report(place: str) -> str:
+    """Write the report of a results folder, which may be in a bucket; return where it is."""
+    from nanovlm.results.read import BEST_MODEL_DIR, CHECKPOINTS_DIR
+    from nanovlm.results.remote import is_uri, local_copy, open_remote
     from nanovlm.watch.report.page import write_report
 
-    for folder in arguments.folders:
-        try:
-            sys.stdout.write(f"{write_report(folder)}\n")
-        except OSError as error:
-            raise UserError(f"{folder}: the report cannot be written: {error}") from error
-    return cli.DONE
+    folder = local_copy("report", place, without=(BEST_MODEL_DIR, CHECKPOINTS_DIR))
+    path = write_report(folder)
+    if not is_uri(place):
+        return str(path)
+    remote = open_remote("report", place)
+    remote.put(path.name, path)
+    return remote.address(path.name)
 
 
 def show_schema(arguments: argparse.Namespace) -> int:

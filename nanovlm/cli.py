@@ -1,9 +1,10 @@
 """What the programs share: exit codes, arguments, how they report errors and how to resume."""
 
 import argparse
+import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,14 @@ from nanovlm.config.sources import (
     given_values,
 )
 from nanovlm.errors import RunFailed, UserError
-from nanovlm.files import find_full_disk, user_path
+from nanovlm.files import find_full_disk, shown, user_path
 from nanovlm.results.folder import has_begun
+from nanovlm.results.remote import is_uri, local_copy
 from nanovlm.watch.terminal.console import PLAIN
 
 if TYPE_CHECKING:
     from nanovlm.cluster.recorder import RunOutcome
+    from nanovlm.watch.observer import Observer
 
 FOLDER_KEYS = (
     *("train_dataset_path", "test_dataset_path", "vlm.vlm_checkpoint_path"),
@@ -51,7 +54,7 @@ def run_program(main: Callable[[], int]) -> None:
 
 def show_outcome(console: Console, folder: Path, run: Callable[[], "RunOutcome"]) -> int:
     """Run a search or a single run; print its notes and how to resume it; return the exit code."""
-    process.name_results(folder)
+    process.name_results(shown(folder))
 
     def show_failure(error: Exception) -> None:
         failed_in = error.folder if isinstance(error, RunFailed) else None
@@ -117,7 +120,10 @@ def make_parser(description: str | None, examples: str) -> argparse.ArgumentPars
     )
     parser.add_argument("--name", help="name of the results folder; must not exist yet")
     parser.add_argument(
-        "--results", type=user_path, default=Path("results"), help="where results folders are made"
+        "--results",
+        type=results_place,
+        default=Path("results"),
+        help="where results folders are made: a folder, or s3://BUCKET/PATH, gs://BUCKET/PATH",
     )
     parser.add_argument(
         "--address",
@@ -142,9 +148,36 @@ def make_parser(description: str | None, examples: str) -> argparse.ArgumentPars
     return parser
 
 
+def results_place(text: str) -> Path | str:
+    """Return a path, or the URI of a folder in a bucket."""
+    return text if is_uri(text) else user_path(text)
+
+
+def copied_file(text: str) -> Path:
+    """Return the path of a file, or of a copy of what is at a URI."""
+    return local_copy("--config", text)
+
+
+@contextlib.contextmanager
+def local_results(
+    arguments: argparse.Namespace, default_name: str
+) -> Iterator[Sequence["Observer"]]:
+    """Let `arguments.results` be a local folder meanwhile; yield what copies it to the bucket.
+
+    Args:
+        default_name: of the results folder, if none was given.
+    """
+    from nanovlm.watch.bucket import results_in
+
+    is_resumed = arguments.resume or arguments.resume_if_exists
+    name = arguments.name or default_name
+    with results_in(arguments.results, name, is_resumed) as (arguments.results, observers):
+        yield observers
+
+
 def settle_resume(arguments: argparse.Namespace, default_name: str) -> None:
     """Turn --resume-if-exists into --resume, or into a start in the folder of that very name."""
-    if arguments.resume_if_exists:
+    if arguments.resume_if_exists and not arguments.resume:
         arguments.name = arguments.name or default_name
         arguments.resume = has_begun(arguments.results / arguments.name)
 

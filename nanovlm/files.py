@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,27 @@ _TAIL_BYTES = 2**20
 def user_path(name: str | Path) -> Path:
     """Return the path that a person means by `name`."""
     return Path(os.path.expanduser(name))
+
+
+_addresses: dict[Path, Callable[[str], str]] = {}
+
+
+def name_as(folder: Path, address_of: Callable[[str], str]) -> None:
+    """Let `shown` name what is in a folder in another way: it is a copy.
+
+    Args:
+        folder: without links in its path.
+        address_of: returns how a person names a file in it, by its relative path.
+    """
+    _addresses[folder] = address_of
+
+
+def shown(path: Path) -> str:
+    """Return how a person gets to a file or folder: its path, or where it is kept for good."""
+    for folder, address_of in _addresses.items():
+        if path.is_relative_to(folder):
+            return address_of(path.relative_to(folder).as_posix())
+    return str(path)
 
 
 def find_local_folder(setting: str, name: str) -> Path | None:

@@ -167,7 +167,7 @@ def _kill_children() -> None:
             child.kill()
 
 
-_LAST_WORDS_SECONDS = 15
+_LAST_WORDS_SECONDS = 120
 _last_words: list[Callable[[Exception], object]] = []
 """What the contexts of `on_abandon` have given, the innermost last."""
 
@@ -213,7 +213,7 @@ class _EnduringFile(io.FileIO):
     def __init__(self, number: int) -> None:
         super().__init__(number, "w", closefd=False)
         self._failure: OSError | None = None
-        self._results: Path | None = None
+        self._results: Path | str | None = None
 
     def write(self, data: Any, /) -> int:
         if self._failure is None:
@@ -224,7 +224,7 @@ class _EnduringFile(io.FileIO):
                 self._show_results()
         return memoryview(data).nbytes
 
-    def name_results(self, folder: Path) -> None:
+    def name_results(self, folder: Path | str) -> None:
         """Name the folder on standard error when this file fails, or now if it has failed."""
         self._results = folder
         if self._failure is not None:
@@ -259,7 +259,7 @@ def enduring_streams() -> Iterator[None]:
         )
 
 
-def name_results(folder: Path) -> None:
+def name_results(folder: Path | str) -> None:
     """Name the folder in a line on standard error if standard output closes."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     if isinstance(raw, _EnduringFile):

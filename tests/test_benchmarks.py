@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from benchmarks import many_trials, mmstar, train_step, trial_start
+from benchmarks import many_slots, many_trials, mmstar, train_step, trial_start
 from benchmarks.agreement import NUM_STEPS, check_agreement
 from benchmarks.padded import NO_LABEL, padded_batch, peer_loss
 from benchmarks.peer import Peer, plain_name, renamed
@@ -126,3 +126,16 @@ def test_many_trials_are_all_recorded(
     output = capsys.readouterr().out
     assert output.startswith("12 trials, ")
     assert "suggest" in output and "RSS after 12 trials" in output
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("ray_cluster")
+def test_groups_that_train_nothing_make_a_whole_search(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--trials", "30", "--slots", "12", "--every", "10", "--load", "60"]
+    monkeypatch.setattr(sys, "argv", ["many_slots.py", *options])
+    many_slots.main()  # which asserts that each trial is recorded once
+    output = capsys.readouterr().out
+    assert "all of them:" in output and "broker" in output and "trials.jsonl" in output

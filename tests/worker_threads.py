@@ -10,7 +10,8 @@ import ray
 import torch
 
 from nanovlm.cluster.worker import RunTrial, WorkerSettings, serve_broker
-from nanovlm.cluster.worker_group import DESERTED, ClusterSetup, WorkerGroups
+from nanovlm.cluster.worker_group import ClusterSetup
+from nanovlm.cluster.worker_groups import DESERTED, WorkerGroups
 from nanovlm.errors import RunFailed
 
 

@@ -12,12 +12,17 @@ written it to the results folder, so no decision rests on what a crash could los
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from nanovlm.cluster.broker_state import BrokerState, Event
+from nanovlm.files import identifier
 from nanovlm.messages import (
     Assignment,
     Decision,
@@ -32,6 +37,9 @@ from nanovlm.messages import (
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 60.0
+
+_MAX_WAITING_CALLS = 10_000
+"""A few for each trial that runs."""
 SECONDS_BETWEEN_UPDATES = 0.2
 
 _Concern = int | str | None
@@ -257,3 +265,27 @@ class Broker:
 
     async def wait_until_closed(self) -> None:
         await self._wait_for(_CLOSED, lambda: self._state.is_closed or None)
+
+
+@contextlib.contextmanager
+def opened_broker(run_name: str, stall_seconds: float | None = None) -> Iterator[Any]:
+    """Yield the handle of a new Broker actor, which bears the run's name and ends with the context.
+
+    Names of actors are unique within one program on a cluster, so runs of the same name do not
+    meet. The actor runs on this program's node, so that it is lost only with that node.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    broker: Any = (
+        ray.remote(Broker)
+        .options(
+            name=f"nanovlm-broker-{identifier(run_name)}",
+            num_cpus=0,
+            max_concurrency=_MAX_WAITING_CALLS,
+            scheduling_strategy=here,
+        )
+        .remote(stall_seconds)
+    )
+    try:
+        yield broker
+    finally:
+        ray.kill(broker)

@@ -167,6 +167,9 @@ def _need_of_worker(resources: TrialResources) -> dict[str, float]:
     return {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
 
 
+_PATIENCE_WITH_HEAD = ("RAY_gcs_rpc_server_reconnect_timeout_s", "600")
+"""Ray ends a process whose head is gone after 60 s; `worker_pool.py` ends it in order before."""
+
 _QUIET: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
 """What Ray logs goes where `logs.py` has it."""
 
@@ -201,6 +204,7 @@ def join_ray(cluster: ExistingCluster) -> Cluster:
     Raises:
         UserError: with the reason and what helps.
     """
+    os.environ.setdefault(*_PATIENCE_WITH_HEAD)
     try:
         context = ray.init(address=cluster.address, **_QUIET)
     except Exception as error:

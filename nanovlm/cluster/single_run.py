@@ -162,7 +162,7 @@ def _worker_pool(
     return worker_pool(
         address,
         resources,
-        concurrency=1,
+        concurrency=None,
         max_concurrency=1,
         folder=folder,
         switch=StopSwitch(),

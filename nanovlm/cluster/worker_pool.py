@@ -16,17 +16,13 @@ import ray
 from ray.exceptions import RayActorError
 
 from nanovlm import process
+from nanovlm.cluster.broker import opened_broker
 from nanovlm.cluster.broker_state import Event
 from nanovlm.cluster.node_check import NodeCheck
 from nanovlm.cluster.ray_cluster import Cluster, connect, num_concurrent_trials
 from nanovlm.cluster.ray_compat import head_answers
-from nanovlm.cluster.worker_group import (
-    ClusterSetup,
-    StartWorkers,
-    WorkerGroups,
-    opened_broker,
-    worker_groups,
-)
+from nanovlm.cluster.worker_group import ClusterSetup
+from nanovlm.cluster.worker_groups import StartWorkers, WorkerGroups, worker_groups
 from nanovlm.config.search_settings import TrialResources
 from nanovlm.errors import RunFailed
 from nanovlm.messages import Notice
@@ -42,7 +38,7 @@ LOST_HEAD = "the head of the Ray cluster does not answer any more"
 _SECONDS_BETWEEN_PINGS = 3.0
 """Of the head; each may take as long."""
 _HEAD_SILENCE_SECONDS = 40.0
-"""After which the head is lost. Ray would end this process after 60 s, without a word."""
+"""After which the head is lost."""
 
 OnStart = Callable[[Cluster, int], None]
 """Called before any trial with the cluster and the number of trials that run at the same time."""
@@ -157,7 +153,7 @@ def worker_pool(
         most = min((limit for limit in limits if limit is not None), default=None)
         asks = concurrency is not None and not cluster.is_own
         check = None if cluster.is_own else check
-        setup = ClusterSetup(resources, folder / LOGS_DIR, cluster.is_own, asks, check)
+        setup = ClusterSetup(resources, folder / LOGS_DIR, cluster.is_own, check, asks)
         on_start(cluster, max(1, first))
         with (
             opened_broker(folder.name, stall_seconds) as broker,

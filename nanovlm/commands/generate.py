@@ -19,6 +19,7 @@ from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.files import user_path
 from nanovlm.models.checkpoint import MODEL_FILES
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.results.remote import is_uri, local_copy
 from nanovlm.training.forward import evaluating, image_input, mixed_precision
 
 EXAMPLES = """examples:
@@ -33,7 +34,7 @@ LONGEST_ANSWER = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="a saved model: folder or hub id")
+    parser.add_argument("--checkpoint", required=True, help="a saved model: folder, hub id or URI")
     parser.add_argument("--image", type=user_path, required=True, help="an image file")
     parser.add_argument("--prompt", required=True, help="the question, without any wording of ours")
     parser.add_argument(
@@ -61,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     with problems:
         image = read_image_file(arguments.image)
     with problems:
+        if is_uri(arguments.checkpoint):
+            arguments.checkpoint = str(local_copy("--checkpoint", arguments.checkpoint))
         folder = find_folder("--checkpoint", arguments.checkpoint, MODEL_FILES)
     problems.raise_if_any()
     model = VisionLanguageModel.from_pretrained(folder).to(device)

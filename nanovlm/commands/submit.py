@@ -65,7 +65,8 @@ def submit(
     jobs = Jobs(arguments.submit)
     with tempfile.TemporaryDirectory(prefix="nanovlm-") as folder:
         words = ["python", program, *stage(Path(folder), files, preset), *other_words(files)]
-        job_id = jobs.submit(shlex.join([*words, "--resume-if-exists"]), Path(folder))
+        words += [] if arguments.resume else ["--resume-if-exists"]
+        job_id = jobs.submit(shlex.join(words), Path(folder))
     console = make_console()
     look = f"ray job logs --follow {job_id} --address {jobs.address}"
     console.print(

@@ -125,15 +125,16 @@ def has_begun(folder: Path) -> bool:
     return False
 
 
-def check_kept(results: Path, is_job: bool | None = None) -> None:
+def check_kept(results: Path | str, is_job: bool | None = None) -> None:
     """Raise UserError if results at this path would be lost with the Ray job that makes them.
 
     Args:
+        results: a path, or the URI of a folder in a bucket.
         is_job: whether it is made by a job; None says whether this program is one.
     """
     if is_job is None:
         is_job = IN_RAY_JOB in os.environ
-    if is_job and not results.is_absolute():
+    if is_job and isinstance(results, Path) and not results.is_absolute():
         raise UserError(
             f"--results: must be an absolute path in a Ray job, got {str(results)!r}: a "
             "job works in a temporary folder of Ray, and its results would be removed with that"

@@ -14,11 +14,13 @@ from nanovlm.config.schema import TrainConfig
 from nanovlm.config.sources import Layer, build_config
 from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError, did_you_mean
-from nanovlm.files import user_path
 from nanovlm.messages import TrialRecord
 from nanovlm.results.confirmation import confirmation_and_problems
 from nanovlm.results.read import (
     ANSWERS_DIR,
+    BEST_MODEL_DIR,
+    CHECKPOINTS_DIR,
+    LOGS_DIR,
     SPACE_FILE,
     TRIALS_FILE,
     Answer,
@@ -26,6 +28,7 @@ from nanovlm.results.read import (
     answers_file,
     read_answer_lines,
 )
+from nanovlm.results.remote import local_copy
 from nanovlm.results.statistics import NUM_ITEMS
 from nanovlm.results.summary import final_best, recount
 
@@ -103,12 +106,14 @@ class Results:
 def load_results(folder: str | Path) -> Results:
     """Return what is in the results folder of a search or a single run.
 
+    It may be in a bucket, see `--results` of the programs.
+
     A last line that was cut (a full disk, a power loss) is left out.
 
     Raises:
         UserError: it is not a results folder, or a file of it is damaged.
     """
-    folder = user_path(folder)
+    folder = local_copy("folder", folder, without=(BEST_MODEL_DIR, CHECKPOINTS_DIR, LOGS_DIR))
     reader = FolderReader(folder)
     if not reader.has(SPACE_FILE, TRIALS_FILE):
         files = f"no {SPACE_FILE} and no {TRIALS_FILE}"

@@ -25,6 +25,7 @@ from nanovlm.files import (
     remove_parts,
     replace_json,
     replace_text,
+    shown,
 )
 from nanovlm.messages import RUN_ID, TrialRecord
 from nanovlm.records import record_line
@@ -264,7 +265,7 @@ class ResultsStore:
         if (values := values_of(self.objective, record)) and len(values) > 1:
             score += f" ({describe_values(self.objective, values)})"
         head = (
-            f"python run_single.py --config {shlex.quote(str(self.folder / BEST_CONFIG_FILE))}\n"
+            f"python run_single.py --config {shlex.quote(shown(self.folder / BEST_CONFIG_FILE))}\n"
             f"{describe_run(record)}: {self.objective.metric} {score} "
             f"after {record.samples_seen} samples\n"
         )

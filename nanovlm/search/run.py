@@ -10,7 +10,7 @@ from pathlib import Path
 from nanovlm import process
 from nanovlm.cluster.logs import logged_to
 from nanovlm.cluster.recorder import Recorder, RunOutcome, standard_observers
-from nanovlm.cluster.worker_group import StartWorkers, worker_groups
+from nanovlm.cluster.worker_groups import StartWorkers, worker_groups
 from nanovlm.cluster.worker_pool import INTERRUPTED
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.data.build import OnProgress, log_progress
@@ -24,6 +24,7 @@ from nanovlm.results.folder import (
 )
 from nanovlm.results.pareto import choose, describe_choice
 from nanovlm.results.read import LOGS_DIR, SPACE_FILE
+from nanovlm.results.remote import is_uri
 from nanovlm.results.write import ResultsStore
 from nanovlm.search.confirm import plan_confirmation
 from nanovlm.search.disk import check_disk, disk_peak, max_paused_states
@@ -51,7 +52,8 @@ def run_search(
         folder: the results folder, which must not exist yet; None takes the first free one of
             `results/NAME`, `results/NAME-2`, ... for the space's name.
         resume: go on with the search that was interrupted in `folder`.
-        address: of a Ray cluster to join; None starts one here and ends it afterwards.
+        address: of a Ray cluster to join; None takes the one that RAY_ADDRESS names, or starts one
+            here and ends it afterwards.
         concurrency: of trials; None takes what fits on the cluster.
         observers: called with what happens, besides those that every run has.
         on_progress: called while data is prepared.
@@ -63,6 +65,8 @@ def run_search(
     if not isinstance(space, SearchSpace):
         space = load_space(user_path(space))
     default_name = space.name if folder is None else None
+    if is_uri(str(folder)):
+        raise UserError(f"folder: must be a local path here, got {folder}; run_search.py takes it")
     folder = (
         choose_folder(Path("results"), None, space.name) if folder is None else user_path(folder)
     )

@@ -19,7 +19,7 @@ from ray import tune
 from nanovlm.cluster.broker_state import Event
 from nanovlm.cluster.node_check import NodeCheck
 from nanovlm.cluster.relay import TrialRelay, job_in, run_to_end, trial_id_of, trial_job
-from nanovlm.cluster.worker_group import StartWorkers, worker_groups
+from nanovlm.cluster.worker_groups import StartWorkers, worker_groups
 from nanovlm.cluster.worker_pool import (
     INTERRUPTED,
     OnEvent,

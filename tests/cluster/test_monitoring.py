@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 import ray
 
+from nanovlm.cluster.broker import opened_broker
 from nanovlm.cluster.gauges import GAUGES, Gauges
 from nanovlm.cluster.ray_cluster import Cluster
 from nanovlm.cluster.relay import run_to_end
-from nanovlm.cluster.worker_group import ClusterSetup, opened_broker, worker_groups
+from nanovlm.cluster.worker_group import ClusterSetup
+from nanovlm.cluster.worker_groups import worker_groups
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import TrialResources
 from nanovlm.files import identifier

@@ -7,8 +7,10 @@ import psutil
 import pytest
 import ray
 
+from nanovlm.cluster.broker import opened_broker
 from nanovlm.cluster.ray_cluster import Cluster
-from nanovlm.cluster.worker_group import ClusterSetup, opened_broker, worker_groups
+from nanovlm.cluster.worker_group import ClusterSetup
+from nanovlm.cluster.worker_groups import worker_groups
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import TrialResources
 from nanovlm.messages import Job, TrialRecord

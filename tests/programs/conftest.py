@@ -63,9 +63,9 @@ def finish(process: "subprocess.Popen[str]", folder: Path, timeout: float = 150)
     return Finished(process.returncode, output, folder)
 
 
-def run_program(script: str, *arguments: str, cwd: Path, name: str) -> Finished:
+def run_program(script: str, *arguments: str, cwd: Path, name: str, **environment: str) -> Finished:
     """Run a program to its end, with its results in `cwd / "results" / name`."""
-    process = start_program(script, *arguments, "--name", name, cwd=cwd)
+    process = start_program(script, *arguments, "--name", name, cwd=cwd, **environment)
     return finish(process, cwd / "results" / name)
 
 

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from nanovlm.config.search_settings import Budget
 from nanovlm.config.sources import config_values
+from nanovlm.files import shown
 from nanovlm.messages import End, ProgressUpdate, TrialRecord
 from nanovlm.results.conclusion import describe_unconfirmed_gain
 from nanovlm.results.read import ANSWERS_DIR, BEST_CONFIG_FILE, REPORT_FILE
@@ -223,7 +224,7 @@ class SearchDisplay(RunDisplay):
         if (pareto := summary.get("pareto")) and pareto["front"]:
             show(f"\nchosen: {pareto['reason']}", **PLAIN)
         if (report := self._start.folder / REPORT_FILE).exists():
-            show(f"\nreport: {report}", **PLAIN)
+            show(f"\nreport: {shown(report)}", **PLAIN)
         best = final_best(self._ended, self._objective, self._confirmed, confirmation)
         if best is None:
             show("\nno trial ran its full budget, so there is no best.yaml")
@@ -239,7 +240,7 @@ class SearchDisplay(RunDisplay):
             answers = folder / ANSWERS_DIR
             gain = describe_unconfirmed_gain(best, self._ended, self._objective, answers)
             line += f"; {gain}" if gain else ""
-        command = f"python run_single.py --config {shlex.quote(str(folder / BEST_CONFIG_FILE))}"
+        command = f"python run_single.py --config {shlex.quote(shown(folder / BEST_CONFIG_FILE))}"
         return f"{line}; run it again:\n{command}"
 
     def stop(self) -> None:
@@ -330,7 +331,7 @@ def _header(start: RunStart) -> str:
         start.description,
         f"searched: {searched}; objective: {judged}; "
         f"budget: {describe_budget(space.budget)}; {start.concurrency} at once",
-        f"results: {start.folder}",
+        f"results: {shown(start.folder)}",
         describe_cluster(start.cluster, start.dashboard_url),
         describe_data(start.data),
     ]

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from nanovlm.files import shown
 from nanovlm.messages import ProgressUpdate, TrialRecord
 from nanovlm.results.read import REPORT_FILE
 from nanovlm.results.statistics import describe_accuracy
@@ -45,7 +46,7 @@ class SingleDisplay(RunDisplay):
         self._folder = start.folder
         cluster = describe_cluster(start.cluster, start.dashboard_url)
         self._console.print(
-            f"{cluster}\nresults: {start.folder}\n{describe_data(start.data)}", **PLAIN
+            f"{cluster}\nresults: {shown(start.folder)}\n{describe_data(start.data)}", **PLAIN
         )
         self._task = self._progress.add_task("starting", total=start.trial_samples, state="")
         self._progress.start()
@@ -74,7 +75,7 @@ class SingleDisplay(RunDisplay):
         self.stop()
         report = self._folder / REPORT_FILE
         if report.exists():
-            self._console.print(f"report: {report}", **PLAIN)
+            self._console.print(f"report: {shown(report)}", **PLAIN)
 
 
 def _line(record: TrialRecord) -> str:

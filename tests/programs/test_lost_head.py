@@ -1,0 +1,54 @@
+"""A search whose cluster loses its head."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import output_of, start_command, wait_until
+from tests.programs.conftest import REPOSITORY
+from tests.raylets import WORKER, Raylets
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
+
+# Patience is a minute's, less what the end takes; nobody waits that long here.
+PROGRAM = """
+from nanovlm import process
+process.listen()
+from nanovlm.cluster import worker_pool
+worker_pool._HEAD_SILENCE_SECONDS = 6.0
+import run_search
+from nanovlm import cli
+cli.run_program(run_search.main)
+"""
+
+SPACE = """
+preset: digits
+base: {data_cutoff_idx: 300, epochs: 50}
+search: {lr_mp: {log_uniform: [1.0e-4, 1.0e-2]}}
+confirm: {top: 0}
+"""
+
+
+def test_the_program_ends_in_order_with_the_command_that_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text(SPACE)
+    (tmp_path / "search.py").write_text(PROGRAM)
+    with Raylets(num_cpus=1) as cluster:
+        arguments = ("--space", "space.yaml", "--address", cluster.address, "--name", "demo")
+        program = start_command(
+            *(sys.executable, "search.py", *arguments),
+            cwd=tmp_path,
+            PYTHONPATH=str(REPOSITORY) + os.pathsep + os.environ.get("PYTHONPATH", ""),
+            **cluster.environment,
+        )
+        assert wait_until(lambda: cluster.processes(WORKER) != [], seconds=90)
+        ((_, head),) = cluster.processes("gcs_server")
+        head.kill()
+        output = output_of(program, timeout=60)
+    assert program.returncode == 1, output
+    assert "Traceback" not in output
+    assert "ended: the head of the Ray cluster does not answer any more" in output
+    assert output.rstrip().endswith("error: the head of the Ray cluster does not answer any more")
+    (command,) = [line for line in output.splitlines() if line.endswith("--name demo --resume")]
+    assert "search.py --space space.yaml" in command
