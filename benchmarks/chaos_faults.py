@@ -93,13 +93,13 @@ class Faults:
         return "none", "nothing to disturb"
 
     def kill_worker(self) -> str | None:
-        return self._kill(WORKER)
+        return self._kill(self.answering_workers())
 
     def kill_controller(self) -> str | None:
-        return self._kill(CONTROLLER)
+        return self._kill(self._found(CONTROLLER))
 
     def kill_tune_actor(self) -> str | None:
-        return self._kill(TUNE_ACTOR)
+        return self._kill(self._found(TUNE_ACTOR))
 
     def kill_node(self) -> str | None:
         """Lose a node for good; at least one is left to run trials."""
@@ -116,8 +116,7 @@ class Faults:
 
     def stop_worker(self) -> str | None:
         """Stop a worker (SIGSTOP), as if it hung in a collective or on a dead disk."""
-        answering = [found for found in self._found(WORKER) if found not in self.stopped]
-        if not answering:
+        if not (answering := self.answering_workers()):
             return None
         node, process = self.moments.choice(answering)
         send(process, signal.SIGSTOP)
@@ -139,11 +138,14 @@ class Faults:
         self.program.start()
         return "killed and resumed"
 
+    def answering_workers(self) -> list[tuple[Node, psutil.Process]]:
+        return [found for found in self._found(WORKER) if found not in self.stopped]
+
     def _found(self, title: str) -> list[tuple[Node, psutil.Process]]:
         return self.cluster.processes(f"ray::{title}")
 
-    def _kill(self, title: str) -> str | None:
-        if not (found := self._found(title)):
+    def _kill(self, found: list[tuple[Node, psutil.Process]]) -> str | None:
+        if not found:
             return None
         node, process = self.moments.choice(found)
         send(process, signal.SIGKILL)
