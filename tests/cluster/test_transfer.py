@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from nanovlm.cluster import transfer
-from nanovlm.cluster.file_server import CHUNK_BYTES, FileAccess, FileServer, served_files
+from nanovlm.cluster.file_server import CHUNK_BYTES, FileAccess, FileServer, served_files, version
 from nanovlm.cluster.logs import LogRelay
 from nanovlm.cluster.relay import job_in
 from nanovlm.cluster.transfer import NodeFiles, node_files
@@ -103,7 +103,7 @@ def test_a_trial_goes_on_from_its_state_on_another_node(
 ) -> None:
     found = list[bytes]()
     write(str(folder / STATE), random_bytes(1))
-    sent = (folder / STATE).stat()
+    sent = version((folder / STATE).stat())
     node = Node(access, tmp_path / "next", lease=1)
     node.next_report(
         lambda job, on_update: found.append(
@@ -111,7 +111,7 @@ def test_a_trial_goes_on_from_its_state_on_another_node(
         )
     )
     assert found == [random_bytes(1)]
-    assert (folder / STATE).stat() == sent, "what came from there is not sent back"
+    assert version((folder / STATE).stat()) == sent, "what came from there is not sent back"
     node.reports.close()
 
 
