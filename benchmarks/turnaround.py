@@ -46,6 +46,7 @@ from nanovlm.training.meter import OnUpdate, ignore
 NUM_REPORTS = 8
 SECONDS_PER_REPORT = 0.2
 SAMPLES_PER_REPORT = 100
+NO_DATA = {part: {"folder": ""} for part in ("training", "benchmark")}
 MILESTONES = (100, 200, 400)
 SPACE = f"""
 search: {{lr_mp: {{log_uniform: [1.0e-4, 1.0e-2]}}}}
@@ -139,7 +140,7 @@ def run_warm(num_trials: int, folder: Path) -> list[float]:
     space_file = folder / "space.yaml"
     space_file.write_text(SPACE)
     space = load_space(space_file, {"budget.trials": num_trials, "confirm.top": 0})
-    plan = SearchPlan(space, MILESTONES, NUM_REPORTS * SAMPLES_PER_REPORT, data={})
+    plan = SearchPlan(space, MILESTONES, NUM_REPORTS * SAMPLES_PER_REPORT, NO_DATA)
     results = folder / "results"
     ended: list[TrialRecord] = []
 

@@ -12,6 +12,7 @@ from nanovlm.errors import UserError
 from nanovlm.messages import End, Notice, TrialRecord
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.stages import ResumeState, Search
+from tests.results.starts import DATA
 from tests.search.fake_trials import (
     HangOnce,
     pretend,
@@ -36,7 +37,8 @@ class Run:
         (folder / "logs").mkdir(exist_ok=True)
         (folder / "space.yaml").write_text(SPACE)
         space = load_space(folder / "space.yaml", overrides)
-        self.plan = SearchPlan(space, (100, 300), 900, data={})
+        data = {part: {**DATA[part], "folder": part} for part in DATA}
+        self.plan = SearchPlan(space, (100, 300), 900, data)
         self.folder = folder
         self.ended: list[TrialRecord] = []
         self.confirmed: list[TrialRecord] = []
