@@ -71,9 +71,8 @@ def main() -> None:
         path = Path(temporary) / "space.yaml"
         path.write_text(SPACE)
         changes = {"sampler.name": arguments.sampler, "budget.trials": arguments.trials}
-        plan = SearchPlan(
-            load_space(path, changes), ENDS[:-1], ENDS[-1], {"benchmark": {"samples": 1500}}
-        )
+        data = {"training": {"folder": ""}, "benchmark": {"folder": "", "samples": 1500}}
+        plan = SearchPlan(load_space(path, changes), ENDS[:-1], ENDS[-1], data)
         meter = Meter(arguments.every)
         folder = Path(temporary) / "results"
         tune = contextlib.nullcontext()

@@ -57,7 +57,6 @@ WHERE_RUN = {
     r"pre-commit install": "changes the git repository",
     r"ray get-auth-token.*": "prints a secret",
     r"ray metrics launch-prometheus": "downloads Prometheus",
-    r"ray start": "tests/cluster/test_joining.py",
     r"ray start --head( --port=6379)?": "tests/cluster/test_joining.py",
     r"ray start --address=FIRST:6379": "tests/cluster/test_joining.py",
     r"ray stop": "ends all Ray of the machine",
