@@ -6,6 +6,7 @@ For each, a test in `tests/cluster/test_ray_compat.py` names what breaks when Ra
 import contextlib
 import logging
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
 
 from nanovlm.errors import UserError
+
+_MISSING_PACKAGE = re.compile(r"No module named '([\w.]+)'")
 
 NO_ROOM = "its place on the cluster was taken meanwhile"
 
@@ -210,6 +213,11 @@ def describe_failure(error: Exception) -> str:
     """Return in one line why a TorchTrainer has failed."""
     if isinstance(error, ray.exceptions.RayActorError):
         return f"its controller has ended ({first_line(error)})"
+    if missing := _MISSING_PACKAGE.search(str(error)):
+        return (
+            f"a node has no package {missing[1]!r}: all machines need those of requirements.lock "
+            "and nanovlm itself"
+        )
     if isinstance(error, ControllerError):
         if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
             return NO_ROOM

@@ -124,6 +124,11 @@ def test_the_controller_calls_the_hook_and_workers_take_their_class_from_the_gro
             "no data",
         ),
         (ControllerError(WorkerGroupStartupTimeoutError(1)), ray_compat.NO_ROOM),
+        (
+            ControllerError(RuntimeError("failed\nModuleNotFoundError: No module named 'nanovlm'")),
+            "a node has no package 'nanovlm': all machines need those of requirements.lock and "
+            "nanovlm itself",
+        ),
         (ControllerError(OSError("x\ny")), "its workers could not start (x)"),
     ],
 )
