@@ -47,9 +47,8 @@ class NodeCheck:
         node = f"node {ray.util.get_node_ip_address()}"
         if code_hash() != self.code:
             raise UserError(
-                f"{node}: the package nanovlm in {_PACKAGE} has other code than on the machine of "
-                "the search had at its start; install the same on all machines, or use one folder "
-                "on a shared disk"
+                f"{node}: the code of the package in {_PACKAGE} is not that with which the run has "
+                "started; install the same on all machines, or use one folder on a shared disk"
             )
         try:
             resources.training_data(self.config)

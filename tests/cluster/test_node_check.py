@@ -76,7 +76,7 @@ def test_other_code(check: NodeCheck, tmp_path: Path, monkeypatch: pytest.Monkey
         message = refusal(check)
     finally:
         node_check.code_hash.cache_clear()
-    assert message.startswith(f"node 10.0.0.7: the package nanovlm in {tmp_path} has other code")
+    assert message.startswith(f"node 10.0.0.7: the code of the package in {tmp_path} is not that")
 
 
 def test_a_worker_that_does_not_pass_asks_for_no_job(check: NodeCheck, tmp_path: Path) -> None:
@@ -89,5 +89,5 @@ def test_a_worker_that_does_not_pass_asks_for_no_job(check: NodeCheck, tmp_path:
     )
     other = dataclasses.replace(check, code="another")
     settings = WorkerSettings("group-0", broker, str(tmp_path), check=other)
-    with pytest.raises(UserError, match="has other code"):
+    with pytest.raises(UserError, match="is not that with which the run has started"):
         serve_broker(settings, torch.device("cpu"))
