@@ -19,11 +19,7 @@ class NodeRequests:
         Args:
             resources: what each worker group occupies.
         """
-        bundle = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-        self._bundles = [
-            {kind: amount for kind, amount in bundle.items() if amount}
-            for _ in range(resources.workers)
-        ]
+        self._bundles = [resources.per_worker for _ in range(resources.workers)]
         self._waiting: list[PlacementGroup] = []
 
     def update(self, num_wanted: int) -> None:

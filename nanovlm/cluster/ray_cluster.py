@@ -120,9 +120,9 @@ def num_fitting(resources: TrialResources, excluded: Collection[str] = ()) -> in
     Args:
         excluded: ids of nodes that take no part.
     """
-    need = _need_of_worker(resources)
+    need = resources.per_worker
     num_workers = sum(
-        min(math.floor(free.get(kind, 0) / amount) for kind, amount in need.items() if amount)
+        min(math.floor(free.get(kind, 0) / amount) for kind, amount in need.items())
         for node, free in free_resources().items()
         if node not in excluded
     )
@@ -148,7 +148,8 @@ def num_concurrent_trials(
 
 def describe_shortage(resources: TrialResources, wanted: int | None = None) -> str:
     """Return what one trial, or `wanted` concurrent trials, need and what the cluster has."""
-    need, have = _need_of_worker(resources), ray.cluster_resources()
+    need = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    have = ray.cluster_resources()
     what = f"{wanted} trials at once need" if wanted else "one trial needs"
     factor = resources.workers * (wanted or 1)
     free = free_resources().values()
@@ -161,10 +162,6 @@ def describe_shortage(resources: TrialResources, wanted: int | None = None) -> s
         f"({resources.workers} workers of {need['CPU']:g} CPUs and {need['GPU']:g} GPUs a trial), "
         f"but the cluster has {stock}"
     )
-
-
-def _need_of_worker(resources: TrialResources) -> dict[str, float]:
-    return {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
 
 
 _PATIENCE_WITH_HEAD = ("RAY_gcs_rpc_server_reconnect_timeout_s", "600")

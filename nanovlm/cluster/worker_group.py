@@ -64,11 +64,10 @@ def make_trainer(
         unfit: ids of nodes that take no part.
     """
     resources = setup.resources
-    per_worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     scaling = ScalingConfig(  # type: ignore[call-arg]  # Ray's types are of its older class
         num_workers=resources.workers,
         use_gpu=resources.gpus_per_worker > 0,
-        resources_per_worker={kind: amount for kind, amount in per_worker.items() if amount},
+        resources_per_worker=resources.per_worker,
         label_selector={_NODE_ID: f"!in({','.join(sorted(unfit))})"} if unfit else None,
     )
     folder = Path(settings.log_dir).parent

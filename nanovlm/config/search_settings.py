@@ -303,6 +303,12 @@ class TrialResources(_Section):
         return self.model_dump(exclude={"stall_minutes"})
 
     @property
+    def per_worker(self) -> dict[str, float]:
+        """What a worker occupies, by Ray's names; without what it does not need."""
+        needs = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        return {kind: amount for kind, amount in needs.items() if amount}
+
+    @property
     def gpus_per_trial(self) -> float:
         return self.workers * self.gpus_per_worker
 
