@@ -173,7 +173,12 @@ def auth_headers() -> dict[str, Any]:
     """Return the headers that carry this user's token of Ray; none without a token."""
     token = os.environ.get("RAY_AUTH_TOKEN")
     if not token:
-        given = os.environ.get("RAY_AUTH_TOKEN_PATH")
-        path = Path(given) if given else Path.home() / ".ray" / "auth_token"
+        path = token_file()
         token = path.read_text().strip() if path.is_file() else ""
     return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def token_file() -> Path:
+    """Return the file in which Ray looks for the token."""
+    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(given) if given else Path.home() / ".ray" / "auth_token"

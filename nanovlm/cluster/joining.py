@@ -11,10 +11,10 @@ import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 
+from nanovlm.cluster.jobs import token_file
 from nanovlm.cluster.ray_compat import (
     answer_of,
     first_line,
@@ -216,12 +216,6 @@ def token_location() -> str:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN"
     return str(token_file())
-
-
-def token_file() -> Path:
-    """Return the file in which Ray looks for the token."""
-    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return Path(given) if given else Path.home() / ".ray" / "auth_token"
 
 
 def _owner_here(target: str) -> str:

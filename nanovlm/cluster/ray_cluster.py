@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 import ray
 
 from nanovlm import process
+from nanovlm.cluster.jobs import token_file
 from nanovlm.cluster.joining import (
     ExistingCluster,
     admission,
     describe_nodes,
     explain_failure,
-    token_file,
 )
 from nanovlm.cluster.ray_compat import (
     auth_mode_kept,
