@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -174,6 +175,8 @@ _SOCKET = "session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
 """The longest socket of Ray below its folder."""
 _LONGEST_SOCKET = 107 if sys.platform == "linux" else 103
 """Bytes that the system allows in a socket's path."""
+_PYTHONS_SOCKET = "pymp-12345678/listener-12345678"
+"""What Python's forkserver, which starts the parts of Ray's dashboard, puts below TMPDIR."""
 _FREE_BYTES = 200 * 2**20
 """Room for Ray's logs of a search of a day."""
 
@@ -215,13 +218,8 @@ def _url(dashboard: str | None) -> str | None:
 
 def _check_temporary_folder(folder: Path) -> None:
     """Raise UserError if Ray cannot use the folder for its sockets and logs."""
-    room = _LONGEST_SOCKET - len(f"/{_SOCKET.format(pid=os.getpid())}")
-    length = len(os.fsencode(folder))
-    if length > room:
-        raise UserError(
-            f"TMPDIR: Ray makes sockets in {folder}, whose path must not exceed {room} bytes, got "
-            f"{length}; RAY_TMPDIR=/tmp gives Ray a shorter one"
-        )
+    _check_length("Python", Path(tempfile.gettempdir()), _PYTHONS_SOCKET, "TMPDIR=/tmp")
+    _check_length("Ray", folder, _SOCKET.format(pid=os.getpid()), "RAY_TMPDIR=/tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
@@ -238,8 +236,20 @@ def _check_temporary_folder(folder: Path) -> None:
         )
 
 
+def _check_length(whose: str, folder: Path, socket: str, instead: str) -> None:
+    room = _LONGEST_SOCKET - len(f"/{socket}")
+    length = len(os.fsencode(folder))
+    if length > room:
+        raise UserError(
+            f"TMPDIR: {whose} makes sockets in {folder}, whose path must not exceed {room} bytes, "
+            f"got {length}; {instead} gives {whose} a shorter one"
+        )
+
+
 def _explain(error: Exception) -> str:
     reason = first_line(error)
+    if reason.startswith("The last "):  # lines of a log follow, and what went wrong comes last
+        reason = str(error).strip().splitlines()[-1].strip()
     help = f"Ray's logs are in {temporary_folder()}/session_latest/logs"
     if isinstance(error, OSError) and error.filename:
         help = _ELSEWHERE

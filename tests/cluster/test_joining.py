@@ -5,8 +5,10 @@ import functools
 import http.server
 import json
 import re
+import shutil
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,10 +105,13 @@ def documented_lines() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def two_machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path, Path]]:
+def two_machines() -> Iterator[tuple[str, Path, Path]]:
     """Start Ray as the document says on two "machines": two addresses of this one, with a home
     each. Return the cluster's address and the homes."""
-    first, second = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
+    homes = Path(tempfile.mkdtemp(prefix="rays-", dir="/tmp"))  # of sockets, whose paths are short
+    first, second = homes / "first", homes / "second"
+    first.mkdir()
+    second.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     sessions = []
@@ -140,6 +145,7 @@ def two_machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str
         for process in [p for session in reversed(sessions) for p in session_processes(session)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        shutil.rmtree(homes, ignore_errors=True)
 
 
 @pytest.mark.ray

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("variable", "folder", "message"),
     [
-        ("TMPDIR", "/tmp/" + 85 * "x", "TMPDIR: Ray makes sockets in /tmp/xxx"),
+        ("TMPDIR", "/tmp/" + 60 * "x", "RAY_TMPDIR=/tmp gives Ray a shorter one"),
         ("RAY_TMPDIR", "/tmp/" + 30 * "ü", "RAY_TMPDIR=/tmp gives Ray a shorter one"),
         ("RAY_TMPDIR", "/dev/null/x", "TMPDIR: Ray cannot use /dev/null/x/ray: Not a directory; "),
         ("RAY_TMPDIR", "/proc/x", "TMPDIR: Ray cannot use /proc/x/ray: No such file or directory"),
@@ -31,6 +31,28 @@ def test_a_folder_that_ray_cannot_use(
     with pytest.raises(UserError) as refused:
         start_ray()
     assert message in str(refused.value) and "RAY_TMPDIR=" in str(refused.value)
+
+
+def test_a_folder_that_python_cannot_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray's dashboard starts its parts through Python's forkserver, whose sockets are there."""
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    room = ray_cluster._LONGEST_SOCKET - len(f"/{ray_cluster._PYTHONS_SOCKET}")
+    folder = tmp_path / ((room + 1 - len(f"{tmp_path}/")) * "x")
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    with pytest.raises(UserError, match=f"must not exceed {room} bytes, got {room + 1}; TMPDIR=/"):
+        start_ray()
+    longest = str(folder)[:-1]
+    os.mkdir(longest)
+    assert forkserver_starts(longest) and not forkserver_starts(str(folder))
+
+
+def forkserver_starts(folder: str) -> bool:
+    code = "from multiprocessing import forkserver; forkserver.ensure_running()"
+    environment = {**os.environ, "TMPDIR": folder}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 0 or b"AF_UNIX path too long" in done.stderr
+    return done.returncode == 0
 
 
 def test_the_longest_folder_is_the_longest_that_ray_takes(
@@ -60,7 +82,10 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             "minimum; make /dev/shm larger (docker run --shm-size=4g), or free memory",
         ),
         (PermissionError(13, "Permission denied", "/tmp/ray/x"), "RAY_TMPDIR=FOLDER has Ray use"),
-        (Exception("\nThe last 20 lines of dashboard.log:\nmore"), "The last 20 lines of dashboar"),
+        (
+            Exception("\nThe last 20 lines of dashboard.log:\nat 5\nOSError: no\n"),
+            "OSError: no; Ray",
+        ),
         (RuntimeError(""), "Ray cannot be started: RuntimeError; Ray's logs are in /tmp"),
     ],
 )

@@ -218,20 +218,26 @@ def test_what_is_in_a_bucket_is_read_from_there(
         load_results(s3.uri("results/other"))
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """Return a folder for TMPDIR, where sockets with long paths find no room."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(200)
-def test_a_program_names_the_bucket_alone(s3: Server, tmp_path: Path) -> None:
+def test_a_program_names_the_bucket_alone(s3: Server, tmp_path: Path, short_folder: Path) -> None:
     arguments = ("--preset", "digits", "data_cutoff_idx=60", "epochs=1", "batch_size=16")
-    place = tmp_path / "tmp"
     started = start_program(
         "run_single.py", *arguments, "--results", s3.uri("results"), cwd=tmp_path,
-        TMPDIR=str(place), RAY_TMPDIR="/tmp",
+        TMPDIR=str(short_folder), RAY_TMPDIR="/tmp",
     )  # fmt: skip
     output = output_of(started)
     assert started.returncode == 0, output
     assert f"results: {s3.uri('results/single')}\n" in output
     assert f"report: {s3.uri('results/single/report.html')}\n" in output
-    assert str(place) not in output
-    assert not [path for path in place.iterdir() if path.name.startswith("nanovlm-results")]
+    assert str(short_folder) not in output
+    assert not [path for path in short_folder.iterdir() if path.name.startswith("nanovlm-results")]
     remote = open_remote("x", s3.uri("results/single"))
     assert {"trials.jsonl", "best/model.safetensors", "logs/driver.log"} <= {*remote.files()}
