@@ -217,6 +217,7 @@ def training_data_key(config: TrainConfig) -> Hashable:
         config.data_cutoff_idx,
         config.val_ratio,
         config.turns,
+        tuple(config.min_ratings.items()),
         config.max_bad_fraction,
         config.vlm.lm_tokenizer,
         config.vlm.lm_vocab_size,

@@ -38,6 +38,8 @@ WHERE_RUN = {
     "configuration",
     r"python run_single.py --config results/digits/best.yaml( .+)?": "programs/test_single_program",
     r"python run_single.py --preset nanovlm-222m": "hub and GPU",
+    r"python run_single.py train_dataset_path=HuggingFaceM4/FineVision .+": "hub; data/"
+    "test_prepared.py has its columns",
     r"python -m nanovlm generate --checkpoint results/digits/best .+": "programs/"
     "test_search_program.py",
     r"python -m nanovlm generate --checkpoint s3://.+": "tests/watch/test_bucket.py",

@@ -32,6 +32,7 @@ _THREE = Field(strict=False, min_length=3, max_length=3)
 Channels = Annotated[tuple[float, ...], _THREE]
 PositiveChannels = Annotated[tuple[PositiveFloat, ...], _THREE]
 LearningRateSchedule = Literal["cosine", "linear", "constant"]
+Rating = Annotated[int, Field(ge=1, le=5)]
 Freeze = Literal["none", "vision_encoder", "backbones"]
 BenchmarkPart = Literal["all", "search", "holdout"]
 MMStarRules = Literal["lmms-eval-0.7.2", "lmms-eval-0.7.1"]
@@ -199,6 +200,15 @@ class TrainConfig:
     train_dataset_name: NameList = CAULDRON_NAMES
     turns: Literal["first", "all"] = "all"
     """Which question-answer turns of a row are samples; one image serves them all."""
+    relevance_min_rating: Rating = 1
+    """Turns whose question and answer FineVision rates as less relevant are left out; 1 asks for no
+    ratings."""
+    image_correspondence_min_rating: Rating = 1
+    """The same of how well the turn fits its image."""
+    visual_dependency_min_rating: Rating = 1
+    """The same of how much the answer depends on the image."""
+    formatting_min_rating: Rating = 1
+    """The same of the formatting."""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Rows that cannot be read are left out and listed; a larger share of them is an error."""
     test_dataset_path: str = "Lin-Chen/MMStar"
@@ -233,6 +243,13 @@ class TrainConfig:
     """User or team that the runs belong to; None for the default one."""
 
     vlm: VLMConfig = field(default_factory=VLMConfig)
+
+    @property
+    def min_ratings(self) -> dict[str, int]:
+        """What turns must be rated at least, by kind; kinds that do not matter are left away."""
+        kinds = ("relevance", "image_correspondence", "visual_dependency", "formatting")
+        least = {kind: getattr(self, f"{kind}_min_rating") for kind in kinds}
+        return {kind: rating for kind, rating in least.items() if rating > 1}
 
     def __post_init__(self) -> None:
         if self.mmstar_part == "holdout" and not self.mmstar_holdout:

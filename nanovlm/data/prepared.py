@@ -24,7 +24,7 @@ from nanovlm.data.build_images import ImageTask
 from nanovlm.data.cache import IMAGES_FILE, PreparedFolder
 from nanovlm.data.samples import PreparedSamples
 from nanovlm.data.sources import Source, benchmark_source, training_source
-from nanovlm.data.text import encode_questions, encode_turns
+from nanovlm.data.text import encode_questions, encode_turns, read_rated_turns
 from nanovlm.data.tokenizer import check_tokens
 from nanovlm.errors import UserError
 
@@ -121,13 +121,15 @@ def _training_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
     Raises UserError if a sub-set is not there.
     """
     path, vlm = config.train_dataset_path, config.vlm
-    source = training_source(path, config.train_dataset_name)
+    source = training_source(path, config.train_dataset_name, config.min_ratings)
     about = _about("training data", source, config, tokenizer) | {
         "data_cutoff_idx": config.data_cutoff_idx,
         "turns": config.turns,
         "lm_max_length": vlm.lm_max_length,
         "lm_eos_token_id": vlm.lm_eos_token_id,
     }
+    if config.min_ratings:  # left away else: what was prepared before there were any still counts
+        about["min_ratings"] = config.min_ratings
     folder = PreparedFolder.of(about, path=path)
 
     def order(num_rows: int) -> np.ndarray:
@@ -140,6 +142,7 @@ def _training_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
         load=source.load,
         order=order,
         text_column="texts",
+        read_text=partial(read_rated_turns, least=config.min_ratings),
         encode=partial(
             encode_turns,
             tokenizer,
