@@ -13,7 +13,7 @@ from nanovlm import cli
 from nanovlm.config.schema import VLMConfig
 from nanovlm.data.images import UnreadableImage, read_image, resize_to_uint8
 from nanovlm.data.text import encode, training_prompt
-from nanovlm.data.tokenizer import load_tokenizer
+from nanovlm.data.tokenizer import model_tokenizer
 from nanovlm.downloads import find_folder
 from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.files import user_path
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         folder = find_folder("--checkpoint", arguments.checkpoint, MODEL_FILES)
     problems.raise_if_any()
     model = VisionLanguageModel.from_pretrained(folder).to(device)
-    tokenizer = load_tokenizer(model.config.lm_tokenizer)
+    tokenizer = model_tokenizer(model.config)
     prompt = prompt_tokens(model.config, tokenizer, arguments.prompt)
     max_new_tokens = answer_length(model.config, len(prompt), arguments.max_new_tokens)
     tokens = answer(model, prompt, image, max_new_tokens, arguments)
@@ -115,10 +115,10 @@ def prompt_tokens(config: VLMConfig, tokenizer: Tokenizer, question: str) -> lis
     Raises UserError if the tokenizer has more tokens than the model.
     """
     (tokens,) = encode(tokenizer, [training_prompt(question)])
-    if max(tokens) >= config.lm_vocab_size:
+    if max(tokens) >= config.lm_base_vocab_size:
         raise UserError(
             f"--checkpoint: token {max(tokens)} of lm_tokenizer={config.lm_tokenizer!r} is none of "
-            f"the model's lm_vocab_size={config.lm_vocab_size}"
+            f"the model's lm_vocab_size={config.lm_vocab_size}{config.traits.less_extra_tokens}"
         )
     return tokens
 
