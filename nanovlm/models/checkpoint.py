@@ -89,8 +89,6 @@ def read_config(folder: Path, overrides: Mapping[str, Any]) -> VLMConfig:
     values = read_json_object(path)
     generation = generation_of(str(path), values)
     known = (_FIELDS - {"generation"}) | DERIVED_KEYS.keys()
-    if generation.takes_eos_from_tokenizer:
-        values.pop("lm_eos_token_id", None)  # what nanoVLM writes there it does not read
     problems = ErrorCollector()
     with problems:
         check_file_keys(str(path), generation, values, known)
@@ -105,6 +103,7 @@ def read_config(folder: Path, overrides: Mapping[str, Any]) -> VLMConfig:
         config = build_config(*layers).vlm
     problems.raise_if_any()
     if generation.takes_eos_from_tokenizer and "lm_eos_token_id" not in overrides:
+        # Above the file, where nanoVLM v0.2 writes a 0 that it never reads.
         return build_config(*layers, _eos_layer(config.lm_tokenizer)).vlm
     return config
 
