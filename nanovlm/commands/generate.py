@@ -20,7 +20,7 @@ from nanovlm.files import user_path
 from nanovlm.models.checkpoint import MODEL_FILES
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.results.remote import is_uri, local_copy
-from nanovlm.training.forward import evaluating, image_input, mixed_precision
+from nanovlm.training.forward import evaluating, find_device, image_input, mixed_precision
 
 EXAMPLES = """examples:
   python -m nanovlm generate --checkpoint results/digits/best --image digit.png \\
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     with problems:
         check_sampling_arguments(arguments)
     with problems:
-        device = find_device(arguments.device)
+        device = find_device("--device", arguments.device)
     with problems:
         image = read_image_file(arguments.image)
     with problems:
@@ -88,17 +88,6 @@ def check_sampling_arguments(arguments: argparse.Namespace) -> None:
         messages.append(f"--seed: must be at least 0 and below 2^63, got {arguments.seed}")
     if messages:
         raise UserError(*messages)
-
-
-def find_device(name: str | None) -> torch.device:
-    """Return the device of that name, which can be used; None takes a GPU where there is one."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # no such name; built without CUDA; no such GPU
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"--device: {name!r} cannot be used: {reason}") from error
-    return device
 
 
 def read_image_file(path: Path) -> Image.Image:
