@@ -98,7 +98,7 @@ def prepare(folder: Path, epochs: int, device: str) -> TrainConfig:
 
 def compare_all(folder: Path, config: TrainConfig, device: str, figures: Figures) -> None:
     resources = Resources(device)
-    tokenizer = resources.tokenizer(config.vlm.lm_tokenizer)
+    tokenizer = resources.tokenizer(config.vlm)
     benchmark = resources.benchmark(config)
     model = VisionLanguageModel.from_pretrained(folder / "model").to(device)
     file = folder / "benchmark" / "mmstar.parquet"

@@ -30,6 +30,7 @@ from nanovlm.models.checkpoint import Snapshot
 from nanovlm.models.compiled import find_compile_obstacle
 from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import PARTS, VisionLanguageModel
+from nanovlm.training.flops import trained_parts
 from nanovlm.training.forward import has_bfloat16
 from nanovlm.training.start import architecture, load_checkpoint
 from nanovlm.training.steps import MicroBatchSize
@@ -169,10 +170,9 @@ class Resources:
 
         How much is dropped makes no difference, but whether anything is does.
         """
-        is_frozen = config.lr_mp == 0, config.lr_backbones == 0
         drops = config.vlm.vit_dropout > 0, config.vlm.lm_dropout > 0
         vlm = dataclasses.replace(config.vlm, vit_dropout=0.0, lm_dropout=0.0)
-        key = (vlm, drops, config.compile, config.freeze, is_frozen)
+        key = (vlm, drops, config.compile, trained_parts(config))
         size = self._micro_batch_sizes.get(key, lambda: MicroBatchSize(self.device, self.note))
         size.begin_trial()
         return size

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 
 from nanovlm.config.generations import PUBLISHED_IMAGES
@@ -410,3 +411,38 @@ def test_a_trial_that_is_watched_gives_the_same_numbers(resources: Resources) ->
     assert [(p.step, p.samples_seen) for p in asked] == [(r.step, r.samples_seen) for r in watched]
     assert {(p.trial_id, p.total_samples) for p in updates} == {("t", watched[-1].samples_seen)}
     assert [p.train_loss for p in asked] == [r.metrics["train_loss"] for r in watched]
+
+
+def trained_weights(
+    resources: Resources, folder: Path, **changes: Any
+) -> tuple[list[Report], dict[str, torch.Tensor]]:
+    """Return the reports of a trial, and the weights of its model."""
+    config = dataclasses.replace(CONFIG, **changes)
+    trial = Job(trial_id="t", config=config, milestones=(32,), output_dir=str(folder))
+    reports = list(run_trial(trial, resources))
+    return reports, load_file(folder / "model.safetensors")
+
+
+def test_a_learning_rate_of_0_keeps_one_backbone(resources: Resources, tmp_path: Path) -> None:
+    initial = VisionLanguageModel(VLM, seed=CONFIG.seed).state_dict()
+    _, weights = trained_weights(resources, tmp_path, lr_vision_backbone=0.0, max_steps=3)
+    moved = {n.partition(".")[0] for n in weights if not torch.equal(weights[n], initial[n])}
+    assert moved == {"MP", "decoder"}
+
+
+def test_rates_of_their_own_change_nothing_where_they_equal_the_common_one(
+    resources: Resources, tmp_path: Path
+) -> None:
+    """To the bit: the reports with their metrics, and the weights."""
+    rates = {"lr_vision_backbone": 1e-3, "lr_language_backbone": 1e-3}
+    common, weights = trained_weights(resources, tmp_path / "common")
+    own, same = trained_weights(resources, tmp_path / "own", **rates)
+    assert numbers(own) == numbers(common)
+    assert all(torch.equal(same[name], weights[name]) for name in weights)
+    other, _ = trained_weights(resources, tmp_path / "other", lr_vision_backbone=1e-4)
+    assert numbers(other) != numbers(common)
+
+
+def test_max_steps_ends_a_trial(resources: Resources) -> None:
+    first, last = run(resources, (32,), max_steps=5, epochs=3)
+    assert (first.step, last.step, last.samples_seen, last.is_final) == (2, 5, 80, True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
-from nanovlm.config.schema import STRICT, Scalar, TrainConfig, Tunable, VLMConfig
+from nanovlm.config.schema import STAND_INS, STRICT, Scalar, TrainConfig, Tunable, VLMConfig
 from nanovlm.errors import UserError, did_you_mean
 
 Kind = Literal["uniform", "log_uniform", "int", "log_int", "choice"]
@@ -69,6 +69,18 @@ class Parameter:
         if self.when:
             content["when"] = {key: list(values) for key, values in self.when.items()}
         return content
+
+
+def given_or_stand_in(parameter: Parameter, values: Mapping[str, Any]) -> Any:
+    """Return what a configuration has for a searched key; for null, which the search never has, the
+    value that it stands for.
+
+    Args:
+        values: of the configuration, by key.
+    """
+    value = values[parameter.key]
+    is_outside = value is None and parameter.key in STAND_INS and not parameter.contains(None)
+    return values.get(STAND_INS[parameter.key]) if is_outside else value
 
 
 def check_conditions(source: str, parameters: Sequence[Parameter]) -> tuple[Parameter, ...]:

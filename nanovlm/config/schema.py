@@ -211,6 +211,17 @@ CAULDRON_NAMES = (
 """The sub-sets of the_cauldron that nanoVLM v0.1 trains on."""
 
 
+STAND_INS = {"lr_vision_backbone": "lr_backbones", "lr_language_backbone": "lr_backbones"}
+"""Keys whose null stands for the value of another key."""
+
+FROZEN_RATES: dict[Freeze, tuple[str, ...]] = {
+    "none": (),
+    "vision_encoder": ("lr_vision_backbone",),
+    "backbones": ("lr_vision_backbone", "lr_language_backbone"),
+}
+"""The learning rates of what each value of `freeze` leaves as it is."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class TrainConfig:
     """One training run. The names and defaults that nanoVLM has are nanoVLM v0.1's."""
@@ -218,7 +229,12 @@ class TrainConfig:
     lr_mp: NonNegativeFloat = tunable(2e-3, "log_uniform", 1e-5, 1e-1)
     """Peak learning rate of the modality projector; 0 freezes it."""
     lr_backbones: NonNegativeFloat = tunable(1e-4, "log_uniform", 1e-6, 1e-2)
-    """Peak learning rate of the vision encoder and the decoder; 0 freezes them."""
+    """Peak learning rate of the vision encoder and the decoder where they have none of their own;
+    0 freezes them."""
+    lr_vision_backbone: NonNegativeFloat | None = tunable(None, "log_uniform", 1e-6, 1e-2)
+    """Peak learning rate of the vision encoder, 0 freezes it; None takes `lr_backbones`."""
+    lr_language_backbone: NonNegativeFloat | None = tunable(None, "log_uniform", 1e-6, 1e-2)
+    """Peak learning rate of the decoder, 0 freezes it; None takes `lr_backbones`."""
     freeze: Freeze = tunable("none", "choice", "none", "vision_encoder", "backbones")
     """What keeps its initial weights whatever the learning rates are: gradients neither reach it
     nor, in the vision encoder, are computed at all. `backbones` trains the projector alone."""
@@ -228,6 +244,10 @@ class TrainConfig:
     """Samples of one forward pass on one worker; `auto` takes the worker's whole share, or the
     largest half, quarter, ... of it for which a GPU has the memory; on CPU, 2,048 patches."""
     epochs: PositiveInt = 5
+    """Passes over the training samples, if `max_steps` does not end the training before."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps after which the training ends, if it has not ended with its epochs by then.
+    The learning rates follow their schedule over the steps that are really taken."""
     weight_decay: NonNegativeFloat = tunable(0.01, "log_uniform", 1e-3, 0.3)
     warmup_ratio: Ratio = tunable(0.03, "uniform", 0.0, 0.2)
     """Share of the steps in which the learning rates rise linearly from 0 to their peak."""
@@ -304,3 +324,13 @@ class TrainConfig:
                 "mmstar_part='holdout' asks the questions that mmstar_holdout keeps apart; "
                 f"mmstar_holdout must be above 0, got {self.mmstar_holdout}"
             )
+
+    @property
+    def peak_learning_rates(self) -> dict[str, float]:
+        """Of each part of the model; 0 if it is frozen, by its learning rate or by `freeze`."""
+        rates = {"lr_mp": self.lr_mp}
+        for key, stand_in in STAND_INS.items():
+            own = getattr(self, key)
+            rates[key] = getattr(self, stand_in) if own is None else own
+        rates |= dict.fromkeys(FROZEN_RATES[self.freeze], 0.0)
+        return {key.removeprefix("lr_"): rate for key, rate in rates.items()}

@@ -19,9 +19,10 @@ from nanovlm.config.parameter import (
     Parameter,
     check_conditions,
     count_configurations,
+    given_or_stand_in,
     read_parameters,
 )
-from nanovlm.config.schema import TrainConfig
+from nanovlm.config.schema import FROZEN_RATES, STAND_INS, TrainConfig
 from nanovlm.config.search_settings import (
     ONE,
     SECTIONS,
@@ -42,7 +43,7 @@ from nanovlm.config.sources import (
     LayersBelow,
     build_config,
     config_values,
-    get_value,
+    flat_values,
     preset_layer,
 )
 from nanovlm.config.yaml_text import read_mapping, write_yaml
@@ -71,10 +72,10 @@ class SearchSpace:
 
     def default_values(self) -> dict[str, Any]:
         """Return the searched keys' values of trial 0, the base configuration."""
-        values: dict[str, Any] = {}
+        base, values = flat_values(config_values(self.base)), dict[str, Any]()
         for parameter in self.parameters:
             if parameter.is_active(values):
-                values[parameter.key] = get_value(self.base, parameter.key)
+                values[parameter.key] = given_or_stand_in(parameter, base)
         return values
 
     def config_for(self, values: Mapping[str, Any]) -> TrainConfig:
@@ -252,7 +253,17 @@ def _contradictions(space: SearchSpace) -> Iterator[str]:
                 f"search.{key}: trial 0 runs the base configuration, whose {key}={defaults[key]!r} "
                 f"is outside {parameter}; set base.{key} to a value inside, or widen it"
             )
-    smallest, _ = space.batch_sizes()
+    yield from _unused_rates(space)
+    smallest, largest = space.batch_sizes()
+    max_steps = space.base.max_steps
+    if max_steps is not None and smallest < largest and space.scheduler.name != "none":
+        yield (
+            f"max_steps: {max_steps} steps are {max_steps * smallest} samples with "
+            f"batch_size={smallest} and {max_steps * largest} with batch_size={largest}, while "
+            f"scheduler.name={space.scheduler.name} compares trials at equal numbers of samples; "
+            "limit epochs or data_cutoff_idx instead, take batch_size out of the search, or choose "
+            "scheduler.name=none"
+        )
     if smallest < space.resources.workers:
         yield (
             f"resources.workers: must not exceed the smallest batch_size={smallest}, "
@@ -289,6 +300,32 @@ def _contradictions(space: SearchSpace) -> Iterator[str]:
             "that of the whole process, earlier trials included; choose gflops_per_sample or "
             "seconds_per_sample, or resources.gpus_per_worker"
         )
+
+
+def _unused_rates(space: SearchSpace) -> Iterator[str]:
+    """Yield the searched learning rates that no trial would use."""
+    searched = {parameter.key: parameter for parameter in space.parameters}
+    freeze = space.base.freeze
+    for key in FROZEN_RATES[freeze] if "freeze" not in searched else ():
+        if key in searched:
+            yield (
+                f"search.{key}: no trial would use it, for freeze={freeze} freezes what it is for; "
+                "take it out, or change freeze"
+            )
+    if "lr_backbones" in searched and all(_always_has(space, key) for key in STAND_INS):
+        yield (
+            "search.lr_backbones: no trial would use it, for both backbones have learning rates of "
+            f"their own; take it out, or one of {' and '.join(STAND_INS)}"
+        )
+
+
+def _always_has(space: SearchSpace, key: str) -> bool:
+    """Return whether `key` is not null in any trial."""
+    in_base = getattr(space.base, key) is not None
+    found = next((p for p in space.parameters if p.key == key), None)
+    if found is None:
+        return in_base
+    return not found.contains(None) and (in_base or not found.when)
 
 
 def _with_values(base: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:

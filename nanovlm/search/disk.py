@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from nanovlm.config.schema import TrainConfig
+from nanovlm.config.parameter import Parameter
+from nanovlm.config.schema import STAND_INS, Scalar, TrainConfig
 from nanovlm.config.search_settings import Scheduler
 from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
 from nanovlm.files import free_bytes, gib
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.training.optim import FROZEN_PREFIXES, group_parameters
+from nanovlm.training.optim import group_parameters
 
 _FLOAT32 = 4
 _STATE_EXTRA = 2**20
@@ -32,6 +33,8 @@ _SLOT_BYTES = 16 * 2**20
 """Of a worker group's logs and Ray's session files."""
 _SHAPE_KEYS = ("vlm.mp_pixel_shuffle_factor", "freeze")
 """Keys that can be searched and change the size of a model or of a state."""
+_RATES = ("lr_mp", "lr_backbones", *STAND_INS)
+"""Keys that change it if they are 0."""
 
 
 @dataclass(frozen=True)
@@ -136,23 +139,37 @@ def max_paused_states(space: SearchSpace, peak: DiskPeak, room: int) -> int:
 
 
 def _largest_configs(space: SearchSpace) -> list[TrainConfig]:
-    """Return the base with every choice of the keys that change sizes."""
-    searched = [parameter for parameter in space.parameters if parameter.key in _SHAPE_KEYS]
-    choices: list[tuple[Any, ...]] = [tuple(parameter.values) for parameter in searched]
-    keys = [parameter.key for parameter in searched]
-    return [space.config_for(dict(zip(keys, v, strict=True))) for v in itertools.product(*choices)]
+    """Return the base with every choice of the keys that change sizes, and nothing frozen by a
+    learning rate that can be above 0."""
+    choices: dict[str, tuple[Any, ...]] = {
+        parameter.key: _largest_values(parameter)
+        for parameter in space.parameters
+        if parameter.key in (*_SHAPE_KEYS, *_RATES)
+    }
+    return [
+        space.config_for(dict(zip(choices, values, strict=True)))
+        for values in itertools.product(*choices.values())
+    ]
+
+
+def _largest_values(parameter: Parameter) -> tuple[Scalar, ...]:
+    if parameter.key in _SHAPE_KEYS:
+        return parameter.values
+    above_0 = [value for value in parameter.values if value]
+    null = [value for value in parameter.values if value is None]  # what stands in may be above 0
+    return (*above_0, *null, *parameter.values)[:1]
 
 
 def _sizes(config: TrainConfig) -> tuple[int, int]:
     """Return the bytes of a model and of a training state; allocates no weights."""
     with torch.device("meta"):
         model = VisionLanguageModel(config.vlm)
-    rates = {"mp": config.lr_mp, "backbones": config.lr_backbones}
+    rates = config.peak_learning_rates
     trained = sum(
         parameter.numel()
         for group, named in group_parameters(model).items()
-        for name, parameter in named.items()
-        if rates[group] > 0 and not name.startswith(FROZEN_PREFIXES[config.freeze])
+        for parameter in named.values()
+        if rates[group] > 0
     )
     # A tied head is one parameter, and one tensor of the file.
     weights = sum(parameter.numel() for parameter in model.parameters()) * _FLOAT32

@@ -15,6 +15,7 @@ from nanovlm.errors import UserError, did_you_mean
 from nanovlm.resources import Resources
 from nanovlm.search.confirm import with_holdout
 from nanovlm.search.warm_start import EarlierTrials, compare_lengths, read_earlier_trials
+from nanovlm.training.loop import full_budget
 from nanovlm.trial import check_backbones, check_start, metric_names
 from nanovlm.watch.wandb_runs import check_wandb
 
@@ -38,7 +39,10 @@ class SearchPlan:
         """Return the plan in a line, and one for each earlier search that it learns from."""
         at = ", ".join(str(milestone) for milestone in self.milestones)
         compared = f", compared at {at}" if at else ""
-        plan = f"{self.space.name}: trials of {self.trial_samples} samples{compared}"
+        config = replace(self.space.base, batch_size=self.space.batch_sizes()[1])
+        is_cut = config.max_steps and self.trial_samples == config.max_steps * config.batch_size
+        by = f" (max_steps={config.max_steps})" if is_cut else ""
+        plan = f"{self.space.name}: trials of {self.trial_samples} samples{by}{compared}"
         return "\n".join([plan, *map(str, self.earlier_trials)])
 
 
@@ -66,7 +70,7 @@ def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> S
     config = replace(space.base, batch_size=space.batch_sizes()[1])
     train_samples, _ = resources.training_data(config)
     _check_objective(space.objective, metric_names(config, resources))
-    budget, data = config.epochs * len(train_samples), resources.describe_data(config)
+    budget, data = full_budget(config, len(train_samples)), resources.describe_data(config)
     return SearchPlan(
         space,
         plan_milestones(space, budget),

@@ -3,14 +3,16 @@
 An earlier search whose trainings are as long as those here adds trials of this search's own kind.
 One whose trainings have another length is a source of its own. Trainings are longer or shorter ones
 of the same kind if they are on the same data, of which one search trains on fewer rows, or for
-fewer epochs. All else cannot be ordered by samples.
+fewer epochs or steps. All else cannot be ordered by samples.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanovlm.config.schema import TrainConfig
+from nanovlm.config.parameter import given_or_stand_in
+from nanovlm.config.schema import STAND_INS, TrainConfig
 from nanovlm.config.sources import config_values, flat_values
 from nanovlm.config.space import SearchSpace
 from nanovlm.downloads import split_revision
@@ -152,13 +154,13 @@ def _is_as_long(samples: int, trial_samples: int) -> bool:
 def _estimate(
     space: SearchSpace, trials: EarlierTrials, trial_samples: int, data: Mapping[str, Any]
 ) -> int:
-    """Return the samples of a full training there in proportion to the data and the epochs."""
+    """Return the samples of a full training there in proportion to the data and its passes."""
     before = FolderReader(user_path(trials.folder)).data() or {}
-    sides = ((before, trials.records[0].config), (data, config_values(space.base)))
+    theirs, ours = trials.records[0].config, config_values(space.base)
     try:
         there, here = (
             content["training"]["samples"] * config["epochs"] * (1 - config["val_ratio"])
-            for content, config in sides
+            for content, config in ((before, theirs), (data, ours))
         )
     except KeyError:
         raise UserError(
@@ -166,7 +168,14 @@ def _estimate(
             f"run in full, and {DATA_FILE} does not say how much data it had; take it out, or go "
             "on with that search until a trial has run in full"
         ) from None
-    return round(trial_samples * there / here)
+    in_epochs = trial_samples * there / min(here, _most_samples(ours))
+    return round(min(in_epochs, _most_samples(theirs)))
+
+
+def _most_samples(config: Mapping[str, Any]) -> float:
+    """Return the samples of `max_steps`."""
+    max_steps = config.get("max_steps")
+    return math.inf if max_steps is None else max_steps * config["batch_size"]
 
 
 def _lengths(
@@ -189,7 +198,7 @@ def _lengths(
             f"warm_start: {trials.folder}: its full trainings of {there} samples cannot be ordered "
             f"with those of {trial_samples} here, for the data differ otherwise than in the number "
             f"of rows: {differing}. Take it out, or learn from a search of the same data with "
-            "another data_cutoff_idx or other epochs"
+            "another data_cutoff_idx, other epochs or max_steps"
         )
     return Lengths(there, trial_samples, _shares(trials, there))
 
@@ -250,10 +259,12 @@ def _read(space: SearchSpace, name: str) -> EarlierTrials:
 def _values(space: SearchSpace, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a trial's configuration has for the keys that are searched and active."""
     flat = flat_values(config)
+    # Searches from before a key that may be null trained as with null.
+    flat = dict.fromkeys(STAND_INS) | flat
     values: dict[str, Any] = {}
     for parameter in space.parameters:
         if parameter.is_active(values) and parameter.key in flat:
-            values[parameter.key] = flat[parameter.key]
+            values[parameter.key] = given_or_stand_in(parameter, flat)
     return values
 
 

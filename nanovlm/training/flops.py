@@ -33,11 +33,11 @@ NOTHING = Trained(vision_encoder=False, projector=False, decoder=False)
 
 def trained_parts(config: TrainConfig) -> Trained:
     """Return what `freeze` and learning rates of 0 leave to train."""
-    backbones = config.lr_backbones > 0
+    rates = config.peak_learning_rates
     return Trained(
-        vision_encoder=backbones and config.freeze == "none",
-        projector=config.lr_mp > 0,
-        decoder=backbones and config.freeze != "backbones",
+        vision_encoder=rates["vision_backbone"] > 0,
+        projector=rates["mp"] > 0,
+        decoder=rates["language_backbone"] > 0,
     )
 
 

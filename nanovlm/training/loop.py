@@ -63,7 +63,16 @@ def unwatched(step: int, train_loss: float, waited_seconds: float) -> None:
 
 def num_steps(config: TrainConfig, num_samples: int) -> int:
     """Return the optimizer steps of the full budget for `num_samples` training samples."""
-    return max(1, config.epochs * num_samples // config.batch_size)
+    return max(1, full_budget(config, num_samples) // config.batch_size)
+
+
+def full_budget(config: TrainConfig, num_samples: int) -> int:
+    """Return the samples of `epochs` or of `max_steps`, whichever come first, of `num_samples`.
+
+    What is left of the last epoch may be less than a batch, and is not trained on.
+    """
+    epochs = config.epochs * num_samples
+    return epochs if config.max_steps is None else min(epochs, config.max_steps * config.batch_size)
 
 
 def train(

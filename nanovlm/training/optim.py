@@ -1,48 +1,43 @@
-"""The optimizer, AdamW over the new projector and the two backbones, and its learning rates."""
+"""The optimizer, AdamW over the new projector and each backbone, and its learning rates."""
 
 import math
 
 from torch import nn
 from torch.optim import AdamW
 
-from nanovlm.config.schema import Freeze, LearningRateSchedule, TrainConfig
+from nanovlm.config.schema import STAND_INS, LearningRateSchedule, TrainConfig
 from nanovlm.errors import UserError
 
-GROUP_PREFIXES = {"mp": ("MP.",), "backbones": ("vision_encoder.", "decoder.")}
-"""Beginnings of the names of the parameters that belong to each group."""
-
-
-FROZEN_PREFIXES: dict[Freeze, tuple[str, ...]] = {
-    "none": (),
-    "vision_encoder": ("vision_encoder.",),
-    "backbones": GROUP_PREFIXES["backbones"],
+GROUP_PREFIXES = {
+    "mp": "MP.",
+    "vision_backbone": "vision_encoder.",
+    "language_backbone": "decoder.",
 }
-"""Beginnings of the names of the parameters that each value of `freeze` leaves as they are."""
+"""Beginning of the names of the parameters that belong to each group, by the group's name. The
+order is that of AdamW's state on disk, so states from before the backbones were apart still fit."""
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
-    """Return AdamW over the groups `mp` and `backbones`, each with its `name` and `peak_lr`.
+    """Return AdamW over the groups of GROUP_PREFIXES, each with its `name` and `peak_lr`.
 
-    What `freeze` names, and a group with learning rate 0, is frozen: its parameters need no
-    gradient and are left out, and so is a group of which nothing remains. `requires_grad` of
-    every parameter is set, so a model that served another trial is as good as new.
+    A group that `freeze` names or whose learning rate is 0 is frozen: its parameters need no
+    gradient, and it is left out. `requires_grad` of every parameter is set, so a model that served
+    another trial is as good as new.
 
     Raises UserError if nothing is left to train.
     """
-    peak_lrs = {"mp": config.lr_mp, "backbones": config.lr_backbones}
-    frozen_prefixes = FROZEN_PREFIXES[config.freeze]
     groups = []
     for group, named in group_parameters(model).items():
-        lr = peak_lrs[group]
-        for name, parameter in named.items():
-            parameter.requires_grad_(lr > 0 and not name.startswith(frozen_prefixes))
-        trained = [parameter for parameter in named.values() if parameter.requires_grad]
-        if trained:
-            groups.append({"params": trained, "name": group, "lr": lr, "peak_lr": lr})
+        lr = config.peak_learning_rates[group]
+        for parameter in named.values():
+            parameter.requires_grad_(lr > 0)
+        if lr > 0:
+            groups.append({"params": [*named.values()], "name": group, "lr": lr, "peak_lr": lr})
     if not groups:
+        keys = ["lr_mp", "lr_backbones", *STAND_INS]
+        given = [f"{key}={rate}" for key in keys if (rate := getattr(config, key)) is not None]
         raise UserError(
-            f"lr_mp={config.lr_mp}, lr_backbones={config.lr_backbones} and "
-            f"freeze={config.freeze!r} together freeze the whole model"
+            f"{', '.join(given)} and freeze={config.freeze!r} together freeze the whole model"
         )
     return AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
@@ -54,8 +49,8 @@ def group_parameters(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     """
     named = dict(model.named_parameters())
     groups = {
-        group: [name for name in named if name.startswith(prefixes)]
-        for group, prefixes in GROUP_PREFIXES.items()
+        group: [name for name in named if name.startswith(prefix)]
+        for group, prefix in GROUP_PREFIXES.items()
     }
     rest = sorted(set(named).difference(*groups.values()))
     if rest:

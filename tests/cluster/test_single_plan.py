@@ -1,5 +1,6 @@
 """What a single run finds out before it starts: as much as a search."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -48,3 +49,27 @@ def test_a_single_run_does_not_go_on_with_other_data(tmp_path: Path) -> None:
     (results / "data.json").write_text(json.dumps(before | {"training": {"folder": "/another"}}))
     with pytest.raises(UserError, match=r"the data for training is not that of .*data\.json"):
         run_single(plan, results, trial_resources(plan.config, 1), resume=True)
+
+
+def test_max_steps_counts_in_the_plan_of_a_run_and_of_a_search(tmp_path: Path) -> None:
+    config = digits_config(batch_size=16, epochs=3)
+    by_epochs = plan_single(config)
+    per_epoch = by_epochs.milestones[0]
+    assert by_epochs.milestones == (per_epoch, 2 * per_epoch)
+    steps = per_epoch // 16 + 2
+    cut = plan_single(dataclasses.replace(config, max_steps=steps, eval_interval=steps - 1))
+    assert cut.trial_samples == 16 * steps
+    assert cut.milestones == (per_epoch, 16 * (steps - 1))
+    longer = plan_single(dataclasses.replace(config, max_steps=10**6))
+    assert longer[1:] == by_epochs[1:], "the epochs end first"
+    text = "preset: digits\nbase: {data_cutoff_idx: 40, batch_size: 16}\nsearch: {lr_mp: default}\n"
+    (tmp_path / "s.yaml").write_text(text)
+    plan = plan_search(load_space(tmp_path / "s.yaml", {"max_steps": 9, "scheduler.rungs": 3}))
+    assert (plan.trial_samples, plan.milestones) == (9 * 16, (16, 48))
+    assert plan.describe() == "s: trials of 144 samples (max_steps=9), compared at 16, 48"
+    unlimited, limited = (
+        plan_search(load_space(tmp_path / "s.yaml", {"max_steps": limit}))
+        for limit in (None, 10**6)
+    )
+    assert limited.milestones == unlimited.milestones
+    assert limited.describe() == unlimited.describe()

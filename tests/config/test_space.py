@@ -185,8 +185,73 @@ budget: {trails: 3}
 
 
 def test_every_natural_range_is_legal(tmp_path: Path) -> None:
-    keys = "\n".join(f"  {key}: default" for key in TUNABLE)
+    # lr_backbones is of use to a backbone without a rate of its own alone.
+    keys = "\n".join(f"  {key}: default" for key in TUNABLE if key != "lr_backbones")
     space = read(tmp_path, f"search:\n{keys}")
-    assert {parameter.key for parameter in space.parameters} == set(TUNABLE)
-    for parameter in space.parameters:
+    common = read(tmp_path, search("lr_backbones", "default"))
+    parameters = (*space.parameters, *common.parameters)
+    assert {parameter.key for parameter in parameters} == set(TUNABLE)
+    for parameter in parameters:
         assert dataclasses.asdict(parameter)["values"] == TUNABLE[parameter.key].values
+
+
+RATES = "lr_vision_backbone: default, lr_language_backbone: default"
+
+
+def test_trial_0_has_the_common_rate_for_one_that_is_null(tmp_path: Path) -> None:
+    space = read(tmp_path, f"base: {{lr_backbones: 3e-5}}\nsearch: {{lr_mp: default, {RATES}}}")
+    values = {"lr_mp": 2e-3, "lr_vision_backbone": 3e-5, "lr_language_backbone": 3e-5}
+    assert space.default_values() == values
+    first = space.config_for(values)
+    assert first.peak_learning_rates == space.base.peak_learning_rates
+    assert read(tmp_path, space.to_yaml()) == space
+    own = read(tmp_path, f"base: {{lr_vision_backbone: 1e-5}}\nsearch: {{{RATES}}}")
+    assert own.default_values() == {"lr_vision_backbone": 1e-5, "lr_language_backbone": 1e-4}
+    null = read(tmp_path, search("lr_vision_backbone", "{choice: [null, 0, 1e-5]}"))
+    assert null.default_values() == {"lr_vision_backbone": None}
+
+
+@pytest.mark.parametrize(
+    ("base", "searched", "refused"),
+    [
+        ("", f"lr_backbones: default, {RATES}", "lr_backbones"),
+        ("lr_vision_backbone: 1e-5", "lr_language_backbone: default, lr_backbones: default",
+         "lr_backbones"),
+        ("", "lr_vision_backbone: default, lr_backbones: default", None),
+        ("", "lr_backbones: default, lr_vision_backbone: {choice: [null, 1e-5]}, "
+         "lr_language_backbone: default", None),
+        ("", "lr_backbones: default, lr_language_backbone: default, freeze: default, "
+         "lr_vision_backbone: {log_uniform: [1e-6, 1e-3], when: {freeze: none}}", None),
+        ("freeze: vision_encoder", "lr_vision_backbone: default", "lr_vision_backbone"),
+        ("freeze: vision_encoder", "lr_language_backbone: default", None),
+        ("freeze: backbones", "lr_language_backbone: default", "lr_language_backbone"),
+        ("freeze: backbones", "lr_backbones: default", None),
+        ("freeze: backbones", "lr_language_backbone: default, freeze: default", None),
+    ],
+)  # fmt: skip
+def test_a_searched_rate_that_no_trial_would_use(
+    tmp_path: Path, base: str, searched: str, refused: str | None
+) -> None:
+    text = f"base: {{{base}}}\nsearch: {{{searched}}}"
+    if refused is None:
+        read(tmp_path, text)
+        return
+    with pytest.raises(UserError, match=rf"search\.{refused}: no trial would use it") as caught:
+        read(tmp_path, text)
+    assert len(caught.value.messages) == 1
+
+
+def test_max_steps_and_a_searched_batch_size(tmp_path: Path) -> None:
+    text = "base: {max_steps: 100}\nsearch: {batch_size: {choice: [64, 256]}}"
+    with pytest.raises(UserError, match=r"max_steps: 100 steps are 6400 samples with batch_size=64 "
+                       r"and 25600 with batch_size=256, while scheduler\.name=asha"):  # fmt: skip
+        read(tmp_path, text)
+    read(tmp_path, text, **{"scheduler.name": "none"})
+    read(tmp_path, text, max_steps=None)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "all", "true"])
+def test_max_steps_that_cannot_be(tmp_path: Path, value: str) -> None:
+    with pytest.raises(UserError, match="base: max_steps: must be ") as caught:
+        read(tmp_path, f"base: {{max_steps: {value}}}\nsearch: {{lr_mp: default}}")
+    assert len(caught.value.messages) == 1

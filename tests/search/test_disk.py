@@ -44,6 +44,22 @@ def test_the_largest_choice_counts(tmp_path: Path) -> None:
     assert searched.state == peak(digits_space(tmp_path)).state
 
 
+def test_a_learning_rate_of_0_leaves_out_moments(tmp_path: Path) -> None:
+    def state(search: str = "weight_decay: default", **overrides: Any) -> int:
+        return peak(digits_space(tmp_path, search, **overrides)).state
+
+    everything, projector = state(), state(freeze="backbones")
+    assert state(lr_vision_backbone=0.0) == state(freeze="vision_encoder") < everything
+    assert state(lr_vision_backbone=0.0, lr_language_backbone=0.0) == projector
+    without_decoder = state(lr_language_backbone=0.0)
+    assert state(lr_vision_backbone=0.0) - projector == everything - without_decoder
+    searched = "lr_vision_backbone: {choice: [0, 1e-4]}, lr_language_backbone: default"
+    assert state(searched, lr_backbones=0.0, lr_language_backbone=1e-4) == everything
+    searched = "lr_vision_backbone: {choice: [null, 0]}"
+    assert state(searched) == everything
+    assert state(searched, lr_backbones=0.0) == projector
+
+
 def test_what_the_peak_grows_with(tmp_path: Path) -> None:
     one, four = (peak(digits_space(tmp_path), concurrency=c) for c in (1, 4))
     assert (one.states, four.states) == (2 * one.state, 8 * one.state)

@@ -125,6 +125,16 @@ def test_without_a_full_trial_the_length_follows_from_the_data(tmp_path: Path) -
     assert lengths.shares == {"trial-0000": (111 / 500,)}
 
 
+@pytest.mark.parametrize(("max_steps", "there"), [(1, 64), (3, 192), (100, 1000)])
+def test_without_a_full_trial_max_steps_shortens_the_length(
+    tmp_path: Path, max_steps: int, there: int
+) -> None:
+    older(tmp_path, SHORTER[2:], max_steps=max_steps, batch_size=64)
+    (tmp_path / "older" / "data.json").write_text(json.dumps({**DATA, "benchmark": {}}))
+    lengths = compared(tmp_path).lengths
+    assert lengths is not None and lengths.there == there
+
+
 @pytest.mark.parametrize(
     "base, message",
     [

@@ -373,3 +373,16 @@ def test_values_that_run_out_of_memory_are_avoided(tmp_path: Path, sampler: str,
                 searcher.on_trial_complete(str(number), result(value, 100, **{IS_FINAL: True}))
         counts.append(num_infeasible)
     assert sorted(counts)[1] <= most, counts
+
+
+def test_each_backbone_has_a_learning_rate_of_its_own(tmp_path: Path) -> None:
+    keys = ("lr_mp", "lr_vision_backbone", "lr_language_backbone")
+    path = tmp_path / "space.yaml"
+    path.write_text("search: {" + ", ".join(f"{key}: default" for key in keys) + "}")
+    searched = load_space(path)
+    first, *asked = suggestions(searcher_of(searched, tmp_path), 8)
+    assert first == {"lr_mp": 2e-3, "lr_vision_backbone": 1e-4, "lr_language_backbone": 1e-4}
+    for values in asked:
+        peaks = searched.config_for(values).peak_learning_rates
+        assert peaks == {key.removeprefix("lr_"): values[key] for key in keys}
+        assert len(set(peaks.values())) == 3

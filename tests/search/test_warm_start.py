@@ -133,3 +133,20 @@ def test_trials_without_one_of_the_objectives_are_not_taken(tmp_path: Path) -> N
     learn_from(searcher.recorder, earlier, 1000)
     (taken,) = searcher.study.trials
     assert taken.value == 0.5 and taken.user_attrs[OTHERS] == {"100": [0.02], "1000": [0.02]}
+
+
+def test_a_search_of_one_rate_for_both_backbones_tells_of_each(tmp_path: Path) -> None:
+    older(tmp_path, {"values": {"lr_backbones": 3e-5}}, {"values": {"lr_vision_backbone": 2e-5}})
+    path = tmp_path / "older" / "trials.jsonl"
+    first, second = path.read_text().splitlines()
+    record = json.loads(first)  # as it was before there was a rate for each
+    for key in ("lr_vision_backbone", "lr_language_backbone"):
+        del record["config"][key]
+    path.write_text(f"{json.dumps(record)}\n{second}\n")
+    text = f"{SPACE}  lr_vision_backbone: default\n  lr_language_backbone: default"
+    (earlier,) = read_earlier_trials(space(tmp_path, text))
+    rates = [
+        (values["lr_vision_backbone"], values["lr_language_backbone"])
+        for values in (record.parameters for record in earlier.records)
+    ]
+    assert rates == [(3e-5, 3e-5), (2e-5, 1e-4)]

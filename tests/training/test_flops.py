@@ -79,6 +79,9 @@ def test_the_forward_pass_is_what_torch_counts(changes: dict[str, Any]) -> None:
         {"freeze": "vision_encoder"},
         {"freeze": "backbones"},
         {"lr_backbones": 0.0},
+        {"lr_vision_backbone": 0.0},
+        {"lr_language_backbone": 0.0},
+        {"lr_mp": 0.0, "lr_language_backbone": 0.0},
         {"lr_mp": 0.0},
         {"lr_mp": 0.0, "freeze": "vision_encoder"},
     ],
@@ -124,6 +127,9 @@ def test_what_is_trained() -> None:
     projector = Trained(vision_encoder=False, projector=True, decoder=False)
     assert trained_parts(TrainConfig(freeze="backbones")) == projector
     assert trained_parts(TrainConfig(lr_backbones=0.0)) == projector
+    without_decoder = Trained(vision_encoder=True, projector=True, decoder=False)
+    assert trained_parts(TrainConfig(lr_language_backbone=0.0)) == without_decoder
+    assert trained_parts(TrainConfig(lr_backbones=0.0, lr_vision_backbone=1e-4)) == without_decoder
 
 
 def test_peaks() -> None:

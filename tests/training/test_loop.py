@@ -79,6 +79,41 @@ def test_num_steps(epochs: int, batch_size: int, num_samples: int, expected: int
     assert num_steps(TrainConfig(epochs=epochs, batch_size=batch_size), num_samples) == expected
 
 
+@pytest.mark.parametrize(("max_steps", "expected"), [(1, 1), (7, 7), (9, 9), (10, 9), (None, 9)])
+def test_max_steps_or_the_epochs_end_the_training(max_steps: int | None, expected: int) -> None:
+    config = dataclasses.replace(CONFIG, max_steps=max_steps)
+    assert num_steps(config, NUM_SAMPLES) == expected
+
+
+def test_the_schedule_spans_the_steps_that_are_taken() -> None:
+    reports, _ = run(dataclasses.replace(CONFIG, max_steps=6, warmup_ratio=0.5), (4, 12, 20))
+    assert [report.step for report in reports] == [1, 3, 5, 6]
+    assert reports[-1].is_final and reports[-1].samples_seen == 24
+    rates = [report.learning_rates["mp"] / 1e-2 for report in reports]
+    cosine = [0.1 + 0.9 * (1 + math.cos(math.pi * part)) / 2 for part in (1 / 3, 2 / 3)]
+    assert rates == pytest.approx([1 / 3, 1.0, *cosine])
+    with pytest.raises(UserError, match=r"within the full budget of 24 samples \(6 steps of"):
+        run(dataclasses.replace(CONFIG, max_steps=6), (25,))
+
+
+@pytest.mark.parametrize("lr_backbones", [1e-2, 0.0])
+def test_equal_rates_train_as_one_rate_does(lr_backbones: float) -> None:
+    """To the last bit, though the optimizer has them in two groups."""
+    config = dataclasses.replace(CONFIG, lr_mp=3e-3, lr_backbones=1e-2, weight_decay=0.1)
+    one, expected = run(config)
+    two, model = run(
+        dataclasses.replace(
+            config,
+            lr_backbones=lr_backbones,
+            lr_vision_backbone=1e-2,
+            lr_language_backbone=1e-2,
+        )
+    )
+    assert curve(two) == curve(one)
+    weights = expected.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
 def test_steps_equal_a_plain_loop_over_whole_batches() -> None:
     """Three steps on all samples at once, so that their order does not matter."""
     config = dataclasses.replace(
@@ -119,8 +154,8 @@ def test_steps_equal_a_plain_loop_over_whole_batches() -> None:
     assert curve(reports) == pytest.approx(smoothed, abs=1e-6)
     assert_same_weights(model, reference)
     rates = reports[-1].learning_rates
-    assert rates == {name: pytest.approx(peak * 0.325) for name, peak in
-                     (("mp", 3e-3), ("backbones", 1e-2))}  # fmt: skip
+    expected_rates = {"mp": 3e-3, "vision_backbone": 1e-2, "language_backbone": 1e-2}
+    assert rates == {name: pytest.approx(peak * 0.325) for name, peak in expected_rates.items()}
 
 
 @pytest.mark.parametrize("batch_size", [4, 5])

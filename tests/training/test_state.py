@@ -10,8 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from nanovlm.messages import Job, Report
+from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.resources import Resources
-from nanovlm.training.state import STATE_FILE, SavedTrial, read_state, write_state
+from nanovlm.training.optim import build_optimizer
+from nanovlm.training.state import (
+    STATE_FILE,
+    SavedTrial,
+    collect_tensors,
+    read_state,
+    restore_tensors,
+    write_state,
+)
 from nanovlm.trial import _belongs_to, run_trial
 from tests.devices import CUDA
 from tests.tiny import digits_config, vlm_config
@@ -77,7 +86,15 @@ def assert_goes_on(
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
-@pytest.mark.parametrize("changes", [{}, {"lr_mp": 0.0}, {"freeze": "vision_encoder"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lr_mp": 0.0},
+        {"freeze": "vision_encoder"},
+        {"max_steps": 6, "lr_vision_backbone": 1e-4, "epochs": 2},
+    ],
+)
 @pytest.mark.parametrize("num_reports", [1, 2])
 def test_a_trial_goes_on_from_its_last_report(
     tmp_path: Path, resources: Resources, num_reports: int, changes: dict[str, Any]
@@ -109,7 +126,13 @@ def test_a_trial_that_goes_on_trains_only_what_is_left(
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"lr_mp": 2e-3}, "lr_mp"), ({"epochs": 2}, "epochs"), ({"milestones": (32,)}, "milestones")],
+    [
+        ({"lr_mp": 2e-3}, "lr_mp"),
+        ({"epochs": 2}, "epochs"),
+        ({"milestones": (32,)}, "milestones"),
+        ({"max_steps": 6}, "max_steps"),
+        ({"lr_language_backbone": 2e-3}, "lr_language_backbone"),
+    ],
 )
 def test_the_state_of_another_trial_is_not_used(
     tmp_path: Path, resources: Resources, changes: dict[str, Any], named: str
@@ -166,3 +189,42 @@ def test_a_worker_that_outlived_its_program_does_not_set_the_state_back(
 def test_no_state_is_written_for_the_final_report(tmp_path: Path, resources: Resources) -> None:
     run(job(tmp_path, milestones=()), resources)
     assert not (tmp_path / "state").exists()
+
+
+LATER_KEYS = ("lr_vision_backbone", "lr_language_backbone", "max_steps")
+
+
+def test_a_state_from_before_the_backbones_had_rates_of_their_own_goes_on(
+    tmp_path: Path, resources: Resources
+) -> None:
+    """Such a state lacks the keys, and its numbers of parameters count through two groups."""
+    whole = run(job(tmp_path / "whole"), resources)
+    parts = job(tmp_path / "parts")
+    run(parts, resources, 1)
+    belongs_to = _belongs_to(parts)
+    saved = read_state(tmp_path / "parts" / "state", belongs_to)
+    assert isinstance(saved, SavedTrial)
+    before = {key: value for key, value in belongs_to.items() if key not in LATER_KEYS}
+    (tmp_path / "parts" / "state" / STATE_FILE).unlink()
+    write_state(tmp_path / "parts" / "state", saved.training, saved.reports, before)
+    again = run(parts, resources)
+    assert not again[-1].notes and numbers(again) == numbers(whole)
+
+
+def test_the_moments_of_two_groups_reach_their_parameters() -> None:
+    model = VisionLanguageModel(VLM, seed=0)
+    named = dict(model.named_parameters())
+    groups = [
+        [p for name, p in named.items() if name.startswith("MP.") == is_mp]
+        for is_mp in (True, False)
+    ]
+    before = torch.optim.AdamW([{"params": group} for group in groups], fused=True)
+    for number, parameter in enumerate(named.values()):
+        parameter.grad = torch.full_like(parameter, float(number + 1))
+    before.step()
+    tensors = {name: tensor.clone() for name, tensor in collect_tensors(model, before).items()}
+    after = build_optimizer(model, CONFIG)
+    assert len(after.param_groups) == 3
+    restore_tensors(tensors, model, after)
+    for parameter in named.values():
+        torch.testing.assert_close(after.state[parameter], before.state[parameter], rtol=0, atol=0)
