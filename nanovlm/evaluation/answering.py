@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from nanovlm.data.images import resize_to_uint8, to_rgb
 from nanovlm.data.text import encode, mmstar_prompt, training_answer, training_prompt
-from nanovlm.data.tokenizer import check_tokens, load_tokenizer
+from nanovlm.data.tokenizer import check_tokens, model_tokenizer
 from nanovlm.downloads import find_folder
 from nanovlm.errors import UserError
 from nanovlm.evaluation.mmstar import AUTO_BATCH
@@ -141,7 +141,7 @@ class SavedModel:
         place = str(local_copy("pretrained", name)) if is_uri(name) else name
         folder = find_folder("pretrained", place, MODEL_FILES)
         model = VisionLanguageModel.from_pretrained(folder).to(device)
-        return cls(model, load_tokenizer(model.config.lm_tokenizer), **options)
+        return cls(model, model_tokenizer(model.config), **options)
 
     def answers(
         self, questions: Sequence[Question], decoding: Decoding, on_done: OnDone = ignore
