@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nanovlm.cluster.single_run import plan_single, run_single, trial_resources
+from nanovlm.cluster.single_run import check_same_config, plan_single, run_single, trial_resources
 from nanovlm.config.sources import config_values
 from nanovlm.config.space import load_space
 from nanovlm.data.digits import digits_benchmark_rows
@@ -73,3 +73,16 @@ def test_max_steps_counts_in_the_plan_of_a_run_and_of_a_search(tmp_path: Path) -
     )
     assert limited.milestones == unlimited.milestones
     assert limited.describe() == unlimited.describe()
+
+
+def test_a_run_of_before_there_were_later_keys_goes_on_if_they_are_null(tmp_path: Path) -> None:
+    config = digits_config()
+    values = config_values(config)
+    for key in ("lr_vision_backbone", "lr_language_backbone", "max_steps"):
+        del values[key]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    check_same_config(tmp_path, config)
+    with pytest.raises(UserError, match=r"config\.yaml differs in lr_vision_backbone, max_steps$"):
+        check_same_config(
+            tmp_path, dataclasses.replace(config, lr_vision_backbone=0.0, max_steps=1)
+        )

@@ -255,3 +255,12 @@ def test_max_steps_that_cannot_be(tmp_path: Path, value: str) -> None:
     with pytest.raises(UserError, match="base: max_steps: must be ") as caught:
         read(tmp_path, f"base: {{max_steps: {value}}}\nsearch: {{lr_mp: default}}")
     assert len(caught.value.messages) == 1
+
+
+def test_a_resolved_space_of_before_there_were_later_keys_is_the_same(tmp_path: Path) -> None:
+    later = ("lr_vision_backbone:", "lr_language_backbone:", "max_steps:")
+    space = read(tmp_path, SPACE)
+    lines = space.to_yaml().splitlines()
+    kept = [line for line in lines if not line.strip().startswith(later)]
+    assert len(kept) == len(lines) - len(later)
+    assert read(tmp_path, "\n".join(kept)).differences(space) == []
