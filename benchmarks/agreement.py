@@ -75,6 +75,6 @@ def peer_losses(peer: Peer, config: TrainConfig, texts: Texts, device: torch.dev
     losses = []
     for step in range(NUM_STEPS):
         indices = samples_in_order(len(texts), config.seed, step * size, (step + 1) * size)
-        batch = padded_batch(texts, indices.tolist(), config.vlm.lm_max_length, "right")
+        batch = padded_batch(texts, indices.tolist(), config.vlm.max_text_length, "right")
         losses.append(peer_step(peer, optimizer, batch.to(device)))
     return losses

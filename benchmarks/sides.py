@@ -52,7 +52,7 @@ class OurSide:
         self.model = model
         self._device, self._config = device, config
         ends = [sum(rounds[: i + 1]) * config.batch_size for i in range(len(rounds))]
-        samples = texts.fitting(config.vlm.lm_max_length).prepared()
+        samples = texts.fitting(config.vlm.max_text_length).prepared()
         self._training = train(model, samples, config, ends, device=device)
         self.speeds: list[Speed] = []
         """What the loop itself has measured, by round."""
@@ -91,7 +91,7 @@ class PeerSide:
         self._peer: torch.nn.Module = torch.compile(peer) if compiled else peer  # type: ignore[assignment]
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(config.seed))
         self._batches = [
-            padded_batch(texts, indices.tolist(), config.vlm.lm_max_length, "left")
+            padded_batch(texts, indices.tolist(), config.vlm.max_text_length, "left")
             for indices in order.split(config.batch_size)[:NUM_PEER_BATCHES]
         ]
         peer.train()

@@ -145,7 +145,7 @@ def check(config: TrainConfig, texts: Texts, device: torch.device, figures: Figu
 
     Raises AssertionError if they do not.
     """
-    fitting = texts.fitting(config.vlm.lm_max_length)
+    fitting = texts.fitting(config.vlm.max_text_length)
     small = dataclasses.replace(config, batch_size=CPU_CHECK_BATCH, compile=False)
     cpu = [("cpu", small, torch.device("cpu"))] if device.type == "cuda" else []
     for what, one_config, one_device in [(device.type, config, device), *cpu]:

@@ -12,12 +12,8 @@ from rich.console import Console
 
 from nanovlm import process
 from nanovlm.config.database_url import hide_passwords, hide_words
-from nanovlm.config.sources import (
-    TOKENIZERS_WITH_DEFAULT_EOS,
-    Layer,
-    LayersBelow,
-    given_values,
-)
+from nanovlm.config.sources import Layer, LayersBelow, given_values
+from nanovlm.config.start_keys import known_eos_layers, needs_files
 from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import find_full_disk, shown, user_path
 from nanovlm.results.folder import has_begun
@@ -33,9 +29,6 @@ FOLDER_KEYS = (
     *("vlm.vit_model_type", "vlm.lm_model_type", "vlm.lm_tokenizer"),
 )
 """Keys of a configuration that may name folders."""
-
-START_KEYS = {"vlm.vit_model_type", "vlm.lm_model_type", "resume_from_vlm_checkpoint"}
-"""Without one of these a run starts from the default backbones, or from random weights."""
 
 DONE = 0
 FAILED = 1
@@ -185,10 +178,8 @@ def settle_resume(arguments: argparse.Namespace, default_name: str) -> None:
 def start_layers(layers: Sequence[Layer]) -> Sequence[Layer]:
     """Return the numbers of the model to start from, see `nanovlm.training.start`."""
     given = given_values(layers)
-    default = TOKENIZERS_WITH_DEFAULT_EOS[0]
-    knows_tokenizer = given.get("vlm.lm_tokenizer", default) in TOKENIZERS_WITH_DEFAULT_EOS
-    if knows_tokenizer and not START_KEYS & given.keys():
-        return []
+    if not needs_files(given):
+        return known_eos_layers(given)
     # Imported late: most mistakes in a configuration are reported without waiting for torch.
     from nanovlm.training import start
 

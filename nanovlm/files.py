@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nanovlm.errors import UserError
 
@@ -105,6 +105,26 @@ def _not_the_file(path: Path) -> str | None:
         f"{path} is a pointer of Git LFS and not the file itself; `git lfs pull` in its repository "
         "fetches that"
     )
+
+
+class Version(NamedTuple):
+    """What tells a file from the one that replaces it."""
+
+    inode: int
+    size: int
+    """In bytes."""
+    changed_at: int
+    """In ns."""
+
+    @classmethod
+    def of(cls, file: Path | int) -> "Version":
+        """Return the version of a file that is there, given its path or its descriptor.
+
+        Raises:
+            FileNotFoundError: it is not.
+        """
+        status = os.stat(file)
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def fingerprint(path: Path) -> str:

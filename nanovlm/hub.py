@@ -84,14 +84,20 @@ and a Llama decoder answer a question about one image. Training starts from {sta
 | | |
 |---|---|
 | parameters | {num_parameters:,} |
+| generation | nanoVLM {config.generation} |
 | vision encoder | {config.vit_n_blocks} blocks, width {config.vit_hidden_dim}, \
 {config.vit_n_heads} heads; {config.vit_img_size} x {config.vit_img_size} pixels in patches of \
 {config.vit_patch_size} x {config.vit_patch_size} |
 | projector | pixel shuffle {config.mp_pixel_shuffle_factor}: {config.num_image_tokens} tokens an \
 image |
 | decoder | {config.lm_n_blocks} blocks, width {config.lm_hidden_dim}, {config.lm_n_heads} query \
-heads on {config.lm_n_kv_heads} key-value heads, {config.lm_vocab_size:,} tokens |
+heads on {config.lm_n_kv_heads} key-value heads, {config.lm_vocab_size:,} tokens{_extra(config)} |
 | tokenizer | `{config.lm_tokenizer}` |"""
+
+
+def _extra(config: VLMConfig) -> str:
+    names = ", ".join(f"`{token}`" for token in config.vlm_extra_tokens.values())
+    return f", {names} included" if names else ""
 
 
 def _use(repo_id: str) -> str:

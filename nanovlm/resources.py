@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from tokenizers import Tokenizer
 
-from nanovlm.config.schema import TrainConfig
+from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.data.benchmark import PreparedBenchmark, select_part
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.prepared import (
@@ -24,7 +24,7 @@ from nanovlm.data.prepared import (
     prepare_training,
 )
 from nanovlm.data.samples import PreparedSamples
-from nanovlm.data.tokenizer import load_tokenizer
+from nanovlm.data.tokenizer import model_tokenizer
 from nanovlm.evaluation.mmstar import check_room, letter_tokens
 from nanovlm.models.checkpoint import Snapshot
 from nanovlm.models.compiled import find_compile_obstacle
@@ -91,16 +91,17 @@ class Resources:
         """What was noted since the trial started, each text once."""
         return tuple(self._notes)
 
-    def tokenizer(self, name: str) -> Tokenizer:
-        """Return the tokenizer `name`."""
-        return self._tokenizers.get(name, lambda: load_tokenizer(name))
+    def tokenizer(self, vlm: VLMConfig) -> Tokenizer:
+        """Return the tokenizer of the model."""
+        key = (vlm.lm_tokenizer, vlm.generation)
+        return self._tokenizers.get(key, lambda: model_tokenizer(vlm))
 
     def training_data(self, config: TrainConfig) -> tuple[PreparedSamples, PreparedSamples]:
         """Return the samples to train on and those of the validation loss.
 
         Raises UserError if the data cannot be read, or is smaller than one batch.
         """
-        tokenizer = self.tokenizer(config.vlm.lm_tokenizer)
+        tokenizer = self.tokenizer(config.vlm)
         train, val = self._training_data.get(
             training_data_key(config),
             lambda: prepare_training(config, tokenizer, self._on_progress),
@@ -114,7 +115,7 @@ class Resources:
         Raises UserError if it cannot be read, its answers are not letters that can be told apart,
         the model has no room for a question, or the part has no question.
         """
-        tokenizer = self.tokenizer(config.vlm.lm_tokenizer)
+        tokenizer = self.tokenizer(config.vlm)
 
         def prepare() -> PreparedBenchmark:
             benchmark = prepare_benchmark(config, tokenizer, self._on_progress)
@@ -127,7 +128,7 @@ class Resources:
 
     def describe_data(self, config: TrainConfig) -> dict[str, Any]:
         """Return what the data was made from and what was left out of it, once it is prepared."""
-        return describe_data(config, self.tokenizer(config.vlm.lm_tokenizer))
+        return describe_data(config, self.tokenizer(config.vlm))
 
     def model(self, config: TrainConfig, checkpoint: str | None = None) -> VisionLanguageModel:
         """Return the model on the device as a trial starts with it.
@@ -217,10 +218,12 @@ def training_data_key(config: TrainConfig) -> Hashable:
         config.data_cutoff_idx,
         config.val_ratio,
         config.turns,
+        tuple(config.min_ratings.items()),
         config.max_bad_fraction,
+        config.vlm.traits.name,
         config.vlm.lm_tokenizer,
-        config.vlm.lm_vocab_size,
-        config.vlm.lm_max_length,
+        config.vlm.lm_base_vocab_size,
+        config.vlm.max_text_length,
         config.vlm.lm_eos_token_id,
         config.vlm.vit_img_size,
         config.vlm.image_resampling,
@@ -231,8 +234,9 @@ def benchmark_key(config: TrainConfig) -> Hashable:
     """Return the values that the prepared benchmark depends on."""
     return (
         config.test_dataset_path,
+        config.vlm.traits.name,
         config.vlm.lm_tokenizer,
-        config.vlm.lm_vocab_size,
+        config.vlm.lm_base_vocab_size,
         config.vlm.lm_eos_token_id,
         config.vlm.vit_img_size,
         config.vlm.image_resampling,

@@ -130,7 +130,7 @@ class _Trial:
         result = evaluate_mmstar(
             self.model,
             self.benchmark,
-            resources.tokenizer(job.config.vlm.lm_tokenizer),
+            resources.tokenizer(job.config.vlm),
             job.config.mmstar_batch_size,
             device,
             job.config.mmstar_rules,

@@ -1,7 +1,7 @@
 """What all tests share: one thread for torch, prepared data of their own, one Ray cluster.
 
-With `pytest -n`, the tests of a file stay in one process, and all that start Ray (marker `ray`) in
-one too, so that a session has one cluster and programs with Ray run one after another.
+With `pytest -n`, the tests of a file stay in one process, and all that use `ray_cluster` in one.
+
 """
 
 import os

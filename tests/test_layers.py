@@ -21,6 +21,7 @@ LAYERS = (
     ("messages",),
     ("records",),
     ("downloads",),
+    ("tokenizer_files",),
     ("models", "data", "results", "parallel"),
     ("training",),
     ("evaluation", "hub", "samplers", "pruning", "watch"),

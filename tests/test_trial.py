@@ -19,11 +19,11 @@ import torch
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 
+from nanovlm.config.generations import PUBLISHED_IMAGES
 from nanovlm.config.schema import Freeze
 from nanovlm.config.sources import Layer, build_config, config_values, parse_overrides
 from nanovlm.errors import UserError
 from nanovlm.messages import Job, ProgressUpdate, Report
-from nanovlm.models.checkpoint import PUBLISHED_IMAGES
 from nanovlm.models.compiled import find_compile_obstacle
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.resources import Resources

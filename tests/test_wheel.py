@@ -1,5 +1,7 @@
 """The wheel holds everything: installed elsewhere, the programs run from any folder."""
 
+import ast
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -55,6 +57,21 @@ def test_every_file_is_in_the_wheel(installed: Path) -> None:
         for path in source.rglob("*") if source.is_dir() else [source]:
             if path.is_file() and path.suffix != ".pyc":
                 assert str(path.relative_to(REPOSITORY)) in shipped
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_lmms_eval_is_told_where_its_adapter_is(installed: Path) -> None:
+    """It asks the installed packages for this group; the function is found without importing it."""
+    (found,) = (
+        entry
+        for distribution in importlib.metadata.distributions(path=[str(installed)])
+        for entry in distribution.entry_points.select(group="lmms_eval.models")
+    )
+    source = installed / f"{found.module.replace('.', '/')}.py"
+    names = [n.name for n in ast.parse(source.read_text()).body if isinstance(n, ast.FunctionDef)]
+    assert found.name == "nanovlm_search"
+    assert found.attr in names
 
 
 @pytest.mark.slow

@@ -14,28 +14,18 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from nanovlm.files import PART_SUFFIX, append, sync
+from nanovlm.files import PART_SUFFIX, Version, append, sync
 from nanovlm.results.read import LOGS_DIR
 
 CHUNK_BYTES = 4 * 2**20
 _NUM_THREADS = 8
 """Of the server: as many chunks are received at the same time, from whatever number of workers."""
-
-
-class Version(NamedTuple):
-    """What tells a file from the one that replaces it."""
-
-    inode: int
-    size: int
-    """In bytes."""
-    changed_at: int
-    """In ns."""
 
 
 class OutdatedLease(Exception):
@@ -79,7 +69,7 @@ class FileServer:
         if not path.is_dir():
             return {}
         files = [file for file in path.iterdir() if not file.name.endswith(PART_SUFFIX)]
-        return {file.relative_to(self._folder).as_posix(): version(file.stat()) for file in files}
+        return {file.relative_to(self._folder).as_posix(): Version.of(file) for file in files}
 
     def read(self, name: str, wanted: Version, offset: int) -> np.ndarray:
         """Return a chunk of a file, as uint8[bytes].
@@ -89,7 +79,7 @@ class FileServer:
         """
         try:
             with (self._folder / name).open("rb") as file:
-                if version(os.fstat(file.fileno())) == wanted:
+                if Version.of(file.fileno()) == wanted:
                     file.seek(offset)
                     return np.fromfile(file, np.uint8, CHUNK_BYTES)
         except FileNotFoundError:
@@ -145,10 +135,6 @@ class FileServer:
     def _check(self, trial_id: str, lease: int) -> None:
         if self._leases.get(trial_id, lease) > lease:
             raise OutdatedLease(trial_id)
-
-
-def version(status: os.stat_result) -> Version:
-    return Version(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True)

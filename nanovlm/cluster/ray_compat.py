@@ -26,8 +26,11 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import AuthenticationError, RpcError
 from ray.train import ControllerError
-from ray.train.torch import TorchConfig
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _setup_torch_process_group, _TorchBackend
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
@@ -177,6 +180,18 @@ def prints_logged(logger: logging.Logger) -> Iterator[None]:
         yield
     finally:
         ray_driver.print_to_stdstream = before
+
+
+class GroupTrainer(TorchTrainer):
+    """A TorchTrainer that leaves it to the program to free what a lost controller had reserved.
+
+    Ray would start an actor for that, on the head: 150 MB for each trainer, a second until it is
+    there, and 12 s for the trainer to part from it.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        made = super()._create_default_callbacks()  # type: ignore[misc]  # of Ray's older class
+        return [each for each in made if not isinstance(each, PlacementGroupCleanerCallback)]
 
 
 class ControllerHook(ControllerCallback):

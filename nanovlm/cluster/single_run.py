@@ -76,7 +76,7 @@ def plan_single(config: TrainConfig, on_progress: OnProgress = log_progress) -> 
     check_start(config)
     check_backbones(config)
     resources = Resources("cpu", on_progress)
-    resources.tokenizer(config.vlm.lm_tokenizer)
+    resources.tokenizer(config.vlm)
     config = pin_data(config)
     train_samples, _ = resources.training_data(config)
     metric_names(config, resources)  # fails now, if the benchmark cannot be scored

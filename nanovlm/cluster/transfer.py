@@ -31,9 +31,8 @@ from nanovlm.cluster.file_server import (
     FileAccess,
     FileChanged,
     OutdatedLease,
-    Version,
-    version,
 )
+from nanovlm.files import Version
 from nanovlm.messages import Job, ProgressUpdate, Report
 from nanovlm.training.meter import OnUpdate
 
@@ -64,9 +63,9 @@ class _Place(NamedTuple):
     def versions(self) -> dict[str, Version]:
         """Return the files that are here, by their names in the results folder."""
         if self.here.is_file():
-            return {self.name: version(self.here.stat())}
+            return {self.name: Version.of(self.here)}
         files = self.here.iterdir() if self.here.is_dir() else ()
-        return {f"{self.name}/{file.name}": version(file.stat()) for file in files}
+        return {f"{self.name}/{file.name}": Version.of(file) for file in files}
 
 
 class NodeFiles:

@@ -15,13 +15,12 @@ import psutil
 import ray
 from pyarrow.fs import LocalFileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
 from nanovlm.cluster.broker import GroupParts
 from nanovlm.cluster.node_check import NodeCheck
-from nanovlm.cluster.ray_compat import ControllerHook, OneMachine
+from nanovlm.cluster.ray_compat import ControllerHook, GroupTrainer, OneMachine
 from nanovlm.cluster.worker import WorkerSettings, serve_trials
 from nanovlm.config.search_settings import TrialResources
 from nanovlm.files import identifier
@@ -57,7 +56,7 @@ class ClusterSetup:
 
 def make_trainer(
     settings: WorkerSettings, setup: ClusterSetup, unfit: Collection[str]
-) -> TorchTrainer:
+) -> GroupTrainer:
     """Return what runs a worker group.
 
     Args:
@@ -78,7 +77,7 @@ def make_trainer(
         on_start=lambda handle: broker.add_controller.remote(group, handle),
         on_error=lambda reason: broker.lose.remote(group, reason),
     )
-    return TorchTrainer(
+    return GroupTrainer(
         functools.partial(serve_trials, settings),
         torch_config=OneMachine() if setup.is_own_cluster else None,
         scaling_config=scaling,

@@ -159,10 +159,12 @@ class RayWorkerGroups:
         finally:
             self._is_over = True
         self._requests.update(0)
-        groups = dict(self._groups)
-        self.end_groups(sorted(groups))
-        for thread in groups.values():
-            thread.join(_GOODBYE_SECONDS)
+        # Again and again, for a group may be about to start. A thread that is in Ray when Ray is
+        # shut down would end this process.
+        deadline = time.monotonic() + _GOODBYE_SECONDS
+        while (groups := dict(self._groups)) and time.monotonic() < deadline:
+            self.end_groups(sorted(groups))
+            next(iter(groups.values())).join(1.0)
 
     def _start_group(self) -> str:
         name = f"group-{next(self._numbers)}"

@@ -13,14 +13,14 @@ from nanovlm import cli
 from nanovlm.config.schema import VLMConfig
 from nanovlm.data.images import UnreadableImage, read_image, resize_to_uint8
 from nanovlm.data.text import encode, training_prompt
-from nanovlm.data.tokenizer import load_tokenizer
+from nanovlm.data.tokenizer import model_tokenizer
 from nanovlm.downloads import find_folder
 from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.files import user_path
 from nanovlm.models.checkpoint import MODEL_FILES
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.results.remote import is_uri, local_copy
-from nanovlm.training.forward import evaluating, image_input, mixed_precision
+from nanovlm.training.forward import evaluating, find_device, image_input, mixed_precision
 
 EXAMPLES = """examples:
   python -m nanovlm generate --checkpoint results/digits/best --image digit.png \\
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     with problems:
         check_sampling_arguments(arguments)
     with problems:
-        device = find_device(arguments.device)
+        device = find_device("--device", arguments.device)
     with problems:
         image = read_image_file(arguments.image)
     with problems:
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         folder = find_folder("--checkpoint", arguments.checkpoint, MODEL_FILES)
     problems.raise_if_any()
     model = VisionLanguageModel.from_pretrained(folder).to(device)
-    tokenizer = load_tokenizer(model.config.lm_tokenizer)
+    tokenizer = model_tokenizer(model.config)
     prompt = prompt_tokens(model.config, tokenizer, arguments.prompt)
     max_new_tokens = answer_length(model.config, len(prompt), arguments.max_new_tokens)
     tokens = answer(model, prompt, image, max_new_tokens, arguments)
@@ -90,17 +90,6 @@ def check_sampling_arguments(arguments: argparse.Namespace) -> None:
         raise UserError(*messages)
 
 
-def find_device(name: str | None) -> torch.device:
-    """Return the device of that name, which can be used; None takes a GPU where there is one."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # no such name; built without CUDA; no such GPU
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"--device: {name!r} cannot be used: {reason}") from error
-    return device
-
-
 def read_image_file(path: Path) -> Image.Image:
     """Return the image of a file, decoded as in training. Raises UserError if there is none."""
     try:
@@ -115,10 +104,10 @@ def prompt_tokens(config: VLMConfig, tokenizer: Tokenizer, question: str) -> lis
     Raises UserError if the tokenizer has more tokens than the model.
     """
     (tokens,) = encode(tokenizer, [training_prompt(question)])
-    if max(tokens) >= config.lm_vocab_size:
+    if max(tokens) >= config.lm_base_vocab_size:
         raise UserError(
             f"--checkpoint: token {max(tokens)} of lm_tokenizer={config.lm_tokenizer!r} is none of "
-            f"the model's lm_vocab_size={config.lm_vocab_size}"
+            f"the model's lm_vocab_size={config.lm_vocab_size}{config.traits.less_extra_tokens}"
         )
     return tokens
 

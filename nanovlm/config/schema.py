@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
+from nanovlm.config.generations import GENERATIONS, Generation, GenerationName
+
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
@@ -32,6 +34,7 @@ _THREE = Field(strict=False, min_length=3, max_length=3)
 Channels = Annotated[tuple[float, ...], _THREE]
 PositiveChannels = Annotated[tuple[PositiveFloat, ...], _THREE]
 LearningRateSchedule = Literal["cosine", "linear", "constant"]
+Rating = Annotated[int, Field(ge=1, le=5)]
 Freeze = Literal["none", "vision_encoder", "backbones"]
 BenchmarkPart = Literal["all", "search", "holdout"]
 MMStarRules = Literal["lmms-eval-0.7.2", "lmms-eval-0.7.1"]
@@ -56,11 +59,16 @@ def tunable(default: Any, kind: Any, *values: Scalar) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class VLMConfig:
-    """The model: the 30 keys of a published nanoVLM `config.json` and how it wants its images.
+    """The model: the keys of a published nanoVLM `config.json`, its generation and how it wants
+    its images.
 
     The defaults are nanoVLM-222M's, but for the images: those are SigLIP's own. A published
-    `config.json` has no `image_` keys and means values from 0 to 1 (`models/checkpoint.py`).
+    `config.json` has no `image_` keys and means values from 0 to 1. Keys of v0.2 that follow from
+    others are properties (`config/generations.py`).
     """
+
+    generation: GenerationName = "v0.1"
+    """Of nanoVLM: v0.1 as nanoVLM-222M, v0.2 as nanoVLM-450M."""
 
     vit_hidden_dim: PositiveInt = 768
     vit_inter_dim: PositiveInt | None = None
@@ -97,7 +105,8 @@ class VLMConfig:
     lm_attn_scaling: PositiveFloat = 1.0
     """Factor on the rotary cosines and sines."""
     lm_max_length: PositiveInt = 79
-    """Longest text of a sample in tokens: prompt, answer and EOS. The image comes on top."""
+    """Longest text of a sample in tokens: prompt, answer and EOS. In v0.1 the image comes on top,
+    in v0.2 its tokens count too. Read it as `max_text_length`."""
     lm_use_tokens: Literal[False] = False
     """The decoder reads embeddings, since image and text are joined before it."""
     lm_tie_weights: bool = True
@@ -110,6 +119,8 @@ class VLMConfig:
     vlm_load_backbone_weights: bool = True
     """Start from the pretrained ViT and decoder; False starts from random weights."""
     vlm_checkpoint_path: str = "checkpoints/nanoVLM-222M"
+    hf_repo_name: str = "nanoVLM"
+    """A label in files of v0.2: where nanoVLM's own program would upload the model."""
 
     def __post_init__(self) -> None:
         _divides("vit_patch_size", self.vit_patch_size, "vit_img_size", self.vit_img_size)
@@ -119,17 +130,29 @@ class VLMConfig:
         _divides("mp_pixel_shuffle_factor", factor, "the side of the patch grid", grid)
         _divides("2 x lm_n_heads", 2 * self.lm_n_heads, "lm_hidden_dim", self.lm_hidden_dim)
         _divides("lm_n_kv_heads", self.lm_n_kv_heads, "lm_n_heads", self.lm_n_heads)
-        if self.lm_eos_token_id >= self.lm_vocab_size:
+        if self.lm_eos_token_id >= self.lm_base_vocab_size:
             raise ValueError(
-                "lm_eos_token_id must be below lm_vocab_size, "
+                f"lm_eos_token_id must be below lm_vocab_size{self.traits.less_extra_tokens}, "
                 f"got {self.lm_eos_token_id} and {self.lm_vocab_size}"
             )
-        longest = self.num_image_tokens + self.lm_max_length
-        if longest > self.lm_max_position_embeddings:
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        if self.max_text_length < 1:
             raise ValueError(
-                f"{self.num_image_tokens} image tokens + lm_max_length={self.lm_max_length} "
-                f"exceed lm_max_position_embeddings={self.lm_max_position_embeddings}"
+                f"lm_max_length={self.lm_max_length} leaves no room for text: in generation "
+                f"{self.generation} it includes the {self.num_image_tokens} image tokens"
             )
+        if self.num_image_tokens + self.max_text_length > self.lm_max_position_embeddings:
+            what = f"lm_max_length={self.lm_max_length} exceeds"
+            if not self.traits.length_includes_image:
+                what = f"{self.num_image_tokens} image tokens + {what.removesuffix('s')}"
+            raise ValueError(f"{what} lm_max_position_embeddings={self.lm_max_position_embeddings}")
+
+    @property
+    def traits(self) -> Generation:
+        """What all models of the generation have in common."""
+        return GENERATIONS[self.generation]
 
     @property
     def vit_mlp_dim(self) -> int:
@@ -145,6 +168,31 @@ class VLMConfig:
         """Tokens that one image becomes in the decoder's sequence."""
         side = self.vit_img_size // self.vit_patch_size // self.mp_pixel_shuffle_factor
         return side * side
+
+    @property
+    def max_text_length(self) -> int:
+        """Longest text of a sample in tokens, without those of the image."""
+        included = self.num_image_tokens if self.traits.length_includes_image else 0
+        return self.lm_max_length - included
+
+    @property
+    def mp_image_token_length(self) -> int:
+        """What v0.2 calls `num_image_tokens`."""
+        return self.num_image_tokens
+
+    @property
+    def vlm_extra_tokens(self) -> dict[str, str]:
+        """Tokens that are not the tokenizer's, name and spelling; none stands in a text here."""
+        return dict(self.traits.extra_tokens)
+
+    @property
+    def extra_token_amount(self) -> int:
+        return len(self.traits.extra_tokens)
+
+    @property
+    def lm_base_vocab_size(self) -> int:
+        """The vocabulary that is left for the tokenizer's tokens."""
+        return self.lm_vocab_size - self.extra_token_amount
 
 
 def _divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
@@ -219,6 +267,15 @@ class TrainConfig:
     train_dataset_name: NameList = CAULDRON_NAMES
     turns: Literal["first", "all"] = "all"
     """Which question-answer turns of a row are samples; one image serves them all."""
+    relevance_min_rating: Rating = 1
+    """Turns whose question and answer FineVision rates as less relevant are left out; 1 asks for no
+    ratings."""
+    image_correspondence_min_rating: Rating = 1
+    """The same of how well the turn fits its image."""
+    visual_dependency_min_rating: Rating = 1
+    """The same of how much the answer depends on the image."""
+    formatting_min_rating: Rating = 1
+    """The same of the formatting."""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Rows that cannot be read are left out and listed; a larger share of them is an error."""
     test_dataset_path: str = "Lin-Chen/MMStar"
@@ -253,6 +310,13 @@ class TrainConfig:
     """User or team that the runs belong to; None for the default one."""
 
     vlm: VLMConfig = field(default_factory=VLMConfig)
+
+    @property
+    def min_ratings(self) -> dict[str, int]:
+        """What turns must be rated at least, by kind; kinds that do not matter are left away."""
+        kinds = ("relevance", "image_correspondence", "visual_dependency", "formatting")
+        least = {kind: getattr(self, f"{kind}_min_rating") for kind in kinds}
+        return {kind: rating for kind, rating in least.items() if rating > 1}
 
     def __post_init__(self) -> None:
         if self.mmstar_part == "holdout" and not self.mmstar_holdout:

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from nanovlm.config.generations import DERIVED_KEYS
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.config.yaml_text import parse_yaml, read_mapping
 from nanovlm.errors import UserError, did_you_mean, plain_rule
@@ -26,6 +27,8 @@ TRAIN_KEYS = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name != 
 VLM_KEYS = tuple(f"vlm.{f.name}" for f in dataclasses.fields(VLMConfig))
 CONFIG_KEYS = TRAIN_KEYS + VLM_KEYS
 """Every key of a configuration; those of `VLMConfig` carry the prefix `vlm.`."""
+_DERIVED = {f"vlm.{name}": rule for name, rule in DERIVED_KEYS.items()}
+"""Keys that may be given although their values follow from others; and the rule."""
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
@@ -37,10 +40,6 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"command line: {argument!r} is not of the form key=value")
         values[key] = parse_yaml(text, f"command line: {key}")
     return values
-
-
-TOKENIZERS_WITH_DEFAULT_EOS = ("builtin:digits", VLMConfig().lm_tokenizer)
-"""Their EOS is known without a look at their files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +81,7 @@ def build_config(*layers: Layer, below: LayersBelow = lambda layers: ()) -> Trai
         flat, bad = _flatten(layer)
         messages += bad
         for key, value in flat.items():
-            if key in CONFIG_KEYS:
+            if key in CONFIG_KEYS or key in _DERIVED:
                 values[key], sources[key] = value, layer.source
             else:
                 messages.append(f"{layer.source}: unknown key {key!r}.{_nearest_key(key)}")
@@ -91,6 +90,7 @@ def build_config(*layers: Layer, below: LayersBelow = lambda layers: ()) -> Trai
     vlm = VLMConfig()
     try:
         vlm = VLMConfig(**vlm_values)
+        messages += _contradictions(vlm, values, sources)
     except ValidationError as error:
         messages += [_describe(details, "vlm.", sources) for details in error.errors()]
     try:
@@ -105,6 +105,20 @@ def build_config(*layers: Layer, below: LayersBelow = lambda layers: ()) -> Trai
 def given_values(layers: Sequence[Layer]) -> dict[str, Any]:
     """Return the values of the layers by key, unchecked; later layers win."""
     return {key: value for layer in layers for key, value in _flatten(layer)[0].items()}
+
+
+def _contradictions(
+    vlm: VLMConfig, values: Mapping[str, Any], sources: Mapping[str, str]
+) -> list[str]:
+    """Return a message for every given value that is not what follows from the others."""
+    messages = []
+    for key, rule in _DERIVED.items():
+        expected = getattr(vlm, key.removeprefix("vlm."))
+        if key in values and values[key] != expected:
+            messages.append(
+                f"{sources[key]}: {key}: must be {expected!r}, {rule}, got {values[key]!r}"
+            )
+    return messages
 
 
 def _nearest_key(key: str) -> str:

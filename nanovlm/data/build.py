@@ -17,8 +17,8 @@ import numpy as np
 
 from nanovlm.data.build_images import ImagesDone, ImageTask, write_images
 from nanovlm.data.cache import ABOUT_FILE, MANIFEST_FILE, PreparedFolder
-from nanovlm.data.rows import Subsets, describe_location, divide, locate, num_rows
-from nanovlm.data.text import EncodedText, EncodeRows, encode_text, write_samples
+from nanovlm.data.rows import Chosen, Subsets, describe_location, divide, locate, num_rows
+from nanovlm.data.text import EncodedText, EncodeRows, ReadRows, encode_text, write_samples
 from nanovlm.errors import UserError
 from nanovlm.files import remove_folder
 from nanovlm.messages import BuildProgress
@@ -33,6 +33,8 @@ BadRows = dict[int, tuple[str, str]]
 ROWS_PER_PART = 8192
 """Of the text."""
 IMAGES_PER_PART = 128
+_PARTS_VERSION = 2
+"""Of the files of finished parts."""
 _MAX_NAMED = 3
 
 
@@ -54,6 +56,7 @@ class Recipe:
     order: Callable[[int], np.ndarray]
     """From the number of rows to the ones to use, int64[M], in the order of the result."""
     text_column: str
+    read_text: ReadRows = Chosen.read
     encode: EncodeRows
     images: ImageTask
     max_bad_fraction: float
@@ -121,7 +124,7 @@ def _build(recipe: Recipe, subsets: Subsets, on_progress: OnProgress) -> None:
         raise UserError(f"{recipe.what}: {', '.join(subsets)} has no rows")
     items = recipe.items(subsets)
     # Parts of another size, by another version of this program, must not be taken for these.
-    parts = folder.path / f"parts-{ROWS_PER_PART}-{IMAGES_PER_PART}"
+    parts = folder.path / f"parts-{ROWS_PER_PART}-{IMAGES_PER_PART}-{_PARTS_VERSION}"
     parts.mkdir(parents=True, exist_ok=True)
     folder.write_json(ABOUT_FILE, folder.about)
     order = recipe.order(total)
@@ -129,6 +132,7 @@ def _build(recipe: Recipe, subsets: Subsets, on_progress: OnProgress) -> None:
     text = encode_text(
         divide(subsets, rows, ROWS_PER_PART),
         recipe.text_column,
+        recipe.read_text,
         recipe.encode,
         parts,
         lambda done: on_progress(recipe.progress("text", done, len(rows))),
@@ -241,7 +245,7 @@ def _count_by_subset(
     num_samples = np.bincount(sample_rows, minlength=len(rows))
     result = {}
     for name, start, end in zip(subsets, starts, ends.tolist(), strict=True):
-        turns, over_long, incomplete = text.counts[start:end].sum(axis=0).tolist()
+        turns, over_long, incomplete, low_rated = text.counts[start:end].sum(axis=0).tolist()
         result[name] = {
             "rows": end - start,
             "rows_without_turns": int(has_no_turns[start:end].sum()),
@@ -249,6 +253,7 @@ def _count_by_subset(
             "turns": turns,
             "over_long_turns": over_long,
             "incomplete_turns": incomplete,
+            "low_rated_turns": low_rated,
             "samples": int(num_samples[start:end].sum()),
         }
     return result

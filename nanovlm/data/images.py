@@ -79,7 +79,7 @@ def read_image(stored: StoredImage) -> Image.Image:
             _fit_into_memory(image, len(content))
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+            return to_rgb(image)
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # what Pillow's decoders raise on broken bytes has no common type
@@ -113,7 +113,7 @@ def _fit_into_memory(image: Image.Image, num_bytes: int) -> None:
     )
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Return an image of any mode as RGB, itself if it is that."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image

@@ -24,7 +24,7 @@ from nanovlm.data.build_images import ImageTask
 from nanovlm.data.cache import IMAGES_FILE, PreparedFolder
 from nanovlm.data.samples import PreparedSamples
 from nanovlm.data.sources import Source, benchmark_source, training_source
-from nanovlm.data.text import encode_questions, encode_turns
+from nanovlm.data.text import encode_questions, encode_turns, read_rated_turns
 from nanovlm.data.tokenizer import check_tokens
 from nanovlm.errors import UserError
 
@@ -60,10 +60,12 @@ def prepare_training(
     train, val = _part(everything, 0, num_train), _part(everything, num_train, len(positions))
     if not len(train):
         over_long = sum(subset["over_long_turns"] for subset in manifest["subsets"].values())
+        with_image = ", image included" if config.vlm.traits.length_includes_image else ""
         raise UserError(
             f"train_dataset_path={config.train_dataset_path!r}: no training sample is left; of "
             f"{num_rows} rows {num_val} are for validation (val_ratio={config.val_ratio}), "
             f"and {over_long} turns exceed vlm.lm_max_length={config.vlm.lm_max_length} tokens"
+            f"{with_image}"
         )
     check_batch_size(config.batch_size, train)
     return train, val
@@ -121,13 +123,15 @@ def _training_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
     Raises UserError if a sub-set is not there.
     """
     path, vlm = config.train_dataset_path, config.vlm
-    source = training_source(path, config.train_dataset_name)
+    source = training_source(path, config.train_dataset_name, config.min_ratings)
     about = _about("training data", source, config, tokenizer) | {
         "data_cutoff_idx": config.data_cutoff_idx,
         "turns": config.turns,
-        "lm_max_length": vlm.lm_max_length,
+        "lm_max_length": vlm.max_text_length,
         "lm_eos_token_id": vlm.lm_eos_token_id,
     }
+    if config.min_ratings:  # left away else: what was prepared before there were any still counts
+        about["min_ratings"] = config.min_ratings
     folder = PreparedFolder.of(about, path=path)
 
     def order(num_rows: int) -> np.ndarray:
@@ -140,11 +144,12 @@ def _training_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
         load=source.load,
         order=order,
         text_column="texts",
+        read_text=partial(read_rated_turns, least=config.min_ratings),
         encode=partial(
             encode_turns,
             tokenizer,
             eos_token_id=vlm.lm_eos_token_id,
-            max_length=vlm.lm_max_length,
+            max_length=vlm.max_text_length,
             max_turns=1 if config.turns == "first" else None,
         ),
         images=_image_task("images", folder, vlm),

@@ -108,6 +108,10 @@ class Chosen(NamedTuple):
     first: int
     """Chosen rows that lie before these."""
 
+    def read(self, column: str) -> Iterator[Any]:
+        """Yield the values of `column`; see `RowGroup.read`."""
+        return self.group.read(column, self.rows)
+
 
 def divide(subsets: Subsets, rows: np.ndarray, part_size: int) -> list[list[Chosen]]:
     """Return where the rows `rows` (int64[M], ascending, counted through all sub-sets) lie.

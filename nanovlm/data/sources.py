@@ -67,11 +67,14 @@ class Source:
     """Finds the files, downloads them if need be, and checks their columns."""
 
 
-def training_source(path: str, names: tuple[str, ...]) -> Source:
+def training_source(
+    path: str, names: tuple[str, ...], min_ratings: Mapping[str, int] | None = None
+) -> Source:
     """Return the source of all sub-sets `names`.
 
-    Columns: `images`, a list of images, and `texts`, a list of turns {user, assistant}; others,
-    such as FineVision's ratings, stay unread.
+    Columns: `images`, a list of images, and `texts`, a list of turns {user, assistant}; for each
+    kind in `min_ratings` also `KIND_ratings`, a list of an integer for each turn. Others stay
+    unread.
 
     Raises:
         UserError: a sub-set does not exist, here or on the hub. `load` raises it if files
@@ -82,8 +85,13 @@ def training_source(path: str, names: tuple[str, ...]) -> Source:
             f"train_dataset_name={list(names)}: {BUILTIN_DIGITS} has no sub-sets, "
             f"so this must be [{DEFAULT_NAME}]"
         )
+    rated = {f"{kind}_ratings": ("a list of integers", [_INTEGER]) for kind in min_ratings or {}}
+    if path == BUILTIN_DIGITS and rated:
+        settings = ", ".join(f"{kind}_min_rating={n}" for kind, n in (min_ratings or {}).items())
+        raise UserError(f"{settings}: {BUILTIN_DIGITS} has no ratings, so this must be 1")
     setting = f"train_dataset_path={path!r}"
-    return _source(setting, path, names, "train", _TRAINING_COLUMNS, digits_training_rows)
+    columns = {**_TRAINING_COLUMNS, **rated}
+    return _source(setting, path, names, "train", columns, digits_training_rows)
 
 
 def benchmark_source(path: str) -> Source:

@@ -1,6 +1,6 @@
 """The text of rows as token ids: prompts, turns of question and answer, and parts of a data set."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,9 @@ _SAMPLES_PER_COPY = 100_000  # an index takes 8 bytes a token
 Turn = Mapping[str, str | None]
 """`user` and `assistant`."""
 
+LOW_RATED: Turn = {"user": None, "assistant": None}
+"""Stands for a turn that is left out since its rating is too low."""
+
 
 class RowText(NamedTuple):
     """The samples of one row."""
@@ -32,6 +35,7 @@ class RowText(NamedTuple):
     num_over_long: int = 0
     num_incomplete: int = 0
     """Turns without a question or without an answer."""
+    num_low_rated: int = 0
     problem: str | None = None
     """Why the row cannot be read; then it has no samples."""
 
@@ -57,6 +61,40 @@ def training_answer(assistant: str) -> str:
     return assistant if answer == assistant else answer.lstrip()
 
 
+def read_rated_turns(
+    rows: Chosen, column: str, least: Mapping[str, int]
+) -> Iterator[Sequence[Turn | None] | BadValue | None]:
+    """Yield the turns of each row, with `LOW_RATED` in the place of those that are rated too low.
+
+    A turn without a rating stays, as it does in nanoVLM.
+
+    Args:
+        least: by the kind of rating; the column `KIND_ratings` holds one for each turn.
+    """
+    columns = [rows.read(f"{kind}_ratings") for kind in least]
+    for turns, *ratings in zip(rows.read(column), *columns, strict=True):
+        yield _without_low_ratings(turns, dict(zip(least, ratings, strict=True)), least)
+
+
+def _without_low_ratings(
+    turns: Sequence[Turn | None] | BadValue | None,
+    ratings: Mapping[str, Sequence[int | None] | None],
+    least: Mapping[str, int],
+) -> Sequence[Turn | None] | BadValue | None:
+    if turns is None or isinstance(turns, BadValue):
+        return turns
+    for kind, given in ratings.items():
+        if given is None:
+            continue
+        if len(given) != len(turns):
+            return BadValue(f"{kind}_ratings has {len(given)} values for {len(turns)} turns")
+        turns = [
+            turn if rating is None or rating >= least[kind] else LOW_RATED
+            for turn, rating in zip(turns, given, strict=True)
+        ]
+    return turns
+
+
 def encode_turns(
     tokenizer: Tokenizer,
     rows: Sequence[Sequence[Turn | None] | BadValue | None],
@@ -74,12 +112,12 @@ def encode_turns(
         max_turns: of each row; None takes all.
     """
     read = [_read_turns(row, max_turns) for row in rows]
-    flat = [pair for pairs, _, _ in read for pair in pairs]  # the tokenizer works on many together
+    flat = [pair for pairs, *_ in read for pair in pairs]  # the tokenizer works on many together
     prompts = encode(tokenizer, [training_prompt(user) for user, _ in flat])
     answers = encode(tokenizer, [training_answer(assistant) for _, assistant in flat])
     encoded = zip(prompts, answers, strict=True)
     result = []
-    for pairs, num_turns, problem in read:
+    for pairs, num_turns, num_low_rated, problem in read:
         samples = [
             ([*prompt, *answer, eos_token_id], len(prompt))
             for prompt, answer in islice(encoded, len(pairs))
@@ -91,7 +129,8 @@ def encode_turns(
                 prompt_lengths=[length for _, length in fitting],
                 num_turns=num_turns,
                 num_over_long=len(samples) - len(fitting),
-                num_incomplete=num_turns - len(pairs),
+                num_incomplete=num_turns - num_low_rated - len(pairs),
+                num_low_rated=num_low_rated,
                 problem=problem,
             )
         )
@@ -123,24 +162,26 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 def _read_turns(
     row: Sequence[Turn | None] | BadValue | None, max_turns: int | None
-) -> tuple[list[tuple[str, str]], int, str | None]:
-    """Return question and answer of the turns that have both, the number of turns, and why the row
-    cannot be read."""
+) -> tuple[list[tuple[str, str]], int, int, str | None]:
+    """Return question and answer of the turns that have both, the number of turns, of those rated
+    too low, and why the row cannot be read."""
     if isinstance(row, BadValue):
-        return [], 0, row.reason
+        return [], 0, 0, row.reason
     turns = list(row or ())[:max_turns]
     pairs = []
     for number, turn in enumerate(turns):
         if turn is None:
-            return [], 0, f"turn {number} is null"
+            return [], 0, 0, f"turn {number} is null"
         user, assistant = turn["user"], turn["assistant"]
         if user is not None and assistant is not None and training_answer(assistant).strip():
             pairs.append((user, assistant))
-    return pairs, len(turns), None
+    return pairs, len(turns), sum(turn is LOW_RATED for turn in turns), None
 
 
+ReadRows = Callable[[Chosen, str], Iterator[Any]]
+"""From rows and the name of the text column to a value for each row."""
 EncodeRows = Callable[[Sequence[Any]], list[RowText]]
-"""From the values of the text column to the samples of each row."""
+"""From these values to the samples of each row."""
 
 
 class EncodedText(NamedTuple):
@@ -155,26 +196,30 @@ class EncodedText(NamedTuple):
     rows: np.ndarray
     """int64[N], the row of each sample, counted through the chosen rows."""
     counts: np.ndarray
-    """int64[M, 3], turns, over-long and incomplete ones of each row."""
+    """int64[M, 4], turns, over-long, incomplete and low-rated ones of each row."""
     bad_rows: np.ndarray
     """int64[K], the rows that cannot be read, counted through the chosen rows."""
     reasons: np.ndarray
     """str[K], why not."""
 
 
-def encode_part(part: Sequence[Chosen], column: str, encode: EncodeRows) -> EncodedText:
+def encode_part(
+    part: Sequence[Chosen], column: str, read: ReadRows, encode: EncodeRows
+) -> EncodedText:
     """Return the samples of consecutive groups' rows."""
-    rows = encode([value for some in part for value in some.group.read(column, some.rows)])
+    rows = encode([value for some in part for value in read(some, column)])
     samples = [sample for row in rows for sample in row.tokens]
     problems = [(i, row.problem) for i, row in enumerate(rows) if row.problem is not None]
-    counts = [(row.num_turns, row.num_over_long, row.num_incomplete) for row in rows]
+    counts = [
+        (row.num_turns, row.num_over_long, row.num_incomplete, row.num_low_rated) for row in rows
+    ]
     first = part[0].first
     return EncodedText(
         tokens=np.fromiter((token for sample in samples for token in sample), np.int32),
         lengths=np.fromiter(map(len, samples), np.int32),
         prompt_lengths=np.fromiter((n for row in rows for n in row.prompt_lengths), np.int32),
         rows=np.repeat(first + np.arange(len(rows)), [len(row.tokens) for row in rows]),
-        counts=np.array(counts, np.int64).reshape(-1, 3),
+        counts=np.array(counts, np.int64).reshape(-1, 4),
         bad_rows=first + np.array([i for i, _ in problems], np.int64),
         reasons=np.array([reason for _, reason in problems], np.str_),
     )
@@ -183,6 +228,7 @@ def encode_part(part: Sequence[Chosen], column: str, encode: EncodeRows) -> Enco
 def encode_text(
     parts: Sequence[Sequence[Chosen]],
     column: str,
+    read: ReadRows,
     encode: EncodeRows,
     folder: Path,
     on_rows: Callable[[int], None],
@@ -199,7 +245,7 @@ def encode_text(
         file = folder / f"text-{number:05}.npz"
         if not file.exists():
             with replacing(file) as part_file, part_file.open("wb") as stream:
-                np.savez(stream, **encode_part(part, column, encode)._asdict())
+                np.savez(stream, **encode_part(part, column, read, encode)._asdict())
         with np.load(file) as arrays:
             encoded.append(EncodedText(**arrays))
         done += sum(len(some.rows) for some in part)

@@ -1,65 +1,53 @@
 """Tokenizers by name, and what a model must have in common with one."""
 
 import json
-from pathlib import Path
+from collections.abc import Collection
 
 from tokenizers import Tokenizer
 
 from nanovlm.config.schema import VLMConfig
-from nanovlm.data.digits import BUILTIN_DIGITS, END_OF_TEXT, digits_tokenizer
-from nanovlm.downloads import find_folder
+from nanovlm.data.digits import BUILTIN_DIGITS, digits_tokenizer
 from nanovlm.errors import UserError
-from nanovlm.files import check_whole
-
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-_SETTING = "vlm.lm_tokenizer"
+from nanovlm.tokenizer_files import eos_token_id, read_tokenizer, setting
 
 
-def load_tokenizer(name: str) -> Tokenizer:
+def load_tokenizer(name: str, placeholders: Collection[str] = ()) -> Tokenizer:
     """Return the tokenizer `name`: `builtin:digits`, a folder with tokenizer.json, or a hub id.
+
+    Args:
+        placeholders: what stands for images in the texts of other programs (`vlm_extra_tokens`).
+            Here the image stands before the text, so none of them is a token, even if the files
+            have it: in a text it is text like any other.
 
     Raises:
         UserError: there is no such tokenizer, or the hub cannot be reached.
     """
     if name == BUILTIN_DIGITS:
         return digits_tokenizer()
-    file = _find_folder(name) / TOKENIZER_FILE
-    check_whole(_setting(name), file)
-    if not file.is_file():
-        raise UserError(f"{_setting(name)}: {file.parent} has no {TOKENIZER_FILE}")
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises no other type
-        raise UserError(f"{_setting(name)}: {file} is not a tokenizer: {error}") from error
-    # transformers may have stored both; no text's tokens may depend on the texts beside it.
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = read_tokenizer(name)
+    if any(tokenizer.token_to_id(token) is not None for token in placeholders):
+        return _without_tokens(tokenizer, placeholders, name)
     return tokenizer
 
 
-def eos_token_id(name: str) -> int | None:
-    """Return the token that ends a text, as the tokenizer's files say; None if they do not.
+def model_tokenizer(vlm: VLMConfig) -> Tokenizer:
+    """Return the tokenizer of a model. Raises UserError as `load_tokenizer`."""
+    return load_tokenizer(vlm.lm_tokenizer, vlm.vlm_extra_tokens.values())
 
-    Raises:
-        UserError: as `load_tokenizer`, or the token that they name is none of the tokenizer's.
-    """
-    if name == BUILTIN_DIGITS:
-        return digits_tokenizer().token_to_id(END_OF_TEXT)
-    file = _find_folder(name) / TOKENIZER_CONFIG_FILE
-    if not file.is_file():
-        return None
-    try:
-        token = json.loads(file.read_text(encoding="utf-8")).get("eos_token")
-        token = token["content"] if isinstance(token, dict) else token
-    except (ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{_setting(name)}: {file} cannot be read: {error!r}") from error
-    number = None if token is None else load_tokenizer(name).token_to_id(str(token))
-    if token is not None and number is None:
+
+def _without_tokens(tokenizer: Tokenizer, unwanted: Collection[str], name: str) -> Tokenizer:
+    """Return the tokenizer without these added tokens; all others keep their numbers."""
+    content = json.loads(tokenizer.to_str())
+    added = content["added_tokens"]
+    content["added_tokens"] = [token for token in added if token["content"] not in unwanted]
+    result = Tokenizer.from_str(json.dumps(content))
+    expected = tokenizer.get_vocab(with_added_tokens=True)
+    if result.get_vocab(with_added_tokens=True).items() - expected.items():
         raise UserError(
-            f"{_setting(name)}: {file} has eos_token={token!r}, which is no token of it"
+            f"{setting(name)}: {', '.join(unwanted)} must be the last of its added tokens, or "
+            "their numbers would shift without it"
         )
-    return number
+    return result
 
 
 def check_tokens(vlm: VLMConfig, tokenizer: Tokenizer) -> None:
@@ -68,12 +56,12 @@ def check_tokens(vlm: VLMConfig, tokenizer: Tokenizer) -> None:
     What counts is the largest id: a tokenizer of few tokens may number them with gaps.
     """
     messages = []
-    setting = _setting(vlm.lm_tokenizer)
+    name = setting(vlm.lm_tokenizer)
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if largest >= vlm.lm_vocab_size:
+    if largest >= vlm.lm_base_vocab_size:
         messages.append(
-            f"vlm.lm_vocab_size must be above all token ids of {setting}, "
-            f"got {vlm.lm_vocab_size} and ids up to {largest}"
+            f"vlm.lm_vocab_size{vlm.traits.less_extra_tokens} must be above all token ids of "
+            f"{name}, got {vlm.lm_vocab_size} and ids up to {largest}"
         )
     special = {n: t.content for n, t in tokenizer.get_added_tokens_decoder().items() if t.special}
     if vlm.lm_eos_token_id not in special:
@@ -82,15 +70,22 @@ def check_tokens(vlm: VLMConfig, tokenizer: Tokenizer) -> None:
         choices = ", ".join(f"{number} ({text})" for number, text in list(special.items())[:10])
         messages.append(
             f"vlm.lm_eos_token_id must be a special token, got {vlm.lm_eos_token_id}: {what} in "
-            f"{setting}. Choices: {choices or 'none; mark one in its added_tokens'}"
+            f"{name}. Choices: {choices or 'none; mark one in its added_tokens'}"
         )
+    elif vlm.traits.takes_eos_from_tokenizer:
+        messages += _eos_problems(vlm)
     if messages:
         raise UserError(*messages)
 
 
-def _setting(name: str) -> str:
-    return f"{_SETTING}={name!r}"
-
-
-def _find_folder(name: str) -> Path:
-    return find_folder(_SETTING, name, (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE))
+def _eos_problems(vlm: VLMConfig) -> list[str]:
+    """Return what is wrong with an EOS that a saved model will take from its tokenizer."""
+    theirs = eos_token_id(vlm.lm_tokenizer)
+    if theirs == vlm.lm_eos_token_id:
+        return []
+    name = setting(vlm.lm_tokenizer)
+    what = "which names none" if theirs is None else f"which is {theirs}"
+    return [
+        f"vlm.lm_eos_token_id must be the eos_token of {name}, {what}, in models of generation "
+        f"{vlm.generation}: their files do not hold it; got {vlm.lm_eos_token_id}"
+    ]

@@ -1,4 +1,7 @@
-"""Our models on disk: `config.json` and `model.safetensors`, with the names of nanoVLM v0.1."""
+"""Our models on disk: `config.json` and `model.safetensors`, as nanoVLM has them.
+
+Names of tensors are the same in all its generations, keys of `config.json` are not.
+"""
 
 import dataclasses
 import json
@@ -11,9 +14,17 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
+from nanovlm.config.generations import (
+    DERIVED_KEYS,
+    GENERATIONS,
+    OWN_KEYS,
+    PUBLISHED_IMAGES,
+    check_file_keys,
+    generation_of,
+)
 from nanovlm.config.schema import VLMConfig
-from nanovlm.config.sources import Layer, build_config
-from nanovlm.errors import UserError
+from nanovlm.config.sources import Layer, build_config, preset_layer
+from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.files import check_whole, replacing
 from nanovlm.models.model_files import (
     CONFIG_FILE,
@@ -23,6 +34,7 @@ from nanovlm.models.model_files import (
     read_tensors,
     tensor_shapes,
 )
+from nanovlm.tokenizer_files import eos_token_id, setting
 
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 """What a saved model consists of."""
@@ -30,42 +42,80 @@ MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 _HEAD = "decoder.head.weight"
 _EMBEDDING = "decoder.token_embedding.weight"
 
-PUBLISHED_IMAGES: dict[str, Any] = {
-    "image_mean": (0.0, 0.0, 0.0),
-    "image_std": (1.0, 1.0, 1.0),
-    "image_resampling": "bilinear",
-}
-"""What nanoVLM v0.1 does to images (its data/processors.py): squashed by torchvision's default
-filter, values from 0 to 1. Its files have no keys for it, and it reads no file with other keys."""
+_ADDED_LATER = frozenset().union(*(g.added_keys for g in GENERATIONS.values()))
+_FIELDS = frozenset(field.name for field in dataclasses.fields(VLMConfig))
 
 
 def write_model(folder: Path, config: VLMConfig, model: nn.Module) -> None:
     """Write both files; a reader finds the old ones or the new ones, never a part of one.
 
-    A tied head is stored once, as `decoder.head.weight`. The image keys are left out where
-    they equal PUBLISHED_IMAGES: then nanoVLM v0.1 can read the model, and it must read no other.
+    A tied head is stored once, as `decoder.head.weight`.
     """
-    values = dataclasses.asdict(config) | {"vit_inter_dim": config.vit_mlp_dim}
-    if PUBLISHED_IMAGES.items() <= values.items():
-        values = {key: value for key, value in values.items() if key not in PUBLISHED_IMAGES}
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / CONFIG_FILE) as config_part:
-        config_part.write_text(json.dumps(values, indent=4) + "\n")
+        config_part.write_text(json.dumps(file_values(config), indent=4) + "\n")
         with replacing(folder / WEIGHTS_FILE) as weights_part:
             save_model(model, str(weights_part), metadata={"format": "pt"})
+
+
+def file_values(config: VLMConfig) -> dict[str, Any]:
+    """Return the content of config.json: the keys that nanoVLM of this generation knows.
+
+    It refuses files with others. So the image keys are left out where they equal PUBLISHED_IMAGES:
+    then nanoVLM can read the model, and it must read no other.
+    """
+    values = dataclasses.asdict(config) | {"vit_inter_dim": config.vit_mlp_dim}
+    values |= {key: getattr(config, key) for key in DERIVED_KEYS}
+    left_out = OWN_KEYS | (_ADDED_LATER - config.traits.added_keys)
+    if not PUBLISHED_IMAGES.items() <= values.items():
+        left_out -= PUBLISHED_IMAGES.keys()
+    if config.traits.takes_eos_from_tokenizer:
+        left_out |= {"lm_eos_token_id"}
+    return {key: value for key, value in values.items() if key not in left_out}
 
 
 def read_config(folder: Path, overrides: Mapping[str, Any]) -> VLMConfig:
     """Read the configuration; `overrides` win over the file.
 
+    What the file leaves out is as in the preset of its generation.
+
     Raises:
-        UserError: files are missing, the JSON is no object, or a key or value is not VLMConfig's.
+        UserError: files are missing, the JSON is no object, the model is of a generation that
+            cannot be loaded, or a key or value is not VLMConfig's; or the generation takes EOS
+            from the tokenizer, and its files are missing or name none.
     """
     _require_files(folder)
     path = folder / CONFIG_FILE
-    values = PUBLISHED_IMAGES | read_json_object(path)
-    layers = Layer(str(path), {"vlm": values}), Layer("arguments", {"vlm": overrides})
-    return build_config(*layers).vlm
+    values = read_json_object(path)
+    generation = generation_of(str(path), values)
+    known = (_FIELDS - {"generation"}) | DERIVED_KEYS.keys()
+    problems = ErrorCollector()
+    with problems:
+        check_file_keys(str(path), generation, values, known)
+    values = {key: value for key, value in values.items() if key in known}
+    layers = [
+        preset_layer(generation.preset),
+        Layer(str(path), {"vlm": {**PUBLISHED_IMAGES, **values, "generation": generation.name}}),
+        Layer("arguments", {"vlm": overrides}),
+    ]
+    config = VLMConfig()
+    with problems:
+        config = build_config(*layers).vlm
+    problems.raise_if_any()
+    if generation.takes_eos_from_tokenizer and "lm_eos_token_id" not in overrides:
+        # Above the file, where nanoVLM v0.2 writes a 0 that it never reads.
+        return build_config(*layers, _eos_layer(config.lm_tokenizer)).vlm
+    return config
+
+
+def _eos_layer(tokenizer: str) -> Layer:
+    eos = eos_token_id(tokenizer)
+    if eos is None:
+        raise UserError(
+            f"{setting(tokenizer)}: its tokenizer_config.json must name an eos_token, since the "
+            "model's config.json does not"
+        )
+    return Layer(setting(tokenizer), {"vlm": {"lm_eos_token_id": eos}})
 
 
 @torch.no_grad()

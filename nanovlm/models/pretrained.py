@@ -53,6 +53,10 @@ _DECODER_NAMES = {
 _TOWER = "vision_model."
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
+EXTRA_TOKEN_STD = 0.02
+"""Of the initial embeddings of tokens that the tokenizer does not have (nanoVLM v0.2:
+models/language_model.py)."""
+
 Targets = dict[str, Tensor]
 """Where in a model each tensor of a file belongs."""
 
@@ -77,7 +81,8 @@ def load_backbone_weights(model: VisionLanguageModel) -> None:
     scale and bias, and Llama's stored rotary frequencies, which are set from the configuration.
 
     A larger `lm_vocab_size` than the file's is filled up: each further row of the embedding, and
-    of an untied head, is the mean of the file's rows.
+    of an untied head, is the mean of the file's rows. Rows of extra tokens are normal with
+    EXTRA_TOKEN_STD, as nanoVLM draws them; here they are the same for all seeds.
 
     Raises:
         UserError: a file is missing or cannot be read; numbers of config.json differ from the
@@ -88,9 +93,20 @@ def load_backbone_weights(model: VisionLanguageModel) -> None:
     for files, targets in backbones:
         for name, tensor in read_tensors(files, targets):
             targets[name].copy_(tensor)
-    for weight in (model.decoder.token_embedding.weight, model.decoder.head.weight):
-        weight[vocab_size:] = weight[:vocab_size].mean(dim=0)
+    _fill_up(model.decoder, vocab_size, model.config.lm_base_vocab_size)
     model.decoder.rotary_embd.reset()  # a model that was loaded here before may have had its own
+
+
+def _fill_up(decoder: LanguageModel, vocab_size: int, base_size: int) -> None:
+    """Set the rows after the file's `vocab_size`: the tokenizer's up to `base_size`, then extra."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [decoder.token_embedding.weight]
+    if not decoder.tied:
+        weights.append(decoder.head.weight)
+    for weight in weights:
+        weight[vocab_size:base_size] = weight[:vocab_size].mean(dim=0)
+        extra = torch.empty(weight[base_size:].shape, device="cpu")  # the same on every device
+        weight[base_size:] = extra.normal_(std=EXTRA_TOKEN_STD, generator=generator)
 
 
 def _find_backbones(

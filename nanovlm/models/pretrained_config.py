@@ -117,10 +117,13 @@ def check_decoder_config(path: Path, config: VLMConfig) -> int:
     published = _read_decoder(path)
     problems = published.problems(config)
     vocab_size = _get(published.values, "vocab_size", 32_000)
-    if not isinstance(vocab_size, int) or vocab_size > config.lm_vocab_size:
+    if not isinstance(vocab_size, int) or vocab_size > config.lm_base_vocab_size:
+        needed = (
+            vocab_size + config.extra_token_amount if isinstance(vocab_size, int) else vocab_size
+        )
         problems.append(
-            f"vlm.lm_vocab_size={config.lm_vocab_size} is smaller than vocab_size={vocab_size!r} "
-            f"in {path}: set vlm.lm_vocab_size to {vocab_size!r} or more"
+            f"vlm.lm_vocab_size={config.lm_vocab_size}{config.traits.less_extra_tokens} is smaller "
+            f"than vocab_size={vocab_size!r} in {path}: set vlm.lm_vocab_size to {needed!r} or more"
         )
     if not problems:  # only then is ours what it must be
         head_dim = config.lm_hidden_dim // config.lm_n_heads

@@ -156,12 +156,15 @@ class VisionLanguageModel(nn.Module):
         """Return the logits float[B, T, V], and the loss if there are targets.
 
         Args:
-            input_ids: int[B, T]
+            input_ids: int[B, T], the text alone: without the placeholders of v0.2's image tokens
             image: float[B, 3, S, S], normalised by image_mean and image_std
             attention_mask: bool or int [B, T], true for real tokens, wherever they stand; padding
                 gets logits of 0. None if all are real.
             targets: int[B, T], the token that follows each input token; -100 for no label. The
                 loss is the mean over the labels, 0 without any.
+
+        Raises:
+            ValueError: an input token is one of the generation's extra tokens.
         """
         is_real = _is_real(input_ids, attention_mask)
         token_ids, packing = self._pack(input_ids, is_real)
@@ -201,7 +204,7 @@ class VisionLanguageModel(nn.Module):
             temperature, top_k, top_p, generator: for sampling, that is without `greedy`.
 
         Raises:
-            ValueError: a number is out of its range.
+            ValueError: a number is out of its range, or an input token is an extra token.
         """
         _check_sampling(temperature, top_k, top_p)
         token_ids, packing = self._pack(input_ids, _is_real(input_ids, attention_mask))
@@ -272,10 +275,11 @@ class VisionLanguageModel(nn.Module):
     def from_pretrained(
         cls, name: str | Path, *, revision: str | None = None, **overrides: Any
     ) -> Self:
-        """Load what `save_pretrained` has written, or a published nanoVLM v0.1 model, on the CPU.
+        """Load what `save_pretrained` has written, or a published nanoVLM model, on the CPU.
 
         Args:
-            name: a folder, or a repository of the hub such as `lusxvr/nanoVLM-222M`.
+            name: a folder, or a repository of the hub such as `lusxvr/nanoVLM-222M`, of one of the
+                generations in `config/generations.py`.
             revision: a branch, tag or commit of the repository.
             overrides: VLMConfig keys that win over the file's, such as `lm_dropout=0.1`.
 
@@ -301,7 +305,14 @@ class VisionLanguageModel(nn.Module):
 
     def _pack(self, input_ids: Tensor, is_real: Tensor) -> tuple[Tensor, Packing]:
         """Return padded texts as a row: int[B, T], bool[B, T] -> int[M], their packing"""
-        token_ids = F.pad(input_ids[is_real], (0, 1))  # one token of padding
+        real_ids = input_ids[is_real]
+        base_size = self.config.lm_base_vocab_size
+        if self.config.extra_token_amount and (real_ids >= base_size).any():  # waits for the device
+            raise ValueError(
+                f"input_ids must be below {base_size}, the tokens of text: the image is put before "
+                "the text, in which no placeholder stands for it"
+            )
+        token_ids = F.pad(real_ids, (0, 1))  # one token of padding
         lengths = is_real.sum(dim=1).cpu()  # waits for the device
         packing = pack(lengths, self.config.num_image_tokens, len(token_ids))
         return token_ids, packing.to(token_ids.device)

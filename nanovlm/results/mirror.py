@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from nanovlm.files import Version
 from nanovlm.results.read import (
     ANSWERS_DIR,
     BEST_CONFIG_FILE,
@@ -50,9 +51,6 @@ _MOST_TRIES = 20
 _LEFT_OUT = f"{LOGS_DIR}/ray/"
 """What Ray writes for itself."""
 
-Version = tuple[int, int, int]
-"""Inode, size and time of change of a local file."""
-
 
 class _Taken(NamedTuple):
     """A file at the moment of a pass."""
@@ -79,7 +77,7 @@ class Mirror:
         """Make the folder what its copy is; what nobody here has written is left out."""
         names = [name for name in self._remote.files() if name.split("/")[0] in ORDER]
         self._remote.download(self._folder, names)
-        self._copied = {name: _version(self._folder / name) for name in names}
+        self._copied = {name: Version.of(self._folder / name) for name in names}
 
     def update(self) -> None:
         """Bring the copy up to date; it can be gone on from at every moment.
@@ -119,7 +117,7 @@ class Mirror:
 
     def _line_versions(self) -> dict[str, Version]:
         paths = [path for name in _LINES if (path := self._folder / name).exists()]
-        return {path.name: _version(path) for path in paths}
+        return {path.name: Version.of(path) for path in paths}
 
     def _take(self, staging: Path) -> tuple[set[str], list[_Taken]]:
         """Return the names of all files, and those that have changed in the order of writing."""
@@ -128,7 +126,7 @@ class Mirror:
             for path in _files(self._folder / part):
                 name = path.relative_to(self._folder).as_posix()
                 try:
-                    version = _version(path)
+                    version = Version.of(path)
                     if version != self._copied.get(name):
                         source = _keep(path, staging / str(len(taken)), part in _LINES)
                         taken.append(_Taken(name, version, source))
@@ -148,11 +146,6 @@ def _files(path: Path) -> Iterator[Path]:
         is_hidden = any(part.startswith(".") for part in Path(name).parts)
         if not is_hidden and not name.startswith(_LEFT_OUT) and file.is_file():
             yield file
-
-
-def _version(path: Path) -> Version:
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _keep(path: Path, link: Path, has_lines: bool) -> bytes | Path:

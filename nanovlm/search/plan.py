@@ -65,7 +65,7 @@ def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> S
     check_wandb(space.base)
     check_start(space.base)
     check_backbones(space.base)
-    resources.tokenizer(space.base.vlm.lm_tokenizer)
+    resources.tokenizer(space.base.vlm)
     space = with_holdout(replace(space, base=pin_data(space.base)))
     config = replace(space.base, batch_size=space.batch_sizes()[1])
     train_samples, _ = resources.training_data(config)

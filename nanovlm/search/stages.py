@@ -28,6 +28,7 @@ from nanovlm.cluster.worker_pool import (
     WorkerPool,
     worker_pool,
 )
+from nanovlm.config.database_url import fill_in, without_password_of
 from nanovlm.config.search_settings import Objective
 from nanovlm.errors import RunFailed, UserError, did_you_mean
 from nanovlm.files import remove_folder
@@ -42,6 +43,7 @@ from nanovlm.search.limits import Limits, RunConfigurations, hours_reason
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.searcher import Pauses, RungScheduler, StudySearch
 from nanovlm.search.study import open_study
+from nanovlm.search.study_recorder import patiently
 from nanovlm.search.warm_start import learn_from
 
 _UNLIMITED_TRIALS = -1
@@ -182,19 +184,9 @@ class Search:
         if isinstance(rungs, PausingHalving):
             self._resume_paused(pool, rungs)
             pauses = Pauses(rungs, on_decision, self.max_states, self._drop_state)
-        searcher = StudySearch(
-            space,
-            folder,
-            pool.concurrency,
-            self._switch,
-            self.plan.milestones,
-            self.earlier.records,
-            self._notify,
-            num_slots=pool.num_slots,
-            most_trials=space.budget.trials,
-            pauses=pauses,
-        )
-        learn_from(searcher.recorder, self.plan.earlier_trials, self.plan.trial_samples)
+        searcher = self._open_searcher(pool, pauses)
+        if searcher is None:
+            return  # the storage was away, and something has ended the search
         if searcher.reason_to_end() is None:
             self._tune(pool, searcher, RungScheduler(rungs, on_decision, self._switch.fail))
         pool.flush_events()  # Tune may have heard of the last trials first
@@ -202,6 +194,34 @@ class Search:
         self._space_used_up = searcher.reason_to_end()
         self.sampler_note = searcher.recorder.sampler_note()
         self._notify_of_correlations(searcher)
+
+    def _open_searcher(self, pool: WorkerPool, pauses: Pauses | None) -> StudySearch | None:
+        """Return what asks for trials; None if the search ends before its storage answers, which
+        it did before the workers started."""
+        space = self.plan.space
+
+        def begin() -> StudySearch:
+            searcher = StudySearch(
+                space,
+                self.folder,
+                pool.concurrency,
+                self._switch,
+                self.plan.milestones,
+                self.earlier.records,
+                self._notify,
+                num_slots=pool.num_slots,
+                most_trials=space.budget.trials,
+                pauses=pauses,
+            )
+            learn_from(searcher.recorder, self.plan.earlier_trials, self.plan.trial_samples)
+            return searcher
+
+        if space.study.storage is None:
+            return begin()
+        url = fill_in(space.study.storage)
+        return patiently(
+            begin, self._switch, self._notify, lambda error: without_password_of(url, str(error))
+        )
 
     def _notify(self, text: str) -> None:
         self.on_event(Notice(text=text))

@@ -151,8 +151,16 @@ def _readable(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
+class StorageAway(UserError):
+    """The database does not answer, or refuses."""
+
+
 def open_database(study: Study) -> BaseStorage:
-    """Return the database that a space file names. Raises UserError if it cannot be used."""
+    """Return the database that a space file names.
+
+    Raises:
+        UserError: it cannot be used; StorageAway if that may pass.
+    """
     assert study.storage is not None, "a file was asked for"
     shown, filled = study.shown_storage, fill_in(study.storage)
     if filled.startswith("sqlite"):
@@ -176,7 +184,7 @@ def open_database(study: Study) -> BaseStorage:
     except (*STORAGE_ERRORS, RuntimeError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         reason = without_password_of(filled, reason)
-        raise UserError(f"study.storage: {shown} cannot be used: {reason}") from None
+        raise StorageAway(f"study.storage: {shown} cannot be used: {reason}") from None
 
 
 def _bind(storage: BaseStorage, name: str, space: SearchSpace) -> None:

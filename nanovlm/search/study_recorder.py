@@ -27,7 +27,7 @@ from nanovlm.results.decisions import last_milestone
 from nanovlm.samplers.configurations import distributions, encode
 from nanovlm.samplers.history import CURVE, OTHERS, SOURCE, STORAGE_ERRORS
 from nanovlm.samplers.optuna_compat import reopen_trial
-from nanovlm.search.study import StudyLocation
+from nanovlm.search.study import StorageAway, StudyLocation
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,40 @@ _STATES = {
     "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
+
+
+def patiently(
+    do: Callable[[], T],
+    switch: StopSwitch,
+    notify: Callable[[str], None],
+    explain: Callable[[Exception], str],
+) -> T | None:
+    """Return what `do` returns; try again while the storage is away, None if the search ends.
+
+    Args:
+        switch: ends the search; thrown if the storage stays away.
+        notify: called where the storage fails.
+        explain: returns the reason in words, without a password; may throw the switch.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return do()
+        except (StorageAway, *STORAGE_ERRORS) as error:
+            reason = explain(error)
+        if switch.is_thrown():
+            return None
+        text = f"the study's storage fails, trying again: {reason}"
+        logger.warning("%s", text)
+        if pause == _FIRST_PAUSE:
+            notify(text)
+        if time.monotonic() > deadline:
+            switch.stop(f"study.storage: cannot be written: {reason}")
+        switch.pause(pause)
+        if switch.is_thrown():
+            return None
+        pause = min(_LONGEST_PAUSE, 2 * pause)
 
 
 @dataclass
@@ -92,26 +126,13 @@ class StudyRecorder:
 
         A full disk under the results folder ends it immediately: all else is written there, too.
         """
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                return do()
-            except STORAGE_ERRORS as error:
-                if self.location.file is not None and find_full_disk(error):
-                    self.switch.fail(error)
-                    return None
-                reason = self.location.without_password(str(error))
-            text = f"the study's storage fails, trying again: {reason}"
-            logger.warning("%s", text)
-            if pause == _FIRST_PAUSE:
-                self.notify(text)
-            if time.monotonic() > deadline:
-                self.switch.stop(f"study.storage: cannot be written: {reason}")
-            self.switch.pause(pause)
-            if self.switch.is_thrown():
-                return None
-            pause = min(_LONGEST_PAUSE, 2 * pause)
+
+        def explain(error: Exception) -> str:
+            if self.location.file is not None and find_full_disk(error):
+                self.switch.fail(error)
+            return self.location.without_password(str(error))
+
+        return patiently(do, self.switch, self.notify, explain)
 
     def resume(self) -> dict[int, FrozenTrial]:
         """Return the trials of this search that got their values, by number; count the failures of

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nanovlm.config.parameter import given_or_stand_in
-from nanovlm.config.schema import STAND_INS
+from nanovlm.config.schema import STAND_INS, TrainConfig
 from nanovlm.config.sources import config_values, flat_values
 from nanovlm.config.space import SearchSpace
 from nanovlm.downloads import split_revision
@@ -29,7 +29,11 @@ _SAME_LENGTH = 0.01
 """Share by which full trainings may differ in samples; the last step of an epoch depends on the
 batch size."""
 
-_DATA_KEYS = ("train_dataset_path", "train_dataset_name", "turns", "test_dataset_path")
+_DATA_KEYS = (
+    *("train_dataset_path", "train_dataset_name", "turns", "test_dataset_path"),
+    *("relevance_min_rating", "image_correspondence_min_rating"),
+    *("visual_dependency_min_rating", "formatting_min_rating"),
+)
 """What must be the same where the lengths differ."""
 
 
@@ -180,13 +184,14 @@ def _lengths(
     """Return the lengths of an earlier search; None if it is as long as this one."""
     if _is_as_long(there, trial_samples):
         return None
-    ours, theirs = (
-        flat_values(config) for config in (config_values(space.base), trials.records[0].config)
-    )
+    ours = flat_values(config_values(space.base))
+    # A key that is younger than that search had its default there.
+    defaults = flat_values(config_values(TrainConfig()))
+    theirs = {**defaults, **flat_values(trials.records[0].config)}
     differing = ", ".join(
         f"there {key}={theirs[key]!r}, here {ours[key]!r}"
         for key in _DATA_KEYS
-        if key in theirs and _without_version(theirs[key]) != _without_version(ours[key])
+        if _without_version(theirs[key]) != _without_version(ours[key])
     )
     if differing:
         raise UserError(

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.data.samples import Batch
+from nanovlm.errors import UserError
 from nanovlm.models.packing import Packing, pack
 from nanovlm.models.vision_language_model import IGNORED_TARGET, VisionLanguageModel
 
@@ -27,6 +28,20 @@ def choose_algorithms(config: TrainConfig, device: torch.device) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # torch needs it for deterministic cuBLAS, which reads it at its first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def find_device(setting: str, name: str | None) -> torch.device:
+    """Return the device of that name; None takes a GPU where there is one.
+
+    Raises UserError if it cannot be used.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # no such name; built without CUDA; no such GPU
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{setting}: {name!r} cannot be used: {reason}") from error
+    return device
 
 
 def unless_out_of_memory(compute: Callable[[], T], what: str) -> T | None:

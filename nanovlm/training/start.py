@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanovlm.config.schema import TrainConfig, VLMConfig
-from nanovlm.config.sources import TOKENIZERS_WITH_DEFAULT_EOS, Layer, get_value, given_values
-from nanovlm.data.tokenizer import eos_token_id, load_tokenizer
+from nanovlm.config.generations import GENERATIONS
+from nanovlm.config.schema import VLMConfig
+from nanovlm.config.sources import Layer, given_values
+from nanovlm.config.start_keys import eos_layers, unread_backbones, value_of
+from nanovlm.data.tokenizer import load_tokenizer
 from nanovlm.downloads import find_folder
 from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.models.checkpoint import MODEL_FILES, read_config
@@ -24,6 +26,7 @@ from nanovlm.models.pretrained_config import (
     vision_layer,
 )
 from nanovlm.models.vision_language_model import VisionLanguageModel
+from nanovlm.tokenizer_files import eos_token_id
 
 _FREE_TO_DIFFER = {
     "vit_dropout",
@@ -35,6 +38,7 @@ _FREE_TO_DIFFER = {
     "lm_eos_token_id",
     "vlm_load_backbone_weights",
     "vlm_checkpoint_path",
+    "hf_repo_name",
 }
 """Fields of VLMConfig that may be set otherwise than a saved model has them. The tokenizer is one:
 the same may go by the name of a folder or of a repository."""
@@ -78,13 +82,19 @@ def find_checkpoint(name: str, config: VLMConfig) -> Path:
 def checkpoint_layer(name: str) -> Layer:
     """Return a saved model's architecture, tokenizer and EOS as values of a configuration.
 
-    `name` is a folder or a hub id.
+    `name` is a folder or a hub id. Where `lm_max_length` includes the image, it is taken too: its
+    default is the length of a text.
 
     Raises UserError if there is no such model.
     """
     folder = find_folder("vlm.vlm_checkpoint_path", name, MODEL_FILES)
     config = read_config(folder, {})
-    text = {"lm_tokenizer": config.lm_tokenizer, "lm_eos_token_id": config.lm_eos_token_id}
+    text: dict[str, Any] = {
+        "lm_tokenizer": config.lm_tokenizer,
+        "lm_eos_token_id": config.lm_eos_token_id,
+    }
+    if config.traits.length_includes_image:
+        text["lm_max_length"] = config.lm_max_length
     return Layer(str(folder / CONFIG_FILE), {"vlm": architecture(config) | text})
 
 
@@ -104,44 +114,43 @@ def start_layers(layers: Sequence[Layer]) -> list[Layer]:
     """Return what goes under `layers`: the numbers of the model that they say to start from.
 
     That is the saved model, if they resume from one, or else each backbone whose weights are to be
-    loaded and whose numbers are not the defaults, with the decoder's own tokenizer; and the EOS of
-    another tokenizer than the default one. Otherwise no file is read and the hub is not asked.
+    loaded and whose numbers are neither the defaults nor given, with the decoder's own tokenizer;
+    and the EOS of another tokenizer than the default one. Otherwise no file is read and the hub is
+    not asked.
 
     Raises:
         UserError: a file is missing, or is of a model that cannot be loaded.
     """
     given = given_values(layers)
-    if _value(given, "resume_from_vlm_checkpoint") is True:
-        return [checkpoint_layer(str(_value(given, "vlm.vlm_checkpoint_path")))]
+    if value_of(given, "resume_from_vlm_checkpoint") is True:
+        return [checkpoint_layer(str(value_of(given, "vlm.vlm_checkpoint_path")))]
     found = _backbone_layers(given)
-    return [*found, *_eos_layers(given_values(found) | given)]
+    given = given_values(found) | given
+    if "vlm.lm_eos_token_id" in given:
+        return found
+    tokenizer = str(value_of(given, "vlm.lm_tokenizer"))
+    return [*found, *eos_layers(tokenizer, eos_token_id(tokenizer))]
 
 
 def _backbone_layers(given: Mapping[str, Any]) -> list[Layer]:
-    if _value(given, "vlm.vlm_load_backbone_weights") is not True:
-        return []
     found: list[Layer] = []
     problems = ErrorCollector()
-    for key, read_layer in BACKBONES.items():
-        if (name := _value(given, key)) != get_value(TrainConfig(), key):
-            with problems:
-                found.append(read_layer(key, str(name)))
+    for key in unread_backbones(given):
+        with problems:
+            layer = BACKBONES[key](key, str(value_of(given, key)))
+            found.append(_with_extra_tokens(layer, given))
     problems.raise_if_any()
     return found
 
 
-def _eos_layers(given: Mapping[str, Any]) -> list[Layer]:
-    """Return the EOS that the tokenizer's files name, if no setting gives it."""
-    name = _value(given, "vlm.lm_tokenizer")
-    if "vlm.lm_eos_token_id" in given or name in TOKENIZERS_WITH_DEFAULT_EOS:
-        return []
-    eos = eos_token_id(str(name))
-    setting = f"vlm.lm_tokenizer={name!r}"
-    return [] if eos is None else [Layer(setting, {"vlm": {"lm_eos_token_id": eos}})]
-
-
-def _value(given: Mapping[str, Any], key: str) -> Any:
-    return given.get(key, get_value(TrainConfig(), key))
+def _with_extra_tokens(layer: Layer, given: Mapping[str, Any]) -> Layer:
+    """Add to the vocabulary of a decoder what the generation adds to its tokenizer's."""
+    vocab_size = layer.values["vlm"].get("lm_vocab_size")
+    generation = GENERATIONS.get(str(value_of(given, "vlm.generation")))
+    if generation is None or not isinstance(vocab_size, int):  # which is told later
+        return layer
+    extended = vocab_size + len(generation.extra_tokens)
+    return Layer(layer.source, {"vlm": layer.values["vlm"] | {"lm_vocab_size": extended}})
 
 
 MAX_OTHER_TOKENS = 0.1

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nanovlm.cluster.file_server import CHUNK_BYTES, FileServer, Version
+from nanovlm.cluster.file_server import CHUNK_BYTES, FileServer
+from nanovlm.files import Version
 from tests.full_disk import limit_files
 
 LARGE = 5 * CHUNK_BYTES + 17

@@ -13,11 +13,11 @@ import pytest
 import ray
 
 from nanovlm.cluster import transfer
-from nanovlm.cluster.file_server import CHUNK_BYTES, FileAccess, FileServer, served_files, version
+from nanovlm.cluster.file_server import CHUNK_BYTES, FileAccess, FileServer, served_files
 from nanovlm.cluster.logs import LogRelay
 from nanovlm.cluster.relay import job_in
 from nanovlm.cluster.transfer import NodeFiles, node_files
-from nanovlm.files import find_full_disk
+from nanovlm.files import Version, find_full_disk
 from nanovlm.messages import Job, ProgressUpdate, Report
 from nanovlm.training.meter import OnUpdate, ignore
 from tests.cluster.file_servers import BusyServer, FullServer, random_bytes, write
@@ -103,7 +103,7 @@ def test_a_trial_goes_on_from_its_state_on_another_node(
 ) -> None:
     found = list[bytes]()
     write(str(folder / STATE), random_bytes(1))
-    sent = version((folder / STATE).stat())
+    sent = Version.of(folder / STATE)
     node = Node(access, tmp_path / "next", lease=1)
     node.next_report(
         lambda job, on_update: found.append(
@@ -111,7 +111,7 @@ def test_a_trial_goes_on_from_its_state_on_another_node(
         )
     )
     assert found == [random_bytes(1)]
-    assert version((folder / STATE).stat()) == sent, "what came from there is not sent back"
+    assert Version.of(folder / STATE) == sent, "what came from there is not sent back"
     node.reports.close()
 
 

@@ -15,6 +15,10 @@ from ray._private import worker as ray_driver
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, WorkerGroupError
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
@@ -112,6 +116,14 @@ def test_the_controller_calls_the_hook_and_workers_take_their_class_from_the_gro
     shown = ray_compat.shown_as("digits-group-0", RayTrainWorker)
     assert issubclass(shown, RayTrainWorker) and shown.__name__ == "RayTrainWorker"
     assert repr(object.__new__(shown)) == "digits-group-0"
+
+
+def test_a_trainer_starts_no_actor_to_clean_up() -> None:
+    """Else the head has a process more for each group, and groups end 12 s later."""
+    trainers: list[Any] = [TorchTrainer(print), ray_compat.GroupTrainer(print)]
+    stock, ours = ([type(c) for c in each._create_default_callbacks()] for each in trainers)
+    assert [each for each in stock if each is not PlacementGroupCleanerCallback] == ours
+    assert len(ours) == len(stock) - 1
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from nanovlm.data.digits import (
     digits_benchmark_rows,
     digits_tokenizer,
     digits_training_rows,
+    load_scans,
 )
 from nanovlm.data.text import mmstar_prompt, training_prompt
 
@@ -55,6 +56,11 @@ def parse_options(question: str) -> tuple[str, list[str]]:
     names, options = zip(*(part.split(": ") for part in inline.split(", ")), strict=True)
     assert "".join(names) == LETTERS
     return asked, list(options)
+
+
+def test_the_scans_are_those_of_scikit_learn() -> None:
+    data, (ink, digits) = load_digits(), load_scans()
+    assert np.array_equal(ink, data.images) and np.array_equal(digits, data.target)
 
 
 def test_training_columns_are_those_of_the_cauldron(training: datasets.Dataset) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -27,6 +29,7 @@ from nanovlm.data.prepared import (
 from nanovlm.data.samples import PreparedSamples
 from nanovlm.data.text import mmstar_prompt
 from nanovlm.errors import UserError
+from nanovlm.watch.terminal.tables import count_left_out
 from tests.data.conftest import CONFIG, change, write_dataset
 
 FolderOf = Callable[..., TrainConfig]
@@ -113,6 +116,7 @@ def test_turns_that_cannot_be_used_are_dropped_and_counted(
             "turns": 9,
             "over_long_turns": 3,
             "incomplete_turns": 4,
+            "low_rated_turns": 0,
             "samples": 2,
         },
         "none": {
@@ -122,6 +126,7 @@ def test_turns_that_cannot_be_used_are_dropped_and_counted(
             "turns": 1,
             "over_long_turns": 1,
             "incomplete_turns": 0,
+            "low_rated_turns": 0,
             "samples": 0,
         },
         "all": {
@@ -131,9 +136,62 @@ def test_turns_that_cannot_be_used_are_dropped_and_counted(
             "turns": 3,
             "over_long_turns": 0,
             "incomplete_turns": 0,
+            "low_rated_turns": 0,
             "samples": 3,
         },
     }
+
+
+def rate(config: TrainConfig, **ratings: list[list[int | None] | None]) -> None:
+    """Add columns of ratings to the only file of `config`."""
+    (file,) = Path(config.train_dataset_path).rglob("*.parquet")
+    rows = pq.read_table(file)
+    for kind, values in ratings.items():
+        rows = rows.append_column(f"{kind}_ratings", pa.array(values, pa.list_(pa.int64())))
+    pq.write_table(rows, file, row_group_size=2)
+
+
+def test_turns_that_are_rated_too_low_are_left_out_and_counted(
+    tokenizer: Tokenizer, folder_of: FolderOf
+) -> None:
+    turns = [("this?", digit) for digit in "1234"]
+    config = folder_of(rated=[("red", turns), ("lime", [("this?", "5")]), ("blue", turns[:1])])
+    rate(
+        config,
+        relevance=[[1, 2, 3, None], None, [5]],
+        formatting=[[5, 5, 1, 5], [5], [1]],
+    )
+    whole, _ = prepare_training(config, tokenizer)
+    some, _ = prepare_training(change(config, relevance_min_rating=2), tokenizer)
+    config = change(config, relevance_min_rating=2, formatting_min_rating=5)
+    few, _ = prepare_training(config, tokenizer)
+    found = ["".join(sorted(answers(samples, tokenizer))) for samples in (whole, some, few)]
+    assert found == ["112345", "12345", "245"]
+    prepare_benchmark(config, tokenizer)
+    (counts,) = describe_data(config, tokenizer)["training"]["subsets"].values()
+    assert (counts["turns"], counts["low_rated_turns"], counts["incomplete_turns"]) == (6, 3, 0)
+    assert count_left_out({"subsets": {"rated": counts}}) == {"turns rated too low": 3}
+
+
+def test_ratings_that_do_not_fit(tokenizer: Tokenizer, folder_of: FolderOf) -> None:
+    config = folder_of(rated=[("red", [("this?", "1")]), ("lime", [("this?", "2")])])
+    config = change(config, relevance_min_rating=2)
+    with pytest.raises(
+        UserError, match=r"relevance_ratings must be a list of integers, is missing"
+    ):
+        prepare_training(config, tokenizer)
+    rate(config, relevance=[[2, 3], [2]])
+    with pytest.raises(
+        UserError, match=r"row 0, texts: relevance_ratings has 2 values for 1 turns"
+    ):
+        prepare_training(config, tokenizer)
+    samples, _ = prepare_training(change(config, max_bad_fraction=0.5), tokenizer)
+    assert answers(samples, tokenizer) == "2"
+    digits = change(CONFIG, visual_dependency_min_rating=3)
+    with pytest.raises(
+        UserError, match="visual_dependency_min_rating=3: builtin:digits has no rat"
+    ):
+        prepare_training(digits, tokenizer)
 
 
 def test_rows_with_several_images_use_the_first(tokenizer: Tokenizer, folder_of: FolderOf) -> None:

@@ -1,15 +1,18 @@
 """Tokenizers by name, and what a model has in common with one."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from nanovlm import downloads
 from nanovlm.config.schema import VLMConfig
 from nanovlm.data.digits import digits_tokenizer
-from nanovlm.data.tokenizer import check_tokens, eos_token_id, load_tokenizer
+from nanovlm.data.text import encode
+from nanovlm.data.tokenizer import check_tokens, load_tokenizer, model_tokenizer
 from nanovlm.errors import UserError
+from nanovlm.tokenizer_files import eos_token_id
 
 
 def test_a_tokenizer_from_a_folder_is_the_builtin_one_saved_there(tmp_path: Path) -> None:
@@ -121,3 +124,63 @@ def test_a_tokenizer_config_that_is_wrong(tmp_path: Path, content: str, message:
     with pytest.raises(UserError, match=r"vlm.lm_tokenizer=.*tokenizer_config.json") as caught:
         eos_token_id(str(tmp_path))
     assert message in str(caught.value)
+
+
+def v02(folder: Path, lm_vocab_size: int = 600, lm_eos_token_id: int = 0) -> VLMConfig:
+    return VLMConfig(
+        generation="v0.2",
+        lm_tokenizer=str(folder),
+        lm_vocab_size=lm_vocab_size,
+        lm_eos_token_id=lm_eos_token_id,
+        lm_max_length=512,
+    )
+
+
+def image_tokenizer(folder: Path, added: list[str]) -> None:
+    """Save a tokenizer of the pieces of `<|image|>` and these tokens."""
+    pieces = ["?", "what", "<|", "image", "|>"]
+    tokenizer = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, "?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in added])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+
+
+@pytest.mark.parametrize("added", [["<end>"], ["<end>", "<|image|>"]])
+def test_the_image_token_in_a_text_is_text(tmp_path: Path, added: list[str]) -> None:
+    """Also if nanoVLM has saved the tokenizer with it. Other special tokens stay what they are."""
+    image_tokenizer(tmp_path, added)
+    vlm = v02(tmp_path, lm_vocab_size=7, lm_eos_token_id=5)
+    tokenizer = model_tokenizer(vlm)
+    assert encode(tokenizer, ["what <|image|> <end>"]) == [[1, 2, 3, 4, 5]]
+    check_tokens(vlm, tokenizer)
+
+
+def test_other_generations_keep_it_as_it_is(tmp_path: Path) -> None:
+    image_tokenizer(tmp_path, ["<end>", "<|image|>"])
+    tokenizer = model_tokenizer(VLMConfig(lm_tokenizer=str(tmp_path)))
+    assert encode(tokenizer, ["what <|image|>"]) == [[1, 6]]
+
+
+def test_an_image_token_before_others_is_an_error(tmp_path: Path) -> None:
+    image_tokenizer(tmp_path, ["<|image|>", "<end>"])
+    with pytest.raises(UserError, match=r"vlm.lm_tokenizer=.*<\|image\|> must be the last"):
+        model_tokenizer(v02(tmp_path))
+
+
+def test_extra_tokens_take_the_last_ids(tmp_path: Path) -> None:
+    image_tokenizer(tmp_path, ["<end>"])
+    vlm = v02(tmp_path, lm_vocab_size=6, lm_eos_token_id=0)
+    with pytest.raises(UserError, match=r"lm_vocab_size less 1 extra token must be above all .* 5"):
+        check_tokens(vlm, model_tokenizer(vlm))
+
+
+def test_eos_that_no_file_would_hold_is_an_error(tmp_path: Path) -> None:
+    image_tokenizer(tmp_path, ["<end>", "<start>"])
+    vlm = v02(tmp_path, lm_eos_token_id=6)
+    with pytest.raises(UserError, match=r"must be the eos_token of .*, which is 5, in models of"):
+        check_tokens(vlm, model_tokenizer(vlm))
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match=r"must be the eos_token of .*, which names none, in"):
+        check_tokens(vlm, model_tokenizer(vlm))
+    check_tokens(dataclasses.replace(vlm, generation="v0.1"), model_tokenizer(vlm))

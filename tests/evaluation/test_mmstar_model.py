@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nanovlm.config.generations import PUBLISHED_IMAGES
 from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.data.digits import digits_tokenizer
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.evaluation.mmstar_result import MMStarResult
-from nanovlm.models.checkpoint import PUBLISHED_IMAGES
 from nanovlm.models.language_model import KVCache
 from nanovlm.models.packing import Packing
 from nanovlm.models.vision_language_model import Prefill, VisionLanguageModel

@@ -218,6 +218,36 @@ def test_a_larger_vocabulary_gets_the_mean(
         torch.testing.assert_close(ours[50:], mean.expand(3, -1), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_extra_tokens_are_drawn_the_same_for_all_seeds(
+    config: VLMConfig, randomize: Randomize, tied: bool
+) -> None:
+    config = dataclasses.replace(config, lm_tie_weights=tied)
+    make_siglip(config, randomize)
+    llama = make_llama(config, randomize)
+    extended = dataclasses.replace(config, generation="v0.2", lm_vocab_size=52)
+    model, other = VisionLanguageModel(extended, seed=5), VisionLanguageModel(extended, seed=6)
+    load_backbone_weights(model)
+    load_backbone_weights(other)
+    assert_same_logits(model, llama)
+    weights = model.decoder.token_embedding.weight, model.decoder.head.weight
+    assert torch.equal(weights[0], weights[1]) == tied
+    for weight, again, key in (
+        (weights[0], other.decoder.token_embedding.weight, EMBEDDING),
+        (weights[1], other.decoder.head.weight, HEAD),
+    ):
+        mean = llama.state_dict()[key].mean(dim=0)
+        torch.testing.assert_close(weight[50], mean, atol=1e-6, rtol=0)
+        assert torch.equal(weight[51], again[51])
+        assert 0.01 < weight[51].std().item() < 0.03
+
+
+def test_extra_tokens_need_room_beyond_the_decoders(folders: VLMConfig) -> None:
+    [message] = errors_of(dataclasses.replace(folders, generation="v0.2", lm_vocab_size=50))
+    assert message.startswith("vlm.lm_vocab_size=50 less 1 extra token is smaller than vocab_size=")
+    assert message.endswith("set vlm.lm_vocab_size to 51 or more")
+
+
 def test_a_smaller_vocabulary_is_an_error(folders: VLMConfig) -> None:
     [message] = errors_of(dataclasses.replace(folders, lm_vocab_size=49))
     assert "vlm.lm_vocab_size=49" in message and "50 or more" in message

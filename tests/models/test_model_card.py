@@ -46,6 +46,14 @@ def test_the_model_and_its_use(text: str) -> None:
     assert text in card().text
 
 
+def test_the_generation_stands_there() -> None:
+    assert "| generation | nanoVLM v0.1 |" in card().text
+    config = VLMConfig(generation="v0.2", lm_vocab_size=49_153, lm_max_length=512)
+    text = card(config).text
+    assert "| generation | nanoVLM v0.2 |" in text
+    assert "49,153 tokens, `<|image|>` included |" in text
+
+
 def test_training_and_evaluation_stand_there_if_they_are_known() -> None:
     training = TrainConfig(lr_mp=0.003, train_dataset_name=("ai2d", "tqa"))
     text = card(training=training, score=SCORE).text

@@ -1,14 +1,17 @@
 """A search whose cluster loses its head."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.chaos_checks import problems_in
+from nanovlm.results.read import read_records
 from tests.processes import output_of, start_command, wait_until
 from tests.programs.conftest import REPOSITORY
-from tests.raylets import WORKER, Raylets
+from tests.raylets import Raylets
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -25,24 +28,31 @@ cli.run_program(run_search.main)
 
 SPACE = """
 preset: digits
-base: {data_cutoff_idx: 300, epochs: 50}
+base: {data_cutoff_idx: 300, epochs: 5, batch_size: 16}
 search: {lr_mp: {log_uniform: [1.0e-4, 1.0e-2]}}
+scheduler: {rungs: 3}
+budget: {trials: 1}
 confirm: {top: 0}
 """
 
 
-def test_the_program_ends_in_order_with_the_command_that_goes_on(tmp_path: Path) -> None:
+def run(cluster: Raylets, folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    return start_command(
+        *(sys.executable, "search.py", "--space", "space.yaml"),
+        *("--address", cluster.address, "--name", "demo", *arguments),
+        cwd=folder,
+        PYTHONPATH=str(REPOSITORY) + os.pathsep + os.environ.get("PYTHONPATH", ""),
+        **cluster.environment,
+    )
+
+
+def test_the_program_ends_in_order_and_goes_on_with_another_cluster(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text(SPACE)
     (tmp_path / "search.py").write_text(PROGRAM)
+    results = tmp_path / "results" / "demo"
     with Raylets(num_cpus=1) as cluster:
-        arguments = ("--space", "space.yaml", "--address", cluster.address, "--name", "demo")
-        program = start_command(
-            *(sys.executable, "search.py", *arguments),
-            cwd=tmp_path,
-            PYTHONPATH=str(REPOSITORY) + os.pathsep + os.environ.get("PYTHONPATH", ""),
-            **cluster.environment,
-        )
-        assert wait_until(lambda: cluster.processes(WORKER) != [], seconds=90)
+        program = run(cluster, tmp_path)
+        assert wait_until(lambda: any(results.glob("checkpoints/*/*")), seconds=90)
         ((_, head),) = cluster.processes("gcs_server")
         head.kill()
         output = output_of(program, timeout=60)
@@ -52,3 +62,11 @@ def test_the_program_ends_in_order_with_the_command_that_goes_on(tmp_path: Path)
     assert output.rstrip().endswith("error: the head of the Ray cluster does not answer any more")
     (command,) = [line for line in output.splitlines() if line.endswith("--name demo --resume")]
     assert "search.py --space space.yaml" in command
+    assert read_records(results) == [], "the first trial had more to do"
+
+    with Raylets(num_cpus=1) as cluster:
+        program = run(cluster, tmp_path, "--resume")
+        output = output_of(program, timeout=120)
+    assert program.returncode == 0, output
+    assert list(problems_in(results, num_trials=1)) == []
+    assert "goes on after" in "".join(log.read_text() for log in results.glob("logs/group-*.log"))

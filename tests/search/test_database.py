@@ -128,6 +128,25 @@ def test_no_file_of_a_search_has_the_password(tmp_path: Path, database: Database
     assert [p for p in files if any(secret in p.read_bytes() for secret in secrets)] == []
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_database_that_is_away_once_the_workers_are_there_is_waited_for(
+    tmp_path: Path, database: Database
+) -> None:
+    """What has been checked before Ray started is no mistake of the user's."""
+
+    def go_away(*_: object) -> None:
+        database.stop()
+        threading.Timer(0.5, database.start).start()
+
+    study = {"study.storage": database.url, "study.name": tmp_path.name}
+    run = Run(tmp_path, **{**study, "budget.trials": 2, "confirm.top": 0})
+    assert run(on_start=go_away) == "budget.trials: 2 trials are done"
+    (notice,) = run.notices
+    assert notice.startswith("the study's storage fails, trying again: ")
+    assert "hush" not in notice
+
+
 def test_a_study_in_the_database_is_shown(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,7 @@ def test_without_a_full_trial_max_steps_shortens_the_length(
         ),
         ({"train_dataset_path": "me/other"}, r"train_dataset_path='me/other', here 'HuggingFaceM4"),
         ({"test_dataset_path": "me/other"}, r"there test_dataset_path='me/other', here 'Lin-Chen"),
+        ({"formatting_min_rating": 2}, "there formatting_min_rating=2, here 1"),
     ],
 )
 def test_lengths_of_other_data_cannot_be_ordered(
@@ -156,6 +157,19 @@ def test_lengths_of_other_data_cannot_be_ordered(
     assert "its full trainings of 1000 samples cannot be ordered with those of 5000" in str(
         refused.value
     )
+
+
+def test_a_search_that_is_older_than_a_key_had_its_default(tmp_path: Path) -> None:
+    older(tmp_path, turns="first")
+    file = tmp_path / "older" / "trials.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        del line["config"]["turns"], line["config"]["formatting_min_rating"]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert compared(tmp_path).lengths is not None
+    here = space(tmp_path, SPACE.replace("epochs: 5", "epochs: 5, formatting_min_rating: 2"))
+    with pytest.raises(UserError, match="there formatting_min_rating=1, here 2"):
+        compare_lengths(here, read_earlier_trials(here), FULL, DATA)
 
 
 def test_a_version_of_the_same_data_is_the_same_data(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from nanovlm.cluster.broker_state import Event
+from nanovlm.cluster.worker_pool import OnStart
 from nanovlm.config.space import load_space
 from nanovlm.errors import UserError
 from nanovlm.messages import End, Notice, TrialRecord
@@ -45,12 +46,16 @@ class Run:
         self.notices: list[str] = []
 
     def __call__(
-        self, run_trial: Any = pretend, earlier: ResumeState | None = None, concurrency: int = 1
+        self,
+        run_trial: Any = pretend,
+        earlier: ResumeState | None = None,
+        concurrency: int = 1,
+        on_start: OnStart = lambda *_: None,
     ) -> str:
         return Search(
             self.plan,
             self.folder,
-            on_start=lambda *_: None,
+            on_start=on_start,
             on_event=self._take,
             earlier=earlier or ResumeState(),
             concurrency=concurrency,

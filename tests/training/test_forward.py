@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from nanovlm.config.generations import PUBLISHED_IMAGES
 from nanovlm.config.schema import VLMConfig
-from nanovlm.models.checkpoint import PUBLISHED_IMAGES
 from nanovlm.training.forward import image_input, mixed_precision
 
 CPU = torch.device("cpu")

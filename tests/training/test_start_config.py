@@ -18,10 +18,11 @@ from nanovlm import cli
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.config.sources import Layer, build_config, config_values, load_config
 from nanovlm.config.space import load_space
+from nanovlm.config.start_keys import BACKBONE_NUMBERS
 from nanovlm.errors import UserError
 from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.training.start import load_checkpoint, start_layers
+from nanovlm.training.start import BACKBONES, load_checkpoint, start_layers
 from nanovlm.trial import check_backbones
 from tests.fake_hub import FakeHub
 from tests.hub_files import make_llama, make_siglip
@@ -228,6 +229,40 @@ def test_what_the_user_sets_stands_and_is_checked(backbones: dict[str, str]) -> 
 def test_nobody_is_asked_without_need(hub: FakeHub, values: dict[str, Any]) -> None:
     assert start_layers([Layer("file", values)]) == []
     assert hub.requests == []
+
+
+def test_a_preset_with_all_numbers_asks_nobody(hub: FakeHub) -> None:
+    """Nor is torch waited for, and EOS is the tokenizer's."""
+    config = load_config(None, "nanovlm-450m", {}, start_layers)
+    assert config.vlm.lm_eos_token_id == 2
+    assert hub.requests == []
+    code = (
+        "import sys; from nanovlm import cli; from nanovlm.config.sources import load_config\n"
+        "config = load_config(None, 'nanovlm-450m', {}, cli.start_layers)\n"
+        "assert config.vlm.lm_eos_token_id == 2 and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_numbers_of_backbones_are_those_that_their_files_give(
+    backbones: dict[str, str],
+) -> None:
+    Path(backbones["vlm.vit_model_type"], "preprocessor_config.json").write_text(json.dumps(SAID))
+    give_tokenizer(backbones["vlm.lm_model_type"], "<end>")
+    for key, read in BACKBONES.items():
+        layer = read(key, backbones[key])
+        assert {f"vlm.{name}" for name in layer.values["vlm"]} == {*BACKBONE_NUMBERS[key]}
+
+
+def test_another_decoder_leaves_room_for_extra_tokens(backbones: dict[str, str]) -> None:
+    values = {**backbones, "vlm.generation": "v0.2", "vlm.lm_max_length": 512}
+    vlm = build(**values).vlm
+    assert (vlm.lm_vocab_size, vlm.lm_base_vocab_size) == (71, 70)
+    load_backbone_weights(VisionLanguageModel(vlm))
+    assert (
+        "vlm.generation: must be 'v0.1' or 'v0.2'"
+        in errors_of({**values, "vlm.generation": "v3"})[0]
+    )
 
 
 def test_a_backbone_from_the_hub(hub: FakeHub, backbones: dict[str, str]) -> None:

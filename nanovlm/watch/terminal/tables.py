@@ -97,6 +97,7 @@ def format_value(value: Any) -> str:
 _KINDS = {
     "over_long_turns": "over-long turns",
     "incomplete_turns": "incomplete turns",
+    "low_rated_turns": "turns rated too low",
     "rows_without_turns": "rows without turns",
     "rows_without_image": "rows without an image",
 }
