@@ -15,7 +15,7 @@ from nanovlm.cluster.relay import job_in, run_to_end
 from nanovlm.cluster.worker_pool import INTERRUPTED, StopSwitch, WorkerPool, worker_pool
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import Objective, TrialResources
-from nanovlm.config.sources import config_values
+from nanovlm.config.sources import config_values, earlier_values, flat_values
 from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.sources import pin_data
 from nanovlm.errors import UserError
@@ -178,11 +178,12 @@ def check_same_config(folder: Path, config: TrainConfig) -> None:
     if not reader.has(CONFIG_FILE):
         raise UserError(f"--resume: {folder} holds no single run to go on with (no {CONFIG_FILE})")
     records, _ = reader.ended()
-    before, now = reader.config() or {}, config_values(config)
+    before = earlier_values(reader.config() or {})
+    now = flat_values(config_values(config))
     reader.raise_if_damaged()
     if records:
         raise UserError(f"--resume: the run in {folder} is over; another --name starts a new one")
-    differing = [key for key in now if before.get(key) != now[key]]
+    differing = [key for key in now if before[key] != now[key]]
     if differing:
         raise UserError(
             f"--resume: the run in {folder} has another configuration; its {CONFIG_FILE} differs "

@@ -160,6 +160,12 @@ def flat_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def earlier_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flat what `config_values` returned in an earlier version: what it did not know yet is
+    as by default."""
+    return {**flat_values(config_values(TrainConfig())), **flat_values(values)}
+
+
 def get_value(config: TrainConfig, key: str) -> Any:
     owner = config.vlm if key.startswith("vlm.") else config
     return getattr(owner, key.removeprefix("vlm."))

@@ -24,6 +24,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nanovlm.config.database_url import PLACEHOLDER, fill_in, without_password_of
+from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import NO_SQLITE, Study
 from nanovlm.config.sources import config_values, flat_values
 from nanovlm.config.space import SearchSpace
@@ -222,16 +223,22 @@ def _signature(space: SearchSpace) -> dict[str, Any]:
         "search": {parameter.key: parameter.to_yaml() for parameter in space.parameters},
         "objective": space.objective.without_bounds(),
     }
-    return dict(json.loads(json.dumps(flat_values(content))))
+    return _flat_json(content)
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    # What the version that made it did not know yet is as by default.
+    there = {**_flat_json({"base": config_values(TrainConfig())}), **theirs}
     keys = dict.fromkeys((*ours, *theirs))
     return [
-        f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here"
+        f"{key}: {there.get(key)!r} there, {ours.get(key)!r} here"
         for key in keys
-        if theirs.get(key) != ours.get(key)
+        if there.get(key) != ours.get(key)
     ]
+
+
+def _flat_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(flat_values(content))))
 
 
 class ReadOnly(Exception):

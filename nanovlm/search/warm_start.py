@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nanovlm.config.parameter import given_or_stand_in
-from nanovlm.config.schema import STAND_INS, TrainConfig
-from nanovlm.config.sources import config_values, flat_values
+from nanovlm.config.schema import STAND_INS
+from nanovlm.config.sources import config_values, earlier_values, flat_values
 from nanovlm.config.space import SearchSpace
 from nanovlm.downloads import split_revision
 from nanovlm.errors import ErrorCollector, UserError
@@ -185,9 +185,7 @@ def _lengths(
     if _is_as_long(there, trial_samples):
         return None
     ours = flat_values(config_values(space.base))
-    # A key that is younger than that search had its default there.
-    defaults = flat_values(config_values(TrainConfig()))
-    theirs = {**defaults, **flat_values(trials.records[0].config)}
+    theirs = earlier_values(trials.records[0].config)
     differing = ", ".join(
         f"there {key}={theirs[key]!r}, here {ours[key]!r}"
         for key in _DATA_KEYS

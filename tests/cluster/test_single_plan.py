@@ -78,8 +78,9 @@ def test_max_steps_counts_in_the_plan_of_a_run_and_of_a_search(tmp_path: Path) -
 def test_a_run_of_before_there_were_later_keys_goes_on_if_they_are_null(tmp_path: Path) -> None:
     config = digits_config()
     values = config_values(config)
-    for key in ("lr_vision_backbone", "lr_language_backbone", "max_steps"):
+    for key in ("lr_vision_backbone", "lr_language_backbone", "max_steps", "relevance_min_rating"):
         del values[key]
+    del values["vlm"]["generation"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     check_same_config(tmp_path, config)
     with pytest.raises(UserError, match=r"config\.yaml differs in lr_vision_backbone, max_steps$"):

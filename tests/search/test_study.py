@@ -10,6 +10,7 @@ import pytest
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.results.read import STUDY_FILE
+from nanovlm.search.study import SPACE as SPACE_OF
 from nanovlm.search.study import open_study
 
 SPACE = "search: {lr_mp: {log_uniform: [1e-4, 1e-1]}, batch_size: {choice: [64, 256]}}\n"
@@ -82,6 +83,18 @@ def test_a_study_of_another_space_is_refused(
     with pytest.raises(UserError, match="is the study of another space") as refused:
         open_study(space(tmp_path, **changed), tmp_path)
     assert difference in str(refused.value)
+
+
+def test_a_study_that_is_older_than_a_key_had_its_default(tmp_path: Path) -> None:
+    location = open_study(space(tmp_path), tmp_path)
+    study = location.load()
+    older = {k: v for k, v in study.user_attrs[SPACE_OF].items() if k != "base.vlm.generation"}
+    study.set_user_attr(SPACE_OF, older)
+    open_study(space(tmp_path), tmp_path)
+    del older["base.epochs"]
+    study.set_user_attr(SPACE_OF, older)
+    with pytest.raises(UserError, match=r"differs in base\.epochs: 5 there, 2 here"):
+        open_study(space(tmp_path, epochs=2), tmp_path)
 
 
 @pytest.mark.parametrize(
