@@ -196,7 +196,7 @@ class GroupTrainer(TorchTrainer):
 
 class ControllerHook(ControllerCallback):
     """Passes on the handle of a TorchTrainer's controller, by which it can be ended, and why it is
-    about to end: it takes 12 s for that.
+    about to end.
 
     In the controller's process, which serves this one trainer, it also has the workers bear the
     run's name in Ray's dashboard.

@@ -212,9 +212,8 @@ def worker_groups(
 ) -> Iterator[WorkerGroups]:
     """Run worker groups on the connected cluster; at the end close the broker and end the groups.
 
-    A TorchTrainer takes some 12 s to end by itself, since Ray 2.60 waits for the time-out of its
-    PlacementGroupCleaner. So controllers are killed as soon as the work is done, and what they had
-    reserved on the cluster is freed here.
+    Controllers are killed as soon as the work is done, since they take seconds to end by
+    themselves, and what they had reserved on the cluster is freed here.
 
     Args:
         num_groups: so many start.
