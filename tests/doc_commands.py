@@ -116,7 +116,8 @@ def _command(place: str, line: str) -> Command:
     words = shlex.split(line, comments=True)
     while _ASSIGNMENT.fullmatch(words[0]):
         words = words[1:]
-    return Command(place, (words[0].removeprefix(".venv/bin/"), *words[1:]))
+    program = re.sub(r"^\.venv(-lmms)?/bin/", "", words[0])
+    return Command(place, (program, *words[1:]))
 
 
 def _examples(path: Path) -> str:
