@@ -55,9 +55,6 @@ WHERE_RUN = {
     r"python -m lmms_eval .+": "tests/evaluation/test_lmms_eval.py, where lmms-eval is installed",
     r"make .+": "what continuous integration does",
     r"pip install .+": "changes what is installed",
-    r"python3 -m venv .venv-lmms": "makes an environment",
-    r".venv-lmms/bin/pip install .+": "changes what is installed",
-    r".venv-lmms/bin/python -m lmms_eval .+": "evaluation/test_lmms_eval.py, where it is installed",
     r"docker (run|build) .+": "needs Docker; tests/test_deploy.py looks at the files",
     r"kubectl .+": "needs Kubernetes; tests/test_deploy.py looks at the files",
     r"sbatch .+": "needs Slurm; tests/test_deploy.py runs the script with a srun of its own",
@@ -159,17 +156,6 @@ def parse_pip(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(extras.split(",")) <= set(project["optional-dependencies"])
 
 
-def parse_lmms(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at what this project decides of the commands in lmms-eval's environment."""
-    if words[:2] == ["-m", "lmms_eval"]:
-        adapter = (REPOSITORY / "nanovlm/evaluation/lmms_eval.py").read_text(encoding="utf-8")
-        options = dict(zip(words[2::2], words[3::2], strict=False))
-        assert f'MODEL_ID = "{options["--model"]}"' in adapter
-        assert f'"{options["--model_args"].partition("=")[0]}"' in adapter
-    else:
-        assert words[0] == "install" or words == ["-m", "venv", ".venv-lmms"]
-
-
 def parse_docker(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if words[:2] == ["build", "-f"]:
         assert (REPOSITORY / words[2]).exists() and words[-1] == "."
@@ -223,9 +209,6 @@ PARSERS: dict[str, Callable[[Sequence[str], pytest.MonkeyPatch], None]] = {
     "python3": parse_python,
     "make": parse_make,
     "pip": parse_pip,
-    "python3": parse_lmms,
-    ".venv-lmms/bin/pip": parse_lmms,
-    ".venv-lmms/bin/python": parse_lmms,
     "ray": parse_ray,
     "docker": parse_docker,
     "kubectl": parse_kubectl,
