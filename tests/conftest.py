@@ -1,7 +1,6 @@
 """What all tests share: one thread for torch, prepared data of their own, one Ray cluster.
 
 With `pytest -n`, the tests of a file stay in one process, and all that use `ray_cluster` in one.
-
 """
 
 import os

@@ -1,9 +1,9 @@
 """Which tests run side by side with `pytest -n`.
 
-The tests of a file stay in one process, for they share what takes long to set up. Those that use
-the session's Ray cluster (fixture `ray_cluster`) stay in one process all together, so that there
-is one such cluster. Files that take long come first, so that at the end no process waits for
-another.
+The tests of a file stay in one process, for they share what takes long to set up. Files that share
+a fixture of the session which starts Ray, the cluster (`ray_cluster`) or the search that is run
+once (`search`), stay in one process all together. What takes long comes first, so that at the end
+no process waits for another.
 """
 
 import re
@@ -11,8 +11,11 @@ from functools import cache
 
 from xdist.scheduler import LoadScopeScheduling
 
-SHARED_CLUSTER = "tests of the shared cluster"
-USES_CLUSTER = re.compile(r'\bray_cluster(: |"\))')  # as a parameter, or with usefixtures
+SHARED = {
+    "tests of the cluster": re.compile(r'\bray_cluster(: |"\))'),  # a parameter, or usefixtures
+    "tests of the search": re.compile(r"\bsearch: Finished"),
+}
+"""By name, how a test file asks for what the session has once."""
 
 
 class ByFile(LoadScopeScheduling):
@@ -20,7 +23,8 @@ class ByFile(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
-        return SHARED_CLUSTER if USES_CLUSTER.search(self._text(path)) else path
+        text = self._text(path)
+        return next((name for name, asks in SHARED.items() if asks.search(text)), path)
 
     def _assign_work_unit(self, node: object) -> None:
         longest = min(self.workqueue, key=self._turn)
@@ -28,7 +32,7 @@ class ByFile(LoadScopeScheduling):
         super()._assign_work_unit(node)
 
     def _turn(self, scope: str) -> int:
-        if scope == SHARED_CLUSTER:
+        if scope in SHARED:
             return 0
         marks = ("pytest.mark.ray", "pytest.mark.slow")
         return next((n for n, mark in enumerate(marks, 1) if mark in self._text(scope)), 3)

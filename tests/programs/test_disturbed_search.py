@@ -114,11 +114,13 @@ def test_a_search_that_is_ended_while_ray_starts_leaves_nothing_behind(
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
     began = time.monotonic()
+    process.wait(timeout=120)
+    seconds = time.monotonic() - began
     finished = finish(process, workplace / "results" / "early")
     assert (finished.code, finished.output[-13:]) == (130, "\ninterrupted\n")
     assert "Traceback" not in finished.output
     if is_repeated:
-        assert time.monotonic() - began < 2
+        assert seconds < 5, "in order it takes longer"
         shutil.rmtree(finished.folder)
     assert not finished.folder.exists()
 
