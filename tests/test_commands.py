@@ -33,7 +33,8 @@ WHERE_RUN = {
     "such",
     r"python run_search.py --space search_spaces/(lr|full).yaml.*": "hub; programs/test_hub_search",
     r"python -m run_search --space search_spaces/digits.yaml --dry-run": "tests/test_wheel.py",
-    r"python -m nanovlm dashboard .+": "tests/test_dashboard.py",
+    r"python -m nanovlm dashboard results.+": "tests/test_dashboard.py",
+    r"python -m nanovlm (dashboard|push --checkpoint) s3://.+": "tests/watch/test_bucket.py",
     r"python run_single.py --preset digits( (?!.*--submit).+)?": "as the next, with another "
     "configuration",
     r"python run_single.py --config results/digits/best.yaml( .+)?": "programs/test_single_program",
@@ -45,7 +46,7 @@ WHERE_RUN = {
     "test_search_program.py",
     r"python -m nanovlm generate --checkpoint s3://.+": "tests/watch/test_bucket.py",
     r"python -m nanovlm generate --checkpoint lusxvr/.+": "hub; programs/test_generate_program.py",
-    r"python -m nanovlm push .+": "hub; programs/test_push_program.py",
+    r"python -m nanovlm push (?!.*s3://).+": "hub; programs/test_push_program.py",
     r"python -m nanovlm data .+": "tests/test_prepared_data.py",
     r"python -m nanovlm report .+": "tests/watch/test_report.py",
     r"python -m nanovlm schema.*": "tests/config/test_space_schema.py",

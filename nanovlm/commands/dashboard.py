@@ -22,20 +22,31 @@ from nanovlm.cluster.relay import VALUES
 from nanovlm.config.database_url import fill_in
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
-from nanovlm.files import user_path
-from nanovlm.results.read import SPACE_FILE, STUDY_FILE, FolderReader
+from nanovlm.results.read import (
+    ANSWERS_DIR,
+    BEST_MODEL_DIR,
+    CHECKPOINTS_DIR,
+    LOGS_DIR,
+    SPACE_FILE,
+    STUDY_FILE,
+    TENSORBOARD_DIR,
+    FolderReader,
+)
+from nanovlm.results.remote import local_copy
 from nanovlm.search.study import ReadOnlyStudy, show_study
 from nanovlm.watch.terminal.console import PLAIN, make_console
 
 EXAMPLES = """examples:
   python -m nanovlm dashboard results/digits
   python -m nanovlm dashboard results/digits --port 8090
+  python -m nanovlm dashboard s3://BUCKET/PATH/digits
 
 The page is read-only and open to this machine alone. From another one: ssh -L 8080:localhost:8080
 """
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
+_NOT_SHOWN = (ANSWERS_DIR, BEST_MODEL_DIR, CHECKPOINTS_DIR, LOGS_DIR, TENSORBOARD_DIR)
 _MORE_PORTS = 20
 _OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _PORT = re.compile(r":\d+$")
@@ -55,7 +66,11 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=user_path, help="the results folder of a search")
+    parser.add_argument(
+        "folder",
+        metavar="results/NAME",
+        help="the results folder of a search; of one in a bucket, what is there now is shown",
+    )
     parser.add_argument(
         "--port",
         type=_port,
@@ -76,15 +91,16 @@ def run(arguments: argparse.Namespace) -> int:
             "dashboard: needs a package that is not installed: pip install -e '.[dashboard]'"
         )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space = read_space(arguments.folder, arguments.storage)
-    study = show_study(space, arguments.folder.resolve())
+    folder = local_copy("dashboard", arguments.folder, without=_NOT_SHOWN)
+    space = read_space(folder, arguments.storage)
+    study = show_study(space, folder.resolve())
     server = bind(arguments.port, local_only(read_only(dashboard_application(study))))
     console = make_console()
     if server.server_port != arguments.port:
         console.print(f"port {arguments.port} is in use; another one was chosen", **PLAIN)
     address = f"http://{HOST}:{server.server_port}/dashboard/studies/{id_of(study)}"
     console.print(f"{arguments.folder}, read-only: {address}\nCtrl-C ends it", **PLAIN)
-    for note in what_study_lacks(study, arguments.folder):
+    for note in what_study_lacks(study, folder):
         console.print(f"note: {note}", **PLAIN)
     os.nice(10)  # the search comes first
 

@@ -7,10 +7,19 @@ from pathlib import Path
 from nanovlm import cli
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.sources import Layer, build_config
-from nanovlm.files import user_path
 from nanovlm.hub import Score, push_to_hub
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.results.read import BEST_MODEL_DIR, SUMMARY_FILE, TRIALS_FILE, FolderReader
+from nanovlm.results.read import (
+    ANSWERS_DIR,
+    BEST_MODEL_DIR,
+    CHECKPOINTS_DIR,
+    LOGS_DIR,
+    SUMMARY_FILE,
+    TENSORBOARD_DIR,
+    TRIALS_FILE,
+    FolderReader,
+)
+from nanovlm.results.remote import is_uri, local_copy
 from nanovlm.results.statistics import NUM_ITEMS, wilson_interval
 from nanovlm.results.summary import read_best
 
@@ -22,12 +31,15 @@ It asks for no token: `hf auth login` stores one, or HF_TOKEN holds it.
 """
 
 
+_NOT_PUSHED = (ANSWERS_DIR, CHECKPOINTS_DIR, LOGS_DIR, TENSORBOARD_DIR)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
-        type=user_path,
         required=True,
-        help="a saved model; best/ of a results folder",
+        metavar="FOLDER",
+        help="a saved model; best/ of a results folder, which may be in a bucket",
     )
     parser.add_argument(
         "--repo", required=True, metavar="USER/NAME", help="made if it is not there"
@@ -36,13 +48,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    training, score = read_summary(arguments.checkpoint)
-    model = VisionLanguageModel.from_pretrained(arguments.checkpoint)
+    checkpoint = fetch(arguments.checkpoint)
+    training, score = read_summary(checkpoint)
+    model = VisionLanguageModel.from_pretrained(checkpoint)
     address = push_to_hub(
         model, arguments.repo, private=arguments.private, training=training, score=score
     )
     sys.stdout.write(f"{address}\n")
     return cli.DONE
+
+
+def fetch(place: str) -> Path:
+    """Return the folder of a saved model. Of one in a bucket it is a copy, beside what its results
+    folder says of it if it is the best one there.
+
+    Raises:
+        UserError: there is nothing, or the bucket cannot be reached.
+    """
+    path, mark, query = place.partition("?")
+    parent, _, name = path.rstrip("/").rpartition("/")
+    if not is_uri(place) or name != BEST_MODEL_DIR:
+        return local_copy("--checkpoint", place)
+    return local_copy("--checkpoint", f"{parent}{mark}{query}", without=_NOT_PUSHED) / name
 
 
 def read_summary(checkpoint: Path) -> tuple[TrainConfig | None, Score | None]:

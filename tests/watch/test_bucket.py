@@ -13,6 +13,7 @@ from moto.server import ThreadedMotoServer
 from pyarrow.fs import S3FileSystem
 
 from nanovlm.__main__ import main
+from nanovlm.commands import dashboard
 from nanovlm.config.space import load_space
 from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import shown
@@ -24,9 +25,11 @@ from nanovlm.results.read import read_records
 from nanovlm.results.remote import RemoteFolder, open_remote
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.run import run_plan
+from nanovlm.search.study import ReadOnlyStudy
 from nanovlm.watch import bucket
 from nanovlm.watch.bucket import results_in
 from nanovlm.watch.observer import Observer
+from tests.fake_hub import FakeHub
 from tests.processes import output_of, wait_until
 from tests.programs.conftest import start_program
 from tests.results.starts import DATA
@@ -216,6 +219,45 @@ def test_what_is_in_a_bucket_is_read_from_there(
     assert open_remote("x", uri).read("report.html")
     with pytest.raises(UserError, match="there is nothing at s3://bucket/results/other"):
         load_results(s3.uri("results/other"))
+
+
+def test_a_model_in_a_bucket_is_pushed_with_what_is_known_of_it(
+    s3: Server, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, uri = make_whole_search(tmp_path / "search"), s3.uri("results/search")
+    Mirror(folder, open_remote("x", uri)).update()
+    monkeypatch.setenv("HF_TOKEN", "hf_a_token_for_tests")
+    cards = []
+    for place in (str(folder / "best"), s3.uri("results/search/best")):
+        assert main(["push", "--repo", "me/vlm", "--checkpoint", place]) == 0
+        *_, files = hub.repositories["model", "me/vlm"].commits.values()
+        cards.append(files["README.md"])
+    assert cards[0] == cards[1]
+    with pytest.raises(UserError, match="--checkpoint: there is nothing at s3://bucket/results/x"):
+        main(["push", "--repo", "me/vlm", "--checkpoint", s3.uri("results/x")])
+
+
+def test_a_study_in_a_bucket_is_shown(
+    s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna_dashboard")
+    folder, uri = make_whole_search(tmp_path / "search"), s3.uri("results/search")
+    Mirror(folder, open_remote("x", uri)).update()
+    monkeypatch.setattr(dashboard._Server, "serve_forever", lambda self: None)
+    monkeypatch.setattr("os.nice", lambda increment: 0)
+    shown = list[list[dict[str, Any]]]()
+
+    def show(study: ReadOnlyStudy) -> Any:
+        shown.append([trial.params for trial in study.get_all_trials(dashboard.id_of(study))])
+        return dashboard_application(study)
+
+    dashboard_application = dashboard.dashboard_application
+    monkeypatch.setattr(dashboard, "dashboard_application", show)
+    for place in (str(folder), uri):
+        assert main(["dashboard", place]) == 0
+        assert f"{place}, read-only: http://127.0.0.1:" in capsys.readouterr().out.replace("\n", "")
+    here, there = shown
+    assert here == there != []
 
 
 @pytest.fixture
