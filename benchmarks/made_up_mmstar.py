@@ -21,32 +21,14 @@ from nanovlm.data.digits import (
     BENCHMARK_FEATURES,
     END_OF_TEXT,
     INSTRUCTION,
+    LETTERS,
     TRAINING_FEATURES,
     load_scans,
 )
+from tests.hub_data import AXES
 
 NUM_QUESTIONS = 1500
 VOCABULARY = 512
-LETTERS = "ABCD"
-
-AXES = {
-    "coarse perception": ("image scene and topic", "image style & quality", "image emotion"),
-    "fine-grained perception": ("object counting", "recognition", "localization"),
-    "instance reasoning": (
-        "single-instance reasoning",
-        "cross-instance attribute reasoning",
-        "cross-instance relation reasoning",
-    ),
-    "logical reasoning": ("code & sequence reasoning", "diagram reasoning", "common reasoning"),
-    "science & technology": (
-        "biology & chemistry & physics",
-        "electronics & energy & mechanical eng.",
-        "geography & earth science & agriculture",
-    ),
-    "math": ("geometry", "numeric commonsense and calculation", "statistical reasoning"),
-}
-"""MMStar's capabilities and the axes of each."""
-
 QUESTIONS = (
     "Which range does the digit lie in?",
     "Which digit is this?",

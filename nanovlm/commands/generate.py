@@ -14,12 +14,10 @@ from nanovlm.config.schema import VLMConfig
 from nanovlm.data.images import UnreadableImage, read_image, resize_to_uint8
 from nanovlm.data.text import encode, training_prompt
 from nanovlm.data.tokenizer import model_tokenizer
-from nanovlm.downloads import find_folder
 from nanovlm.errors import ErrorCollector, UserError
+from nanovlm.evaluation.answering import find_model
 from nanovlm.files import user_path
-from nanovlm.models.checkpoint import MODEL_FILES
 from nanovlm.models.vision_language_model import VisionLanguageModel
-from nanovlm.results.remote import is_uri, local_copy
 from nanovlm.training.forward import evaluating, find_device, image_input, mixed_precision
 
 EXAMPLES = """examples:
@@ -62,9 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     with problems:
         image = read_image_file(arguments.image)
     with problems:
-        if is_uri(arguments.checkpoint):
-            arguments.checkpoint = str(local_copy("--checkpoint", arguments.checkpoint))
-        folder = find_folder("--checkpoint", arguments.checkpoint, MODEL_FILES)
+        folder = find_model("--checkpoint", arguments.checkpoint)
     problems.raise_if_any()
     model = VisionLanguageModel.from_pretrained(folder).to(device)
     tokenizer = model_tokenizer(model.config)

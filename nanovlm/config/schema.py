@@ -35,6 +35,11 @@ Channels = Annotated[tuple[float, ...], _THREE]
 PositiveChannels = Annotated[tuple[PositiveFloat, ...], _THREE]
 LearningRateSchedule = Literal["cosine", "linear", "constant"]
 Rating = Annotated[int, Field(ge=1, le=5)]
+MIN_RATING_KEYS = {
+    kind: f"{kind}_min_rating"
+    for kind in ("relevance", "image_correspondence", "visual_dependency", "formatting")
+}
+"""By the kind of FineVision's ratings, the key of the least one that is wanted."""
 Freeze = Literal["none", "vision_encoder", "backbones"]
 BenchmarkPart = Literal["all", "search", "holdout"]
 MMStarRules = Literal["lmms-eval-0.7.2", "lmms-eval-0.7.1"]
@@ -314,8 +319,7 @@ class TrainConfig:
     @property
     def min_ratings(self) -> dict[str, int]:
         """What turns must be rated at least, by kind; kinds that do not matter are left away."""
-        kinds = ("relevance", "image_correspondence", "visual_dependency", "formatting")
-        least = {kind: getattr(self, f"{kind}_min_rating") for kind in kinds}
+        least = {kind: getattr(self, key) for kind, key in MIN_RATING_KEYS.items()}
         return {kind: rating for kind, rating in least.items() if rating > 1}
 
     def __post_init__(self) -> None:

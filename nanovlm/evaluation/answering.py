@@ -11,6 +11,7 @@ packed into one row, so no answer depends on the questions beside it.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
@@ -50,6 +51,19 @@ Item = TypeVar("Item")
 
 def ignore(number: int) -> None:
     """Take no notice."""
+
+
+def find_model(setting: str, name: str) -> Path:
+    """Return the local folder of the model `name`: a folder, a hub id, or a URI of a bucket.
+
+    Args:
+        setting: the one that holds `name`, for messages.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    place = str(local_copy(setting, name)) if is_uri(name) else name
+    return find_folder(setting, place, MODEL_FILES)
 
 
 class Question(NamedTuple):
@@ -138,9 +152,7 @@ class SavedModel:
         Raises:
             UserError: there is no such model, or it cannot be used.
         """
-        place = str(local_copy("pretrained", name)) if is_uri(name) else name
-        folder = find_folder("pretrained", place, MODEL_FILES)
-        model = VisionLanguageModel.from_pretrained(folder).to(device)
+        model = VisionLanguageModel.from_pretrained(find_model("pretrained", name)).to(device)
         return cls(model, model_tokenizer(model.config), **options)
 
     def answers(

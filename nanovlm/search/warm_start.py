@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nanovlm.config.parameter import given_or_stand_in
-from nanovlm.config.schema import STAND_INS
+from nanovlm.config.schema import MIN_RATING_KEYS, STAND_INS
 from nanovlm.config.sources import config_values, earlier_values, flat_values
 from nanovlm.config.space import SearchSpace
 from nanovlm.downloads import split_revision
@@ -31,8 +31,7 @@ batch size."""
 
 _DATA_KEYS = (
     *("train_dataset_path", "train_dataset_name", "turns", "test_dataset_path"),
-    *("relevance_min_rating", "image_correspondence_min_rating"),
-    *("visual_dependency_min_rating", "formatting_min_rating"),
+    *MIN_RATING_KEYS.values(),
 )
 """What must be the same where the lengths differ."""
 
