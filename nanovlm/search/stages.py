@@ -28,7 +28,6 @@ from nanovlm.cluster.worker_pool import (
     WorkerPool,
     worker_pool,
 )
-from nanovlm.config.database_url import fill_in, without_password_of
 from nanovlm.config.search_settings import Objective
 from nanovlm.errors import RunFailed, UserError, did_you_mean
 from nanovlm.files import remove_folder
@@ -42,7 +41,7 @@ from nanovlm.search.confirm import ConfirmRun, plan_confirmation
 from nanovlm.search.limits import Limits, RunConfigurations, hours_reason
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.searcher import Pauses, RungScheduler, StudySearch
-from nanovlm.search.study import open_study
+from nanovlm.search.study import StudyLocation, open_study
 from nanovlm.search.study_recorder import patiently
 from nanovlm.search.warm_start import learn_from
 
@@ -114,11 +113,11 @@ class Search:
                 the objective.
             RunFailed: a part of the cluster is lost without which the search cannot go on.
         """
-        open_study(self.plan.space, self.folder)  # before Ray takes its time
+        study = open_study(self.plan.space, self.folder)  # before Ray takes its time
         reason = self._reason_to_end()
         if reason is None:
             with self._worker_pool(self._switch, max_concurrency=self._slots_needed()) as pool:
-                self._run_trials(pool)
+                self._run_trials(pool, study)
                 reason = self._switch.reason or self._reason_to_end()
                 if self._switch.reason is None:  # the workers are there
                     self._switch.lift_limit()
@@ -175,7 +174,7 @@ class Search:
         seconds = budget.seconds_left(self.earlier.seconds)
         return hours_reason(budget) if seconds is not None and seconds <= 0 else None
 
-    def _run_trials(self, pool: WorkerPool) -> None:
+    def _run_trials(self, pool: WorkerPool, study: StudyLocation) -> None:
         """Run the first stage; returns when the budget is used up or the switch is thrown."""
         space, folder = self.plan.space, self.folder
         rungs = build_rungs(space, self.plan.milestones, folder / RUNGS_FILE)
@@ -184,7 +183,7 @@ class Search:
         if isinstance(rungs, PausingHalving):
             self._resume_paused(pool, rungs)
             pauses = Pauses(rungs, on_decision, self.max_states, self._drop_state)
-        searcher = self._open_searcher(pool, pauses)
+        searcher = self._open_searcher(pool, study, pauses)
         if searcher is None:
             return  # the storage was away, and something has ended the search
         if searcher.reason_to_end() is None:
@@ -195,7 +194,9 @@ class Search:
         self.sampler_note = searcher.recorder.sampler_note()
         self._notify_of_correlations(searcher)
 
-    def _open_searcher(self, pool: WorkerPool, pauses: Pauses | None) -> StudySearch | None:
+    def _open_searcher(
+        self, pool: WorkerPool, study: StudyLocation, pauses: Pauses | None
+    ) -> StudySearch | None:
         """Return what asks for trials; None if the search ends before its storage answers, which
         it did before the workers started."""
         space = self.plan.space
@@ -216,11 +217,10 @@ class Search:
             learn_from(searcher.recorder, self.plan.earlier_trials, self.plan.trial_samples)
             return searcher
 
-        if space.study.storage is None:
+        if study.file is not None:
             return begin()
-        url = fill_in(space.study.storage)
         return patiently(
-            begin, self._switch, self._notify, lambda error: without_password_of(url, str(error))
+            begin, self._switch, self._notify, lambda error: study.without_password(str(error))
         )
 
     def _notify(self, text: str) -> None:
