@@ -57,17 +57,25 @@ class ModelFlops:
     """Of one label."""
     num_image_tokens: int
 
-    def of_samples(self, text_lengths: Sequence[int] | np.ndarray, num_labels: int) -> int:
+    def of_samples(
+        self,
+        text_lengths: Sequence[int] | np.ndarray,
+        num_labels: int,
+        num_images: Sequence[int] | np.ndarray | int = 1,
+    ) -> int:
         """Return the FLOPs of B samples that have `num_labels` labels together.
 
         Attention is causal: a sequence of n tokens has n (n + 1) / 2 pairs, about half of n^2.
 
         Args:
             text_lengths: int[B], the text tokens that each sample gives the decoder to read.
+            num_images: int[B], the images or tiles of each sample.
         """
-        lengths = np.asarray(text_lengths, dtype=np.int64) + self.num_image_tokens
+        texts = np.asarray(text_lengths, dtype=np.int64)
+        images = np.broadcast_to(np.asarray(num_images, dtype=np.int64), texts.shape)
+        lengths = texts + images * self.num_image_tokens
         return (
-            len(lengths) * (self.vision_encoder + self.projector)
+            int(images.sum()) * (self.vision_encoder + self.projector)
             + int(lengths.sum()) * self.decoder_token
             + int((lengths * (lengths + 1) // 2).sum()) * self.decoder_pair
             + num_labels * self.head
