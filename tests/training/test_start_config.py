@@ -260,7 +260,7 @@ def test_another_decoder_leaves_room_for_extra_tokens(backbones: dict[str, str])
     assert (vlm.lm_vocab_size, vlm.lm_base_vocab_size) == (71, 70)
     load_backbone_weights(VisionLanguageModel(vlm))
     assert (
-        "vlm.generation: must be 'v0.1' or 'v0.2'"
+        "vlm.generation: must be 'v0.1', 'v0.2' or '8k'"
         in errors_of({**values, "vlm.generation": "v3"})[0]
     )
 
