@@ -76,28 +76,34 @@ def _starts_from(config: VLMConfig, training: TrainConfig | None) -> list[str]:
 
 
 def _about(repo_id: str, config: VLMConfig, num_parameters: int, start: str) -> str:
+    tiled = config.traits.is_tiled
+    what = "questions about images, one after the other" if tiled else "a question about one image"
+    size = f"{config.vit_img_size} x {config.vit_img_size}"
+    largest = f"{config.max_img_size} x {config.max_img_size}"
+    images = f"images up to {largest} in tiles of {size}" if tiled else size
     return f"""# {repo_id.split("/")[-1]}
 
 A vision-language model of the nanoVLM family: a SigLIP vision encoder, a pixel-shuffle projector
-and a Llama decoder answer a question about one image. Training starts from {start}.
+and a Llama decoder answer {what}. Training starts from {start}.
 
 | | |
 |---|---|
 | parameters | {num_parameters:,} |
 | generation | nanoVLM {config.generation} |
 | vision encoder | {config.vit_n_blocks} blocks, width {config.vit_hidden_dim}, \
-{config.vit_n_heads} heads; {config.vit_img_size} x {config.vit_img_size} pixels in patches of \
+{config.vit_n_heads} heads; {images} pixels in patches of \
 {config.vit_patch_size} x {config.vit_patch_size} |
-| projector | pixel shuffle {config.mp_pixel_shuffle_factor}: {config.num_image_tokens} tokens an \
-image |
+| projector | pixel shuffle {config.mp_pixel_shuffle_factor}: {config.num_image_tokens} tokens \
+{"a tile" if tiled else "an image"} |
 | decoder | {config.lm_n_blocks} blocks, width {config.lm_hidden_dim}, {config.lm_n_heads} query \
 heads on {config.lm_n_kv_heads} key-value heads, {config.lm_vocab_size:,} tokens{_extra(config)} |
 | tokenizer | `{config.lm_tokenizer}` |"""
 
 
 def _extra(config: VLMConfig) -> str:
-    names = ", ".join(f"`{token}`" for token in config.vlm_extra_tokens.values())
-    return f", {names} included" if names else ""
+    first, *others = [f"`{token}`" for token in config.vlm_extra_tokens.values()] or [""]
+    more = f" and {len(others)} more extra tokens" if others else ""
+    return f", {first}{more} included" if first else ""
 
 
 def _use(repo_id: str) -> str:
@@ -113,7 +119,10 @@ model = VisionLanguageModel.from_pretrained("{repo_id}")
 
 
 def _training(training: TrainConfig) -> str:
-    values = {k: v for k, v in asdict(training).items() if k not in _NOT_HYPERPARAMETERS}
+    left_out = _NOT_HYPERPARAMETERS
+    if not training.vlm.traits.is_tiled:
+        left_out = left_out | {"max_images_per_example"}
+    values = {k: v for k, v in asdict(training).items() if k not in left_out}
     rows = "\n".join(f"| `{key}` | `{value}` |" for key, value in values.items())
     names = ", ".join(training.train_dataset_name)
     return f"""## Training

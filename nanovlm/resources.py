@@ -93,7 +93,7 @@ class Resources:
 
     def tokenizer(self, vlm: VLMConfig) -> Tokenizer:
         """Return the tokenizer of the model."""
-        key = (vlm.lm_tokenizer, vlm.generation)
+        key = (vlm.lm_tokenizer, vlm.generation, vlm.lm_base_vocab_size)
         return self._tokenizers.get(key, lambda: model_tokenizer(vlm))
 
     def training_data(self, config: TrainConfig) -> tuple[PreparedSamples, PreparedSamples]:
@@ -227,6 +227,8 @@ def training_data_key(config: TrainConfig) -> Hashable:
         config.vlm.lm_eos_token_id,
         config.vlm.vit_img_size,
         config.vlm.image_resampling,
+        config.max_images_per_example if config.vlm.traits.is_tiled else None,
+        *_tiling_key(config.vlm),
     )
 
 
@@ -240,7 +242,16 @@ def benchmark_key(config: TrainConfig) -> Hashable:
         config.vlm.lm_eos_token_id,
         config.vlm.vit_img_size,
         config.vlm.image_resampling,
+        *_tiling_key(config.vlm),
     )
+
+
+def _tiling_key(vlm: VLMConfig) -> tuple[Hashable, ...]:
+    """Return the values that conversations and tiles depend on, which only 8k has."""
+    if not vlm.traits.is_tiled:
+        return ()
+    tiling = (vlm.max_img_size, vlm.resize_to_max_side_len, vlm.num_image_tokens)
+    return (vlm.lm_chat_template, *tiling)
 
 
 class _Recent(Generic[V]):

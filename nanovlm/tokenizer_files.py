@@ -1,10 +1,14 @@
-"""A tokenizer's files, in a folder or on the hub: the tokenizer, and the token that ends a text.
+"""A tokenizer's files, in a folder or on the hub: the tokenizer, the token that ends a text, the
+chat template.
 
 Outside `models/` and `data/`, since both need it: files of some models do not say how a text ends.
 """
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -15,6 +19,7 @@ from nanovlm.files import check_whole
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 _SETTING = "vlm.lm_tokenizer"
 
 
@@ -53,19 +58,59 @@ def eos_token_id(name: str) -> int | None:
     """
     if name in KNOWN_EOS:
         return KNOWN_EOS[name]
-    file = _find_folder(name) / TOKENIZER_CONFIG_FILE
-    if not file.is_file():
-        return None
-    try:
-        token = json.loads(file.read_text(encoding="utf-8")).get("eos_token")
+    folder = _find_folder(name)
+    with _readable(name, folder / TOKENIZER_CONFIG_FILE):
+        token = _config_values(folder).get("eos_token")
         token = token["content"] if isinstance(token, dict) else token
-    except (ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{setting(name)}: {file} cannot be read: {error!r}") from error
     number = None if token is None else read_tokenizer(name).token_to_id(str(token))
     if token is not None and number is None:
-        raise UserError(f"{setting(name)}: {file} has eos_token={token!r}, which is no token of it")
+        raise UserError(
+            f"{setting(name)}: {folder / TOKENIZER_CONFIG_FILE} has eos_token={token!r}, which is "
+            "no token of it"
+        )
     return number
 
 
+def chat_template(name: str) -> str | None:
+    """Return the text in Jinja that makes conversations of messages; None if no file has one.
+
+    It is a file of its own, as newer versions of transformers write it, or an entry of
+    tokenizer_config.json: of several templates the one with the name `default`.
+
+    Raises:
+        UserError: as `read_tokenizer`, or a file cannot be read.
+    """
+    if name.startswith("builtin:"):
+        return None
+    folder = _find_folder(name)
+    if (folder / CHAT_TEMPLATE_FILE).is_file():
+        with _readable(name, folder / CHAT_TEMPLATE_FILE):
+            return (folder / CHAT_TEMPLATE_FILE).read_text(encoding="utf-8")
+    with _readable(name, folder / TOKENIZER_CONFIG_FILE):
+        found = _config_values(folder).get("chat_template")
+        if isinstance(found, list):
+            found = {entry["name"]: entry["template"] for entry in found}.get("default")
+        if not isinstance(found, str | None):
+            raise TypeError(f"chat_template must be a text, got {found!r}")
+    return found
+
+
+def _config_values(folder: Path) -> Mapping[str, Any]:
+    file = folder / TOKENIZER_CONFIG_FILE
+    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not isinstance(values, dict):
+        raise TypeError(f"must hold one JSON object, got {type(values).__name__}")
+    return values
+
+
+@contextmanager
+def _readable(name: str, file: Path) -> Iterator[None]:
+    """Raise UserError if what is done here with the file's content cannot be done."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{setting(name)}: {file} cannot be read: {error!r}") from error
+
+
 def _find_folder(name: str) -> Path:
-    return find_folder(_SETTING, name, (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE))
+    return find_folder(_SETTING, name, (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE))

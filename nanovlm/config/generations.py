@@ -2,9 +2,11 @@
 
 `VLMConfig.generation` names a row of GENERATIONS, and whatever depends on the generation asks that
 row. Most does not: in v0.2 placeholders stand in the text where the image belongs, always in front,
-so the decoder reads the same sequence as in v0.1, which joins both without placeholders.
+so the decoder reads the same sequence as in v0.1, which joins both without placeholders. In 8k they
+stand anywhere, as many as the images have tiles.
 
-Source: models/config.py and data/ of huggingface/nanoVLM at v0.1 (6ba9082) and v0.2 (731d8c6).
+Source: models/config.py and data/ of huggingface/nanoVLM at v0.1 (6ba9082), v0.2 (731d8c6) and the
+commit 4e0c096 of 2025-10-27 (8k).
 """
 
 import difflib
@@ -15,7 +17,10 @@ from typing import Any, Literal
 
 from nanovlm.errors import UserError
 
-GenerationName = Literal["v0.1", "v0.2"]
+GenerationName = Literal["v0.1", "v0.2", "8k"]
+
+MAX_TILES_A_SIDE = 8
+"""Of an image; there are no marker tokens for more rows or columns."""
 
 DERIVED_KEYS = MappingProxyType(
     {
@@ -34,9 +39,9 @@ PUBLISHED_IMAGES: Mapping[str, Any] = MappingProxyType(
         "image_resampling": "bilinear",
     }
 )
-"""What nanoVLM v0.1 and v0.2 do to images (their data/processors.py): squashed by torchvision's
-default filter, values from 0 to 1. Their files have no keys for it, and they read no file with
-other keys."""
+"""What nanoVLM does to images (its data/processors.py): squashed to the encoder's size by
+torchvision's default filter, values from 0 to 1. Its files have no keys for it, and it reads no
+file with other keys."""
 
 OWN_KEYS = frozenset({"generation", *PUBLISHED_IMAGES})
 """Keys of VLMConfig that no config.json of nanoVLM has."""
@@ -55,6 +60,9 @@ class Generation:
     """Tokens beyond the tokenizer's, with the last ids of the vocabulary: name and spelling."""
     length_includes_image: bool
     """Whether `lm_max_length` counts the image tokens."""
+    is_tiled: bool = False
+    """Whether images are cut into tiles, whose placeholders stand anywhere in the text, and texts
+    are conversations; else one image stands before each text."""
     added_keys: frozenset[str] = frozenset()
     """Keys of its config.json that v0.1 has not; one that has `vlm_extra_tokens` is not v0.1's."""
     takes_eos_from_tokenizer: bool
@@ -86,44 +94,69 @@ V02 = Generation(
     added_keys=frozenset({*DERIVED_KEYS, "hf_repo_name"}),
     takes_eos_from_tokenizer=True,
 )
-GENERATIONS: Mapping[str, Generation] = MappingProxyType({g.name: g for g in (V01, V02)})
 
-_LATER_KEYS = {
-    "lm_chat_template": "a chat template with several turns",
-    "max_img_size": "images cut into tiles",
-    "resize_to_max_side_len": "images that keep their aspect ratio",
-}
-"""Keys of nanoVLM after v0.2, and what the models that have them need."""
+
+def tile_marker(row: int, column: int) -> str:
+    """Return the token before the tile of this row and column, counted from 1."""
+    return f"<row_{row}_col_{column}>"
+
+
+_SIDE = range(1, MAX_TILES_A_SIDE + 1)
+TILED_KEYS = frozenset({"lm_chat_template", "max_img_size", "resize_to_max_side_len"})
+"""Keys of VLMConfig for conversations and tiles."""
+V8K = Generation(
+    name="8k",
+    published="nanoVLM-460M-8k, nanoVLM-230M-8k",
+    preset="nanovlm-460m-8k",
+    extra_tokens=MappingProxyType(
+        {
+            **V02.extra_tokens,
+            "global_image_token": "<|global_image|>",
+            **{f"r{row}c{column}": tile_marker(row, column) for row in _SIDE for column in _SIDE},
+        }
+    ),
+    length_includes_image=True,
+    is_tiled=True,
+    added_keys=V02.added_keys | TILED_KEYS,
+    takes_eos_from_tokenizer=True,
+)
+GENERATIONS: Mapping[str, Generation] = MappingProxyType({g.name: g for g in (V01, V02, V8K)})
 
 
 def generation_of(location: str, values: Mapping[str, Any]) -> Generation:
     """Return the generation of the model whose config.json holds `values`.
 
+    Its extra tokens tell it, names, spellings and order: the order gives their ids.
+
     Args:
         location: of the file, for the message.
 
     Raises:
-        UserError: the model is of a later or another generation.
+        UserError: the model is a variant of a generation, with other extra tokens.
     """
-    known = " and ".join(map(str, GENERATIONS.values()))
-    needs = [what for key, what in _LATER_KEYS.items() if key in values]
-    if needs:
-        raise UserError(
-            f"{location}: looks like a model of a nanoVLM after v0.2, such as nanoVLM-230M-8k or "
-            f"nanoVLM-460M-8k, which cannot be loaded: it needs {', '.join(needs)}. The "
-            f"generations that can: {known}"
-        )
-    if "vlm_extra_tokens" not in values:
+    tiled = sorted(TILED_KEYS & values.keys())
+    if "vlm_extra_tokens" not in values and not tiled:
         return V01
-    tokens = values["vlm_extra_tokens"]
+    tokens = values.get("vlm_extra_tokens")
+    given = list(tokens.items()) if isinstance(tokens, Mapping) else tokens
     for generation in GENERATIONS.values():
-        if generation.extra_tokens and tokens == dict(generation.extra_tokens):
+        if generation.extra_tokens and given == list(generation.extra_tokens.items()):
             return generation
+    nearest = V8K if tiled else V02
+    known = ", ".join(map(str, GENERATIONS.values()))
     raise UserError(
-        f"{location}: looks like a variant of nanoVLM v0.2, which cannot be loaded: v0.2 has "
-        f"vlm_extra_tokens={dict(V02.extra_tokens)}, got {tokens}. The generations that can: "
-        f"{known}"
+        f"{location}: looks like a variant of nanoVLM {nearest}, which cannot be loaded: it must "
+        f"have vlm_extra_tokens={_shortened(dict(nearest.extra_tokens))} in this order, got "
+        f"{_shortened(tokens)}. The generations that can: {known}"
     )
+
+
+def _shortened(tokens: object) -> str:
+    """Return a dictionary of tokens, of which many are alike, in one line."""
+    if not isinstance(tokens, Mapping) or len(tokens) <= 4:
+        return str(tokens)
+    first = ", ".join(f"{key!r}: {token!r}" for key, token in list(tokens.items())[:3])
+    return f"{{{first}, ...}} ({len(tokens)} tokens)"
 
 
 def check_file_keys(

@@ -13,7 +13,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from nanovlm.config.generations import GENERATIONS, Generation, GenerationName
+from nanovlm.config.generations import (
+    GENERATIONS,
+    MAX_TILES_A_SIDE,
+    TILED_KEYS,
+    Generation,
+    GenerationName,
+)
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -73,14 +79,14 @@ class VLMConfig:
     """
 
     generation: GenerationName = "v0.1"
-    """Of nanoVLM: v0.1 as nanoVLM-222M, v0.2 as nanoVLM-450M."""
+    """Of nanoVLM: v0.1 as nanoVLM-222M, v0.2 as nanoVLM-450M, 8k as nanoVLM-460M-8k."""
 
     vit_hidden_dim: PositiveInt = 768
     vit_inter_dim: PositiveInt | None = None
     """Width of the vision MLP; None means 4 x vit_hidden_dim. Read it as `vit_mlp_dim`."""
     vit_patch_size: PositiveInt = 16
     vit_img_size: PositiveInt = 224
-    """Side of the square input image in pixels."""
+    """Side of the square input in pixels: the image, or in 8k a tile of it."""
     vit_n_heads: PositiveInt = 12
     vit_dropout: Ratio = tunable(0.0, "uniform", 0.0, 0.3)
     vit_n_blocks: PositiveInt = 12
@@ -94,7 +100,12 @@ class VLMConfig:
     As in preprocessor_config.json of google/siglip-base-patch16-224, like the next two."""
     image_std: PositiveChannels = (0.5, 0.5, 0.5)
     image_resampling: Literal["bilinear", "bicubic"] = "bicubic"
-    """The filter that squashes an image to `vit_img_size`."""
+    """The filter that squashes an image to `vit_img_size`: in 8k the one to its global tile."""
+    max_img_size: PositiveInt | None = None
+    """8k alone, which needs it: longest side of an image in pixels before it is cut into tiles of
+    `vit_img_size`, a multiple of that."""
+    resize_to_max_side_len: bool = False
+    """8k alone: smaller images are enlarged to `max_img_size`, too."""
 
     lm_hidden_dim: PositiveInt = 576
     lm_inter_dim: PositiveInt = 1536
@@ -111,13 +122,16 @@ class VLMConfig:
     """Factor on the rotary cosines and sines."""
     lm_max_length: PositiveInt = 79
     """Longest text of a sample in tokens: prompt, answer and EOS. In v0.1 the image comes on top,
-    in v0.2 its tokens count too. Read it as `max_text_length`."""
+    in v0.2 and 8k its tokens count too. Read it as `max_text_length`."""
     lm_use_tokens: Literal[False] = False
     """The decoder reads embeddings, since image and text are joined before it."""
     lm_tie_weights: bool = True
     lm_model_type: str = "HuggingFaceTB/SmolLM2-135M"
     lm_tokenizer: str = "HuggingFaceTB/cosmo2-tokenizer"
     lm_eos_token_id: Annotated[int, Field(ge=0)] = 0
+    lm_chat_template: str | None = None
+    """8k alone: the text in Jinja that makes conversations of messages; None takes the
+    tokenizer's own."""
 
     mp_pixel_shuffle_factor: PositiveInt = tunable(2, "choice", 1, 2)
 
@@ -140,18 +154,37 @@ class VLMConfig:
                 f"lm_eos_token_id must be below lm_vocab_size{self.traits.less_extra_tokens}, "
                 f"got {self.lm_eos_token_id} and {self.lm_vocab_size}"
             )
+        self._check_tiles()
         self._check_lengths()
 
+    def _check_tiles(self) -> None:
+        if not self.traits.is_tiled:
+            given = sorted(key for key in TILED_KEYS if getattr(self, key) not in (None, False))
+            if given:
+                raise ValueError(
+                    f"{', '.join(given)}: only models of generation 8k have tiles and "
+                    f"conversations, this one is of {self.generation}"
+                )
+            return
+        largest = MAX_TILES_A_SIDE * self.vit_img_size
+        size = self.max_img_size
+        if size is None or size % self.vit_img_size or size > largest:
+            raise ValueError(
+                f"max_img_size must be a multiple of vit_img_size={self.vit_img_size} up to "
+                f"{largest} in generation {self.generation}, got {size}"
+            )
+
     def _check_lengths(self) -> None:
-        if self.max_text_length < 1:
+        if self.lm_max_length <= self.num_image_tokens and self.traits.length_includes_image:
             raise ValueError(
                 f"lm_max_length={self.lm_max_length} leaves no room for text: in generation "
                 f"{self.generation} it includes the {self.num_image_tokens} image tokens"
             )
-        if self.num_image_tokens + self.max_text_length > self.lm_max_position_embeddings:
+        on_top = 0 if self.traits.length_includes_image else self.num_image_tokens
+        if on_top + self.lm_max_length > self.lm_max_position_embeddings:
             what = f"lm_max_length={self.lm_max_length} exceeds"
-            if not self.traits.length_includes_image:
-                what = f"{self.num_image_tokens} image tokens + {what.removesuffix('s')}"
+            if on_top:
+                what = f"{on_top} image tokens + {what.removesuffix('s')}"
             raise ValueError(f"{what} lm_max_position_embeddings={self.lm_max_position_embeddings}")
 
     @property
@@ -165,20 +198,21 @@ class VLMConfig:
 
     @property
     def num_patches(self) -> int:
-        """Patches that the vision encoder cuts an image into."""
+        """Patches that the vision encoder cuts an image, or a tile, into."""
         return (self.vit_img_size // self.vit_patch_size) ** 2
 
     @property
     def num_image_tokens(self) -> int:
-        """Tokens that one image becomes in the decoder's sequence."""
+        """Tokens that one image, in 8k one tile, becomes in the decoder's sequence."""
         side = self.vit_img_size // self.vit_patch_size // self.mp_pixel_shuffle_factor
         return side * side
 
     @property
     def max_text_length(self) -> int:
-        """Longest text of a sample in tokens, without those of the image."""
-        included = self.num_image_tokens if self.traits.length_includes_image else 0
-        return self.lm_max_length - included
+        """Longest text of a sample in tokens, without those of its image; in 8k, where the number
+        of tiles differs, with those of all tiles."""
+        has_one_image = self.traits.length_includes_image and not self.traits.is_tiled
+        return self.lm_max_length - has_one_image * self.num_image_tokens
 
     @property
     def mp_image_token_length(self) -> int:
@@ -198,6 +232,11 @@ class VLMConfig:
     def lm_base_vocab_size(self) -> int:
         """The vocabulary that is left for the tokenizer's tokens."""
         return self.lm_vocab_size - self.extra_token_amount
+
+    @property
+    def image_token_id(self) -> int:
+        """The placeholder of an image token, the first of the extra tokens."""
+        return self.lm_base_vocab_size
 
 
 def _divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
@@ -271,7 +310,10 @@ class TrainConfig:
     """Hub id, folder of parquet files, or `builtin:digits`."""
     train_dataset_name: NameList = CAULDRON_NAMES
     turns: Literal["first", "all"] = "all"
-    """Which question-answer turns of a row are samples; one image serves them all."""
+    """Which question-answer turns of a row are samples; one image serves them all. In 8k they are
+    one sample together."""
+    max_images_per_example: PositiveInt = 4
+    """8k alone: rows with more images are left out."""
     relevance_min_rating: Rating = 1
     """Turns whose question and answer FineVision rates as less relevant are left out; 1 asks for no
     ratings."""

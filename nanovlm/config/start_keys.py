@@ -15,6 +15,7 @@ KNOWN_EOS: Mapping[str, int] = MappingProxyType(
     {
         "builtin:digits": 0,
         VLMConfig().lm_tokenizer: 0,
+        "HuggingFaceTB/SmolLM2-135M-Instruct": 2,
         "HuggingFaceTB/SmolLM2-360M-Instruct": 2,
     }
 )
@@ -23,7 +24,7 @@ KNOWN_EOS: Mapping[str, int] = MappingProxyType(
 _NO_NUMBERS = {
     *("vlm.vit_model_type", "vlm.vit_dropout", "vlm.vit_cls_flag"),
     *("vlm.lm_model_type", "vlm.lm_dropout", "vlm.lm_attn_scaling", "vlm.lm_max_length"),
-    *("vlm.lm_use_tokens", "vlm.lm_eos_token_id"),
+    *("vlm.lm_use_tokens", "vlm.lm_eos_token_id", "vlm.lm_chat_template"),
 }
 BACKBONE_NUMBERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

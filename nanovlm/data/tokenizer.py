@@ -3,12 +3,12 @@
 import json
 from collections.abc import Collection
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from nanovlm.config.schema import VLMConfig
 from nanovlm.data.digits import BUILTIN_DIGITS, digits_tokenizer
 from nanovlm.errors import UserError
-from nanovlm.tokenizer_files import eos_token_id, read_tokenizer, setting
+from nanovlm.tokenizer_files import chat_template, eos_token_id, read_tokenizer, setting
 
 
 def load_tokenizer(name: str, placeholders: Collection[str] = ()) -> Tokenizer:
@@ -31,8 +31,51 @@ def load_tokenizer(name: str, placeholders: Collection[str] = ()) -> Tokenizer:
 
 
 def model_tokenizer(vlm: VLMConfig) -> Tokenizer:
-    """Return the tokenizer of a model. Raises UserError as `load_tokenizer`."""
-    return load_tokenizer(vlm.lm_tokenizer, vlm.vlm_extra_tokens.values())
+    """Return the tokenizer of a model, in 8k with the extra tokens at their ids.
+
+    Raises:
+        UserError: as `load_tokenizer`, or the extra tokens cannot have their ids.
+    """
+    if not vlm.traits.is_tiled:
+        return load_tokenizer(vlm.lm_tokenizer, vlm.vlm_extra_tokens.values())
+    ids, tokenizer = _extra_token_ids(vlm), load_tokenizer(vlm.lm_tokenizer)
+    # Tokens that the files have keep their ids, others follow the last one in this order.
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ids])
+    for token, expected in ids.items():
+        if (number := tokenizer.token_to_id(token)) != expected:
+            raise UserError(
+                f"{setting(vlm.lm_tokenizer)}: {token} must have the id {expected}, but would have "
+                f"{number}: the {len(ids)} extra tokens of generation {vlm.generation} follow all "
+                f"others and fill up vlm.lm_vocab_size={vlm.lm_vocab_size}"
+            )
+    return tokenizer
+
+
+def model_chat_template(vlm: VLMConfig) -> str:
+    """Return the text in Jinja that makes conversations of messages for a model of 8k.
+
+    Raises:
+        UserError: neither the configuration nor the tokenizer has one.
+    """
+    template = vlm.lm_chat_template
+    if template is None:
+        template = chat_template(vlm.lm_tokenizer)
+    if template is None:
+        raise UserError(
+            f"{setting(vlm.lm_tokenizer)}: has no chat template, which models of generation "
+            f"{vlm.generation} need: set vlm.lm_chat_template, for instance as "
+            f"nanovlm/config/presets/{vlm.traits.preset}.yaml has it"
+        )
+    return template
+
+
+def _extra_token_ids(vlm: VLMConfig) -> dict[str, int]:
+    """Return the extra tokens that stand in tokenized texts, with the ids that they must have.
+
+    None does in v0.2.
+    """
+    tokens = vlm.vlm_extra_tokens.values() if vlm.traits.is_tiled else ()
+    return {token: number for number, token in enumerate(tokens, vlm.lm_base_vocab_size)}
 
 
 def _without_tokens(tokenizer: Tokenizer, unwanted: Collection[str], name: str) -> Tokenizer:
@@ -57,7 +100,8 @@ def check_tokens(vlm: VLMConfig, tokenizer: Tokenizer) -> None:
     """
     messages = []
     name = setting(vlm.lm_tokenizer)
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    tokens = tokenizer.get_vocab(with_added_tokens=True).items()
+    largest = max((number for _, number in tokens - _extra_token_ids(vlm).items()), default=-1)
     if largest >= vlm.lm_base_vocab_size:
         messages.append(
             f"vlm.lm_vocab_size{vlm.traits.less_extra_tokens} must be above all token ids of "

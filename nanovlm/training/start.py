@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanovlm.config.generations import GENERATIONS
+from nanovlm.config.generations import GENERATIONS, TILED_KEYS
 from nanovlm.config.schema import VLMConfig
 from nanovlm.config.sources import Layer, given_values
 from nanovlm.config.start_keys import eos_layers, unread_backbones, value_of
@@ -36,6 +36,7 @@ _FREE_TO_DIFFER = {
     "lm_model_type",
     "lm_tokenizer",
     "lm_eos_token_id",
+    *TILED_KEYS,
     "vlm_load_backbone_weights",
     "vlm_checkpoint_path",
     "hf_repo_name",
@@ -83,7 +84,7 @@ def checkpoint_layer(name: str) -> Layer:
     """Return a saved model's architecture, tokenizer and EOS as values of a configuration.
 
     `name` is a folder or a hub id. Where `lm_max_length` includes the image, it is taken too: its
-    default is the length of a text.
+    default is the length of a text. So are the chat template and the tiles of generation 8k.
 
     Raises UserError if there is no such model.
     """
@@ -95,6 +96,8 @@ def checkpoint_layer(name: str) -> Layer:
     }
     if config.traits.length_includes_image:
         text["lm_max_length"] = config.lm_max_length
+    if config.traits.is_tiled:
+        text |= {key: getattr(config, key) for key in TILED_KEYS}
     return Layer(str(folder / CONFIG_FILE), {"vlm": architecture(config) | text})
 
 

@@ -24,7 +24,7 @@ def test_defaults_are_those_of_nanovlm() -> None:
     assert len(CAULDRON_NAMES) == 45
     assert config.log_wandb
     assert not load_config(None, "digits", {}).log_wandb
-    assert len(dataclasses.fields(VLMConfig)) == 30 + 3 + 2  # generation, hf_repo_name
+    assert len(dataclasses.fields(VLMConfig)) == 30 + 3 + 2 + 3  # of v0.1, images, v0.2, 8k
     assert config.vlm.image_mean == config.vlm.image_std == (0.5, 0.5, 0.5)
     assert config.vlm.image_resampling == "bicubic"
     assert config.vlm.num_image_tokens == 49

@@ -1,18 +1,26 @@
 """Tokenizers by name, and what a model has in common with one."""
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from nanovlm import downloads
+from nanovlm.config.generations import V8K
 from nanovlm.config.schema import VLMConfig
 from nanovlm.data.digits import digits_tokenizer
 from nanovlm.data.text import encode
-from nanovlm.data.tokenizer import check_tokens, load_tokenizer, model_tokenizer
+from nanovlm.data.tokenizer import (
+    check_tokens,
+    load_tokenizer,
+    model_chat_template,
+    model_tokenizer,
+)
 from nanovlm.errors import UserError
-from nanovlm.tokenizer_files import eos_token_id
+from nanovlm.tokenizer_files import chat_template, eos_token_id
 
 
 def test_a_tokenizer_from_a_folder_is_the_builtin_one_saved_there(tmp_path: Path) -> None:
@@ -184,3 +192,76 @@ def test_eos_that_no_file_would_hold_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"must be the eos_token of .*, which names none, in"):
         check_tokens(vlm, model_tokenizer(vlm))
     check_tokens(dataclasses.replace(vlm, generation="v0.1"), model_tokenizer(vlm))
+
+
+EXTRA = list(V8K.extra_tokens.values())
+
+
+def tiled(folder: Path, **changes: Any) -> VLMConfig:
+    """Return a model of 8k for the six tokens of `image_tokenizer` with `<end>`."""
+    values = {"lm_tokenizer": str(folder), "lm_vocab_size": 6 + 66, "lm_eos_token_id": 5}
+    return VLMConfig(generation="8k", max_img_size=448, lm_max_length=512, **(values | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("added", [["<end>"], ["<end>", *EXTRA], ["<end>", *EXTRA[:3]]])
+def test_extra_tokens_of_8k_are_tokens_with_the_last_ids(tmp_path: Path, added: list[str]) -> None:
+    """Whether the tokenizer's files have all of them, some or none."""
+    image_tokenizer(tmp_path, added)
+    vlm = tiled(tmp_path)
+    tokenizer = model_tokenizer(vlm)
+    assert [tokenizer.token_to_id(token) for token in EXTRA] == list(range(6, 72))
+    assert vlm.image_token_id == 6
+    assert EXTRA[1:3] == ["<|global_image|>", "<row_1_col_1>"] and EXTRA[-1] == "<row_8_col_8>"
+    text = "what<|image|> <|global_image|><row_8_col_8><end>"
+    assert encode(tokenizer, [text]) == [[1, 6, 7, 71, 5]]
+    assert all(tokenizer.get_added_tokens_decoder()[n].special for n in range(6, 72))
+    check_tokens(vlm, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("added", "token", "number", "expected"),
+    [
+        (["<end>", "<more>"], "<|image|>", 7, 6),
+        (["<|image|>", "<end>"], "<|image|>", 5, 6),
+        (["<end>", EXTRA[0], EXTRA[2], EXTRA[1]], "<|global_image|>", 8, 7),
+        ([], "<|image|>", 5, 6),
+    ],
+)
+def test_extra_tokens_of_8k_that_cannot_have_their_ids(
+    tmp_path: Path, added: list[str], token: str, number: int, expected: int
+) -> None:
+    image_tokenizer(tmp_path, added)
+    with pytest.raises(UserError) as caught:
+        model_tokenizer(tiled(tmp_path))
+    assert caught.value.messages == (
+        f"vlm.lm_tokenizer='{tmp_path}': {token} must have the id {expected}, but would have "
+        f"{number}: the 66 extra tokens of generation 8k follow all others and fill up "
+        "vlm.lm_vocab_size=72",
+    )
+
+
+def test_a_tokenizer_of_8k_without_its_extra_tokens_has_no_token_too_many(tmp_path: Path) -> None:
+    image_tokenizer(tmp_path, ["<end>", "<more>"])
+    with pytest.raises(UserError, match=r"lm_vocab_size less 66 extra tokens must be above .* 6"):
+        check_tokens(tiled(tmp_path), load_tokenizer(str(tmp_path)))
+
+
+def test_the_chat_template_is_that_of_the_model_or_else_of_the_tokenizer(tmp_path: Path) -> None:
+    image_tokenizer(tmp_path, ["<end>"])
+    config = tmp_path / "tokenizer_config.json"
+    with pytest.raises(UserError, match=r"no chat template, .* set vlm.lm_chat_template, for"):
+        model_chat_template(tiled(tmp_path))
+    assert model_chat_template(tiled(tmp_path, lm_chat_template="mine")) == "mine"
+    several = [{"name": "tools", "template": "of tools"}, {"name": "default", "template": "usual"}]
+    for stored, expected in (("one", "one"), (several, "usual"), (several[:1], None)):
+        config.write_text(json.dumps({"eos_token": "<end>", "chat_template": stored}))
+        assert chat_template(str(tmp_path)) == expected
+    (tmp_path / "chat_template.jinja").write_text("in its own file")
+    assert model_chat_template(tiled(tmp_path)) == "in its own file"
+
+
+@pytest.mark.parametrize("stored", [1, ["one"], [{"name": "default"}]])
+def test_a_chat_template_that_is_none(tmp_path: Path, stored: Any) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": stored}))
+    with pytest.raises(UserError, match=r"vlm.lm_tokenizer=.*tokenizer_config.json cannot be read"):
+        chat_template(str(tmp_path))

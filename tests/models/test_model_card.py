@@ -6,6 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from nanovlm.config.schema import TrainConfig, VLMConfig
+from nanovlm.config.sources import build_config, preset_layer
 from nanovlm.hub import Score, model_card
 
 SCORE = Score(accuracy=0.3532, interval_95=(0.3291, 0.3784), num_items=1500)
@@ -52,6 +53,19 @@ def test_the_generation_stands_there() -> None:
     text = card(config).text
     assert "| generation | nanoVLM v0.2 |" in text
     assert "49,153 tokens, `<|image|>` included |" in text
+
+
+def test_tiles_and_conversations_stand_there() -> None:
+    training = build_config(preset_layer("nanovlm-460m-8k"))
+    text = card(training.vlm, training=training).text
+    assert "answer questions about images, one after the other. Training" in text
+    assert (
+        "; tiles of 512 x 512 pixels, of images up to 2048 pixels in patches of 16 x 16 |" in text
+    )
+    assert "| pixel shuffle 4: 64 tokens a tile |" in text
+    assert "49,218 tokens, `<|image|>` and 65 more extra tokens included |" in text
+    assert "| `max_images_per_example` | `4` |" in text
+    assert "max_images" not in card(training=TrainConfig()).text
 
 
 def test_training_and_evaluation_stand_there_if_they_are_known() -> None:

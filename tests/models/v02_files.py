@@ -1,4 +1,4 @@
-"""A checkpoint of nanoVLM v0.2 as nanoVLM itself writes it, from modules of transformers.
+"""Checkpoints of nanoVLM v0.2 and 8k as nanoVLM itself writes them, from modules of transformers.
 
 The names of the tensors are those of the published key table; nothing of ours takes part.
 """
@@ -32,7 +32,23 @@ CONFIG: dict[str, Any] = {
 tokenizer's EOS, here 2, ends a text."""
 
 IMAGE_TOKEN = 30
-"""The id of `<|image|>`, the only one that the tokenizer does not have."""
+"""The id of `<|image|>`, the first one that the tokenizer does not have."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% endif %}"
+)
+CHANGES_8K: dict[str, Any] = {
+    "extra_token_amount": 66, "lm_vocab_size": 96, "lm_max_length": 4096, "max_img_size": 128,
+    "resize_to_max_side_len": False, "lm_chat_template": CHAT_TEMPLATE,
+    "vlm_extra_tokens": {
+        "image_token": "<|image|>", "global_image_token": "<|global_image|>",
+        **{f"r{i}c{j}": f"<row_{i}_col_{j}>" for i in range(1, 9) for j in range(1, 9)},
+    },
+    "vit_model_type": "google/siglip2-base-patch16-512", "lm_eos_token_id": None,
+}  # fmt: skip
+"""What `write_checkpoint` changes for a config.json of 8k, with 37 keys; of `make_parts(96)`."""
 
 
 class Parts(NamedTuple):
@@ -44,7 +60,7 @@ class Parts(NamedTuple):
     decoder: LlamaForCausalLM
 
 
-def make_parts() -> Parts:
+def make_parts(vocab_size: int = 31) -> Parts:
     vision = SiglipVisionModel(
         SiglipVisionConfig(
             hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
@@ -54,8 +70,8 @@ def make_parts() -> Parts:
     decoder = LlamaForCausalLM(
         LlamaConfig(
             hidden_size=12, intermediate_size=20, num_hidden_layers=3, num_attention_heads=3,
-            num_key_value_heads=1, rms_norm_eps=1e-5, vocab_size=31, tie_word_embeddings=True,
-            rope_parameters={"rope_type": "default", "rope_theta": 100000},
+            num_key_value_heads=1, rms_norm_eps=1e-5, tie_word_embeddings=True,
+            vocab_size=vocab_size, rope_parameters={"rope_type": "default", "rope_theta": 100000},
         )
     ).eval()  # fmt: skip
     for part in (vision, decoder):

@@ -259,8 +259,12 @@ def test_another_decoder_leaves_room_for_extra_tokens(backbones: dict[str, str])
     vlm = build(**values).vlm
     assert (vlm.lm_vocab_size, vlm.lm_base_vocab_size) == (71, 70)
     load_backbone_weights(VisionLanguageModel(vlm))
+    tiled = {"vlm.generation": "8k", "vlm.max_img_size": 64}
+    vlm = build(**values | tiled).vlm
+    assert (vlm.lm_vocab_size, vlm.lm_base_vocab_size, vlm.image_token_id) == (136, 70, 70)
+    load_backbone_weights(VisionLanguageModel(vlm))
     assert (
-        "vlm.generation: must be 'v0.1' or 'v0.2'"
+        "vlm.generation: must be 'v0.1', 'v0.2' or '8k'"
         in errors_of({**values, "vlm.generation": "v3"})[0]
     )
 
