@@ -13,7 +13,7 @@ from nanovlm.data.build_images import images_of
 from nanovlm.data.chat import ChatEncoder, EncodedChat, Message
 from nanovlm.data.images import UnreadableImage, image_size
 from nanovlm.data.rows import BadValue, Chosen
-from nanovlm.data.text import ReadRows, RowText, TiledText, chat_question, read_turns
+from nanovlm.data.text import ReadRows, RowText, TiledText, mmstar_message, read_turns
 from nanovlm.data.tiles import Tiling, image_text, tile_image
 
 Tile = Callable[[int, int], Tiling]
@@ -105,7 +105,7 @@ def encode_chats(
     ]
 
 
-def encode_chat_questions(
+def encode_mmstar_messages(
     chat: ChatEncoder, rows: Sequence[ChatRow], *, tokens: Mapping[str, str], image_column: str
 ) -> list[RowText]:
     """Return each question of the benchmark as a prompt alone: a conversation of one message."""
@@ -142,7 +142,7 @@ def _read_question(row: ChatRow, tokens: Mapping[str, str], image_column: str) -
         return _Read(_bad_image(counted, row.tilings.reason, image_column))
     if not row.tilings:
         return _Read(_bad_image(counted, "no image", image_column))
-    return _conversation(counted, [chat_question(row.text)], row.tilings, tokens)
+    return _conversation(counted, [mmstar_message(row.text)], row.tilings, tokens)
 
 
 def _bad_image(counted: RowText, reason: str, image_column: str) -> RowText:

@@ -19,7 +19,7 @@ from nanovlm.data.build_images import ImageTask, all_in_tiles, first_squashed
 from nanovlm.data.cache import IMAGES_FILE, PreparedFolder
 from nanovlm.data.chat import ChatEncoder
 from nanovlm.data.conversations import (
-    encode_chat_questions,
+    encode_mmstar_messages,
     encode_chats,
     read_chat_rows,
     tile_of,
@@ -99,7 +99,7 @@ def benchmark_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
             read_chat_rows, read_text=read, image_column=_BENCHMARK_IMAGE, tile=tile_of(vlm)
         )
         encode = partial(
-            encode_chat_questions,
+            encode_mmstar_messages,
             ChatEncoder.of(vlm, tokenizer),
             tokens=vlm.vlm_extra_tokens,
             image_column=_BENCHMARK_IMAGE,

@@ -170,7 +170,7 @@ def encode_turns(
     return result
 
 
-def chat_question(question: str) -> str:
+def mmstar_message(question: str) -> str:
     """Return what a model of conversations is asked in the benchmark, as lmms-eval words it."""
     asked = question.strip().replace(" Please answer yes or no.", "")
     return f"{asked}\nAnswer with the option's letter from the given choices directly"
