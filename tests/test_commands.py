@@ -31,7 +31,8 @@ WHERE_RUN = {
     r"python run_(search|single).py (--space|--preset) .+ --submit .+": "programs/test_jobs.py",
     r"python run_search.py --space (my_space.yaml|FILE)( (?!.*--submit).+)?": "tests/programs/ has "
     "such",
-    r"python run_search.py --space search_spaces/(lr|full).yaml.*": "hub; programs/test_hub_search",
+    r"python run_search.py --space search_spaces/(lr|full|fine).yaml.*": "hub; "
+    "programs/test_hub_search",
     r"python -m run_search --space search_spaces/digits.yaml --dry-run": "tests/test_wheel.py",
     r"python -m nanovlm dashboard results.+": "tests/test_dashboard.py",
     r"python -m nanovlm (dashboard|push --checkpoint) s3://.+": "tests/watch/test_bucket.py",

@@ -5,7 +5,7 @@ and the optimizer are left out, as is usual for model FLOP utilisation (Chowdher
 appendix B). Only useful work counts: tokens of samples and no padding, logits where a label stands,
 and nothing that is computed a second time in the backward pass.
 
-Shapes: N patches of an image, D = vit_hidden_dim, F = vit_mlp_dim, P = vit_patch_size,
+Shapes: N patches of an image or tile, D = vit_hidden_dim, F = vit_mlp_dim, P = vit_patch_size,
         f = mp_pixel_shuffle_factor, I = N / f^2 image tokens, L = lm_hidden_dim, J = lm_inter_dim,
         C = width of the keys (L x key-value heads / query heads), V = lm_vocab_size.
 """
@@ -46,9 +46,9 @@ class ModelFlops:
     """FLOPs of each part of the model, each for one unit of what it works on."""
 
     vision_encoder: int
-    """Of one image."""
+    """Of one image, or one tile of it."""
     projector: int
-    """Of one image."""
+    """Of one image, or one tile of it."""
     decoder_token: int
     """Of one token, image or text, in all matrices of the decoder."""
     decoder_pair: int
@@ -56,18 +56,28 @@ class ModelFlops:
     head: int
     """Of one label."""
     num_image_tokens: int
+    """Of one image, or one tile of it."""
 
-    def of_samples(self, text_lengths: Sequence[int] | np.ndarray, num_labels: int) -> int:
+    def of_samples(
+        self,
+        text_lengths: Sequence[int] | np.ndarray,
+        num_labels: int,
+        num_images: Sequence[int] | np.ndarray | None = None,
+    ) -> int:
         """Return the FLOPs of B samples that have `num_labels` labels together.
 
         Attention is causal: a sequence of n tokens has n (n + 1) / 2 pairs, about half of n^2.
 
         Args:
             text_lengths: int[B], the text tokens that each sample gives the decoder to read.
+            num_images: int[B], images that each sample has, or tiles where they are cut into
+                tiles; None means one each.
         """
-        lengths = np.asarray(text_lengths, dtype=np.int64) + self.num_image_tokens
+        lengths = np.asarray(text_lengths, dtype=np.int64)
+        images = np.ones_like(lengths) if num_images is None else np.asarray(num_images, np.int64)
+        lengths = lengths + images * self.num_image_tokens
         return (
-            len(lengths) * (self.vision_encoder + self.projector)
+            int(images.sum()) * (self.vision_encoder + self.projector)
             + int(lengths.sum()) * self.decoder_token
             + int((lengths * (lengths + 1) // 2).sum()) * self.decoder_pair
             + num_labels * self.head
