@@ -140,7 +140,7 @@ def without_transparency(benchmark: PreparedBenchmark, file: Path) -> PreparedBe
         if has_transparency(index):
             image = rows[item]["image"].convert("RGB")
             pixels = resize_to_uint8(image, images.shape[-1], "bilinear")
-            images[benchmark.image_index[item]] = torch.from_numpy(pixels)
+            images[benchmark.slots.index[item]] = torch.from_numpy(pixels)
     return dataclasses.replace(benchmark, images=images)
 
 

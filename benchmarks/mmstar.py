@@ -158,7 +158,7 @@ def evenly_chosen(benchmark: PreparedBenchmark, number: int) -> PreparedBenchmar
 
     return dataclasses.replace(
         benchmark,
-        image_index=benchmark.image_index[places],
+        slots=benchmark.slots.take(places),
         tokens=torch.cat(prompts).int(),
         offsets=F.pad(torch.tensor([len(prompt) for prompt in prompts]).cumsum(0), (1, 0)),
         answers=chosen(benchmark.answers),

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.setups import EOS, offsets_of, question_lengths, random_images
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.data.benchmark import PreparedBenchmark
-from nanovlm.data.samples import PreparedSamples
+from nanovlm.data.samples import ImageSlots, PreparedSamples
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.loop import train
@@ -43,7 +43,7 @@ def make_benchmark(config: VLMConfig, num_questions: int) -> PreparedBenchmark:
     num_images = min(num_questions, MAX_IMAGES)
     return PreparedBenchmark(
         images=random_images(config, num_images, generator),
-        image_index=torch.arange(num_questions) % num_images,
+        slots=ImageSlots.one_each(torch.arange(num_questions) % num_images),
         tokens=torch.cat(prompts).int(),
         offsets=offsets_of(prompts),
         answers=tuple(LETTERS[i % 4 if i % 3 else 0] for i in range(num_questions)),
@@ -93,7 +93,7 @@ def make_lessons(config: VLMConfig) -> PreparedSamples:
     ]
     return PreparedSamples(
         images=random_images(config, len(texts), generator),
-        image_index=torch.arange(len(texts)),
+        slots=ImageSlots.one_each(torch.arange(len(texts))),
         tokens=torch.cat(texts).int(),
         offsets=offsets_of(texts),
         prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),

@@ -25,7 +25,7 @@ def reference_answers(
     answers: list[ItemAnswer] = []
     for items in torch.arange(len(benchmark)).split(BATCH_SIZE):
         input_ids, mask = left_padded([benchmark.prompt(item) for item in items.tolist()])
-        images = benchmark.images[benchmark.image_index[items]]
+        images = benchmark.images[benchmark.slots.index[items]]
         tokens, first_logits = generate(
             peer, input_ids.to(device), images.to(device), mask.to(device)
         )

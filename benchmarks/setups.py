@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nanovlm.config.schema import VLMConfig
-from nanovlm.data.samples import PreparedSamples
+from nanovlm.data.samples import ImageSlots, PreparedSamples
 
 EOS = 0
 
@@ -87,7 +87,7 @@ class Texts:
         """Return the samples in the form in which this project trains on them."""
         return PreparedSamples(
             images=self.images,
-            image_index=torch.arange(len(self)) % len(self.images),
+            slots=ImageSlots.one_each(torch.arange(len(self)) % len(self.images)),
             tokens=torch.cat(list(self.tokens)).int(),
             offsets=offsets_of(self.tokens),
             prompt_lengths=torch.tensor(self.prompt_lengths),

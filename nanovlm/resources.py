@@ -32,8 +32,8 @@ from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import PARTS, VisionLanguageModel
 from nanovlm.training.flops import trained_parts
 from nanovlm.training.forward import has_bfloat16
+from nanovlm.training.passes import MicroBatchSize
 from nanovlm.training.start import architecture, load_checkpoint
-from nanovlm.training.steps import MicroBatchSize
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from benchmarks.on_gpu import STAGES, Stage, chosen, command, run_stages, shown
 from benchmarks.sides import PeerSide, Run
 from benchmarks.stage_runner import MAX_LOG_BYTES, Ending, Outcome, shorten, time_box
 from nanovlm.config.schema import TrainConfig
-from nanovlm.training.steps import MicroBatchSize
+from nanovlm.training.passes import MicroBatchSize
 from tests.records import make_record, make_report, make_speed
 
 REPOSITORY = Path(__file__).parents[1]

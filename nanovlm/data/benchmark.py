@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nanovlm.config.schema import BenchmarkPart
 from nanovlm.data.rows import BadValue, Subsets, describe_location, locate
+from nanovlm.data.samples import ImageSlots
 from nanovlm.errors import UserError
 
 ITEM_COLUMNS = ("index", "answer", "category", "l2_category")
@@ -29,8 +30,7 @@ class PreparedBenchmark:
 
     images: Tensor
     """uint8[R, 3, S, S]"""
-    image_index: Tensor
-    """int64[N], the image of each question."""
+    slots: ImageSlots
     tokens: Tensor
     """int32[all tokens], one prompt after the other."""
     offsets: Tensor
@@ -78,7 +78,7 @@ def select_part(
 
     return replace(
         benchmark,
-        image_index=benchmark.image_index[items],
+        slots=benchmark.slots.take(torch.tensor(items)),
         tokens=torch.cat([benchmark.prompt(item) for item in items]).int(),
         offsets=torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]),
         answers=chosen(benchmark.answers),

@@ -15,14 +15,13 @@ import numpy as np
 import PIL
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.data.benchmark import PreparedBenchmark, benchmark_items
 from nanovlm.data.build import OnProgress, Recipe, build, log_progress
 from nanovlm.data.build_images import ImageTask
 from nanovlm.data.cache import IMAGES_FILE, PreparedFolder
-from nanovlm.data.samples import PreparedSamples
+from nanovlm.data.samples import ImageSlots, PreparedSamples
 from nanovlm.data.sources import Source, benchmark_source, training_source
 from nanovlm.data.text import encode_questions, encode_turns, read_rated_turns
 from nanovlm.data.tokenizer import check_tokens
@@ -56,7 +55,7 @@ def prepare_training(
     num_val = max(1, round(num_rows * config.val_ratio)) if config.val_ratio else 0
     positions = recipe.folder.array("places")
     num_train = int(np.searchsorted(positions, num_rows - num_val))
-    everything = PreparedSamples(**_tensors(recipe, manifest))
+    everything = PreparedSamples(**_fields(recipe, manifest))
     train, val = _part(everything, 0, num_train), _part(everything, num_train, len(positions))
     if not len(train):
         over_long = sum(subset["over_long_turns"] for subset in manifest["subsets"].values())
@@ -83,10 +82,10 @@ def prepare_benchmark(
     check_tokens(config.vlm, tokenizer)
     recipe = _benchmark_recipe(config, tokenizer)
     manifest = build(recipe, on_progress)
-    items, tensors = manifest["items"], _tensors(recipe, manifest)
-    del tensors["prompt_lengths"]  # a prompt is all that there is
+    items, fields = manifest["items"], _fields(recipe, manifest)
+    del fields["prompt_lengths"]  # a prompt is all that there is
     return PreparedBenchmark(
-        **tensors,
+        **fields,
         answers=tuple(items["answer"]),
         categories=tuple(items["category"]),
         l2_categories=tuple(items["l2_category"]),
@@ -197,7 +196,7 @@ def _image_task(column: str, folder: PreparedFolder, vlm: VLMConfig) -> ImageTas
     return ImageTask(column, vlm.vit_img_size, vlm.image_resampling, file)
 
 
-def _tensors(recipe: Recipe, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+def _fields(recipe: Recipe, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `PreparedSamples`, memory-mapped."""
     folder, size = recipe.folder, recipe.images.size
     arrays = {"images": folder.images((manifest["images"], 3, size, size))}
@@ -205,14 +204,15 @@ def _tensors(recipe: Recipe, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
         arrays[name] = folder.array(name)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return {"slots": ImageSlots.one_each(tensors.pop("image_index")), **tensors}
 
 
 def _part(samples: PreparedSamples, start: int, stop: int) -> PreparedSamples:
     """Return consecutive samples; all parts share images and tokens."""
     return replace(
         samples,
-        image_index=samples.image_index[start:stop],
+        slots=samples.slots.part(start, stop),
         offsets=samples.offsets[start : stop + 1],
         prompt_lengths=samples.prompt_lengths[start:stop],
     )

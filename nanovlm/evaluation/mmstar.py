@@ -21,10 +21,11 @@ from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.errors import UserError
 from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult
 from nanovlm.evaluation.mmstar_rules import LONGEST_WORDING, NEWEST_RULES
-from nanovlm.models.packing import pack
+from nanovlm.models.packing import ImagePlaces, pack
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import gather_objects, rank, world_size
 from nanovlm.training.forward import evaluating, image_input, mixed_precision, unless_out_of_memory
+from nanovlm.training.passes import evaluation_batches
 
 MIN_NEW_TOKENS = 5
 """As many as nanoVLM v0.1 reads."""
@@ -53,10 +54,8 @@ def evaluate_mmstar(
         UserError: the letters of the options cannot be told apart (see `letter_tokens`).
         torch.OutOfMemoryError: for one question, or with a `batch_size` that is a number.
     """
-    num_questions = AUTO_BATCH[device.type] if batch_size == "auto" else batch_size
     asking = _Asking(model, benchmark, tokenizer, device, rules, may_halve=batch_size == "auto")
-    by_length = benchmark.offsets.diff().argsort(stable=True)  # so that little is padded
-    batches = by_length.split(num_questions)
+    batches = _batches(benchmark, model.config, batch_size, device)
     answered: dict[int, ItemAnswer] = {}
     with evaluating(model), mixed_precision(device):
         for items in batches[rank() :: world_size()]:
@@ -64,6 +63,22 @@ def evaluate_mmstar(
     answered = {item: answer for part in gather_objects(answered) for item, answer in part.items()}
     in_order = [answered[item] for item in range(len(benchmark))]
     return MMStarResult.of(benchmark, in_order, rules)
+
+
+def _batches(
+    benchmark: PreparedBenchmark,
+    config: VLMConfig,
+    batch_size: int | Literal["auto"],
+    device: torch.device,
+) -> list[Tensor]:
+    """Return the questions in batches, int64[B] each, of similar length so that little is padded."""
+    if batch_size == "auto" and config.traits.is_tiled:
+        lengths, num_images = benchmark.offsets.diff(), benchmark.slots.counts
+        batches = evaluation_batches(lengths, num_images, config, device)
+        return [torch.from_numpy(items) for items in batches]
+    num_questions = AUTO_BATCH[device.type] if batch_size == "auto" else batch_size
+    by_length = num_tokens(benchmark, config).argsort(stable=True)
+    return list(by_length.split(num_questions))
 
 
 def num_new_tokens(
@@ -77,17 +92,23 @@ def num_new_tokens(
 
 def check_room(benchmark: PreparedBenchmark, config: VLMConfig, tokenizer: Tokenizer) -> None:
     """Raise UserError if the model has no positions for the longest question and its answer."""
-    lengths = benchmark.offsets.diff()
+    lengths = num_tokens(benchmark, config)
     longest = int(lengths.argmax())
     num_new = num_new_tokens(tokenizer, option_letters(benchmark))
-    needed = config.num_image_tokens + int(lengths[longest]) + num_new
+    needed = int(lengths[longest]) + num_new
     if needed > config.lm_max_position_embeddings:
+        num_image = config.num_image_tokens * int(benchmark.slots.counts[longest])
         raise UserError(
             f"vlm.lm_max_position_embeddings={config.lm_max_position_embeddings}: the question "
             f"with index {benchmark.indices[longest]} takes {needed} positions: "
-            f"{config.num_image_tokens} of the image, {int(lengths[longest])} of the question, "
+            f"{num_image} of the image, {int(lengths[longest]) - num_image} of the question, "
             f"{num_new} of the answer"
         )
+
+
+def num_tokens(benchmark: PreparedBenchmark, config: VLMConfig) -> Tensor:
+    """Return how many tokens the decoder reads of each question, int64[N]."""
+    return benchmark.offsets.diff() + config.num_image_tokens * benchmark.slots.counts
 
 
 class _Asking:
@@ -131,9 +152,14 @@ class _Asking:
         benchmark, model, device = self._benchmark, self._model, self._device
         prompts = [benchmark.prompt(item) for item in items.tolist()]
         token_ids = F.pad(torch.cat(prompts), (0, 1))  # one token of padding
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        packing = pack(lengths, model.config.num_image_tokens, len(token_ids))
-        images = benchmark.images[benchmark.image_index[items]].to(device)
+        slots = benchmark.slots.take(items)
+        packing = pack(
+            torch.tensor([len(prompt) for prompt in prompts]),
+            model.config.num_image_tokens,
+            len(token_ids),
+            images=ImagePlaces(slots.counts, slots.places),
+        )
+        images = benchmark.images[slots.index].to(device)
         prefill = model.prefill(
             token_ids.to(device),
             image_input(images, model.config),

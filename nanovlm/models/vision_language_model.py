@@ -1,9 +1,9 @@
-"""The whole model: image -> vision encoder -> projector -> decoder, with the text after the image.
+"""The whole model: images -> vision encoder -> projector -> decoder, which reads them with the text.
 
 Training and evaluation pack their samples into one row (`models/packing.py`); `forward` and
 `generate` take padded texts and pack them.
 
-Shapes: B samples, S image side in pixels, I image tokens, T tokens of the longest text, M text
+Shapes: B samples, K images of S x S pixels and I tokens each, T tokens of the longest text, M text
         tokens of a row, D = lm_hidden_dim, V = lm_vocab_size, A = max_new_tokens.
 """
 
@@ -24,7 +24,7 @@ from nanovlm.models.checkpoint import MODEL_FILES, read_config, read_weights, wr
 from nanovlm.models.compiled import run_block_compiled
 from nanovlm.models.language_model import KVCache, LanguageModel
 from nanovlm.models.modality_projector import ModalityProjector
-from nanovlm.models.packing import Packing, pack
+from nanovlm.models.packing import ImagePlaces, Packing, find_images, pack
 from nanovlm.models.vision_transformer import ViT
 
 IGNORED_TARGET = -100
@@ -76,7 +76,7 @@ class Prefill:
 
 
 class VisionLanguageModel(nn.Module):
-    """nanoVLM: one image, then text.
+    """nanoVLM: one image and then text, or where images are cut into tiles, tiles amid the text.
 
     An image has values from 0 to 1, less `config.image_mean`, divided by `config.image_std`.
     A new model has the initial weights of `seed`; under `torch.device("meta")` it has shapes only.
@@ -134,15 +134,17 @@ class VisionLanguageModel(nn.Module):
     def embed(self, token_ids: Tensor, image: Tensor) -> Tensor:
         """Return the row of all image tokens and then all text tokens.
 
-        int[M], float[B, 3, S, S] -> float[B * I + M, D]
+        int[M], float[K, 3, S, S] -> float[K * I + M, D]
         """
-        image_tokens = self.MP(self.vision_encoder(image)).flatten(0, 1)
-        return torch.cat((image_tokens, self.decoder.token_embedding(token_ids)))
+        text = self.decoder.token_embedding(token_ids)
+        if not len(image):
+            return text
+        return torch.cat((self.MP(self.vision_encoder(image)).flatten(0, 1), text))
 
     def hidden_states(self, token_ids: Tensor, image: Tensor, packing: Packing) -> Tensor:
         """Return the decoder's output at the text's tokens, ready for `decoder.head`.
 
-        int[M], float[B, 3, S, S] -> float[M, D]
+        int[M], float[K, 3, S, S] -> float[M, D]
         """
         return self.decoder(self.embed(token_ids, image), packing)[-len(token_ids) :]
 
@@ -156,22 +158,26 @@ class VisionLanguageModel(nn.Module):
         """Return the logits float[B, T, V], and the loss if there are targets.
 
         Args:
-            input_ids: int[B, T], the text alone: without the placeholders of v0.2's image tokens
-            image: float[B, 3, S, S], normalised by image_mean and image_std
+            input_ids: int[B, T], the text alone: without the placeholders of v0.2's image tokens.
+                Where images are tiled, with I placeholders (`image_token_id`) for each tile
+            image: float[K, 3, S, S], normalised by image_mean and image_std; in the order of the
+                samples, one for each, or as many tiles as have placeholders
             attention_mask: bool or int [B, T], true for real tokens, wherever they stand; padding
-                gets logits of 0. None if all are real.
+                and placeholders get logits of 0. None if all are real.
             targets: int[B, T], the token that follows each input token; -100 for no label. The
                 loss is the mean over the labels, 0 without any.
 
         Raises:
-            ValueError: an input token is one of the generation's extra tokens.
+            ValueError: an input token is one of v0.2's extra tokens, or the images do not fit the
+                placeholders.
         """
         is_real = _is_real(input_ids, attention_mask)
-        token_ids, packing = self._pack(input_ids, is_real)
+        token_ids, packing = self._pack(input_ids, is_real, image)
         hidden = self.hidden_states(token_ids, image, packing)[:-1]  # without the padding
-        real_logits = self.decoder.head(hidden)
-        logits = real_logits.new_zeros((*is_real.shape, real_logits.shape[-1]))
-        logits = logits.masked_scatter(is_real[..., None], real_logits)
+        text_logits = self.decoder.head(hidden)
+        logits = text_logits.new_zeros((*is_real.shape, text_logits.shape[-1]))
+        is_text = self._is_text(input_ids, is_real)
+        logits = logits.masked_scatter(is_text[..., None], text_logits)
         if targets is None:
             return logits, None
         loss = F.cross_entropy(
@@ -204,10 +210,10 @@ class VisionLanguageModel(nn.Module):
             temperature, top_k, top_p, generator: for sampling, that is without `greedy`.
 
         Raises:
-            ValueError: a number is out of its range, or an input token is an extra token.
+            ValueError: a number is out of its range, or as `forward`.
         """
         _check_sampling(temperature, top_k, top_p)
-        token_ids, packing = self._pack(input_ids, _is_real(input_ids, attention_mask))
+        token_ids, packing = self._pack(input_ids, _is_real(input_ids, attention_mask), image)
         prefill = self.prefill(token_ids, image, packing, max_new_tokens)
 
         def choose(logits: Tensor) -> Tensor:
@@ -223,7 +229,7 @@ class VisionLanguageModel(nn.Module):
 
         Args:
             token_ids: int[M]
-            image: float[B, 3, S, S]
+            image: float[K, 3, S, S]
             packing: of the prompts.
 
         Raises:
@@ -303,19 +309,40 @@ class VisionLanguageModel(nn.Module):
         """
         read_weights(folder, self, self.config.lm_tie_weights)
 
-    def _pack(self, input_ids: Tensor, is_real: Tensor) -> tuple[Tensor, Packing]:
-        """Return padded texts as a row: int[B, T], bool[B, T] -> int[M], their packing"""
+    def _pack(self, input_ids: Tensor, is_real: Tensor, image: Tensor) -> tuple[Tensor, Packing]:
+        """Return padded texts as a row: int[B, T], bool[B, T] -> int[M], their packing
+
+        Raises:
+            ValueError: the placeholders do not fit the images.
+        """
         real_ids = input_ids[is_real]
-        base_size = self.config.lm_base_vocab_size
-        if self.config.extra_token_amount and (real_ids >= base_size).any():  # waits for the device
+        lengths = is_real.sum(dim=1).cpu()  # waits for the device
+        if self.config.traits.is_tiled:
+            is_text = (real_ids != self.config.image_token_id).cpu()
+            lengths, images = find_images(is_text, lengths, self.config.num_image_tokens)
+            real_ids = real_ids[is_text.to(real_ids.device)]
+        else:
+            images = ImagePlaces.one_in_front(len(lengths))
+            base_size = self.config.lm_base_vocab_size
+            if self.config.extra_token_amount and (real_ids >= base_size).any():
+                raise ValueError(
+                    f"input_ids must be below {base_size}, the tokens of text: the image is put "
+                    "before the text, in which no placeholder stands for it"
+                )
+        if len(images.places) != len(image):
             raise ValueError(
-                f"input_ids must be below {base_size}, the tokens of text: the image is put before "
-                "the text, in which no placeholder stands for it"
+                f"input_ids have places for {len(images.places)} images, not {len(image)}"
             )
         token_ids = F.pad(real_ids, (0, 1))  # one token of padding
-        lengths = is_real.sum(dim=1).cpu()  # waits for the device
-        packing = pack(lengths, self.config.num_image_tokens, len(token_ids))
+        num_image_tokens = self.config.num_image_tokens
+        packing = pack(lengths, num_image_tokens, len(token_ids), images=images)
         return token_ids, packing.to(token_ids.device)
+
+    def _is_text(self, input_ids: Tensor, is_real: Tensor) -> Tensor:
+        """Return bool[B, T], false for padding and for placeholders of images."""
+        if not self.config.traits.is_tiled:
+            return is_real
+        return is_real & (input_ids != self.config.image_token_id)
 
 
 def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:

@@ -62,7 +62,7 @@ class ModelFlops:
         self,
         text_lengths: Sequence[int] | np.ndarray,
         num_labels: int,
-        num_images: Sequence[int] | np.ndarray | None = None,
+        num_images: Sequence[int] | np.ndarray | int = 1,
     ) -> int:
         """Return the FLOPs of B samples that have `num_labels` labels together.
 
@@ -70,12 +70,11 @@ class ModelFlops:
 
         Args:
             text_lengths: int[B], the text tokens that each sample gives the decoder to read.
-            num_images: int[B], images that each sample has, or tiles where they are cut into
-                tiles; None means one each.
+            num_images: int[B], the images of each sample, or the tiles that they are cut into.
         """
-        lengths = np.asarray(text_lengths, dtype=np.int64)
-        images = np.ones_like(lengths) if num_images is None else np.asarray(num_images, np.int64)
-        lengths = lengths + images * self.num_image_tokens
+        texts = np.asarray(text_lengths, dtype=np.int64)
+        images = np.broadcast_to(np.asarray(num_images, dtype=np.int64), texts.shape)
+        lengths = texts + images * self.num_image_tokens
         return (
             int(images.sum()) * (self.vision_encoder + self.projector)
             + int(lengths.sum()) * self.decoder_token

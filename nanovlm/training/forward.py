@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.data.samples import Batch
 from nanovlm.errors import UserError
-from nanovlm.models.packing import Packing, pack
+from nanovlm.models.packing import ImagePlaces, Packing, pack
 from nanovlm.models.vision_language_model import IGNORED_TARGET, VisionLanguageModel
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def image_input(images: Tensor, config: VLMConfig) -> Tensor:
-    """Return uint8[B,3,S,S] as what the vision encoder reads, float32[B,3,S,S].
+    """Return uint8[K,3,S,S] as what the vision encoder reads, float32[K,3,S,S].
 
     Values from 0 to 1, less the mean, divided by the standard deviation of each channel.
     """
@@ -141,7 +141,14 @@ def model_input(
     return ModelInput(
         token_ids=batch.token_ids,
         images=batch.images,
-        packing=pack(batch.text_lengths, config.num_image_tokens, num_text, padded_length),
+        packing=pack(
+            batch.text_lengths,
+            config.num_image_tokens,
+            num_text,
+            padded_length,
+            ImagePlaces(batch.slots.counts, batch.slots.places),
+            len(batch.images),
+        ),
         label_index=label_index,
         labels=labels,
     )

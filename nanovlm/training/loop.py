@@ -21,8 +21,9 @@ from nanovlm.messages import Speed
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.parallel import world_size
 from nanovlm.training.meter import Meter
+from nanovlm.training.passes import MicroBatchSize
 from nanovlm.training.state import TrainingState
-from nanovlm.training.steps import MicroBatchSize, SmoothedLoss, Steps
+from nanovlm.training.steps import SmoothedLoss, Steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -136,17 +136,23 @@ class Meter:
         yield
         self._window.waits.append((asked, self._clock.mark()))
 
-    def add(self, text_lengths: Sequence[int] | np.ndarray, num_labels: int) -> None:
+    def add(
+        self,
+        text_lengths: Sequence[int] | np.ndarray,
+        num_labels: int,
+        num_images: Sequence[int] | np.ndarray | int = 1,
+    ) -> None:
         """Count an optimizer step that has been made, by its whole global batch.
 
         Args:
             text_lengths: int[batch_size], the text tokens that each sample gave the decoder.
             num_labels: tokens that were learnt.
+            num_images: int[batch_size], the images or tiles of each sample.
         """
         window = self._window
         window.num_samples += len(text_lengths)
         window.num_labels += num_labels
-        window.flops += self._flops.of_samples(text_lengths, num_labels)
+        window.flops += self._flops.of_samples(text_lengths, num_labels, num_images)
         self._fold_waits(window)
         self._num_steps += 1
         if self._num_steps == 1:

@@ -3,7 +3,6 @@
 import functools
 import logging
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
@@ -21,17 +20,13 @@ from nanovlm.training.gradient_sum import GradientSum
 from nanovlm.training.loader import Loader
 from nanovlm.training.meter import Meter
 from nanovlm.training.optim import build_optimizer, learning_rate_factor, set_learning_rates
+from nanovlm.training.passes import MicroBatchSize, costs_of
 from nanovlm.training.state import TrainingState, collect_tensors, restore_tensors
 
 logger = logging.getLogger(__name__)
 
 LOSS_DECAY = 0.95
 """What one step leaves of the steps before it in the smoothed training loss."""
-
-
-CPU_PATCHES = 2048
-"""Image patches of a pass on CPU, if the configuration leaves it open: 10 images at 224 pixels.
-More are no faster, and a computer without the memory ends the program without a message."""
 
 
 class TrialInterrupted(Exception):
@@ -47,61 +42,6 @@ class NonFiniteLossError(Exception):
 
     def __str__(self) -> str:
         return f"{self.quantity} is {self.value} at step {self.step}"
-
-
-class MicroBatchSize:
-    """Samples of one forward and backward pass on this worker.
-
-    A worker keeps it from trial to trial, so that memory runs out once and not in every trial.
-    """
-
-    def __init__(self, device: torch.device, note: Callable[[str], None] = logger.warning) -> None:
-        """Know nothing yet.
-
-        Args:
-            note: called with a text when the memory was not enough.
-        """
-        self._on_cpu = device.type == "cpu"
-        self._limit: int | None = None
-        self._note = note
-
-    @property
-    def limit(self) -> int | None:
-        """Samples that have been found to fit, None before the memory was ever not enough."""
-        return self._limit
-
-    def restore(self, limit: int | None) -> None:
-        """Take over what a worker before this one has found."""
-        if limit is not None:
-            self._limit = min(limit, self._limit or limit)
-
-    def begin_trial(self) -> None:
-        """Note what an earlier trial has found."""
-        if self._limit is not None:
-            self._note(f"out of GPU memory before: micro_batch_size {self._limit} at most")
-
-    def split(self, indices: np.ndarray, config: TrainConfig) -> list[np.ndarray]:
-        """Return this worker's samples of a step (int64[any]) in parts of nearly one size."""
-        size = len(indices)
-        if config.micro_batch_size != "auto":
-            size = config.micro_batch_size
-        elif self._limit is not None:
-            size = self._limit
-        elif self._on_cpu:
-            size = max(1, CPU_PATCHES // config.vlm.num_patches)
-        return np.array_split(indices, -(-len(indices) // size))
-
-    def halve(self, indices: np.ndarray, config: TrainConfig) -> bool:
-        """Take half of what `split` gives; return False if that cannot be.
-
-        It cannot if the configuration sets a size, or if it is one sample already.
-        """
-        size = max(map(len, self.split(indices, config)))
-        if config.micro_batch_size != "auto" or size == 1:
-            return False
-        self._limit = -(-size // 2)
-        self._note(f"out of GPU memory with micro_batch_size {size}: {self._limit} from now on")
-        return True
 
 
 class SmoothedLoss:
@@ -147,6 +87,9 @@ class Steps:
         self._is_well = torch.ones((), dtype=torch.bool, device=device)
         self._random = _generator(device)
         self._micro_batch_size = micro_batch_size or MicroBatchSize(device)
+        self._costs = None
+        if config.vlm.traits.is_tiled:
+            self._costs = costs_of(samples.text_lengths, samples.slots.counts, config.vlm)
         self._optimizer = build_optimizer(model, config)
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         is_recorded = _is_recorded(model, device)
@@ -179,8 +122,10 @@ class Steps:
         self._set_learning_rates(step)
         self._random_state = self._random.get_state()
         numbers = self._attempt(step, interrupted)
-        lengths = self._samples.text_lengths[self._global_indices(step)].numpy()
-        self._meter.add(lengths, self._num_labels(step))
+        indices = self._global_indices(step)
+        lengths = self._samples.text_lengths[indices].numpy()
+        num_images = self._samples.slots.counts[indices].numpy()
+        self._meter.add(lengths, self._num_labels(step), num_images)
         return numbers
 
     def finish(self, step: int, numbers: Tensor) -> float:
@@ -208,7 +153,9 @@ class Steps:
         torch.OutOfMemoryError if passes cannot be smaller.
         """
         largest_share = self._global_indices(step)[:: world_size()]
-        if not self._micro_batch_size.halve(largest_share, self._config):
+        if not self._micro_batch_size.halve(
+            largest_share, self._config, self._costs_of(largest_share)
+        ):
             raise torch.OutOfMemoryError(f"out of memory at step {step}: see the workers' logs")
         self._random.set_state(self._random_state)  # the same dropout in each attempt
         return self._attempt(step, interrupted)
@@ -295,16 +242,28 @@ class Steps:
         return int(self._samples.num_answer_tokens[self._global_indices(step)].sum())
 
     def _micro_batches(self, step: int) -> list[np.ndarray]:
-        return self._micro_batch_size.split(self._indices(step), self._config)
+        indices = self._indices(step)
+        return self._micro_batch_size.split(indices, self._config, self._costs_of(indices))
+
+    def _costs_of(self, indices: np.ndarray) -> np.ndarray | None:
+        return None if self._costs is None else self._costs[indices]
 
     def _indices(self, step: int) -> np.ndarray:
         """Return this worker's samples of a step."""
         return self._global_indices(step)[rank() :: world_size()]
 
     def _global_indices(self, step: int) -> np.ndarray:
+        """Return the samples of a step.
+
+        Where they differ widely the largest come first: so those of a pass are alike, workers get
+        about equal shares, and memory runs out at once or not at all.
+        """
         stop = step * self._config.batch_size
         start = stop - self._config.batch_size
-        return samples_in_order(len(self._samples), self._config.seed, start, stop)
+        indices = samples_in_order(len(self._samples), self._config.seed, start, stop)
+        if self._costs is None:
+            return indices
+        return indices[np.argsort(-self._costs[indices], kind="stable")]
 
 
 def _run_pass(model: VisionLanguageModel, inputs: ModelInput, num_answer_tokens: Tensor) -> Tensor:
@@ -323,9 +282,9 @@ def _max_ahead(device: torch.device) -> int:
 
 
 def _is_recorded(model: VisionLanguageModel, device: torch.device) -> bool:
-    """Return whether passes are CUDA graphs: where compiled code fixes their shapes, and no other
-    worker's gradients travel meanwhile."""
-    return model.compiled and _is_alone_on_gpu(device)
+    """Return whether passes are CUDA graphs: where compiled code fixes their shapes to a few, and
+    no other worker's gradients travel meanwhile."""
+    return model.compiled and not model.config.traits.is_tiled and _is_alone_on_gpu(device)
 
 
 def _generator(device: torch.device) -> torch.Generator:

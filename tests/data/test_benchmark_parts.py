@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from nanovlm.config.schema import BenchmarkPart
 from nanovlm.data.benchmark import PreparedBenchmark, select_part
 from nanovlm.data.prepared import prepare_benchmark
+from nanovlm.data.samples import ImageSlots
 from nanovlm.errors import UserError
 from tests.data.conftest import CONFIG
 
@@ -34,7 +35,7 @@ def questions(strata: Sequence[tuple[str, str, int]], seed: int = 0) -> Prepared
     tokens = [torch.full((number % 7 + 1,), number, dtype=torch.int32) for number, _ in mixed]
     return PreparedBenchmark(
         images=torch.zeros(3, 3, 2, 2, dtype=torch.uint8),
-        image_index=torch.tensor([number % 3 for number, _ in mixed]),
+        slots=ImageSlots.one_each(torch.tensor([number % 3 for number, _ in mixed])),
         tokens=torch.cat(tokens),
         offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
         answers=tuple("ABCD"[number % 4] for number, _ in mixed),
@@ -81,7 +82,7 @@ def test_a_question_takes_all_that_is_its_own_along() -> None:
         assert places == sorted(places)
         for item, (place, number) in enumerate(zip(places, selected.indices, strict=True)):
             assert selected.prompt(item).tolist() == [number] * (number % 7 + 1)
-            assert selected.image_index[item] == number % 3
+            assert selected.slots.index[item] == number % 3
             assert selected.answers[item] == "ABCD"[number % 4]
             assert selected.categories[item] == benchmark.categories[place]
             assert selected.l2_categories[item] == benchmark.l2_categories[place]

@@ -47,6 +47,11 @@ def texts(samples: PreparedSamples, tokenizer: Tokenizer) -> list[tuple[str, lis
     return result
 
 
+def images_of(samples: PreparedSamples | PreparedBenchmark) -> torch.Tensor:
+    """Return the number of each sample's only image."""
+    return samples.slots.take(torch.arange(len(samples))).index
+
+
 def answers(samples: PreparedSamples, tokenizer: Tokenizer) -> str:
     return "".join(tokenizer.decode(answer) for _, answer in texts(samples, tokenizer))
 
@@ -56,7 +61,9 @@ def digest(*parts: PreparedSamples | PreparedBenchmark) -> str:
     content = hashlib.sha256()
     for part in parts:
         for field in dataclasses.fields(part):
-            value = getattr(part, field.name)
+            value = images_of(part) if field.name == "slots" else getattr(part, field.name)
+            if value is None:  # nothing is on the disk for it
+                continue
             is_tensor = isinstance(value, torch.Tensor)
             content.update(value.numpy().tobytes() if is_tensor else repr(value).encode())
     return content.hexdigest()
@@ -74,7 +81,7 @@ def test_every_turn_of_a_row_is_a_sample(tokenizer: Tokenizer, folder_of: Folder
         for user, answer in (("Which digit", "7"), ("Which range", "A"), ("this?", "B"))
     )
     for i, (prompt, _) in enumerate(texts(samples, tokenizer)):
-        red, _, blue = samples.images[samples.image_index[i], :, 0, 0].tolist()
+        red, _, blue = samples.images[images_of(samples)[i], :, 0, 0].tolist()
         assert (red, blue) == ((0, 255) if "this?" in prompt else (255, 0))
     assert samples.num_answer_tokens.tolist() == [2, 2, 2]
 
@@ -102,7 +109,7 @@ def test_turns_that_cannot_be_used_are_dropped_and_counted(
     config = change(config, {"lm_max_length": 8})
     samples, _ = prepare_training(config, tokenizer)
     assert len(samples.images) == 5  # the others are never decoded
-    colours = samples.images[samples.image_index, :, 0, 0].tolist()
+    colours = samples.images[images_of(samples), :, 0, 0].tolist()
     assert sorted(zip(answers(samples, tokenizer), colours, strict=True)) == [
         ("B", [255, 0, 0]),
         *[("D", [0, 255, 0])] * 4,
@@ -197,7 +204,7 @@ def test_ratings_that_do_not_fit(tokenizer: Tokenizer, folder_of: FolderOf) -> N
 def test_rows_with_several_images_use_the_first(tokenizer: Tokenizer, folder_of: FolderOf) -> None:
     config = folder_of(one=[(["red", "blue"], [("this?", "1")]), ("lime", [("this?", "2")])])
     samples, _ = prepare_training(config, tokenizer)
-    colours = samples.images[samples.image_index, :, 0, 0].tolist()
+    colours = samples.images[images_of(samples), :, 0, 0].tolist()
     by_answer = dict(zip(answers(samples, tokenizer), colours, strict=True))
     assert by_answer == {"1": [255, 0, 0], "2": [0, 255, 0]}
     prepare_benchmark(config, tokenizer)
@@ -218,7 +225,7 @@ def test_rows_that_cannot_be_read_are_left_out_and_listed(
     config = change(config, max_bad_fraction=1 / 3)
     samples, _ = prepare_training(config, tokenizer)
     assert answers(samples, tokenizer) == "12" * 10
-    assert (samples.images[samples.image_index, 0, 0, 0] == 255).all()
+    assert (samples.images[images_of(samples), 0, 0, 0] == 255).all()
     prepare_benchmark(config, tokenizer)
     described = describe_data(config, tokenizer)["training"]
     assert [tuple(row.values()) for row in described["bad_rows"]] == [
@@ -259,7 +266,7 @@ def test_rows_without_an_image_are_no_bad_ones(tokenizer: Tokenizer, folder_of: 
     config = folder_of(some=[*without, ([None, "red"], turns)], none=without)
     samples, _ = prepare_training(change(config, max_bad_fraction=0.0), tokenizer)
     assert len(samples) == 1
-    assert samples.images[samples.image_index[0], :, 0, 0].tolist() == [255, 0, 0]
+    assert samples.images[images_of(samples)[0], :, 0, 0].tolist() == [255, 0, 0]
     prepare_benchmark(config, tokenizer)
     described = describe_data(config, tokenizer)["training"]
     assert described["bad_rows"] == []
@@ -294,7 +301,7 @@ def test_the_benchmark_keeps_its_order(tokenizer: Tokenizer) -> None:
         prompt = tokenizer.encode(mmstar_prompt(rows[i]["question"])).ids
         assert benchmark.prompt(i).tolist() == prompt
         pixels = torch.from_numpy(np.array(rows[i]["image"]))
-        assert torch.equal(benchmark.images[benchmark.image_index[i]], pixels.expand(3, 32, 32))
+        assert torch.equal(benchmark.images[benchmark.slots.index[i]], pixels.expand(3, 32, 32))
     assert benchmark.answers == tuple(rows["answer"])
     assert benchmark.categories == tuple(rows["category"])
     assert benchmark.l2_categories == tuple(rows["l2_category"])

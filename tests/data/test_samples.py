@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from nanovlm.data.samples import PreparedSamples, collate, image_buffer, samples_in_order
+from nanovlm.data.samples import (
+    ImageSlots,
+    PreparedSamples,
+    collate,
+    image_buffer,
+    samples_in_order,
+)
 
 PROMPTS = [[5, 6, 7], [5], [8, 8, 8, 8, 8, 8, 8, 8], [9, 0, 9]]
 ANSWERS = [[1, 0], [2, 3, 0], [4, 0], [0]]
@@ -17,7 +23,7 @@ def samples() -> PreparedSamples:
     lengths = [len(text) for text in texts]
     return PreparedSamples(
         images=torch.arange(3 * 3 * 2 * 2, dtype=torch.uint8).reshape(3, 3, 2, 2),
-        image_index=torch.tensor([0, 2, 2, 1]),
+        slots=ImageSlots.one_each(torch.tensor([0, 2, 2, 1])),
         tokens=torch.tensor([token for text in texts for token in text]),
         offsets=torch.tensor([0, *np.cumsum(lengths)]),
         prompt_lengths=torch.tensor([len(prompt) for prompt in PROMPTS]),
@@ -54,7 +60,7 @@ def test_collate_like_the_naive_reference(
     assert num_text in (None, len(batch.token_ids))
     assert batch.text_lengths.tolist() == samples.text_lengths[indices].tolist()
     assert batch.token_ids.dtype == batch.targets.dtype == torch.int64
-    images = [samples.images[samples.image_index[i]] for i in indices]
+    images = [samples.images[samples.slots.index[i]] for i in indices]
     assert torch.equal(batch.images, torch.stack(images))
     assert batch.images.dtype == torch.uint8
 

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.data.digits import digits_benchmark_rows, digits_tokenizer
+from nanovlm.data.samples import ImageSlots
 from nanovlm.errors import UserError
 from nanovlm.evaluation.mmstar import letter_tokens, num_new_tokens, option_letters
 from nanovlm.resources import Resources
@@ -20,7 +21,7 @@ def benchmark_of(answers: list[str]) -> PreparedBenchmark:
     names = ("",) * len(answers)
     return PreparedBenchmark(
         images=nothing,
-        image_index=nothing,
+        slots=ImageSlots.one_each(nothing),
         tokens=nothing,
         offsets=nothing,
         answers=tuple(answers),

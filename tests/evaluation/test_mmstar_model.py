@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from nanovlm.config.generations import PUBLISHED_IMAGES
 from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.data.digits import digits_tokenizer
+from nanovlm.data.samples import ImageSlots
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.evaluation.mmstar_result import MMStarResult
 from nanovlm.models.language_model import KVCache
@@ -36,7 +37,7 @@ VLM = vlm_config(
 def benchmark_of(prompts: list[list[int]], images: Tensor, answers: str) -> PreparedBenchmark:
     return PreparedBenchmark(
         images=images,
-        image_index=torch.arange(len(images)),
+        slots=ImageSlots.one_each(torch.arange(len(images))),
         tokens=torch.cat([torch.tensor(prompt) for prompt in prompts]),
         offsets=F.pad(torch.tensor([len(p) for p in prompts]).cumsum(0), (1, 0)),
         answers=tuple(answers),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nanovlm.data.samples import PreparedSamples
+from nanovlm.data.samples import ImageSlots, PreparedSamples
 from nanovlm.evaluation.validation import validation_loss
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.forward import image_input
@@ -20,7 +20,7 @@ def random_samples() -> PreparedSamples:
     lengths = torch.arange(12, 3, -1)
     return PreparedSamples(
         images=torch.randint(256, (3, 3, 8, 8), generator=generator, dtype=torch.uint8),
-        image_index=torch.arange(9) % 3,
+        slots=ImageSlots.one_each(torch.arange(9) % 3),
         tokens=torch.randint(32, (int(lengths.sum()),), generator=generator),
         offsets=F.pad(lengths.cumsum(0), (1, 0)),
         prompt_lengths=lengths - 1 - torch.arange(9) % 3,
@@ -34,7 +34,7 @@ def test_it_is_the_mean_over_all_answer_tokens(batch_size: int) -> None:
     losses = []
     for i in range(9):
         tokens = samples.tokens[samples.offsets[i] : samples.offsets[i + 1]][None]
-        image = image_input(samples.images[samples.image_index[i]][None], VLM)
+        image = image_input(samples.images[samples.slots.index[i]][None], VLM)
         logits, _ = model(tokens[:, :-1], image)
         answer = tokens[0, samples.prompt_lengths[i] :]
         losses.append(F.cross_entropy(logits[0, -len(answer) :], answer, reduction="none"))

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nanovlm.data.samples import PreparedSamples, collate
+from nanovlm.data.samples import ImageSlots, PreparedSamples, collate
 from nanovlm.training.forward import ModelInput, model_input
-from nanovlm.training.loader import FixedCount, FixedShapes, Loader
+from nanovlm.training.loader import Loader
+from nanovlm.training.shapes import FixedCount
 from tests.tiny import vlm_config
 
 CPU = torch.device("cpu")
@@ -27,7 +28,7 @@ def samples() -> PreparedSamples:
     lengths[17] = LONGEST + 1
     return PreparedSamples(
         images=torch.randint(256, (NUM_SAMPLES, 3, 8, 8), generator=generator, dtype=torch.uint8),
-        image_index=torch.arange(NUM_SAMPLES),
+        slots=ImageSlots.one_each(torch.arange(NUM_SAMPLES)),
         tokens=torch.randint(32, (int(lengths.sum()),), generator=generator),
         offsets=F.pad(lengths.cumsum(0), (1, 0)),
         prompt_lengths=lengths - 1,
@@ -101,12 +102,11 @@ def test_fixed_shapes_hold_the_same_samples(samples: PreparedSamples) -> None:
 
 
 def test_little_padding_in_large_batches() -> None:
-    shapes = FixedShapes(FixedCount(mean=30, deviation=20, most=78), FixedCount(9, 8, 40))
-    assert shapes.text.room(1, 50) == shapes.text.room(1, 78) == 80
-    assert shapes.text.room(256, 256 * 30) == 8976 == 16 * 561  # 7680 + 4 x 20 x 16 + 1, rounded up
-    assert shapes.text.room(256, 8960) == 8976
-    assert shapes.text.room(256, 8961) == shapes.text.room(256, 256 * 78) == 19984
-    assert shapes.padded_length(49) == 128
+    text = FixedCount(mean=30, deviation=20, most=78)
+    assert text.room(1, 50) == text.room(1, 78) == 80
+    assert text.room(256, 256 * 30) == 8976 == 16 * 561  # 7680 + 4 x 20 x 16 + 1, rounded up
+    assert text.room(256, 8960) == 8976
+    assert text.room(256, 8961) == text.room(256, 256 * 78) == 19984
 
 
 def test_samples_of_one_length_need_no_room(samples: PreparedSamples) -> None:

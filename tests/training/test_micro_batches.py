@@ -13,7 +13,8 @@ from torch import nn
 from nanovlm.config.schema import TrainConfig
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.loop import Progress, train
-from nanovlm.training.steps import CPU_PATCHES, MicroBatchSize, TrialInterrupted
+from nanovlm.training.passes import CPU_PATCHES, MicroBatchSize
+from nanovlm.training.steps import TrialInterrupted
 from tests.devices import CPU, CUDA, deterministic_algorithms
 from tests.tiny import vlm_config
 from tests.training.samples import random_samples

@@ -28,7 +28,8 @@ from nanovlm.training import gradient_sum
 from nanovlm.training.gradient_sum import GradientSum
 from nanovlm.training.loop import never, train
 from nanovlm.training.meter import Meter
-from nanovlm.training.steps import MicroBatchSize, NonFiniteLossError, TrialInterrupted
+from nanovlm.training.passes import MicroBatchSize
+from nanovlm.training.steps import NonFiniteLossError, TrialInterrupted
 from nanovlm.trial import run_trial
 from tests.tiny import digits_config, vlm_config
 from tests.training.clocks import SetClock
