@@ -71,7 +71,7 @@ def _batches(
     batch_size: int | Literal["auto"],
     device: torch.device,
 ) -> list[Tensor]:
-    """Return the questions in batches, int64[B] each, of similar length so that little is padded."""
+    """Return the questions in batches, int64[B] each, of similar length: so little is padded."""
     if batch_size == "auto" and config.traits.is_tiled:
         lengths, num_images = benchmark.offsets.diff(), benchmark.slots.counts
         batches = evaluation_batches(lengths, num_images, config, device)

@@ -6,8 +6,8 @@ sequence for each sample, in which a token sees those before it in its own seque
 padding stands at the end of a sequence, where no real token looks. Images stand anywhere in a
 sample's text: only positions and the padded view know where.
 
-Shapes: B samples, K images of I tokens each, padding included, M text tokens of all samples,
-        padding included, N = K * I + M tokens of the row, T tokens of a sequence in the padded view.
+Shapes: B samples, K images of I tokens each and M text tokens of all samples, padding included,
+        N = K * I + M tokens of the row, T tokens of a sequence in the padded view.
 """
 
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""The whole model: images -> vision encoder -> projector -> decoder, which reads them with the text.
+"""The whole model: images -> vision encoder -> projector -> decoder, with the text.
 
 Training and evaluation pack their samples into one row (`models/packing.py`); `forward` and
 `generate` take padded texts and pack them.

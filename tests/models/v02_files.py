@@ -144,16 +144,29 @@ def joined_logits(parts: Parts, text: Tensor, image: Tensor) -> Tensor:
 
     int[B, T], float[B, 3, S, S] -> float[B, T, V]
     """
-    patches = parts.vision(pixel_values=image).last_hidden_state  # (B, 16, 16)
+    ids = torch.cat((torch.full((len(text), 4), IMAGE_TOKEN), text), dim=1)
+    return placeholder_logits(parts, ids, image)[:, 4:]
+
+
+@torch.no_grad()
+def placeholder_logits(parts: Parts, ids: Tensor, images: Tensor) -> Tensor:
+    """Return the logits at all tokens, with the images in the place of the placeholders, in order.
+
+    int[B, T], float[K, 3, S, S] -> float[B, T, V]
+    """
+    embeddings = parts.decoder.get_input_embeddings()(ids)
+    if len(images):
+        embeddings[ids == IMAGE_TOKEN] = _image_tokens(parts, images).flatten(0, 1)
+    logits: Tensor = parts.decoder(inputs_embeds=embeddings).logits
+    return logits
+
+
+def _image_tokens(parts: Parts, images: Tensor) -> Tensor:
+    """float[K, 3, S, S] -> float[K, 4, 12]"""
+    patches = parts.vision(pixel_values=images).last_hidden_state  # (K, 16, 16)
     blocks = []
     for row in (0, 2):
         for column in (0, 2):
             four = [4 * (row + i) + column + j for i in (0, 1) for j in (0, 1)]
             blocks.append(torch.cat([patches[:, patch] for patch in four], dim=-1))
-    image_tokens = torch.stack(blocks, dim=1) @ parts.projector.T  # (B, 4, 12)
-    placeholders = torch.full((len(text), 4), IMAGE_TOKEN)
-    ids = torch.cat((placeholders, text), dim=1)
-    embeddings = parts.decoder.get_input_embeddings()(ids)
-    embeddings[ids == IMAGE_TOKEN] = image_tokens.flatten(0, 1)
-    logits: Tensor = parts.decoder(inputs_embeds=embeddings).logits[:, 4:]
-    return logits
+    return torch.stack(blocks, dim=1) @ parts.projector.T
