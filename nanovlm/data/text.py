@@ -86,7 +86,8 @@ def mmstar_prompt(question: str) -> str:
 def mmstar_message(question: str) -> str:
     """Return what the user says in the benchmark where texts are conversations (lmms-eval's wording
     for MMStar)."""
-    return f"{question}\nAnswer with the option's letter from the given choices directly"
+    asked = question.strip().replace(" Please answer yes or no.", "")
+    return f"{asked}\nAnswer with the option's letter from the given choices directly"
 
 
 def training_answer(assistant: str) -> str:
@@ -174,12 +175,6 @@ def encode_turns(
             )
         )
     return result
-
-
-def mmstar_message(question: str) -> str:
-    """Return what a model of conversations is asked in the benchmark, as lmms-eval words it."""
-    asked = question.strip().replace(" Please answer yes or no.", "")
-    return f"{asked}\nAnswer with the option's letter from the given choices directly"
 
 
 def encode_questions(tokenizer: Tokenizer, questions: Sequence[str]) -> list[RowText]:
