@@ -14,6 +14,7 @@ from nanovlm.config.sources import VLM_KEYS, Layer, get_value
 KNOWN_EOS: Mapping[str, int] = MappingProxyType(
     {
         "builtin:digits": 0,
+        "builtin:digits-tiles": 3,
         VLMConfig().lm_tokenizer: 0,
         "HuggingFaceTB/SmolLM2-135M-Instruct": 2,
         "HuggingFaceTB/SmolLM2-360M-Instruct": 2,

@@ -103,8 +103,8 @@ def digits_training_rows() -> datasets.Dataset:
     Besides, each row asks for the digit itself without options, and asks the shuffled kinds under
     several orders of the options.
     """
-    scans, _ = _split_scans()
-    images = [[_image(scan)] for scan in scans]
+    scans, _ = split_scans()
+    images = [[image_of(scan)] for scan in scans]
     columns = {"images": images, "texts": list(_training_texts(scans))}
     return datasets.Dataset.from_dict(columns, features=TRAINING_FEATURES)
 
@@ -116,7 +116,7 @@ def digits_benchmark_rows() -> datasets.Dataset:
     A kind asks about as many of the scans as that allows: in a fixed order of the options the
     digit decides the letter.
     """
-    _, scans = _split_scans()
+    _, scans = split_scans()
     rng = np.random.default_rng(2)
     rows = [row for kind in KINDS for row in _benchmark_rows(kind, scans, rng)]
     indexed = [{"index": index, **row} for index, row in enumerate(rows)]
@@ -130,15 +130,26 @@ def digits_tokenizer() -> Tokenizer:
     letter of an option is the same token as the letter of an answer, and prompts are short.
     Decoding puts one space between words.
     """
+    return word_tokenizer(_vocabulary_text(), [END_OF_TEXT, UNKNOWN])
+
+
+def word_tokenizer(texts: Iterator[str], special_tokens: list[str]) -> Tokenizer:
+    """Return a tokenizer of the words in `texts`, as `digits_tokenizer` divides them.
+
+    Args:
+        special_tokens: the tokens with the first ids, `UNKNOWN` among them.
+    """
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s,:]+"), "removed")
-    trainer = trainers.WordLevelTrainer(special_tokens=[END_OF_TEXT, UNKNOWN], show_progress=False)
-    tokenizer.train_from_iterator(_vocabulary_text(), trainer)
+    trainer = trainers.WordLevelTrainer(special_tokens=special_tokens, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
 @dataclass(frozen=True)
-class _Scan:
+class Scan:
+    """A scanned digit."""
+
     number: int
     """Its index in `load_scans`."""
     pixels: np.ndarray
@@ -159,14 +170,14 @@ def load_scans() -> tuple[np.ndarray, np.ndarray]:
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
 
 
-def _split_scans() -> tuple[list[_Scan], list[_Scan]]:
+def split_scans() -> tuple[list[Scan], list[Scan]]:
     """Return the scans of training and benchmark; of each digit the benchmark has equally many."""
     ink, digits = load_scans()
     pixels = np.round(ink * (255 / 16)).astype(np.uint8)
     order = np.random.default_rng(0).permutation(len(pixels))
-    scans = [_Scan(int(i), pixels[i], int(digits[i])) for i in order]
-    training: list[_Scan] = []
-    benchmark: list[_Scan] = []
+    scans = [Scan(int(i), pixels[i], int(digits[i])) for i in order]
+    training: list[Scan] = []
+    benchmark: list[Scan] = []
     in_benchmark = Counter[int]()
     for scan in scans:
         is_full = in_benchmark[scan.digit] == NUM_BENCHMARK_SCANS_PER_DIGIT
@@ -175,7 +186,7 @@ def _split_scans() -> tuple[list[_Scan], list[_Scan]]:
     return training, benchmark
 
 
-def _image(scan: _Scan) -> dict[str, Any]:
+def image_of(scan: Scan) -> dict[str, Any]:
     """Return a scan as `datasets` stores an image: PNG bytes and a file name."""
     scale = IMAGE_SIDE // len(scan.pixels)
     pixels = scan.pixels.repeat(scale, axis=0).repeat(scale, axis=1)
@@ -184,11 +195,11 @@ def _image(scan: _Scan) -> dict[str, Any]:
     return {"bytes": file.getvalue(), "path": _image_name(scan)}
 
 
-def _image_name(scan: _Scan) -> str:
+def _image_name(scan: Scan) -> str:
     return f"scan-{scan.number:04}.png"
 
 
-def _ask(kind: Kind, digit: int, letter: str, rng: np.random.Generator) -> tuple[str, str]:
+def ask(kind: Kind, digit: int, letter: str, rng: np.random.Generator) -> tuple[str, str]:
     """Return a question with inline options, and its letter.
 
     In a shuffled kind `letter` is that of the right option.
@@ -204,32 +215,32 @@ def _ask(kind: Kind, digit: int, letter: str, rng: np.random.Generator) -> tuple
     return f"{kind.question}\nOptions: {inline}", LETTERS[options.index(right)]
 
 
-def _training_texts(scans: Iterable[_Scan]) -> Iterator[list[dict[str, str]]]:
+def _training_texts(scans: Iterable[Scan]) -> Iterator[list[dict[str, str]]]:
     """Yield the turns of each scan."""
     rng = np.random.default_rng(1)
     for scan in scans:
-        turns = [_turn(KINDS[0].question, str(scan.digit), "open")]
+        turns = [as_turn(KINDS[0].question, str(scan.digit), "open")]
         for kind in KINDS:
             for _ in range(NUM_ORDERS if kind.shuffled else 1):
-                question, letter = _ask(kind, scan.digit, str(rng.choice(list(LETTERS))), rng)
-                turns.append(_turn(f"{question}\n{INSTRUCTION}", letter, kind.categories[1]))
+                question, letter = ask(kind, scan.digit, str(rng.choice(list(LETTERS))), rng)
+                turns.append(as_turn(f"{question}\n{INSTRUCTION}", letter, kind.categories[1]))
         yield turns
 
 
-def _turn(user: str, assistant: str, source: str) -> dict[str, str]:
+def as_turn(user: str, assistant: str, source: str) -> dict[str, str]:
     return {"user": user, "assistant": assistant, "source": f"digits: {source}"}
 
 
 def _benchmark_rows(
-    kind: Kind, scans: Iterable[_Scan], rng: np.random.Generator
+    kind: Kind, scans: Iterable[Scan], rng: np.random.Generator
 ) -> list[dict[str, Any]]:
     by_letter: dict[str, list[dict[str, Any]]] = {letter: [] for letter in LETTERS}
     for i, scan in enumerate(scans):
-        question, letter = _ask(kind, scan.digit, LETTERS[i % len(LETTERS)], rng)
+        question, letter = ask(kind, scan.digit, LETTERS[i % len(LETTERS)], rng)
         by_letter[letter].append(
             {
                 "question": question,
-                "image": _image(scan),
+                "image": image_of(scan),
                 "answer": letter,
                 "category": kind.categories[0],
                 "l2_category": kind.categories[1],
@@ -245,7 +256,7 @@ def _benchmark_rows(
 
 
 def _vocabulary_text() -> Iterator[str]:
-    scans, _ = _split_scans()
+    scans, _ = split_scans()
     yield mmstar_prompt("")
     for turns in _training_texts(scans):
         for turn in turns:

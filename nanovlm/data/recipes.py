@@ -19,8 +19,8 @@ from nanovlm.data.build_images import ImageTask, all_in_tiles, first_squashed
 from nanovlm.data.cache import IMAGES_FILE, PreparedFolder
 from nanovlm.data.chat import ChatEncoder
 from nanovlm.data.conversations import (
-    encode_mmstar_messages,
     encode_chats,
+    encode_mmstar_messages,
     read_chat_rows,
     tile_of,
 )

@@ -1,6 +1,7 @@
 """Where the rows of the training data and of the benchmark lie.
 
-A path is `builtin:digits`, a folder of parquet files, or the id of a data set on the hub, where
+A path is `builtin:digits`, in training also `builtin:digits-tiles`, a folder of parquet files, or
+the id of a data set on the hub, where
 `id@revision` means one version of it. A folder is laid out as the hub's own downloads of
 the_cauldron, FineVision and MMStar are:
 
@@ -26,6 +27,7 @@ from huggingface_hub import DatasetCard
 
 from nanovlm.config.schema import TrainConfig
 from nanovlm.data.digits import BUILTIN_DIGITS, digits_benchmark_rows, digits_training_rows
+from nanovlm.data.digits_tiles import BUILTIN_DIGITS_TILES, digits_tiles_training_rows
 from nanovlm.data.rows import Subsets, row_groups
 from nanovlm.downloads import download, split_revision
 from nanovlm.errors import WITHOUT_HUB, ErrorCollector, UserError, did_you_mean
@@ -50,6 +52,14 @@ _BENCHMARK_COLUMNS: Columns = {
     "image": ("{bytes, path}", _STORED_IMAGE),
     **{name: ("a string", _TEXT) for name in ("question", "answer", "category", "l2_category")},
 }
+
+Builtin = Mapping[str, Callable[[], datasets.Dataset]]
+"""What ships with the program, by the path that names it."""
+_BUILTIN_TRAINING: Builtin = {
+    BUILTIN_DIGITS: digits_training_rows,
+    BUILTIN_DIGITS_TILES: digits_tiles_training_rows,
+}
+_BUILTIN_BENCHMARKS: Builtin = {BUILTIN_DIGITS: digits_benchmark_rows}
 
 Files = Mapping[str, Sequence[Path]]
 """The parquet files of each sub-set."""
@@ -80,24 +90,24 @@ def training_source(
         UserError: a sub-set does not exist, here or on the hub. `load` raises it if files
             are missing, cannot be read or have other columns.
     """
-    if path == BUILTIN_DIGITS and names != (DEFAULT_NAME,):
+    if path in _BUILTIN_TRAINING and names != (DEFAULT_NAME,):
         raise UserError(
-            f"train_dataset_name={list(names)}: {BUILTIN_DIGITS} has no sub-sets, "
+            f"train_dataset_name={list(names)}: {path} has no sub-sets, "
             f"so this must be [{DEFAULT_NAME}]"
         )
     rated = {f"{kind}_ratings": ("a list of integers", [_INTEGER]) for kind in min_ratings or {}}
-    if path == BUILTIN_DIGITS and rated:
+    if path in _BUILTIN_TRAINING and rated:
         settings = ", ".join(f"{kind}_min_rating={n}" for kind, n in (min_ratings or {}).items())
-        raise UserError(f"{settings}: {BUILTIN_DIGITS} has no ratings, so this must be 1")
+        raise UserError(f"{settings}: {path} has no ratings, so this must be 1")
     setting = f"train_dataset_path={path!r}"
     columns = {**_TRAINING_COLUMNS, **rated}
-    return _source(setting, path, names, "train", columns, digits_training_rows)
+    return _source(setting, path, names, "train", columns, _BUILTIN_TRAINING)
 
 
 def benchmark_source(path: str) -> Source:
     """Return the source of the benchmark, in MMStar's columns. Raises as `training_source`."""
     setting, names = f"test_dataset_path={path!r}", (DEFAULT_NAME,)
-    return _source(setting, path, names, "val", _BENCHMARK_COLUMNS, digits_benchmark_rows)
+    return _source(setting, path, names, "val", _BENCHMARK_COLUMNS, _BUILTIN_BENCHMARKS)
 
 
 def pin_data(config: TrainConfig) -> TrainConfig:
@@ -117,7 +127,7 @@ def pin_data(config: TrainConfig) -> TrainConfig:
 
 def _pinned(key: str, path: str) -> str:
     setting = f"{key}={path!r}"
-    if path == BUILTIN_DIGITS or find_local_folder(setting, path):
+    if path in {**_BUILTIN_TRAINING, **_BUILTIN_BENCHMARKS} or find_local_folder(setting, path):
         return path
     return f"{split_revision(path)[0]}@{_card_folder(setting, path).name}"
 
@@ -128,10 +138,10 @@ def _source(
     names: tuple[str, ...],
     split: str,
     columns: Columns,
-    digits: Callable[[], datasets.Dataset],
+    builtin: Builtin,
 ) -> Source:
-    if path == BUILTIN_DIGITS:
-        return Source({"builtin": BUILTIN_DIGITS}, lambda: _in_memory(digits()))
+    if path in builtin:
+        return Source({"builtin": path}, lambda: _in_memory(builtin[path]()))
     folder = find_local_folder(setting, path)
     if folder is not None:
         files = _files_of_folder(setting, folder, names)

@@ -7,12 +7,15 @@ from tokenizers import AddedToken, Tokenizer
 
 from nanovlm.config.schema import VLMConfig
 from nanovlm.data.digits import BUILTIN_DIGITS, digits_tokenizer
+from nanovlm.data.digits_tiles import BUILTIN_DIGITS_TILES, digits_tiles_tokenizer
 from nanovlm.errors import UserError
 from nanovlm.tokenizer_files import chat_template, eos_token_id, read_tokenizer, setting
 
+BUILTIN = {BUILTIN_DIGITS: digits_tokenizer, BUILTIN_DIGITS_TILES: digits_tiles_tokenizer}
+
 
 def load_tokenizer(name: str, placeholders: Collection[str] = ()) -> Tokenizer:
-    """Return the tokenizer `name`: `builtin:digits`, a folder with tokenizer.json, or a hub id.
+    """Return the tokenizer `name`: one of `BUILTIN`, a folder with tokenizer.json, or a hub id.
 
     Args:
         placeholders: what stands for images in the texts of other programs (`vlm_extra_tokens`).
@@ -22,8 +25,8 @@ def load_tokenizer(name: str, placeholders: Collection[str] = ()) -> Tokenizer:
     Raises:
         UserError: there is no such tokenizer, or the hub cannot be reached.
     """
-    if name == BUILTIN_DIGITS:
-        return digits_tokenizer()
+    if name in BUILTIN:
+        return BUILTIN[name]()
     tokenizer = read_tokenizer(name)
     if any(tokenizer.token_to_id(token) is not None for token in placeholders):
         return _without_tokens(tokenizer, placeholders, name)
