@@ -1,4 +1,4 @@
-"""Answer a question about an image with a saved model."""
+"""Answer a question about an image, or several, with a saved model."""
 
 import argparse
 import sys
@@ -6,17 +6,17 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from nanovlm import cli
 from nanovlm.config.schema import VLMConfig
-from nanovlm.data.images import UnreadableImage, read_image, resize_to_uint8
-from nanovlm.data.text import encode, training_prompt
+from nanovlm.data.images import UnreadableImage, read_image
 from nanovlm.data.tokenizer import model_tokenizer
 from nanovlm.errors import ErrorCollector, UserError
 from nanovlm.evaluation.answering import find_model
+from nanovlm.evaluation.questions import PromptTokens, Question, QuestionReader
 from nanovlm.files import user_path
+from nanovlm.models.checkpoint import read_config
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.forward import evaluating, find_device, image_input, mixed_precision
 
@@ -25,6 +25,8 @@ EXAMPLES = """examples:
       --prompt "Which digit is this? Options: A: 1, B: 3, C: 7, D: 9"
   python -m nanovlm generate --checkpoint lusxvr/nanoVLM-222M --image photo.jpg \\
       --prompt "What is in the image?" --temperature 0.7 --top-p 0.9 --seed 1
+  python -m nanovlm generate --checkpoint lusxvr/nanoVLM-460M-8k --image before.jpg \\
+      --image after.jpg --prompt "What has changed?"
 """
 
 LONGEST_ANSWER = 64
@@ -33,7 +35,13 @@ LONGEST_ANSWER = 64
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a saved model: folder, hub id or URI")
-    parser.add_argument("--image", type=user_path, required=True, help="an image file")
+    parser.add_argument(
+        "--image",
+        type=user_path,
+        action="append",
+        default=[],
+        help="an image file; models of generation 8k read several, or none",
+    )
     parser.add_argument("--prompt", required=True, help="the question, without any wording of ours")
     parser.add_argument(
         "--max-new-tokens",
@@ -58,15 +66,20 @@ def run(arguments: argparse.Namespace) -> int:
     with problems:
         device = find_device("--device", arguments.device)
     with problems:
-        image = read_image_file(arguments.image)
+        images = [read_image_file(path) for path in arguments.image]
     with problems:
         folder = find_model("--checkpoint", arguments.checkpoint)
     problems.raise_if_any()
+    config = read_config(folder, {})
+    check_number_of_images(config, len(images))
+    tokenizer = model_tokenizer(config)
+    reader = QuestionReader(config, tokenizer)
+    question = Question(arguments.prompt, lambda: images, "--prompt")
+    (prompt,) = reader.read([question])
+    check_vocabulary(config, prompt)
+    max_new_tokens = answer_length(config, prompt, arguments.max_new_tokens)
     model = VisionLanguageModel.from_pretrained(folder).to(device)
-    tokenizer = model_tokenizer(model.config)
-    prompt = prompt_tokens(model.config, tokenizer, arguments.prompt)
-    max_new_tokens = answer_length(model.config, len(prompt), arguments.max_new_tokens)
-    tokens = answer(model, prompt, image, max_new_tokens, arguments)
+    tokens = answer(model, prompt, reader.pixels([(question, prompt)]), max_new_tokens, arguments)
     sys.stdout.write(f"{tokenizer.decode(tokens).strip()}\n")
     return cli.DONE
 
@@ -94,31 +107,35 @@ def read_image_file(path: Path) -> Image.Image:
         raise UserError(f"--image: {path} cannot be read as an image: {error}") from error
 
 
-def prompt_tokens(config: VLMConfig, tokenizer: Tokenizer, question: str) -> list[int]:
-    """Return the question as the model was trained to read it.
-
-    Raises UserError if the tokenizer has more tokens than the model.
-    """
-    (tokens,) = encode(tokenizer, [training_prompt(question)])
-    if max(tokens) >= config.lm_base_vocab_size:
+def check_number_of_images(config: VLMConfig, number: int) -> None:
+    """Raise UserError if the model does not read so many images."""
+    if number != 1 and not config.traits.is_tiled:
         raise UserError(
-            f"--checkpoint: token {max(tokens)} of lm_tokenizer={config.lm_tokenizer!r} is none of "
+            f"--image: a model of generation {config.generation} reads exactly one image, got "
+            f"{number}"
+        )
+
+
+def check_vocabulary(config: VLMConfig, prompt: PromptTokens) -> None:
+    """Raise UserError if the tokenizer has more tokens than the model; in 8k they are checked."""
+    largest = max(prompt.text)
+    if largest >= config.lm_base_vocab_size and not config.traits.is_tiled:
+        raise UserError(
+            f"--checkpoint: token {largest} of lm_tokenizer={config.lm_tokenizer!r} is none of "
             f"the model's lm_vocab_size={config.lm_vocab_size}{config.traits.less_extra_tokens}"
         )
-    return tokens
 
 
-def answer_length(config: VLMConfig, num_prompt_tokens: int, wanted: int | None) -> int:
+def answer_length(config: VLMConfig, prompt: PromptTokens, wanted: int | None) -> int:
     """Return the longest answer in tokens: what is wanted, or else what there is room for.
 
-    Raises UserError if image, prompt and answer are longer than the model's positions.
+    Raises UserError if images, prompt and answer are longer than the model's positions.
     """
-    num_given = config.num_image_tokens + num_prompt_tokens
-    room = config.lm_max_position_embeddings - num_given
+    room = config.lm_max_position_embeddings - prompt.length(config)
     if (wanted or 1) > room:
         raise UserError(
-            f"--prompt: {config.num_image_tokens} image tokens + {num_prompt_tokens} of the prompt "
-            f"+ {wanted or 1} of the answer exceed the model's "
+            f"--prompt: {len(prompt.places) * config.num_image_tokens} image tokens + "
+            f"{len(prompt.text)} of the prompt + {wanted or 1} of the answer exceed the model's "
             f"lm_max_position_embeddings={config.lm_max_position_embeddings}"
         )
     return wanted or min(room, LONGEST_ANSWER)
@@ -126,19 +143,22 @@ def answer_length(config: VLMConfig, num_prompt_tokens: int, wanted: int | None)
 
 def answer(
     model: VisionLanguageModel,
-    prompt: list[int],
-    image: Image.Image,
+    prompt: PromptTokens,
+    images: Tensor,
     max_new_tokens: int,
     arguments: argparse.Namespace,
 ) -> list[int]:
-    """Return the tokens of the answer, without the EOS that ends it."""
+    """Return the tokens of the answer, without the EOS that ends it.
+
+    Args:
+        images: uint8[K, 3, S, S], all images or their tiles.
+    """
     config, device = model.config, model.MP.proj.weight.device
-    pixels = resize_to_uint8(image, config.vit_img_size, config.image_resampling)
     generator = torch.Generator(device).manual_seed(arguments.seed)
     with evaluating(model), mixed_precision(device):
         output: Tensor = model.generate(
-            torch.tensor([prompt], device=device),
-            image_input(torch.from_numpy(pixels)[None].to(device), config),
+            torch.tensor([prompt.with_placeholders(config)], device=device),
+            image_input(images.to(device), config),
             max_new_tokens=max_new_tokens,
             greedy=arguments.temperature is None,
             temperature=arguments.temperature or 1.0,

@@ -1,18 +1,19 @@
-"""What a saved model answers to questions that another program asks: any text, with any image.
+"""What a saved model answers to questions that another program asks: any text, with any images.
 
     model = SavedModel.load("results/digits/best")
-    model.answers([Question("Which digit is this?", lambda: image, "row 0")], Decoding())
+    model.answers([Question("Which digit is this?", lambda: [image], "row 0")], Decoding())
 
-The other program brings questions and rules; the wording around a question, the preparation of the
-image and the decoding are those of this project. Questions of similar length are read together,
-packed into one row, so no answer depends on the questions beside it.
+The other program brings questions and rules; the wording around a question, the preparation of
+images (`questions.py`) and the decoding are those of this project. Questions of similar length are
+read together, packed into one row, so no answer depends on the questions beside it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from PIL import Image
@@ -20,33 +21,33 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from nanovlm.data.images import resize_to_uint8, to_rgb
-from nanovlm.data.text import encode, mmstar_prompt, training_answer, training_prompt
 from nanovlm.data.tokenizer import check_tokens, model_tokenizer
 from nanovlm.downloads import find_folder
 from nanovlm.errors import UserError
 from nanovlm.evaluation.mmstar import AUTO_BATCH
+from nanovlm.evaluation.questions import (
+    Prompt,
+    PromptTokens,
+    Question,
+    QuestionReader,
+    pack_texts,
+)
 from nanovlm.models.checkpoint import MODEL_FILES
-from nanovlm.models.packing import Packing, pack
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.results.remote import is_uri, local_copy
 from nanovlm.training.forward import evaluating, image_input, mixed_precision, unless_out_of_memory
+from nanovlm.training.passes import TILED_COSTS
 
 Precision = Literal["auto", "float32", "bfloat16"]
 """Of matrix products; weights are float32. `auto` is that of the project's own evaluation."""
 
-Prompt = Literal["training", "mmstar"]
-"""The wording around a question: that of training, or that of the project's own MMStar."""
-_WORDINGS = {"training": training_prompt, "mmstar": mmstar_prompt}
-
-Images = Literal["one", "first"]
-"""What is taken of a question's images; see `only_image`."""
+Images = Literal["one", "first", "all"]
+"""What is taken of a question's images; see `take_images`."""
 
 BatchSize = int | Literal["auto"]
 OnDone = Callable[[int], None]
 """Called with the number of questions that have just been answered."""
 T = TypeVar("T")
-Item = TypeVar("Item")
 
 
 def ignore(number: int) -> None:
@@ -64,16 +65,6 @@ def find_model(setting: str, name: str) -> Path:
     """
     place = str(local_copy(setting, name)) if is_uri(name) else name
     return find_folder(setting, place, MODEL_FILES)
-
-
-class Question(NamedTuple):
-    """A text about one image."""
-
-    text: str
-    image: Callable[[], Image.Image]
-    """Called when the question is asked, since thousands of images do not fit into memory."""
-    place: str
-    """Where it comes from, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +105,19 @@ class Decoding:
         return text.strip()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """A question, and a continuation if that is to be weighed."""
+
+    question: Question
+    prompt: PromptTokens
+    ending: list[int] = field(default_factory=list)
+
+    @property
+    def text(self) -> list[int]:
+        return self.prompt.text + self.ending
+
+
 class SavedModel:
     """A model that was saved, its tokenizer, and how it computes."""
 
@@ -134,11 +138,12 @@ class SavedModel:
                 GPU's memory is too small.
 
         Raises:
-            UserError: tokenizer and model do not belong together.
+            UserError: tokenizer and model do not belong together, or there is no chat template.
         """
         check_tokens(model.config, tokenizer)
         self.model, self.tokenizer, self.device = model, tokenizer, model.MP.proj.weight.device
-        self._precision, self._word = precision, _WORDINGS[prompt]
+        self._reader = QuestionReader(model.config, tokenizer, prompt)
+        self._precision = precision
         self._may_halve = batch_size == "auto"
         self._size = AUTO_BATCH[self.device.type] if batch_size == "auto" else batch_size
 
@@ -165,10 +170,12 @@ class SavedModel:
         Raises:
             UserError: a question is too long for the model, or cannot be encoded.
         """
-        prompts = self._prompts(questions)
-        items = list(zip(questions, prompts, strict=True))
-        answer = partial(self._answer, decoding)
-        return self._in_batches(items, lambda item: len(item[1]), answer, on_done)
+        prompts = self._reader.read(questions)
+        asked = [
+            _Asked(question=question, prompt=prompt)
+            for question, prompt in zip(questions, prompts, strict=True)
+        ]
+        return self._in_batches(asked, partial(self._answer, decoding), on_done)
 
     def continuations(
         self, asked: Sequence[tuple[Question, str]], on_done: OnDone = ignore
@@ -179,54 +186,49 @@ class SavedModel:
         Raises:
             UserError: as `answers`; or there is no token in a continuation.
         """
-        prompts = self._prompts([question for question, _ in asked])
-        endings = encode(self.tokenizer, [training_answer(text).lstrip() for _, text in asked])
+        prompts = self._reader.read([question for question, _ in asked])
+        endings = self._reader.read_answers([text for _, text in asked])
         items = []
         for (question, text), prompt, ending in zip(asked, prompts, endings, strict=True):
             if not ending:
                 raise UserError(f"{question.place}: there is no token in {text!r} to weigh")
-            self._check_room(question, len(prompt) + len(ending))
-            items.append((question, prompt, ending))
-        return self._in_batches(
-            items, lambda item: len(item[1]) + len(item[2]), self._weigh, on_done
-        )
-
-    def _prompts(self, questions: Sequence[Question]) -> list[list[int]]:
-        prompts = encode(self.tokenizer, [self._word(question.text) for question in questions])
-        for question, prompt in zip(questions, prompts, strict=True):
-            self._check_room(question, len(prompt) + 1)
-        return prompts
-
-    def _check_room(self, question: Question, num_text: int) -> None:
-        config = self.model.config
-        if config.num_image_tokens + num_text > config.lm_max_position_embeddings:
-            raise UserError(
-                f"{question.place}: {config.num_image_tokens} image tokens + {num_text} of "
-                "question and answer exceed the model's "
-                f"lm_max_position_embeddings={config.lm_max_position_embeddings}"
-            )
+            self._reader.check_room(question, prompt, len(ending))
+            items.append(_Asked(question=question, prompt=prompt, ending=ending))
+        return self._in_batches(items, self._weigh, on_done)
 
     def _in_batches(
         self,
-        items: Sequence[Item],
-        length: Callable[[Item], int],
-        compute: Callable[[Sequence[Item]], Sequence[T]],
+        items: Sequence[_Asked],
+        compute: Callable[[Sequence[_Asked]], Sequence[T]],
         on_done: OnDone,
     ) -> list[T]:
         """Return what `compute` returns for each item; those of similar length go together."""
-        order = sorted(range(len(items)), key=lambda i: length(items[i]))
+        vlm = self.model.config
+        lengths = [item.prompt.length(vlm) + len(item.ending) for item in items]
+        order = sorted(range(len(items)), key=lengths.__getitem__)
         results: dict[int, T] = {}
         with evaluating(self.model), self._autocast():
             while len(results) < len(items):
                 chosen = order[len(results) : len(results) + self._size]
-                batch = [items[i] for i in chosen]
+                batch = self._affordable([items[i] for i in chosen])
                 done = self._unless_too_many(partial(compute, batch), len(batch))
                 if done is None:
                     self._size = -(-len(batch) // 2)
                 else:
-                    results |= zip(chosen, done, strict=True)
+                    results |= zip(chosen, done, strict=False)
                     on_done(len(done))
         return [results[i] for i in range(len(items))]
+
+    def _affordable(self, items: list[_Asked]) -> list[_Asked]:
+        """Return the first of the items, so many as tiles leave memory for; at least one."""
+        vlm = self.model.config
+        if not (self._may_halve and vlm.traits.is_tiled):
+            return items
+        costs = accumulate(
+            item.prompt.length(vlm) + len(item.prompt.places) * vlm.num_patches for item in items
+        )
+        number = sum(cost <= TILED_COSTS[self.device.type] for cost in costs)
+        return items[: max(1, number)]
 
     def _unless_too_many(self, compute: Callable[[], T], number: int) -> T | None:
         if self._may_halve and number > 1:
@@ -239,53 +241,48 @@ class SavedModel:
         bfloat16 = self._precision == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
-    def _pixels(self, questions: Iterable[Question]) -> Tensor:
-        config = self.model.config
-        images = [
-            resize_to_uint8(to_rgb(question.image()), config.vit_img_size, config.image_resampling)
-            for question in questions
-        ]
-        uint8 = torch.stack([torch.from_numpy(image) for image in images])
-        return image_input(uint8.to(self.device), config)
+    def _pixels(self, batch: Sequence[_Asked]) -> Tensor:
+        uint8 = self._reader.pixels([(item.question, item.prompt) for item in batch])
+        return image_input(uint8.to(self.device), self.model.config)
 
-    def _answer(self, decoding: Decoding, batch: Sequence[tuple[Question, list[int]]]) -> list[str]:
-        questions, prompts = zip(*batch, strict=True)
+    def _answer(self, decoding: Decoding, batch: Sequence[_Asked]) -> list[str]:
         config = self.model.config
-        longest = max(map(len, prompts))
-        room = config.lm_max_position_embeddings - config.num_image_tokens - longest
-        num_new = min(decoding.max_new_tokens, room)
-        token_ids, packing = _row(prompts, config.num_image_tokens, self.device)
-        prefill = self.model.prefill(token_ids, self._pixels(questions), packing, num_new)
+        longest = max(item.prompt.length(config) for item in batch)
+        num_new = min(decoding.max_new_tokens, config.lm_max_position_embeddings - longest)
+        prompts, places = [item.text for item in batch], [item.prompt.places for item in batch]
+        token_ids, packing = pack_texts(prompts, places, config)
+        prefill = self.model.prefill(
+            token_ids.to(self.device), self._pixels(batch), packing.to(self.device), num_new
+        )
         tokens = self.model.complete(prefill, num_new).tolist()
         eos = config.lm_eos_token_id
         ended = [row[: row.index(eos)] if eos in row else row for row in tokens]
         return [decoding.end(text) for text in self.tokenizer.decode_batch(ended)]
 
-    def _weigh(
-        self, batch: Sequence[tuple[Question, list[int], list[int]]]
-    ) -> list[tuple[float, bool]]:
-        questions, prompts, endings = zip(*batch, strict=True)
-        texts = [prompt + ending for prompt, ending in zip(prompts, endings, strict=True)]
-        token_ids, packing = _row(texts, self.model.config.num_image_tokens, self.device)
-        hidden = self.model.hidden_states(token_ids, self._pixels(questions), packing)
+    def _weigh(self, batch: Sequence[_Asked]) -> list[tuple[float, bool]]:
+        texts, places = [item.text for item in batch], [item.prompt.places for item in batch]
+        token_ids, packing = pack_texts(texts, places, self.model.config)
+        hidden = self.model.hidden_states(
+            token_ids.to(self.device), self._pixels(batch), packing.to(self.device)
+        )
         results, first = [], 0
-        for prompt, ending, text in zip(prompts, endings, texts, strict=True):
-            before = hidden[first + len(prompt) - 1 : first + len(text) - 1]
-            first += len(text)
+        for item in batch:
+            before = hidden[first + len(item.prompt.text) - 1 : first + len(item.text) - 1]
+            first += len(item.text)
             with torch.autocast(self.device.type, enabled=False):
                 logits = self.model.decoder.head(before.float())
-            wanted = torch.tensor(ending, device=self.device)
+            wanted = torch.tensor(item.ending, device=self.device)
             loss = F.cross_entropy(logits, wanted).item()
             results.append((loss, bool((logits.argmax(dim=1) == wanted).all())))
         return results
 
 
-def only_image(visuals: Sequence[Any] | None, place: str, images: Images) -> Image.Image:
-    """Return the image of a question that comes with `visuals`.
+def take_images(visuals: Sequence[Any] | None, place: str, images: Images) -> list[Image.Image]:
+    """Return the images of a question that comes with `visuals`.
 
     Args:
         images: `one` refuses every other number; `first` takes the first of several and a black
-            image where there is none, as nanoVLM v0.1 does.
+            image where there is none, as nanoVLM v0.1 does; `all` takes as many as there are.
 
     Raises:
         UserError: it is refused, or is no image.
@@ -296,19 +293,10 @@ def only_image(visuals: Sequence[Any] | None, place: str, images: Images) -> Ima
             f"{place}: has {len(found)} images, and the model reads exactly one with each "
             "question; model_args images=first takes the first, or black where there is none"
         )
-    if not found:
-        return Image.new("RGB", (1, 1))
-    if not isinstance(found[0], Image.Image):
-        kind = type(found[0]).__name__
-        raise UserError(f"{place}: must come with an image, got a {kind} (a video or a sound?)")
-    return found[0]
-
-
-def _row(
-    texts: Sequence[Sequence[int]], num_image_tokens: int, device: torch.device
-) -> tuple[Tensor, Packing]:
-    """Return texts as one row of tokens, int64[M], and their packing."""
-    token_ids = torch.tensor([token for text in texts for token in text] + [0])  # one of padding
-    lengths = torch.tensor([len(text) for text in texts])
-    packing = pack(lengths, num_image_tokens, len(token_ids))
-    return token_ids.to(device), packing.to(device)
+    if images == "first":
+        found = found[:1] or [Image.new("RGB", (1, 1))]
+    for visual in found:
+        if not isinstance(visual, Image.Image):
+            kind = type(visual).__name__
+            raise UserError(f"{place}: must come with images, got a {kind} (a video or a sound?)")
+    return found

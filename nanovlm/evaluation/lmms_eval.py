@@ -25,11 +25,10 @@ from nanovlm.evaluation.answering import (
     Decoding,
     Images,
     Precision,
-    Prompt,
-    Question,
     SavedModel,
-    only_image,
+    take_images,
 )
+from nanovlm.evaluation.questions import Prompt, Question
 from nanovlm.training.forward import find_device
 
 MODEL_ID = "nanovlm_search"
@@ -62,7 +61,7 @@ class LmmsEvalModel(lmms):
         max_batch_size: int | None = None,
         dtype: Precision = "auto",
         prompt: Prompt = "training",
-        images: Images = "one",
+        images: Images | None = None,
         max_new_tokens: int = 128,
         **unknown: Any,
     ) -> None:
@@ -76,7 +75,8 @@ class LmmsEvalModel(lmms):
             dtype: of matrix products: `auto`, `float32` or `bfloat16`.
             prompt: the wording around a question: that of `training`, or that of the project's own
                 MMStar, `mmstar`.
-            images: `one` or `first`, see `only_image`.
+            images: `one`, `first` or, for models of generation 8k, `all`; see `take_images`. None
+                takes `all` for these and `one` for others.
             max_new_tokens: the longest answer where a task does not say.
         """
         super().__init__()
@@ -89,7 +89,7 @@ class LmmsEvalModel(lmms):
             with problems:
                 _check_choice("prompt", prompt, Prompt)
             with problems:
-                _check_choice("images", images, Images)
+                _check_choice("images", images or "one", Images)
             with problems:
                 Decoding.of({"max_new_tokens": max_new_tokens})
             with problems:
@@ -97,10 +97,11 @@ class LmmsEvalModel(lmms):
             with problems:
                 self.device = find_device("--device", _device_of_process(device))
             problems.raise_if_any()
-            self._images, self._longest = images, max_new_tokens
+            self._longest = max_new_tokens
             self._saved = SavedModel.load(
                 str(pretrained), self.device, precision=dtype, prompt=prompt, batch_size=size
             )
+            self._images = _images_of(self._saved, images)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Return the answer to each request."""
@@ -135,11 +136,11 @@ class LmmsEvalModel(lmms):
         text, _, doc_to_visual, doc_id, task, split = request.args
         place = f"task {task}, document {doc_id}"
 
-        def image() -> Image.Image:
+        def images() -> list[Image.Image]:
             visuals = doc_to_visual(self.task_dict[task][split][doc_id])
-            return only_image(visuals, place, self._images)
+            return take_images(visuals, place, self._images)
 
-        return Question(text, image, place)
+        return Question(text, images, place)
 
     def _target(self, request: Instance) -> str:
         _, target, _, doc_id, task, split = request.args
@@ -174,6 +175,17 @@ def _check_choice(name: str, value: str, literal: Any) -> None:
     choices = get_args(literal)
     if value not in choices:
         raise UserError(f"--model_args: {name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _images_of(saved: SavedModel, wanted: Images | None) -> Images:
+    """Return what is taken of a question's images, by default all that the model reads."""
+    vlm = saved.model.config
+    if wanted == "all" and not vlm.traits.is_tiled:
+        raise UserError(
+            f"--model_args: images=all is for models of generation 8k; this one, of "
+            f"{vlm.generation}, reads one image with each question: images=one or images=first"
+        )
+    return wanted or ("all" if vlm.traits.is_tiled else "one")
 
 
 def _batch_size(wanted: str | int | None, limit: int | None) -> BatchSize:

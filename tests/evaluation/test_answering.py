@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from nanovlm.data.digits import digits_benchmark_rows, digits_tokenizer
 from nanovlm.errors import UserError
-from nanovlm.evaluation.answering import Decoding, Question, SavedModel, only_image
+from nanovlm.evaluation.answering import Decoding, SavedModel, take_images
 from nanovlm.evaluation.mmstar import evaluate_mmstar, num_new_tokens
+from nanovlm.evaluation.questions import Question, QuestionReader
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.resources import Resources
 from nanovlm.training.forward import image_input
@@ -28,8 +29,13 @@ def saved_model(seed: int = 1, **options: Any) -> SavedModel:
     return SavedModel(VisionLanguageModel(VLM, seed=seed).eval(), TOKENIZER, **options)
 
 
-def opened(image: Image.Image) -> Callable[[], Image.Image]:
-    return lambda: image
+def opened(*images: Image.Image) -> Callable[[], list[Image.Image]]:
+    return lambda: [*images]
+
+
+def prompt_of(question: Question, **options: Any) -> list[int]:
+    (prompt,) = QuestionReader(VLM, TOKENIZER, **options).read([question])
+    return prompt.text
 
 
 @cache
@@ -63,12 +69,10 @@ def test_answers_depend_neither_on_the_batch_nor_on_the_order(batch_size: Any) -
 
 
 def test_the_prompt_is_that_of_training_unless_told_otherwise() -> None:
-    saved = saved_model()
     question = some()[0]
     alike = question._replace(text=f"{question.text} \nAnswer only with the letter! \n")
-    own = saved_model(prompt="mmstar")
-    assert saved._prompts([alike]) == own._prompts([question])
-    assert saved._prompts([question]) != own._prompts([question])
+    assert prompt_of(alike) == prompt_of(question, prompt="mmstar")
+    assert prompt_of(question) != prompt_of(question, prompt="mmstar")
 
 
 def test_all_are_counted_as_they_are_answered() -> None:
@@ -81,7 +85,7 @@ def test_an_answer_ends_where_there_are_no_positions_left() -> None:
     model = VisionLanguageModel(vlm_config(lm_max_length=40, lm_max_position_embeddings=64), 3)
     saved = SavedModel(model, TOKENIZER)
     question = some()[0]
-    (prompt,) = saved._prompts([question])
+    prompt = prompt_of(question)
     (answer,) = saved.answers([question], Decoding(max_new_tokens=1000))
     assert len(answer.split()) <= 64 - model.config.num_image_tokens - len(prompt)
 
@@ -106,13 +110,13 @@ def test_continuations_are_weighed_as_the_model_weighs_them() -> None:
 
 def loss_of(saved: SavedModel, question: Question, ending: str) -> float:
     """Return the mean loss of the ending, by the model's own forward pass on one padded text."""
-    (prompt,) = saved._prompts([question])
+    (prompt,) = QuestionReader(VLM, TOKENIZER).read([question])
     tokens = TOKENIZER.encode(ending).ids
-    row = torch.tensor([prompt + tokens])
+    row = torch.tensor([prompt.text + tokens])
     with torch.no_grad():
-        pixels = saved._pixels([question])
+        pixels = image_input(QuestionReader(VLM, TOKENIZER).pixels([(question, prompt)]), VLM)
         logits, _ = saved.model(row, pixels)
-    return F.cross_entropy(logits[0, len(prompt) - 1 : -1], torch.tensor(tokens)).item()
+    return F.cross_entropy(logits[0, len(prompt.text) - 1 : -1], torch.tensor(tokens)).item()
 
 
 def test_an_empty_continuation_is_refused() -> None:
@@ -123,10 +127,9 @@ def test_an_empty_continuation_is_refused() -> None:
 def test_images_are_prepared_as_for_training() -> None:
     """Transparent pixels on white, any mode as RGB, squashed to the model's square."""
     clear = Image.new("RGBA", (50, 20), (255, 0, 0, 0))
-    saved = saved_model()
-    pixels = saved._pixels([Question("", opened(clear), "")])
-    white = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
-    assert torch.equal(pixels, image_input(white, VLM))
+    question, reader = Question("", opened(clear), ""), QuestionReader(VLM, TOKENIZER)
+    pixels = reader.pixels([(question, reader.read([question])[0])])
+    assert torch.equal(pixels, torch.full((1, 3, 32, 32), 255, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize(
@@ -170,15 +173,18 @@ def test_an_answer_ends_at_the_first_stop() -> None:
 
 def test_one_image_is_wanted() -> None:
     image, other = Image.new("L", (2, 2), 7), Image.new("L", (2, 2), 9)
-    assert only_image([image], "row 3", "one") is image
+    assert take_images([image], "row 3", "one") == [image]
     for visuals, number in ((None, 0), ([], 0), ([image, other], 2)):
         with pytest.raises(UserError, match=f"row 3: has {number} images.*images=first"):
-            only_image(visuals, "row 3", "one")
-    assert only_image([image, other], "row 3", "first") is image
-    black = only_image(None, "row 3", "first")
+            take_images(visuals, "row 3", "one")
+    assert take_images([image, other], "row 3", "first") == [image]
+    (black,) = take_images(None, "row 3", "first")
     assert black.convert("RGB").getextrema() == ((0, 0),) * 3
-    with pytest.raises(UserError, match="row 3: must come with an image, got a str"):
-        only_image(["film.mp4"], "row 3", "one")
+    assert take_images([image, other], "row 3", "all") == [image, other]
+    assert take_images(None, "row 3", "all") == []
+    for images in ("one", "first", "all"):
+        with pytest.raises(UserError, match="row 3: must come with images, got a str"):
+            take_images(["film.mp4"], "row 3", images)
 
 
 def test_a_saved_folder_is_loaded_and_a_missing_one_is_named(tmp_path: Path) -> None:
