@@ -20,7 +20,7 @@ from nanovlm.data.tiles import Tiling, cut_into_tiles
 from nanovlm.errors import UserError
 from nanovlm.evaluation import answering
 from nanovlm.evaluation.answering import Decoding, SavedModel
-from nanovlm.evaluation.questions import Question
+from nanovlm.evaluation.questions import Question, QuestionReader
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.forward import image_input
 from tests.hub_data import write_tokenizer
@@ -112,6 +112,14 @@ def test_answers_are_those_of_the_published_prompt(saved: SavedModel) -> None:
         expected.append(saved.tokenizer.decode(tokens).strip())
     assert answers == expected
     assert len(set(answers)) == len(QUESTIONS)
+
+
+def test_a_prompt_has_its_placeholders_where_nanovlm_has_them(saved: SavedModel) -> None:
+    vlm = saved.model.config
+    for asked, prompt in zip(
+        QUESTIONS, QuestionReader(vlm, saved.tokenizer).read(QUESTIONS), strict=True
+    ):
+        assert prompt.with_placeholders(vlm) == published(vlm, asked)[0][0].tolist()
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, "auto"])
