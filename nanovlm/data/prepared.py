@@ -93,6 +93,12 @@ def prepare_benchmark(
     )
 
 
+def images_keys(config: TrainConfig, tokenizer: Tokenizer) -> tuple[str, str]:
+    """Return what tells the images of training data and benchmark from all others."""
+    training = _training_recipe(config, tokenizer).folder
+    return training.path.name, _benchmark_recipe(config, tokenizer).folder.path.name
+
+
 def describe_data(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what the prepared data of `config` was made from and what was left out; JSON."""
     recipes = {
@@ -199,7 +205,7 @@ def _image_task(column: str, folder: PreparedFolder, vlm: VLMConfig) -> ImageTas
 def _fields(recipe: Recipe, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `PreparedSamples`, memory-mapped."""
     folder, size = recipe.folder, recipe.images.size
-    arrays = {"images": folder.images((manifest["images"], 3, size, size))}
+    arrays = {"images": folder.mapped(IMAGES_FILE, (manifest["images"], 3, size, size))}
     for name in ("image_index", "tokens", "offsets", "prompt_lengths"):
         arrays[name] = folder.array(name)
     with warnings.catch_warnings():
