@@ -20,6 +20,7 @@ from nanovlm.files import check_whole
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 _SETTING = "vlm.lm_tokenizer"
 
 
@@ -93,6 +94,25 @@ def chat_template(name: str) -> str | None:
         if not isinstance(found, str | None):
             raise TypeError(f"chat_template must be a text, got {found!r}")
     return found
+
+
+def special_tokens(name: str) -> dict[str, str]:
+    """Return the tokens that a chat template may name, such as `bos_token`, by that name.
+
+    Raises:
+        UserError: as `read_tokenizer`, or the file cannot be read.
+    """
+    if name.startswith("builtin:"):
+        return {}
+    folder = _find_folder(name)
+    with _readable(name, folder / TOKENIZER_CONFIG_FILE):
+        values = _config_values(folder)
+        tokens = {key: values.get(key) for key in _SPECIAL_TOKENS}
+        return {
+            key: str(token["content"]) if isinstance(token, dict) else str(token)
+            for key, token in tokens.items()
+            if token is not None
+        }
 
 
 def _config_values(folder: Path) -> Mapping[str, Any]:

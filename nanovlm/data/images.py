@@ -6,13 +6,14 @@ Without torch, since this runs in the processes that prepare a data set.
 import errno
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from operator import methodcaller
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
-from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from nanovlm.files import LFS_HEAD
 
@@ -26,6 +27,12 @@ _BESIDE_THE_PIXELS = {"AVIF": 6, "JPEG2000": 16, "TIFF": 3, "WEBP": 12}
 _PROGRESSIVE_JPEG = 6  # the coefficients of all pixels, at 16 bits
 _REDUCTIONS = (1, 2, 4, 8)
 """Of width and height; what JPEG's decoder can leave out."""
+
+_ORIENTATION = ExifTags.Base.Orientation
+_ON_ITS_SIDE = (5, 6, 7, 8)
+"""Orientations in which a row of the file is a column of the image."""
+_PNG_ORIENTATIONS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""Where a PNG may hold one."""
 
 _MAX_PIXELS = 2**20
 """That are converted together: a conversion holds several copies."""
@@ -70,16 +77,46 @@ def read_image(stored: StoredImage) -> Image.Image:
     UnreadableImage if it is not there, broken, of an unknown format or too large.
     """
     content = _stored_bytes(stored)
+    with _opened(content) as image:
+        _fit_into_memory(image, len(content))
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return to_rgb(image)
+
+
+def image_size(stored: StoredImage) -> tuple[int, int]:
+    """Return width and height of the image, turned as its EXIF entry says and never reduced.
+
+    Little more than its header is read. Raises UnreadableImage, as far as that can be known.
+    """
+    content = _stored_bytes(stored)
+    with _opened(content) as image:
+        width, height = image.size  # before the decoder is told to reduce it
+        _fit_into_memory(image, len(content))
+        return (height, width) if _is_on_its_side(image, content) else (width, height)
+
+
+def _is_on_its_side(image: Image.Image, content: bytes) -> bool:
+    """Return whether an upright view of an image swaps its sides."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and _ORIENTATION in image.tag_v2:
+        return False  # Pillow gives the turned size already
+    if isinstance(image, PngImagePlugin.PngImageFile) and not any(
+        name in content for name in _PNG_ORIENTATIONS
+    ):
+        return False  # Pillow would decode the image to look for what may stand behind it
+    return image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+
+
+@contextmanager
+def _opened(content: bytes) -> Iterator[Image.Image]:
+    """Give the image of a file. Raises UnreadableImage if what is done with it here cannot be."""
     try:
         # What matters of Pillow's warnings ends as a reason here.
         with (
             warnings.catch_warnings(action="ignore"),
             Image.open(io.BytesIO(content), formats=FORMATS) as image,
         ):
-            _fit_into_memory(image, len(content))
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return to_rgb(image)
+            yield image
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # what Pillow's decoders raise on broken bytes has no common type

@@ -50,6 +50,12 @@ def mmstar_prompt(question: str) -> str:
     return f"Question: {question} \nAnswer only with the letter! \n{_PROMPT_END}"
 
 
+def mmstar_message(question: str) -> str:
+    """Return what the user says in the benchmark where texts are conversations (lmms-eval's wording
+    for MMStar)."""
+    return f"{question}\nAnswer with the option's letter from the given choices directly"
+
+
 def training_answer(assistant: str) -> str:
     """Return what is learnt after the prompt.
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from nanovlm.config.parameter import Parameter
-from nanovlm.config.schema import STAND_INS, Scalar, TrainConfig
+from nanovlm.config.schema import STAND_INS, Scalar, TrainConfig, VLMConfig
 from nanovlm.config.search_settings import Scheduler
 from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
@@ -121,6 +121,11 @@ def check_disk(peak: DiskPeak, folder: Path) -> int:
             f"{gib(peak.models)}; lower --concurrency{also} or confirm.runs, or choose another disk"
         )
     return room
+
+
+def image_bytes(vlm: VLMConfig) -> int:
+    """Return the bytes that a prepared image takes, or each tile where it is cut into tiles."""
+    return 3 * vlm.vit_img_size**2
 
 
 def max_paused_states(space: SearchSpace, peak: DiskPeak, room: int) -> int:

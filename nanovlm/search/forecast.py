@@ -24,7 +24,7 @@ from nanovlm.pruning.simulation import CORRELATIONS, SimulatedSearch, simulate
 from nanovlm.results.conclusion import DEFAULT_NUMBER
 from nanovlm.results.read import SUMMARY_FILE, TRIALS_FILE, FolderReader
 from nanovlm.search.confirm import Race, most_batches
-from nanovlm.search.disk import disk_peak, max_paused_states
+from nanovlm.search.disk import disk_peak, image_bytes, max_paused_states
 from nanovlm.search.plan import SearchPlan
 
 UNKNOWN_TRIALS = 100
@@ -34,7 +34,8 @@ _MAX_SIMULATED_TRIALS = 4000
 """In all simulated searches together: a second or two."""
 
 _SAME_WORK = (
-    "train_dataset_path", "train_dataset_name", "turns", "compile", "cpu_threads", "vlm",
+    "train_dataset_path", "train_dataset_name", "turns", "max_images_per_example", "compile",
+    "cpu_threads", "vlm",
     "test_dataset_path", "mmstar_batch_size", "mmstar_holdout", "mmstar_part",
 )  # fmt: skip
 """Keys of the configuration that the time of a sample or of an evaluation depends on, and that all
@@ -188,6 +189,7 @@ class Forecast:
             f"confirm         {self._describe_confirmation()}",
             *self._time_lines(),
             f"disk            {self._describe_disk()}",
+            f"prepared        {self._describe_prepared()}",
             *(f"left out        {text}" for text in self._left_out),
         ]
         return "\n".join(lines)
@@ -262,6 +264,16 @@ class Forecast:
             f"{gib(disk.total)} at most, {gib(self._free_bytes)} are free: states "
             f"{gib(disk.states)} ({gib(disk.state)} each), {paused}models {gib(disk.models)} "
             f"({gib(disk.model)} each), answers and logs {gib(disk.answers_and_logs)}"
+        )
+
+    def _describe_prepared(self) -> str:
+        """Return what the images take, which are prepared by now: nothing here is estimated."""
+        vlm, data = self._space.base.vlm, self.plan.data
+        what = "tiles" if vlm.traits.is_tiled else "images"
+        train, benchmark = (data[part]["images"] for part in ("training", "benchmark"))
+        return (
+            f"{train:,} {what} to train on and {benchmark:,} of the benchmark take "
+            f"{gib((train + benchmark) * image_bytes(vlm))}, once for all searches"
         )
 
 

@@ -5,7 +5,7 @@ and the optimizer are left out, as is usual for model FLOP utilisation (Chowdher
 appendix B). Only useful work counts: tokens of samples and no padding, logits where a label stands,
 and nothing that is computed a second time in the backward pass.
 
-Shapes: N patches of an image, D = vit_hidden_dim, F = vit_mlp_dim, P = vit_patch_size,
+Shapes: N patches of an image or tile, D = vit_hidden_dim, F = vit_mlp_dim, P = vit_patch_size,
         f = mp_pixel_shuffle_factor, I = N / f^2 image tokens, L = lm_hidden_dim, J = lm_inter_dim,
         C = width of the keys (L x key-value heads / query heads), V = lm_vocab_size.
 """
@@ -46,9 +46,9 @@ class ModelFlops:
     """FLOPs of each part of the model, each for one unit of what it works on."""
 
     vision_encoder: int
-    """Of one image."""
+    """Of one image, or one tile of it."""
     projector: int
-    """Of one image."""
+    """Of one image, or one tile of it."""
     decoder_token: int
     """Of one token, image or text, in all matrices of the decoder."""
     decoder_pair: int
@@ -56,6 +56,7 @@ class ModelFlops:
     head: int
     """Of one label."""
     num_image_tokens: int
+    """Of one image, or one tile of it."""
 
     def of_samples(
         self,
@@ -69,7 +70,7 @@ class ModelFlops:
 
         Args:
             text_lengths: int[B], the text tokens that each sample gives the decoder to read.
-            num_images: int[B], the images or tiles of each sample.
+            num_images: int[B], the images of each sample, or the tiles that they are cut into.
         """
         texts = np.asarray(text_lengths, dtype=np.int64)
         images = np.broadcast_to(np.asarray(num_images, dtype=np.int64), texts.shape)

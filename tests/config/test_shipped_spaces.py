@@ -1,5 +1,6 @@
 """The spaces and presets that ship: they load, and their heads say what they cost."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ from nanovlm.config.parameter import TUNABLE, Parameter
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.sources import build_config, preset_layer
 from nanovlm.config.space import SearchSpace, load_space
+from nanovlm.training.flops import model_flops, trained_parts
 
 REPOSITORY = Path(__file__).parents[2]
 SPACES = sorted((REPOSITORY / "search_spaces").glob("*.yaml"))
-LR, FULL = (load_space(REPOSITORY / "search_spaces" / f"{name}.yaml") for name in ("lr", "full"))
+LR, FULL, FINE = (
+    load_space(REPOSITORY / "search_spaces" / f"{name}.yaml") for name in ("lr", "full", "fine")
+)
 
 
 def within(searched: Parameter) -> bool:
@@ -35,7 +39,7 @@ def test_a_space_says_how_to_run_it_and_what_it_costs(path: Path) -> None:
     assert f"search_spaces/{path.name}" in readme
 
 
-@pytest.mark.parametrize("space", [LR, FULL], ids=lambda space: space.name)
+@pytest.mark.parametrize("space", [LR, FULL, FINE], ids=lambda space: space.name)
 def test_the_values_lie_in_the_natural_ranges(space: SearchSpace) -> None:
     assert [str(parameter) for parameter in space.parameters if not within(parameter)] == []
 
@@ -44,6 +48,32 @@ def test_the_values_lie_in_the_natural_ranges(space: SearchSpace) -> None:
 def test_trial_0_is_nanovlm(space: SearchSpace) -> None:
     expected = TrainConfig(data_cutoff_idx=100_000, epochs=1)
     assert space.base == space.config_for(space.default_values()) == expected
+
+
+def test_trial_0_of_the_fine_space_is_the_published_recipe() -> None:
+    preset = build_config(preset_layer("nanovlm-460m-8k"))
+    expected = dataclasses.replace(preset, data_cutoff_idx=50_000, epochs=4)
+    assert FINE.base == FINE.config_for(FINE.default_values()) == expected
+    rates = ("lr_mp", "lr_vision_backbone", "lr_language_backbone")
+    assert {parameter.key for parameter in FINE.parameters} == {*rates}
+    assert [getattr(expected, rate) for rate in rates] == [5.12e-3, 5e-5, 5e-5]
+
+
+def test_the_cost_of_the_fine_space_is_what_flops_say() -> None:
+    text = (REPOSITORY / "search_spaces" / "fine.yaml").read_text(encoding="utf-8")
+    head = " ".join(text.replace("\n#", "").split())
+    vlm, small = FINE.base.vlm, TrainConfig()
+    flops = model_flops(vlm, trained_parts(FINE.base))
+    one, five, most = (flops.of_samples([200], 120, [tiles]) / 1e12 for tiles in (1, 5, 17))
+    assert f"that is {five:.1f} TFLOP; with 1 tile it is {one:.1f}, with the" in head
+    assert f"17 tiles of a scanned page {most:.1f}." in head
+    assert f"{(flops.vision_encoder + flops.projector) / 1e12:.2f} TFLOP a tile" in head
+    of_222m = model_flops(small.vlm, trained_parts(small)).of_samples([33], 9) / 1e12
+    rate = 1768 * of_222m / five
+    assert f"{198_656 / rate / 3600:.2f} for a full trial at {rate:.0f} samples/s" in head
+    assert f"({1768 * of_222m:.0f} TFLOP/s" in head
+    tile = 3 * vlm.vit_img_size**2
+    assert f"{50_000 * 5 * tile / 1e9:.0f} GB of prepared tiles, {tile / 1e6:.2f} MB each" in head
 
 
 def test_what_is_searched() -> None:

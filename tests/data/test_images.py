@@ -17,6 +17,7 @@ from nanovlm.data.images import (
     MAX_DECODING_BYTES,
     StoredImage,
     UnreadableImage,
+    image_size,
     read_image,
     resize_to_uint8,
 )
@@ -308,3 +309,60 @@ def test_resampling_differs() -> None:
         resize_to_uint8(Image.fromarray(noise), 8, name) for name in ("bilinear", "bicubic")
     )
     assert (bilinear != bicubic).any()
+
+
+@pytest.mark.parametrize("format", sorted(set(FORMATS) - {"BMP", "GIF", "PPM", "JPEG2000"}))
+def test_the_size_is_that_of_the_upright_image(format: str) -> None:
+    image = Image.new("RGB", (48, 20), "red")
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        content = stored(image, format, exif=exif)
+        assert image_size(content) == read_image(content).size
+        assert image_size(content) == ((48, 20) if orientation < 5 else (20, 48))
+
+
+@pytest.mark.parametrize("format", ["BMP", "GIF", "PPM", "JPEG2000"])
+def test_the_size_of_an_image_that_cannot_be_turned(format: str) -> None:
+    assert image_size(stored(Image.new("RGB", (48, 20)), format)) == (48, 20)
+
+
+@pytest.mark.parametrize("name", ["XML:com.adobe.xmp", "Raw profile type exif"])
+def test_a_png_that_is_turned_by_a_text_behind_its_pixels(name: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = exif.tobytes()
+    by_name = {
+        "XML:com.adobe.xmp": '<x tiff:Orientation="6"/>',
+        "Raw profile type exif": f"\nexif\n{len(raw):8}\n{raw.hex()}\n",
+    }
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt(name, by_name[name])
+    content = stored(Image.new("RGB", (48, 20)), pnginfo=text)["bytes"]
+    assert content is not None
+    start = content.index(b"iTXt") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    moved = content[:start] + content[end:-12] + content[start:end] + content[-12:]
+    image: StoredImage = {"bytes": moved, "path": None}
+    assert image_size(image) == read_image(image).size == (20, 48)
+
+
+def test_a_png_is_not_decoded_for_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = stored(Image.new("RGB", (48, 20)))
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
+    assert image_size(content) == (48, 20)
+
+
+def test_the_size_of_a_jpeg_that_its_decoder_reduces(monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = stored(Image.new("RGB", (640, 400), "red"), "JPEG", exif=exif)
+    monkeypatch.setattr(images, "MAX_DECODING_BYTES", 640 * 400 * 3)
+    assert read_image(content).size == (200, 320)
+    assert image_size(content) == (400, 640)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x89PNG\r\n\x1a\nabc"])
+def test_what_has_no_size(content: bytes) -> None:
+    with pytest.raises(UnreadableImage):
+        image_size({"bytes": content, "path": None})

@@ -59,9 +59,7 @@ def test_tiles_and_conversations_stand_there() -> None:
     training = build_config(preset_layer("nanovlm-460m-8k"))
     text = card(training.vlm, training=training).text
     assert "answer questions about images, one after the other. Training" in text
-    assert (
-        "; tiles of 512 x 512 pixels, of images up to 2048 pixels in patches of 16 x 16 |" in text
-    )
+    assert "; images up to 2048 x 2048 in tiles of 512 x 512 pixels in patches of 16" in text
     assert "| pixel shuffle 4: 64 tokens a tile |" in text
     assert "49,218 tokens, `<|image|>` and 65 more extra tokens included |" in text
     assert "| `max_images_per_example` | `4` |" in text

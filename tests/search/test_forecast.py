@@ -13,6 +13,7 @@ from nanovlm.search.forecast import Forecast, Range, past_rate
 from nanovlm.search.plan import SearchPlan
 from tests.records import make_record, make_report, make_speed
 
+DATA = {"training": {"images": 2**20}, "benchmark": {"images": 2**10, "samples": 100}}
 CUDA_FREE = {"resources.workers": 1, "resources.gpus_per_worker": 0}
 
 
@@ -28,7 +29,7 @@ def full_length(
 ) -> Forecast:
     """Return the forecast of trials of 3,600 samples that all run their full budget."""
     space = space_of(tmp_path / "spaces", **{"scheduler.name": "none"}, **overrides)
-    plan = SearchPlan(space, (), 3600, {"benchmark": {"samples": 100}})
+    plan = SearchPlan(space, (), 3600, DATA)
     return Forecast(plan, concurrency, rate, tmp_path / "results")
 
 
@@ -55,6 +56,15 @@ def test_hours_at_a_given_rate(tmp_path: Path) -> None:
     assert "CPU-hours       5 (5 to 5), and 8 to confirm" in text
     assert "hours           3 (3 to 3), and 4 to confirm" in text
     assert "evaluation is not counted" in text
+
+
+def test_what_is_prepared_is_told_in_bytes(tmp_path: Path) -> None:
+    text = full_length(tmp_path, 1.0).describe()
+    assert "1,048,576 images to train on and 1,024 of the benchmark take 3 GiB, once" in text
+    tiled = {"generation": "8k", "lm_vocab_size": 100, "max_img_size": 64, "vit_img_size": 16}
+    changes: dict[str, Any] = {f"vlm.{key}": value for key, value in tiled.items()}
+    text = full_length(tmp_path, 1.0, **changes).describe()
+    assert "1,048,576 tiles to train on and 1,024 of the benchmark take 769 MiB, once" in text
 
 
 def test_unknown_hours(tmp_path: Path) -> None:
@@ -134,7 +144,7 @@ def test_the_distinct_configurations_are_counted(
     path.write_text(f"preset: digits\nbase: {base}\nsearch: {{{key}: {search}}}")
     budget = {"budget.trials": trials, "budget.hours": 1e6}
     space = load_space(path, CUDA_FREE | {"scheduler.name": "none"} | budget)
-    plan = SearchPlan(space, (), 3600, {"benchmark": {"samples": 100}})
+    plan = SearchPlan(space, (), 3600, DATA)
     expected = Forecast(plan, 2, None, tmp_path / "results")
     assert (expected.num_trials, expected.confirm_runs) == (num_trials, confirm_runs)
     assert f"configurations  {line}" in expected.describe()
@@ -144,7 +154,7 @@ def pausing(tmp_path: Path, **overrides: Any) -> Forecast:
     """Return the forecast of 60 trials that pause at 400 and 1,200 of 3,600 samples."""
     scheduler = {"scheduler.name": "asha", "scheduler.type": "pausing", "budget.trials": 60}
     space = space_of(tmp_path / "spaces", **scheduler, **overrides)
-    plan = SearchPlan(space, (400, 1200), 3600, {"benchmark": {"samples": 100}})
+    plan = SearchPlan(space, (400, 1200), 3600, DATA)
     return Forecast(plan, 2, 1.0, tmp_path / "results")
 
 
@@ -180,7 +190,7 @@ def test_several_objectives_are_counted_as_one_is(tmp_path: Path) -> None:
     forecasts = []
     for more in ({}, {"objective": both}):
         space = space_of(tmp_path / "spaces", **more)
-        plan = SearchPlan(space, (400, 1200), 3600, {"benchmark": {"samples": 100}})
+        plan = SearchPlan(space, (400, 1200), 3600, DATA)
         forecasts.append(Forecast(plan, 2, None, tmp_path / "results"))
     assert [s.reached for s in forecasts[0].searches] == [s.reached for s in forecasts[1].searches]
     assert "the best 3 and the default one" in forecasts[0].describe()

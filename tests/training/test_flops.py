@@ -119,6 +119,10 @@ def test_samples_are_counted_one_by_one() -> None:
     expected = 2 * (10**10 + 10**9) + (50 + 52) * 10**6 + 10 * (1275 + 1378) + 4
     assert flops.of_samples([1, 3], num_labels=4) == expected
     assert flops.of_samples(np.array([1, 3], dtype=np.int32), num_labels=4) == expected
+    assert flops.of_samples([1, 3], num_labels=4, num_images=[1, 1]) == expected
+    # Two tiles beside one token and no image beside three: 99 tokens and 3.
+    tiled = 2 * (10**10 + 10**9) + (99 + 3) * 10**6 + 10 * (4950 + 6) + 4
+    assert flops.of_samples([1, 3], num_labels=4, num_images=np.array([2, 0])) == tiled
 
 
 def test_what_is_trained() -> None:
