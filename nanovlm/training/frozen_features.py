@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanovlm.config.schema import VLMConfig
 from nanovlm.data.cache import ABOUT_FILE, FEATURES_FILE, MANIFEST_FILE, PreparedFolder
 from nanovlm.errors import UserError
 from nanovlm.files import free_bytes, gib, remove_folder, replace_text
@@ -88,9 +89,9 @@ def frozen_features(
         return torch.from_numpy(folder.mapped(FEATURES_FILE, shape, stored)).view(dtype)
 
 
-def feature_bytes(num_images: int, num_patches: int, hidden_dim: int, on_gpu: bool) -> int:
-    """Return what the features of so many images take on the disk."""
-    return num_images * num_patches * hidden_dim * (2 if on_gpu else 4)
+def feature_bytes(vlm: VLMConfig, on_gpu: bool) -> int:
+    """Return what the features of an image take on the disk."""
+    return vlm.num_patches * vlm.vit_hidden_dim * (2 if on_gpu else 4)
 
 
 def _processor(device: torch.device) -> tuple[str | int, ...]:
