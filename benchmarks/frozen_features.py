@@ -32,21 +32,26 @@ from nanovlm.training.loop import train
 
 
 def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    on_gpu = device.type == "cuda"
+    where = torch.cuda.get_device_name() if on_gpu else f"CPU, {arguments.threads} threads"
+    print(f"{where}; torch {torch.__version__}")
+    figures = Figures(arguments.json, device=where, torch=torch.__version__)
+    for name in arguments.config or (["222m"] if on_gpu else ["tiny", "small"]):
+        measure(name, arguments, device, figures.part(name))
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = model_parser_of(__doc__)
     parser.add_argument("--config", nargs="+", choices=VLM_CONFIGS, help="tiny small, or 222m")
     parser.add_argument("--batch-size", type=int, help="32; 256 on a GPU")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="of a round")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
-    on_gpu = device.type == "cuda"
-    where = torch.cuda.get_device_name() if on_gpu else f"CPU, {arguments.threads} threads"
-    print(f"{where}; torch {torch.__version__}")
-    arguments.batch_size = arguments.batch_size or (256 if on_gpu else 32)
-    figures = Figures(arguments.json, device=where, torch=torch.__version__)
-    for name in arguments.config or (["222m"] if on_gpu else ["tiny", "small"]):
-        measure(name, arguments, device, figures.part(name))
+    arguments.batch_size = arguments.batch_size or (256 if arguments.device == "cuda" else 32)
+    return arguments
 
 
 def measure(

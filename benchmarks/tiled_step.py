@@ -86,6 +86,16 @@ class Conversation(NamedTuple):
 
 
 def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    print(f"{where}; torch {torch.__version__}, transformers {transformers.__version__}")
+    figures = Figures(arguments.json, device=where, torch=torch.__version__)
+    measure(arguments, device, figures)
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = device_parser_of(__doc__)
     parser.add_argument("--config", choices=["tiny", *PRESETS], default="tiny")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -94,13 +104,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--compile", action="store_true", help="our side")
     parser.add_argument("--pad-to-limit", action="store_true", help="the peer's lines")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(f"{where}; torch {torch.__version__}, transformers {transformers.__version__}")
-    figures = Figures(arguments.json, device=where, torch=torch.__version__)
-    measure(arguments, device, figures)
+    return parser.parse_args()
 
 
 def measure(arguments: argparse.Namespace, device: torch.device, figures: Figures) -> None:
