@@ -9,10 +9,11 @@ import dataclasses
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.data.benchmark import PreparedBenchmark, select_part
@@ -20,6 +21,7 @@ from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.prepared import (
     check_batch_size,
     describe_data,
+    images_keys,
     prepare_benchmark,
     prepare_training,
 )
@@ -32,6 +34,7 @@ from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import PARTS, VisionLanguageModel
 from nanovlm.training.flops import trained_parts
 from nanovlm.training.forward import has_bfloat16
+from nanovlm.training.frozen_features import encoder_digest, frozen_features
 from nanovlm.training.passes import MicroBatchSize
 from nanovlm.training.start import architecture, load_checkpoint
 
@@ -44,6 +47,14 @@ NUM_KEPT = 2
 
 PROJECTOR = ("MP",)
 BACKBONES = tuple(part for part in PARTS if part not in PROJECTOR)
+
+
+class TrialData(NamedTuple):
+    """What a trial reads."""
+
+    train: PreparedSamples
+    val: PreparedSamples
+    benchmark: PreparedBenchmark
 
 
 class Resources:
@@ -66,6 +77,7 @@ class Resources:
         self._models = _Recent[VisionLanguageModel]()
         self._micro_batch_sizes = _Recent[MicroBatchSize]()
         self._weights = _Recent[Snapshot]()
+        self._features = _Recent[tuple[Tensor, Tensor]]()
         self._notes = dict[str, None]()  # in the order in which they were made
         self._logged = set[str]()
 
@@ -156,14 +168,51 @@ class Resources:
             load_checkpoint(model, checkpoint)
         elif config.resume_from_vlm_checkpoint:
             name = config.vlm.vlm_checkpoint_path
-            self._set_weights(model, (name,), PARTS, lambda: load_checkpoint(model, name))
+            self._set_weights(model, config, PARTS, lambda: load_checkpoint(model, name))
         elif config.vlm.vlm_load_backbone_weights:
-            names = (config.vlm.vit_model_type, config.vlm.lm_model_type)
-            self._set_weights(model, names, BACKBONES, lambda: load_backbone_weights(model))
+            self._set_weights(model, config, BACKBONES, lambda: load_backbone_weights(model))
             model.initialize(config.seed, PROJECTOR)
         else:
             model.initialize(config.seed)
         return model
+
+    def data(
+        self, config: TrainConfig, model: VisionLanguageModel, checkpoint: str | None = None
+    ) -> TrialData:
+        """Return the data of a trial that starts with `model`, as `model()` returned it.
+
+        With `config.cache_vision_features` and a frozen vision encoder, what that makes of each
+        image stands in the place of the images.
+
+        Raises UserError as `training_data` and `benchmark`, or if the disk is too full.
+        """
+        train, val = self.training_data(config)
+        benchmark = self.benchmark(config)
+        if not config.cache_vision_features or config.peak_learning_rates["vision_backbone"]:
+            return TrialData(train, val, benchmark)
+        if config.vlm.vit_dropout:
+            self.note(
+                f"cache_vision_features: vlm.vit_dropout={config.vlm.vit_dropout} makes other "
+                "features at each pass, so they are computed each time"
+            )
+            return TrialData(train, val, benchmark)
+
+        def compute() -> tuple[Tensor, Tensor]:
+            keys = images_keys(config, self.tokenizer(config.vlm))
+            of_training, of_benchmark = (
+                frozen_features(model, images, key, self.device, self._on_progress)
+                for images, key in zip((train.images, benchmark.images), keys, strict=True)
+            )
+            return of_training, of_benchmark
+
+        encoder = _weights_key(config) if checkpoint is None else encoder_digest(model)
+        key = (encoder, training_data_key(config), benchmark_key(config))
+        training_features, benchmark_features = self._features.get(key, compute)
+        return TrialData(
+            dataclasses.replace(train, images=training_features),
+            dataclasses.replace(val, images=training_features),
+            dataclasses.replace(benchmark, images=benchmark_features),
+        )
 
     def micro_batch_size(self, config: TrainConfig) -> MicroBatchSize:
         """Return what earlier trials of such a model have found to fit into the memory.
@@ -180,11 +229,11 @@ class Resources:
     def _set_weights(
         self,
         model: VisionLanguageModel,
-        names: Sequence[str],
+        config: TrainConfig,
         parts: Sequence[str],
         load: Callable[[], None],
     ) -> None:
-        """Copy the weights that `names` stand for into `parts` of `model`.
+        """Copy the weights that `config` starts with into `parts` of `model`.
 
         Args:
             load: reads them into the model, if they are not kept from an earlier trial.
@@ -194,9 +243,7 @@ class Resources:
             load()
             return Snapshot(model, parts)
 
-        # Another dropout or prompt length makes another model, with the same weights.
-        key = (*names, *architecture(model.config).items())
-        self._weights.get(key, read).restore(model)
+        self._weights.get(_weights_key(config), read).restore(model)
 
     def _can_compile(self) -> bool:
         """Return whether models can be compiled here, and note why not."""
@@ -208,6 +255,21 @@ class Resources:
     def _new_model(self, config: TrainConfig, compiled: bool) -> VisionLanguageModel:
         with self.device:
             return VisionLanguageModel(config.vlm, compiled=compiled)
+
+
+def _weights_key(config: TrainConfig) -> Hashable:
+    """Return the values that the weights depend on with which a vision encoder starts.
+
+    Another dropout or prompt length makes another model, with the same weights.
+    """
+    vlm, names = config.vlm, tuple[str | int, ...]()
+    if config.resume_from_vlm_checkpoint:
+        names = (vlm.vlm_checkpoint_path,)
+    elif vlm.vlm_load_backbone_weights:
+        names = (vlm.vit_model_type, vlm.lm_model_type)
+    else:
+        names = ("seed", config.seed)
+    return (*names, *architecture(vlm).items())
 
 
 def training_data_key(config: TrainConfig) -> Hashable:

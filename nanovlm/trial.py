@@ -74,8 +74,7 @@ def run_trial(
     problems = ErrorCollector()
     with problems:
         model = resources.model(config, job.checkpoint)
-        train_samples, val_samples = resources.training_data(config)
-        benchmark = resources.benchmark(config)
+        data = resources.data(config, model, job.checkpoint)
     _raise_together(problems.messages)
     saved = _find_state(job, resources)
     reports = [] if saved is None else list(saved.reports)
@@ -83,12 +82,12 @@ def run_trial(
         started -= reports[-1].seconds
         logger.info("trial %s goes on after %d samples", job.trial_id, reports[-1].samples_seen)
     yield from reports
-    total_steps = num_steps(config, len(train_samples))
+    total_steps = num_steps(config, len(data.train))
     updates = UpdateTimer(job.trial_id, config.batch_size, total_steps, on_update)
-    trial = _Trial(job, resources, model, val_samples, benchmark, updates, started, reports)
+    trial = _Trial(job, resources, model, data.val, data.benchmark, updates, started, reports)
     training = train(
         model,
-        train_samples,
+        data.train,
         config,
         job.milestones,
         device=resources.device,

@@ -282,6 +282,9 @@ class TrainConfig:
     freeze: Freeze = tunable("none", "choice", "none", "vision_encoder", "backbones")
     """What keeps its initial weights whatever the learning rates are: gradients neither reach it
     nor, in the vision encoder, are computed at all. `backbones` trains the projector alone."""
+    cache_vision_features: bool = False
+    """Compute the output of a frozen vision encoder for each image once and keep it on the disk for
+    all epochs, trials and evaluations with this encoder (docs/performance.md: how large)."""
     batch_size: PositiveInt = tunable(256, "choice", 64, 128, 256, 512)
     """Samples of one optimizer step, however many workers or micro-batches share it."""
     micro_batch_size: PositiveInt | Literal["auto"] = "auto"

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from nanovlm.config.schema import TrainConfig
 from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.data.build import OnProgress, Recipe, build, log_progress
+from nanovlm.data.cache import IMAGES_FILE
 from nanovlm.data.recipes import benchmark_recipe, training_recipe
 from nanovlm.data.samples import ImageSlots, PreparedSamples
 from nanovlm.data.tokenizer import check_tokens
@@ -82,6 +83,12 @@ def prepare_benchmark(
     )
 
 
+def images_keys(config: TrainConfig, tokenizer: Tokenizer) -> tuple[str, str]:
+    """Return what tells the images of training data and benchmark from all others."""
+    training = training_recipe(config, tokenizer).folder
+    return training.path.name, benchmark_recipe(config, tokenizer).folder.path.name
+
+
 def describe_data(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what the prepared data of `config` was made from and what was left out; JSON."""
     recipes = {
@@ -109,7 +116,7 @@ def _fields(recipe: Recipe, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `PreparedSamples`, memory-mapped."""
     folder, size = recipe.folder, recipe.images.size
     num_images = manifest["tiles" if recipe.is_tiled else "images"]
-    fields = {"images": _tensor(folder.images((num_images, 3, size, size)))}
+    fields = {"images": _tensor(folder.mapped(IMAGES_FILE, (num_images, 3, size, size)))}
     for name in ("tokens", "offsets", "prompt_lengths"):
         fields[name] = _tensor(folder.array(name))
     if not recipe.is_tiled:

@@ -63,7 +63,7 @@ class PreparedSamples:
     """
 
     images: Tensor
-    """uint8[R, 3, S, S]"""
+    """uint8[R, 3, S, S], or what a frozen vision encoder makes of them, float[R, N, D]."""
     slots: ImageSlots
     tokens: Tensor
     """int32[all tokens], one sample after the other."""
@@ -129,13 +129,13 @@ def _epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def image_buffer(samples: PreparedSamples, num_images: int, pin_memory: bool = False) -> Tensor:
-    """Return the memory for the images of a batch, uint8[num_images, 3, S, S]; see `collate`.
+    """Return the memory for the images of a batch, as many of them; see `collate`.
 
     Args:
         pin_memory: for copies by the GPU itself.
     """
     shape = (num_images, *samples.images.shape[1:])
-    return torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
+    return torch.empty(shape, dtype=samples.images.dtype, pin_memory=pin_memory)
 
 
 def collate(

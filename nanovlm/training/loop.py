@@ -102,7 +102,8 @@ def train(
     _check_shares(config.batch_size)
     total_steps = num_steps(config, len(samples))
     report_steps = _report_steps(milestones, config.batch_size, total_steps)
-    meter = Meter(config, device)
+    encodes_images = not samples.images.is_floating_point()
+    meter = Meter(config, device, encodes_images=encodes_images)
     steps = Steps(model, samples, config, total_steps, device, meter, micro_batch_size)
     train_loss = SmoothedLoss(start)
     if start is not None:
