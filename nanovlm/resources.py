@@ -289,7 +289,7 @@ def training_data_key(config: TrainConfig) -> Hashable:
         config.vlm.lm_eos_token_id,
         config.vlm.vit_img_size,
         config.vlm.image_resampling,
-        config.max_images_per_example if config.vlm.traits.is_tiled else None,
+        config.vlm.traits.is_tiled and (config.max_images_per_example, config.vlm.num_image_tokens),
         *_tiling_key(config.vlm),
     )
 
@@ -312,8 +312,7 @@ def _tiling_key(vlm: VLMConfig) -> tuple[Hashable, ...]:
     """Return the values that conversations and tiles depend on, which only 8k has."""
     if not vlm.traits.is_tiled:
         return ()
-    tiling = (vlm.max_img_size, vlm.resize_to_max_side_len, vlm.num_image_tokens)
-    return (vlm.lm_chat_template, *tiling)
+    return (vlm.lm_chat_template, vlm.max_img_size, vlm.resize_to_max_side_len)
 
 
 class _Recent(Generic[V]):
