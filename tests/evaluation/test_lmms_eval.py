@@ -101,7 +101,7 @@ def test_questions_without_an_image_are_refused_or_see_black(folder: Path) -> No
         ("pretraned=x", "unknown 'pretraned'. Did you mean 'pretrained'"),
         ("pretrained=/nowhere/best", "there is no folder|no such folder"),
         ("pretrained=x,dtype=half", "dtype must be one of auto, float32, bfloat16, got 'half'"),
-        ("pretrained=x,images=two", "images must be one of one, first, got 'two'"),
+        ("pretrained=x,images=two", "images must be one of one, first, all, got 'two'"),
         ("pretrained=x,prompt=p,max_new_tokens=0", "(?s)prompt must be one.*max_new_tokens"),
         ("pretrained=x,device=tpu9", "--device: 'tpu9' cannot be used"),
         ("pretrained=x,batch_size=none", "--batch_size: must be auto or a whole number"),
