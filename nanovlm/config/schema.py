@@ -35,6 +35,8 @@ Ratio = Annotated[float, Field(ge=0, lt=1)]
 NameList = Annotated[
     tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(_all_different)
 ]
+PathList = Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_all_different)]
+Weights = Annotated[tuple[PositiveFloat, ...], Field(strict=False, min_length=1)]
 Scalar = bool | int | float | str | None
 _THREE = Field(strict=False, min_length=3, max_length=3)
 Channels = Annotated[tuple[float, ...], _THREE]
@@ -329,6 +331,11 @@ class TrainConfig:
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Rows that cannot be read are left out and listed; a larger share of them is an error."""
     test_dataset_path: str = "Lin-Chen/MMStar"
+    more_benchmarks: PathList = ()
+    """Further benchmarks, each as `test_dataset_path`; reports have the accuracy of each as
+    `NAME_accuracy`, after its folder or repository, and the mean of all as `mean_accuracy`."""
+    benchmark_weights: Weights | None = None
+    """In `mean_accuracy`: of `test_dataset_path`, then of `more_benchmarks`; None: all alike."""
     mmstar_batch_size: PositiveInt | Literal["auto"] = "auto"
     """Questions answered at a time; `auto` takes 32 on CPU, and 256 on a GPU or the largest half,
     quarter, ... of it for which it has the memory."""
@@ -368,6 +375,12 @@ class TrainConfig:
         return {kind: rating for kind, rating in least.items() if rating > 1}
 
     def __post_init__(self) -> None:
+        num_benchmarks = 1 + len(self.more_benchmarks)
+        if self.benchmark_weights is not None and len(self.benchmark_weights) != num_benchmarks:
+            raise ValueError(
+                "benchmark_weights must have a weight for test_dataset_path and for each of "
+                f"more_benchmarks, which makes {num_benchmarks}, got {len(self.benchmark_weights)}"
+            )
         if self.mmstar_part == "holdout" and not self.mmstar_holdout:
             raise ValueError(
                 "mmstar_part='holdout' asks the questions that mmstar_holdout keeps apart; "

@@ -112,6 +112,7 @@ def pin_data(config: TrainConfig) -> TrainConfig:
         config,
         train_dataset_path=_pinned("train_dataset_path", config.train_dataset_path),
         test_dataset_path=_pinned("test_dataset_path", config.test_dataset_path),
+        more_benchmarks=tuple(_pinned("more_benchmarks", path) for path in config.more_benchmarks),
     )
 
 
