@@ -11,14 +11,24 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from nanovlm.data.build_images import ImagesDone, ImageTask, write_images
 from nanovlm.data.cache import ABOUT_FILE, MANIFEST_FILE, PreparedFolder
 from nanovlm.data.rows import Chosen, Subsets, describe_location, divide, locate, num_rows
-from nanovlm.data.text import EncodedText, EncodeRows, ReadRows, encode_text, write_samples
+from nanovlm.data.text import (
+    COUNTS,
+    TILED_COUNTS,
+    EncodedText,
+    EncodeRows,
+    ReadRows,
+    encode_text,
+    offsets_of,
+    write_samples,
+    write_tiles,
+)
 from nanovlm.errors import UserError
 from nanovlm.files import remove_folder
 from nanovlm.messages import BuildProgress
@@ -33,7 +43,7 @@ BadRows = dict[int, tuple[str, str]]
 ROWS_PER_PART = 8192
 """Of the text."""
 IMAGES_PER_PART = 128
-_PARTS_VERSION = 2
+_PARTS_VERSION = 3
 """Of the files of finished parts."""
 _MAX_NAMED = 3
 
@@ -61,6 +71,9 @@ class Recipe:
     images: ImageTask
     max_bad_fraction: float
     """A build ends as soon as more than this share of its rows cannot be read."""
+    is_tiled: bool = False
+    """Whether a row is one sample with any number of images, each of which becomes several tiles;
+    else all samples of a row share one image."""
     is_whole: bool = False
     """Whether nothing may be left out: then a row without an image cannot be read either."""
     items: Callable[[Subsets], Any] = lambda _: None
@@ -137,29 +150,32 @@ def _build(recipe: Recipe, subsets: Subsets, on_progress: OnProgress) -> None:
         parts,
         lambda done: on_progress(recipe.progress("text", done, len(rows))),
     )
-    used = np.unique(text.rows)
-    bad = {
-        row: (recipe.text_column, reason)
-        for row, reason in zip(rows[text.bad_rows].tolist(), text.reasons.tolist(), strict=True)
-    }
-    images = _build_images(recipe, subsets, rows[used], bad, parts, on_progress)
-    without_image = rows[used][images.without_image]
+    layout = _Layout.of(text, recipe.is_tiled)
+    bad_columns = np.where(text.bad_columns == "", recipe.text_column, text.bad_columns)
+    what_is_bad = zip(bad_columns.tolist(), text.reasons.tolist(), strict=True)
+    bad = dict(zip(rows[text.bad_rows].tolist(), what_is_bad, strict=True))
+    images = _build_images(recipe, subsets, rows, layout, bad, parts, on_progress)
+    without_image = rows[layout.rows][images.without_image]
     position = np.argsort(order)  # of each row in the result
     samples = np.flatnonzero(~np.isin(rows[text.rows], [*bad, *without_image]))
     samples = samples[np.argsort(position[text.rows[samples]], kind="stable")]
     sample_rows = text.rows[samples]
     write_samples(folder, text, samples)
-    folder.write_array("image_index", np.searchsorted(used, sample_rows))
+    if recipe.is_tiled:
+        write_tiles(folder, text, samples)
+    else:
+        folder.write_array("image_index", np.searchsorted(layout.rows, sample_rows))
     folder.write_array("places", position[sample_rows])
+    counts = TILED_COUNTS if recipe.is_tiled else COUNTS
     folder.write_json(
         MANIFEST_FILE,
         {
             "rows": len(rows),
-            "images": len(used),
+            **layout.described(),
             "samples": len(samples),
             "multi_image_rows": images.num_multi_image_rows,
-            "subsets": _count_by_subset(subsets, rows, text, without_image, sample_rows),
-            "usable_rows": len(used) + len(text.bad_rows) - len(without_image),
+            "subsets": _count_by_subset(subsets, rows, text, counts, without_image, sample_rows),
+            "usable_rows": layout.num_used + len(text.bad_rows) - len(without_image),
             "bad_rows": _describe(subsets, bad),
             "items": items,
         },
@@ -168,29 +184,63 @@ def _build(recipe: Recipe, subsets: Subsets, on_progress: OnProgress) -> None:
         remove_folder(left)
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """Where the images of the rows lie in their file."""
+
+    num_used: int
+    """Rows that have a sample."""
+    rows: np.ndarray
+    """int64[I], those whose images are wanted, counted through the chosen rows."""
+    starts: np.ndarray
+    """int64[I + 1], where what their images become starts, and the end of all."""
+    image_tiles: np.ndarray | None
+    """int32[all images], the tiles of each; None where an image is one square."""
+
+    @classmethod
+    def of(cls, text: EncodedText, is_tiled: bool) -> Self:
+        used = np.unique(text.rows)
+        if not is_tiled:
+            return cls(len(used), used, np.arange(len(used) + 1), None)
+        has_tiles = text.num_tiles > 0
+        starts = offsets_of(text.num_tiles[has_tiles])
+        return cls(len(used), text.rows[has_tiles], starts, text.image_tiles)
+
+    def described(self) -> dict[str, int | float]:
+        """Return what of it goes into the manifest."""
+        tiles = self.image_tiles
+        if tiles is None:
+            return {"images": len(self.rows)}
+        median = float(np.median(tiles)) if len(tiles) else 0.0
+        return {"images": len(tiles), "tiles": int(tiles.sum()), "median_tiles": median}
+
+
 def _build_images(
     recipe: Recipe,
     subsets: Subsets,
-    rows: np.ndarray,
+    chosen: np.ndarray,
+    layout: _Layout,
     bad: BadRows,
     parts: Path,
     on_progress: OnProgress,
 ) -> ImagesDone:
-    """Write the first image of each of `rows`; return what was found, by the position in these.
+    """Write the images that `layout` asks for; return what was found, by the position in its rows.
 
     Args:
+        chosen: the chosen rows, counted through all sub-sets.
         bad: rows whose text cannot be read; those whose image cannot be read are added.
     """
-    found, task = ImagesDone(), recipe.images
-    num_rows_with_text = len(rows) + len(bad)
+    found, task, rows = ImagesDone(), recipe.images, chosen[layout.rows]
+    num_rows_with_text = layout.num_used + len(bad)
 
     def check() -> None:
         num_usable = num_rows_with_text - len(found.without_image)
         recipe.check_bad_rows(len(bad), num_usable, lambda: _describe(subsets, bad))
 
     check()
-    _check_disk(recipe, len(rows) * task.image_bytes)
-    with closing(write_images(divide(subsets, rows, IMAGES_PER_PART), task, parts)) as done:
+    _check_disk(recipe, int(layout.starts[-1]) * task.image_bytes)
+    divided = divide(subsets, rows, IMAGES_PER_PART)
+    with closing(write_images(divided, layout.starts, task, parts)) as done:
         for part in done:
             if recipe.is_whole:
                 part.unreadable |= dict.fromkeys(part.without_image, "no image")
@@ -228,6 +278,7 @@ def _count_by_subset(
     subsets: Subsets,
     rows: np.ndarray,
     text: EncodedText,
+    counts: Sequence[str],
     without_image: np.ndarray,
     sample_rows: np.ndarray,
 ) -> dict[str, dict[str, int]]:
@@ -245,15 +296,12 @@ def _count_by_subset(
     num_samples = np.bincount(sample_rows, minlength=len(rows))
     result = {}
     for name, start, end in zip(subsets, starts, ends.tolist(), strict=True):
-        turns, over_long, incomplete, low_rated = text.counts[start:end].sum(axis=0).tolist()
+        summed = text.counts[start:end].sum(axis=0).tolist()
         result[name] = {
             "rows": end - start,
             "rows_without_turns": int(has_no_turns[start:end].sum()),
             "rows_without_image": int(has_no_image[start:end].sum()),
-            "turns": turns,
-            "over_long_turns": over_long,
-            "incomplete_turns": incomplete,
-            "low_rated_turns": low_rated,
+            **dict(zip(counts, summed, strict=False)),
             "samples": int(num_samples[start:end].sum()),
         }
     return result

@@ -4,35 +4,23 @@ What is prepared lies on the disk (`nanovlm.data.cache`) and is mapped into memo
 and later searches share one copy in the page cache.
 """
 
-import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
 from tokenizers import Tokenizer
 
-from nanovlm.config.schema import TrainConfig, VLMConfig
-from nanovlm.data.benchmark import PreparedBenchmark, benchmark_items
+from nanovlm.config.schema import TrainConfig
+from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.data.build import OnProgress, Recipe, build, log_progress
-from nanovlm.data.build_images import ImageTask
-from nanovlm.data.cache import IMAGES_FILE, PreparedFolder
+from nanovlm.data.cache import IMAGES_FILE
+from nanovlm.data.recipes import benchmark_recipe, training_recipe
 from nanovlm.data.samples import ImageSlots, PreparedSamples
-from nanovlm.data.sources import Source, benchmark_source, training_source
-from nanovlm.data.text import encode_questions, encode_turns, read_rated_turns
 from nanovlm.data.tokenizer import check_tokens
 from nanovlm.errors import UserError
-
-VERSION = 2
-"""Of the bytes that are prepared. A test holds them against a digest: raise this when they change,
-so that data which an earlier version has prepared is not taken for this one's."""
-
-ROW_ORDER_SEED = 0
-"""Rows are shuffled the same way in every run: the cut-off and the validation rows depend on it."""
 
 
 def prepare_training(
@@ -42,13 +30,14 @@ def prepare_training(
 
     The rows of all sub-sets are shuffled, the first `data_cutoff_idx` kept, and the last
     `val_ratio` of these (at least one, unless it is 0) are for validation. Every turn of a row is
-    a sample, or its first one alone (`turns`); it sees the row's first image.
+    a sample, or its first one alone (`turns`); it sees the row's first image. In 8k the turns of a
+    row are one sample, which sees all its images.
 
     Raises:
         UserError: data or tokenizer do not fit the configuration, or too few samples are left.
     """
     check_tokens(config.vlm, tokenizer)
-    recipe = _training_recipe(config, tokenizer)
+    recipe = training_recipe(config, tokenizer)
     manifest = build(recipe, on_progress)
     bad, num_rows = manifest["bad_rows"], manifest["rows"]
     recipe.check_bad_rows(len(bad), manifest["usable_rows"], lambda: bad)
@@ -80,10 +69,11 @@ def prepare_benchmark(
             score over fewer questions would be another benchmark's.
     """
     check_tokens(config.vlm, tokenizer)
-    recipe = _benchmark_recipe(config, tokenizer)
+    recipe = benchmark_recipe(config, tokenizer)
     manifest = build(recipe, on_progress)
     items, fields = manifest["items"], _fields(recipe, manifest)
-    del fields["prompt_lengths"]  # a prompt is all that there is
+    for name in ("prompt_lengths", "is_learnt"):  # a prompt is all that there is
+        fields.pop(name, None)
     return PreparedBenchmark(
         **fields,
         answers=tuple(items["answer"]),
@@ -95,15 +85,16 @@ def prepare_benchmark(
 
 def images_keys(config: TrainConfig, tokenizer: Tokenizer) -> tuple[str, str]:
     """Return what tells the images of training data and benchmark from all others."""
-    training = _training_recipe(config, tokenizer).folder
-    return training.path.name, _benchmark_recipe(config, tokenizer).folder.path.name
+    recipes = training_recipe(config, tokenizer), benchmark_recipe(config, tokenizer)
+    training, benchmark = (recipe.folder.path.name for recipe in recipes)
+    return training, benchmark
 
 
 def describe_data(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what the prepared data of `config` was made from and what was left out; JSON."""
     recipes = {
-        "training": _training_recipe(config, tokenizer),
-        "benchmark": _benchmark_recipe(config, tokenizer),
+        "training": training_recipe(config, tokenizer),
+        "benchmark": benchmark_recipe(config, tokenizer),
     }
     result = {}
     for name, recipe in recipes.items():
@@ -122,96 +113,24 @@ def check_batch_size(batch_size: int, samples: PreparedSamples) -> None:
         )
 
 
-def _training_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
-    """Return how the training rows of `config` become samples, in the order of the shuffled rows.
-
-    Raises UserError if a sub-set is not there.
-    """
-    path, vlm = config.train_dataset_path, config.vlm
-    source = training_source(path, config.train_dataset_name, config.min_ratings)
-    about = _about("training data", source, config, tokenizer) | {
-        "data_cutoff_idx": config.data_cutoff_idx,
-        "turns": config.turns,
-        "lm_max_length": vlm.max_text_length,
-        "lm_eos_token_id": vlm.lm_eos_token_id,
-    }
-    if config.min_ratings:  # left away else: what was prepared before there were any still counts
-        about["min_ratings"] = config.min_ratings
-    folder = PreparedFolder.of(about, path=path)
-
-    def order(num_rows: int) -> np.ndarray:
-        shuffled = np.random.default_rng(ROW_ORDER_SEED).permutation(num_rows)
-        return shuffled[: config.data_cutoff_idx]
-
-    return Recipe(
-        what="training data",
-        folder=folder,
-        load=source.load,
-        order=order,
-        text_column="texts",
-        read_text=partial(read_rated_turns, least=config.min_ratings),
-        encode=partial(
-            encode_turns,
-            tokenizer,
-            eos_token_id=vlm.lm_eos_token_id,
-            max_length=vlm.max_text_length,
-            max_turns=1 if config.turns == "first" else None,
-        ),
-        images=_image_task("images", folder, vlm),
-        max_bad_fraction=config.max_bad_fraction,
-    )
-
-
-def _benchmark_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
-    """Return how the benchmark's questions become prompts, in its order.
-
-    Raises UserError if it is not there.
-    """
-    path = config.test_dataset_path
-    source = benchmark_source(path)
-    folder = PreparedFolder.of(_about("benchmark", source, config, tokenizer), path=path)
-    return Recipe(
-        what="benchmark",
-        folder=folder,
-        load=source.load,
-        order=np.arange,
-        text_column="question",
-        encode=partial(encode_questions, tokenizer),
-        images=_image_task("image", folder, config.vlm),
-        max_bad_fraction=0.0,
-        is_whole=True,
-        items=partial(benchmark_items, f"test_dataset_path={path!r}"),
-    )
-
-
-def _about(what: str, source: Source, config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return what the prepared bytes depend on in training data and benchmark alike."""
-    return {
-        "what": what,
-        "source": source.identity,
-        "version": VERSION,
-        "pillow": PIL.__version__,
-        "tokenizer": hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
-        "vit_img_size": config.vlm.vit_img_size,
-        "image_resampling": config.vlm.image_resampling,
-    }
-
-
-def _image_task(column: str, folder: PreparedFolder, vlm: VLMConfig) -> ImageTask:
-    file = folder.path / IMAGES_FILE
-    return ImageTask(column, vlm.vit_img_size, vlm.image_resampling, file)
-
-
 def _fields(recipe: Recipe, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `PreparedSamples`, memory-mapped."""
     folder, size = recipe.folder, recipe.images.size
-    arrays = {"images": folder.mapped(IMAGES_FILE, (manifest["images"], 3, size, size))}
-    for name in ("image_index", "tokens", "offsets", "prompt_lengths"):
-        arrays[name] = folder.array(name)
+    num_images = manifest["tiles" if recipe.is_tiled else "images"]
+    fields = {"images": _tensor(folder.mapped(IMAGES_FILE, (num_images, 3, size, size)))}
+    for name in ("tokens", "offsets", "prompt_lengths"):
+        fields[name] = _tensor(folder.array(name))
+    if not recipe.is_tiled:
+        return {"slots": ImageSlots.one_each(_tensor(folder.array("image_index"))), **fields}
+    slots = (_tensor(folder.array(f"tile_{name}")) for name in ("index", "offsets", "places"))
+    is_learnt = _tensor(folder.array("is_learnt"))
+    return {"slots": ImageSlots(*slots), **fields, "is_learnt": is_learnt}
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return {"slots": ImageSlots.one_each(tensors.pop("image_index")), **tensors}
+        return torch.from_numpy(array)
 
 
 def _part(samples: PreparedSamples, start: int, stop: int) -> PreparedSamples:

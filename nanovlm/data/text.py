@@ -1,7 +1,7 @@
 """The text of rows as token ids: prompts, turns of question and answer, and parts of a data set."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,22 @@ LOW_RATED: Turn = {"user": None, "assistant": None}
 """Stands for a turn that is left out since its rating is too low."""
 
 
+class TiledText(NamedTuple):
+    """What a row with tiled images has besides; at most one sample."""
+
+    is_learnt: Sequence[bool] = ()
+    """Of each token of the sample."""
+    tile_places: Sequence[int] = ()
+    """How many tokens of the sample stand before each tile."""
+    image_tiles: Sequence[int] = ()
+    """The tiles of each image of the sample."""
+    has_too_many_images: bool = False
+    num_image_tokens_removed: int = 0
+    """From the row's own text."""
+    bad_column: str | None = None
+    """The one that cannot be read, if it is not that of the text."""
+
+
 class RowText(NamedTuple):
     """The samples of one row."""
 
@@ -38,6 +54,23 @@ class RowText(NamedTuple):
     num_low_rated: int = 0
     problem: str | None = None
     """Why the row cannot be read; then it has no samples."""
+    tiles: TiledText | None = None
+    """What there is besides, where images are tiled."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """What `COUNTS` names."""
+        tiles = self.tiles or TiledText()
+        return (
+            *(self.num_turns, self.num_over_long, self.num_incomplete, self.num_low_rated),
+            *(tiles.has_too_many_images, tiles.num_image_tokens_removed),
+        )
+
+
+COUNTS = ("turns", "over_long_turns", "incomplete_turns", "low_rated_turns")
+"""What is counted in each row, as the manifest calls it."""
+TILED_COUNTS = (*COUNTS, "rows_with_too_many_images", "removed_image_tokens")
+"""The same where images are tiled."""
 
 
 def training_prompt(user: str) -> str:
@@ -53,7 +86,8 @@ def mmstar_prompt(question: str) -> str:
 def mmstar_message(question: str) -> str:
     """Return what the user says in the benchmark where texts are conversations (lmms-eval's wording
     for MMStar)."""
-    return f"{question}\nAnswer with the option's letter from the given choices directly"
+    asked = question.strip().replace(" Please answer yes or no.", "")
+    return f"{asked}\nAnswer with the option's letter from the given choices directly"
 
 
 def training_answer(assistant: str) -> str:
@@ -117,7 +151,7 @@ def encode_turns(
         max_length: turns of more tokens are left out.
         max_turns: of each row; None takes all.
     """
-    read = [_read_turns(row, max_turns) for row in rows]
+    read = [read_turns(row, max_turns) for row in rows]
     flat = [pair for pairs, *_ in read for pair in pairs]  # the tokenizer works on many together
     prompts = encode(tokenizer, [training_prompt(user) for user, _ in flat])
     answers = encode(tokenizer, [training_answer(assistant) for _, assistant in flat])
@@ -166,7 +200,7 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return ids
 
 
-def _read_turns(
+def read_turns(
     row: Sequence[Turn | None] | BadValue | None, max_turns: int | None
 ) -> tuple[list[tuple[str, str]], int, int, str | None]:
     """Return question and answer of the turns that have both, the number of turns, of those rated
@@ -202,11 +236,21 @@ class EncodedText(NamedTuple):
     rows: np.ndarray
     """int64[N], the row of each sample, counted through the chosen rows."""
     counts: np.ndarray
-    """int64[M, 4], turns, over-long, incomplete and low-rated ones of each row."""
+    """int64[M, 6], `TILED_COUNTS` of each row."""
     bad_rows: np.ndarray
     """int64[K], the rows that cannot be read, counted through the chosen rows."""
+    bad_columns: np.ndarray
+    """str[K], which column; empty for that of the text."""
     reasons: np.ndarray
     """str[K], why not."""
+    is_learnt: np.ndarray
+    """bool[all tokens]; this and what follows is empty where images are not tiled."""
+    num_tiles: np.ndarray
+    """int32[N]"""
+    tile_places: np.ndarray
+    """int32[all tiles], how many tokens of the sample stand before each tile."""
+    image_tiles: np.ndarray
+    """int32[all images], the tiles of each image."""
 
 
 def encode_part(
@@ -216,18 +260,27 @@ def encode_part(
     rows = encode([value for some in part for value in read(some, column)])
     samples = [sample for row in rows for sample in row.tokens]
     problems = [(i, row.problem) for i, row in enumerate(rows) if row.problem is not None]
-    counts = [
-        (row.num_turns, row.num_over_long, row.num_incomplete, row.num_low_rated) for row in rows
-    ]
+    tiled = [row.tiles for row in rows if row.tiles and row.tokens]
     first = part[0].first
+
+    def all_of(values: Iterable[Sequence[int]], kind: type[np.generic]) -> np.ndarray:
+        return np.fromiter(chain.from_iterable(values), kind)
+
     return EncodedText(
-        tokens=np.fromiter((token for sample in samples for token in sample), np.int32),
+        tokens=all_of(samples, np.int32),
         lengths=np.fromiter(map(len, samples), np.int32),
-        prompt_lengths=np.fromiter((n for row in rows for n in row.prompt_lengths), np.int32),
+        prompt_lengths=all_of((row.prompt_lengths for row in rows), np.int32),
         rows=np.repeat(first + np.arange(len(rows)), [len(row.tokens) for row in rows]),
-        counts=np.array(counts, np.int64).reshape(-1, 4),
+        counts=np.array([row.counts for row in rows], np.int64).reshape(-1, len(TILED_COUNTS)),
         bad_rows=first + np.array([i for i, _ in problems], np.int64),
+        bad_columns=np.array(
+            [(rows[i].tiles or TiledText()).bad_column or "" for i, _ in problems], np.str_
+        ),
         reasons=np.array([reason for _, reason in problems], np.str_),
+        is_learnt=all_of((tiles.is_learnt for tiles in tiled), np.bool_),
+        num_tiles=np.array([len(tiles.tile_places) for tiles in tiled], np.int32),
+        tile_places=all_of((tiles.tile_places for tiles in tiled), np.int32),
+        image_tiles=all_of((tiles.image_tiles for tiles in tiled), np.int32),
     )
 
 
@@ -262,16 +315,51 @@ def encode_text(
 def write_samples(folder: PreparedFolder, text: EncodedText, samples: np.ndarray) -> None:
     """Write the arrays `tokens`, `offsets` and `prompt_lengths` of these samples in this order."""
     starts = np.cumsum(text.lengths, dtype=np.int64) - text.lengths
-    offsets = np.zeros(len(samples) + 1, np.int64)
-    np.cumsum(text.lengths[samples], out=offsets[1:])
+    offsets = offsets_of(text.lengths[samples])
     tokens = np.empty(offsets[-1], np.int32)
-    for first in range(0, len(samples), _SAMPLES_PER_COPY):
-        some = samples[first : first + _SAMPLES_PER_COPY]
-        begin, end = offsets[first], offsets[first + len(some)]
-        shift = starts[some] - offsets[first : first + len(some)]
-        tokens[begin:end] = text.tokens[
-            np.repeat(shift, text.lengths[some]) + np.arange(begin, end)
-        ]
+    for part, places in _places(starts, text.lengths, samples):
+        tokens[part] = text.tokens[places]
     folder.write_array("tokens", tokens)
     folder.write_array("offsets", offsets)
     folder.write_array("prompt_lengths", text.prompt_lengths[samples].astype(np.int64))
+
+
+def write_tiles(folder: PreparedFolder, text: EncodedText, samples: np.ndarray) -> None:
+    """Write the arrays `is_learnt` of the tokens, and `tile_index`, `tile_offsets` and
+    `tile_places` of these samples in this order.
+
+    The tiles of all samples of `text` are numbered one after the other.
+    """
+    starts = np.cumsum(text.lengths, dtype=np.int64) - text.lengths
+    is_learnt = np.empty(text.lengths[samples].sum(dtype=np.int64), np.bool_)
+    for part, places in _places(starts, text.lengths, samples):
+        is_learnt[part] = text.is_learnt[places]
+    folder.write_array("is_learnt", is_learnt)
+    first_tiles = np.cumsum(text.num_tiles, dtype=np.int64) - text.num_tiles
+    offsets = offsets_of(text.num_tiles[samples])
+    index = np.empty(offsets[-1], np.int64)
+    for part, places in _places(first_tiles, text.num_tiles, samples):
+        index[part] = places
+    folder.write_array("tile_index", index)
+    folder.write_array("tile_offsets", offsets)
+    folder.write_array("tile_places", text.tile_places[index].astype(np.int64))
+
+
+def offsets_of(lengths: np.ndarray) -> np.ndarray:
+    """Return where each of N things of these lengths starts, and the end of all, int64[N + 1]."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def _places(
+    starts: np.ndarray, lengths: np.ndarray, samples: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield where in the new order some samples lie, and int64[n], the old places of all that they
+    have, for a copy of all samples in new order."""
+    offsets = offsets_of(lengths[samples])
+    for first in range(0, len(samples), _SAMPLES_PER_COPY):
+        some = samples[first : first + _SAMPLES_PER_COPY]
+        begin, end = int(offsets[first]), int(offsets[first + len(some)])
+        shift = starts[some] - offsets[first : first + len(some)]
+        yield slice(begin, end), np.repeat(shift, lengths[some]) + np.arange(begin, end)

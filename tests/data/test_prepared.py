@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer
 
 from nanovlm.config.schema import TrainConfig
-from nanovlm.data import prepared
+from nanovlm.data import recipes
 from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.data.cache import PreparedFolder
 from nanovlm.data.digits import digits_benchmark_rows
@@ -364,8 +364,8 @@ def test_the_bytes_are_those_of_this_version(tokenizer: Tokenizer) -> None:
     config = change(CONFIG, vlm, data_cutoff_idx=40, val_ratio=0.1)
     found = digest(*prepare_training(config, tokenizer), prepare_benchmark(config, tokenizer))
     # When this fails, what earlier versions have prepared is not what this one would prepare:
-    # raise prepared.VERSION and set both to what they are now.
-    assert (prepared.VERSION, found[:16]) == (2, "61242e3b7fe88a3b")
+    # raise recipes.VERSION and set both to what they are now.
+    assert (recipes.VERSION, found[:16]) == (2, "61242e3b7fe88a3b")
 
 
 def test_what_is_prepared_is_used_again(
