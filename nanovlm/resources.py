@@ -296,6 +296,7 @@ def training_data_key(config: TrainConfig) -> Hashable:
     return (
         config.train_dataset_path,
         config.train_dataset_name,
+        config.train_dataset_weights,
         config.data_cutoff_idx,
         config.val_ratio,
         config.turns,

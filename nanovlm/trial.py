@@ -83,7 +83,7 @@ def run_trial(
         started -= reports[-1].seconds
         logger.info("trial %s goes on after %d samples", job.trial_id, reports[-1].samples_seen)
     yield from reports
-    total_steps = num_steps(config, len(data.train))
+    total_steps = num_steps(config, data.train.epoch_size)
     updates = UpdateTimer(job.trial_id, config.batch_size, total_steps, on_update)
     trial = _Trial(job, resources, model, data.val, data.benchmarks, updates, started, reports)
     training = train(
