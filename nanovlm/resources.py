@@ -297,6 +297,7 @@ def training_data_key(config: TrainConfig) -> Hashable:
         config.train_dataset_path,
         config.train_dataset_name,
         config.train_dataset_weights,
+        config.stream_dataset,
         config.data_cutoff_idx,
         config.val_ratio,
         config.turns,

@@ -284,6 +284,9 @@ class TrainConfig:
     train_dataset_path: str = "HuggingFaceM4/the_cauldron"
     """Hub id, folder of parquet files, or `builtin:digits`."""
     train_dataset_name: NameList = CAULDRON_NAMES
+    stream_dataset: bool = False
+    """Read the training data of a hub id over the network in parts, instead of downloading it: the
+    disk holds only what is prepared."""
     train_dataset_weights: Weights | None = None
     """How often an epoch has each sample of each sub-set, in the order of `train_dataset_name`: 2
     is twice, 0.5 another random half in each epoch; None has all once."""
