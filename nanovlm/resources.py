@@ -27,6 +27,7 @@ from nanovlm.data.prepared import (
 )
 from nanovlm.data.samples import PreparedSamples
 from nanovlm.data.tokenizer import model_tokenizer
+from nanovlm.evaluation.benchmarks import MAIN, for_each
 from nanovlm.evaluation.mmstar import check_room, letter_tokens
 from nanovlm.models.checkpoint import Snapshot
 from nanovlm.models.compiled import find_compile_obstacle
@@ -45,6 +46,9 @@ V = TypeVar("V")
 NUM_KEPT = 2
 """Entries of each kind that are kept."""
 
+_TRAINING = "training data"
+"""Beside the names of benchmarks."""
+
 PROJECTOR = ("MP",)
 BACKBONES = tuple(part for part in PARTS if part not in PROJECTOR)
 
@@ -54,7 +58,7 @@ class TrialData(NamedTuple):
 
     train: PreparedSamples
     val: PreparedSamples
-    benchmark: PreparedBenchmark
+    benchmarks: dict[str, PreparedBenchmark]
 
 
 class Resources:
@@ -73,11 +77,11 @@ class Resources:
         self._on_progress = on_progress
         self._tokenizers = _Recent[Tokenizer]()
         self._training_data = _Recent[tuple[PreparedSamples, PreparedSamples]]()
-        self._benchmarks = _Recent[PreparedBenchmark]()
+        self._benchmarks = _Recent[dict[str, PreparedBenchmark]]()
         self._models = _Recent[VisionLanguageModel]()
         self._micro_batch_sizes = _Recent[MicroBatchSize]()
         self._weights = _Recent[Snapshot]()
-        self._features = _Recent[tuple[Tensor, Tensor]]()
+        self._features = _Recent[dict[str, Tensor]]()
         self._notes = dict[str, None]()  # in the order in which they were made
         self._logged = set[str]()
 
@@ -122,21 +126,31 @@ class Resources:
         return train, val
 
     def benchmark(self, config: TrainConfig) -> PreparedBenchmark:
-        """Return the questions of the benchmark that `config` asks; its parts share their images.
+        """Return the questions of the main benchmark. Raises UserError as `benchmarks`."""
+        return self.benchmarks(config)[MAIN]
+
+    def benchmarks(self, config: TrainConfig) -> dict[str, PreparedBenchmark]:
+        """Return the questions of all benchmarks that `config` asks, by their names; the parts of
+        one share their images.
 
         Raises UserError if it cannot be read, its answers are not letters that can be told apart,
         the model has no room for a question, or the part has no question.
         """
         tokenizer = self.tokenizer(config.vlm)
 
-        def prepare() -> PreparedBenchmark:
+        def prepare(config: TrainConfig) -> PreparedBenchmark:
             benchmark = prepare_benchmark(config, tokenizer, self._on_progress)
             letter_tokens(benchmark, tokenizer)  # fails before the training, not after
             return benchmark
 
-        whole = self._benchmarks.get(benchmark_key(config), prepare)
-        check_room(whole, config.vlm, tokenizer)  # for which the key does not stand
-        return select_part(whole, config.mmstar_holdout, config.mmstar_part)
+        whole = self._benchmarks.get(benchmarks_key(config), lambda: for_each(config, prepare))
+
+        for benchmark in whole.values():
+            check_room(benchmark, config.vlm, tokenizer)  # for which the key does not stand
+        return {
+            name: select_part(benchmark, config.mmstar_holdout, config.mmstar_part)
+            for name, benchmark in whole.items()
+        }
 
     def describe_data(self, config: TrainConfig) -> dict[str, Any]:
         """Return what the data was made from and what was left out of it, once it is prepared."""
@@ -187,31 +201,36 @@ class Resources:
         Raises UserError as `training_data` and `benchmark`, or if the disk is too full.
         """
         train, val = self.training_data(config)
-        benchmark = self.benchmark(config)
+        benchmarks = self.benchmarks(config)
         if not config.cache_vision_features or config.peak_learning_rates["vision_backbone"]:
-            return TrialData(train, val, benchmark)
+            return TrialData(train, val, benchmarks)
         if config.vlm.vit_dropout:
             self.note(
                 f"cache_vision_features: vlm.vit_dropout={config.vlm.vit_dropout} makes other "
                 "features at each pass, so they are computed each time"
             )
-            return TrialData(train, val, benchmark)
+            return TrialData(train, val, benchmarks)
 
-        def compute() -> tuple[Tensor, Tensor]:
-            keys = images_keys(config, self.tokenizer(config.vlm))
-            of_training, of_benchmark = (
-                frozen_features(model, images, key, self.device, self._on_progress)
-                for images, key in zip((train.images, benchmark.images), keys, strict=True)
-            )
-            return of_training, of_benchmark
+        def compute() -> dict[str, Tensor]:
+            tokenizer = self.tokenizer(config.vlm)
+            keys = for_each(config, lambda own: images_keys(own, tokenizer))
+            images = {name: (benchmarks[name].images, own) for name, (_, own) in keys.items()}
+            images[_TRAINING] = (train.images, keys[MAIN][0])
+            return {
+                name: frozen_features(model, pixels, key, self.device, self._on_progress)
+                for name, (pixels, key) in images.items()
+            }
 
         encoder = _weights_key(config) if checkpoint is None else encoder_digest(model)
-        key = (encoder, training_data_key(config), benchmark_key(config))
-        training_features, benchmark_features = self._features.get(key, compute)
+        key = (encoder, training_data_key(config), benchmarks_key(config))
+        features = self._features.get(key, compute)
         return TrialData(
-            dataclasses.replace(train, images=training_features),
-            dataclasses.replace(val, images=training_features),
-            dataclasses.replace(benchmark, images=benchmark_features),
+            dataclasses.replace(train, images=features[_TRAINING]),
+            dataclasses.replace(val, images=features[_TRAINING]),
+            {
+                name: dataclasses.replace(benchmark, images=features[name])
+                for name, benchmark in benchmarks.items()
+            },
         )
 
     def micro_batch_size(self, config: TrainConfig) -> MicroBatchSize:
@@ -277,6 +296,8 @@ def training_data_key(config: TrainConfig) -> Hashable:
     return (
         config.train_dataset_path,
         config.train_dataset_name,
+        config.train_dataset_weights,
+        config.stream_dataset,
         config.data_cutoff_idx,
         config.val_ratio,
         config.turns,
@@ -292,6 +313,11 @@ def training_data_key(config: TrainConfig) -> Hashable:
         config.vlm.traits.is_tiled and (config.max_images_per_example, config.vlm.num_image_tokens),
         *_tiling_key(config.vlm),
     )
+
+
+def benchmarks_key(config: TrainConfig) -> Hashable:
+    """Return the values that all prepared benchmarks depend on."""
+    return (benchmark_key(config), config.more_benchmarks)
 
 
 def benchmark_key(config: TrainConfig) -> Hashable:

@@ -36,10 +36,11 @@ WHERE_RUN = {
     r"python -m run_search --space search_spaces/digits.yaml --dry-run": "tests/test_wheel.py",
     r"python -m nanovlm dashboard results.+": "tests/test_dashboard.py",
     r"python -m nanovlm (dashboard|push --checkpoint) s3://.+": "tests/watch/test_bucket.py",
-    r"python run_single.py --preset digits( (?!.*--submit).+)?": "as the next, with another "
+    r"python run_single.py --preset digits(-tiles)?( (?!.*--submit).+)?": "as the next, with another "
     "configuration",
     r"python run_single.py --config results/digits/best.yaml( .+)?": "programs/test_single_program",
     r"python run_single.py --preset nanovlm-(222m|450m|460m-8k|230m-8k)( .+)?": "hub and GPU",
+    r"python run_single.py 'train_dataset_name=.+": "hub; data/test_mixture",
     r"python run_single.py train_dataset_path=HuggingFaceM4/FineVision .+": "hub; data/"
     "test_prepared.py has its columns",
     r"python run_single.py resume_from_vlm_checkpoint=true .+": "hub; tests/models/test_v02.py",

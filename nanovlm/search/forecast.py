@@ -37,7 +37,7 @@ _MAX_SIMULATED_TRIALS = 4000
 _SAME_WORK = (
     "train_dataset_path", "train_dataset_name", "turns", "max_images_per_example", "compile",
     "cpu_threads", "vlm",
-    "test_dataset_path", "mmstar_batch_size", "mmstar_holdout", "mmstar_part",
+    "test_dataset_path", "more_benchmarks", "mmstar_batch_size", "mmstar_holdout", "mmstar_part",
 )  # fmt: skip
 """Keys of the configuration that the time of a sample or of an evaluation depends on, and that all
 trials share."""

@@ -99,7 +99,8 @@ def published(vlm: VLMConfig, asked: Question) -> tuple[Tensor, Tensor]:
         torch.tensor(cut_into_tiles(image.convert("RGB"), grid, 16, vlm.image_resampling))
         for image, grid in zip(images, grids, strict=True)
     ]
-    return torch.tensor([ids]), image_input(torch.cat([torch.empty(0, 3, 16, 16), *tiles]), vlm)
+    none = torch.empty((0, 3, 16, 16), dtype=torch.uint8)
+    return torch.tensor([ids]), image_input(torch.cat([none, *tiles]), vlm)
 
 
 def test_answers_are_those_of_the_published_prompt(saved: SavedModel) -> None:
