@@ -36,8 +36,8 @@ WHERE_RUN = {
     r"python -m run_search --space search_spaces/digits.yaml --dry-run": "tests/test_wheel.py",
     r"python -m nanovlm dashboard results.+": "tests/test_dashboard.py",
     r"python -m nanovlm (dashboard|push --checkpoint) s3://.+": "tests/watch/test_bucket.py",
-    r"python run_single.py --preset digits(-tiles)?( (?!.*--submit).+)?": "as the next, with another "
-    "configuration",
+    r"python run_single.py --preset digits(-tiles)?( (?!.*--submit).+)?": "as the next, with "
+    "another configuration",
     r"python run_single.py --config results/digits/best.yaml( .+)?": "programs/test_single_program",
     r"python run_single.py --preset nanovlm-(222m|450m|460m-8k|230m-8k)( .+)?": "hub and GPU",
     r"python run_single.py 'train_dataset_name=.+": "hub; data/test_mixture",
