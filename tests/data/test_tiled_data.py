@@ -75,7 +75,7 @@ def tiles_of(content: bytes) -> np.ndarray:
 
 def described(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     prepare_benchmark(config, tokenizer)
-    return describe_data(config, tokenizer)["training"]  # type: ignore[no-any-return]
+    return describe_data(config, tokenizer)["training"]
 
 
 def texts(samples: PreparedSamples, tokenizer: Tokenizer) -> list[str]:
