@@ -6,7 +6,6 @@ with more turns a model would read the digit from the answers before, and not fr
 """
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import datasets
@@ -17,6 +16,7 @@ from nanovlm.data.digits import (
     END_OF_TEXT,
     KINDS,
     LETTERS,
+    NUM_ORDERS,
     TRAINING_FEATURES,
     UNKNOWN,
     Kind,
@@ -39,8 +39,8 @@ _LARGER = ("first", "second", "both", "none")
 def digits_tiles_training_rows() -> datasets.Dataset:
     """Return rows in FineVision's columns `images` and `texts`.
 
-    Of each scan one row of each kind, and one that first asks for the digit itself; of each two
-    scans one that compares them.
+    Of each scan five rows, which together ask a question of each kind, the shuffled one under
+    several orders, and for the digit itself; of each two scans a row that compares them.
     """
     scans, _ = split_scans()
     return datasets.Dataset.from_list([*_rows(scans)], features=TRAINING_FEATURES)
@@ -57,14 +57,18 @@ def digits_tiles_tokenizer() -> Tokenizer:
 
 def _rows(scans: list[Scan]) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng(3)
+    recognition, *others = KINDS
     for number, scan in enumerate(scans):
-        for kind in KINDS:
-            yield _row([scan], _choice(kind, scan, rng))
-        kind = KINDS[number % len(KINDS)]
-        yield _row([scan], _open(KINDS[0].question, scan), _choice(kind, scan, rng))
-    for first, second in pairwise(scans):
+        choices = [_choice(recognition, scan, rng) for _ in range(NUM_ORDERS)]
+        for choice in choices[1:]:
+            yield _row([scan], choice)
+        yield _row([scan], _open(recognition.question, scan), choices[0])
+        first, second, third = np.roll(np.arange(len(others)), number)
+        yield _row([scan], _choice(others[first], scan, rng))
+        yield _row([scan], *(_choice(others[i], scan, rng) for i in (second, third)))
+    for one, another in zip(scans[::2], scans[1::2], strict=False):
         asked = "Which digit does the second scan show?"
-        yield _row([first, second], _larger(first, second, rng), _open(asked, second))
+        yield _row([one, another], _larger(one, another, rng), _open(asked, another))
 
 
 def _row(scans: list[Scan], *turns: dict[str, str]) -> dict[str, Any]:

@@ -100,6 +100,7 @@ _KINDS = {
     "low_rated_turns": "turns rated too low",
     "rows_without_turns": "rows without turns",
     "rows_without_image": "rows without an image",
+    "rows_with_too_many_images": "rows with too many images",
 }
 
 
