@@ -152,17 +152,14 @@ class TuneLoop:
                 **config,
             )
             trial.job_id = job.trial_id
-            self._waiting[self._broker.submit.remote(job)] = trial
+            self._waiting[self._broker.first_report.remote(job)] = trial
 
-    def _take(self, trial: Any, answer: int | Report | TrialRecord) -> None:
-        if trial.num_reports is None:  # submitted
-            assert isinstance(answer, int), f"{answer}"
-            trial.num_reports = answer
-            self._await_report(trial)
-            return
+    def _take(self, trial: Any, answer: Any) -> None:
+        if trial.num_reports is None:  # the call has submitted it
+            trial.num_reports, answer = answer
         space = self._search.plan.space
         tell = result_of if isinstance(answer, Report) else ending_of
-        result = tell(space, answer)  # type: ignore[arg-type]
+        result = tell(space, answer)
         trial.num_reports += 1
         tune: Any = None
         is_over = result["done"] or self._scheduler.on_trial_result(tune, trial, result) == "STOP"

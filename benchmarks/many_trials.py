@@ -182,13 +182,13 @@ class Driver:
             self._end(trial, is_final=True)
         else:
             with self._timed("store"):
-                self.store.note_pause(replace(self._record(trial, None), is_paused=True))
+                self.store.take(replace(self._record(trial, None), is_paused=True))
         return False
 
     def _end(self, trial: Any, is_final: bool) -> None:
         record = self._record(trial, End.COMPLETED if is_final else End.PRUNED)
         with self._timed("store"):
-            self.store.add(record)
+            self.store.take(record)
             self.store.write_summary(0.0)
 
     def _record(self, trial: Any, end: End | None) -> TrialRecord:

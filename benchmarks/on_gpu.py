@@ -95,7 +95,7 @@ STAGES = (
     ),
     Stage(
         "mmstar", 50, 30, "mmstar.py", f"{LARGE} --rounds 1 --peer-items 128 --no-compile",
-        f"{TINY} --config tiny --items 32 --rounds 1 --no-compile",
+        f"{TINY} --config tiny --items 8 --rounds 1 --no-compile",
         ("*.questions: {} questions", "*.never_stops.items_per_second: never stops {:.4g}/s",
          "*.never_stops.ratio: {:.1f} times the peer",
          "*.never_stops.least_equal: {:.2%} equal", "*.stops.items_per_second: stops {:.4g}/s",

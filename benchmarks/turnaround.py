@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,16 +144,16 @@ def run_warm(num_trials: int, folder: Path) -> list[float]:
     results = folder / "results"
     ended: list[TrialRecord] = []
 
-    def on_event(event: Event) -> None:
-        if isinstance(event, TrialRecord) and event.end is not None:
-            ended.append(event)
+    def on_events(events: Sequence[Event]) -> None:
+        records = [event for event in events if isinstance(event, TrialRecord)]
+        ended.extend(record for record in records if record.end is not None)
 
     (results / "logs").mkdir(parents=True)
     Search(
         plan,
         results,
         on_start=lambda *_: None,
-        on_event=on_event,
+        on_events=on_events,
         concurrency=1,
         start_workers=functools.partial(worker_groups, run_trial=fake_trial),
     ).run()

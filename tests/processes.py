@@ -9,6 +9,10 @@ from pathlib import Path
 
 import psutil
 
+_ENVIRONMENT = {
+    "COLUMNS": "200",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",  # nobody looks at these clusters: a process less
+}
 _sessions: set[int] = set()
 """Sessions of the operating system, by their first process; what a program starts stays in it."""
 
@@ -18,7 +22,7 @@ def start_command(*command: str, cwd: Path, **environment: str) -> "subprocess.P
     process = subprocess.Popen(
         command,
         cwd=cwd,
-        env={**os.environ, "COLUMNS": "200", **environment},
+        env={**os.environ, **_ENVIRONMENT, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -102,7 +102,7 @@ def test_a_search_is_recorded_though_nobody_reads_what_it_prints(
             read = os.read(reader, 100_000)
             os.close(reader)
             for event in events:
-                recorder.take(event)
+                recorder.take([event])
             recorder.end("budget.trials")
         assert recorder.notes() == []
     os.close(writer)

@@ -2,7 +2,7 @@
 
     relay ──submit, next_report──▶           ◀──next_job──────── rank 0 of a worker group
                                    Broker   ◀──report, fail────
-    scheduler ──decide───────────▶    │
+    scheduler ──decide_all───────▶    │
                           next_events ▼
                    driver: results folder, then whoever watches
 
@@ -14,7 +14,7 @@ written it to the results folder, so no decision rests on what a crash could los
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -123,6 +123,12 @@ class Broker:
     async def submit(self, job: Job) -> int:
         return self._change(lambda: self._state.submit(job, time.time()))
 
+    async def first_report(self, job: Job) -> tuple[int, Report | TrialRecord]:
+        """Submit a job; return the index of its first report without a decision, and what
+        `next_report` returns for it."""
+        index = await self.submit(job)
+        return index, await self.next_report(job.trial_id, index)
+
     async def take_up(self, job: Job, record: TrialRecord) -> None:
         self._change(lambda: self._state.take_up(job, record))
 
@@ -138,6 +144,15 @@ class Broker:
         self, trial_id: str, samples_seen: int, decision: Decision, reason: str | None = None
     ) -> None:
         self._change(lambda: self._state.decide(trial_id, samples_seen, decision, reason))
+
+    async def decide_all(self, decisions: Sequence[tuple[str, int, Decision, str | None]]) -> None:
+        """Do what `decide` does with each of these arguments."""
+
+        def decide() -> None:
+            for decision in decisions:
+                self._state.decide(*decision)
+
+        self._change(decide)
 
     async def give_up(self, reason: str) -> None:
         self._change(lambda: self._state.give_up(reason))

@@ -28,6 +28,7 @@ from ray.exceptions import AuthenticationError, RpcError
 from ray.train import ControllerError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _setup_torch_process_group, _TorchBackend
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
@@ -182,16 +183,20 @@ def prints_logged(logger: logging.Logger) -> Iterator[None]:
         ray_driver.print_to_stdstream = before
 
 
-class GroupTrainer(TorchTrainer):
-    """A TorchTrainer that leaves it to the program to free what a lost controller had reserved.
+_STARTING_ACTORS = (DatasetsCallback, PlacementGroupCleanerCallback)
 
-    Ray would start an actor for that, on the head: 150 MB for each trainer, a second until it is
-    there, and 12 s for the trainer to part from it.
+
+class GroupTrainer(TorchTrainer):
+    """A TorchTrainer that starts no actors for what it is not used for.
+
+    One would hand out the shards of Ray's datasets, of which there are none. The other would free
+    what a lost controller had reserved, which the program does. Each is a process of 150 MB on the
+    head for each trainer, and a second until it is there; to part from the second one takes 12 s.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         made = super()._create_default_callbacks()  # type: ignore[misc]  # of Ray's older class
-        return [each for each in made if not isinstance(each, PlacementGroupCleanerCallback)]
+        return [each for each in made if not isinstance(each, _STARTING_ACTORS)]
 
 
 class ControllerHook(ControllerCallback):

@@ -53,7 +53,7 @@ class RunOutcome:
 
 
 class Recorder:
-    """Writes each event to the results folder and then passes it to the observers.
+    """Writes events to the results folder and then passes them to the observers.
 
     Observers get a trial that has ended or paused only when it is on disk. An observer that fails
     affects neither the run nor the folder nor the other observers.
@@ -95,26 +95,29 @@ class Recorder:
         )
         self._audience.call(lambda observer: observer.begin(start))
 
-    def take(self, event: Event) -> None:
-        """Record an event and pass it on."""
+    def take(self, events: Sequence[Event]) -> None:
+        """Record events, all of them at once, and pass them on."""
+        records = [event for event in events if isinstance(event, TrialRecord)]
+        if records:
+            self._record(records)
+        for event in events:
+            self._pass_on(event)
+        self._audience.report_problems()
+
+    def _record(self, records: Sequence[TrialRecord]) -> None:
+        if any(record.reports or record.end is not None for record in records):
+            self._store.begin()  # from now on there is something to lose
+        self._store.take(*records)
+        self._store.write_summary(time.monotonic() - self._started)
+
+    def _pass_on(self, event: Event) -> None:
         if isinstance(event, Notice):
             logger.warning(event.text)
             self._audience.call(lambda observer: observer.notice(event.text))
         elif isinstance(event, ProgressUpdate):
             self._audience.call(lambda observer: observer.progress(event))
         else:
-            self._take_record(event)
-        self._audience.report_problems()
-
-    def _take_record(self, record: TrialRecord) -> None:
-        if record.reports or record.end is not None:
-            self._store.begin()  # from now on there is something to lose
-        if record.end is not None:
-            self._store.add(record)
-        else:
-            self._store.note_pause(record)
-        self._store.write_summary(time.monotonic() - self._started)
-        self._audience.call(lambda observer: observer.trial_changed(record))
+            self._audience.call(lambda observer: observer.trial_changed(event))
 
     @contextlib.contextmanager
     def errors_recorded(self) -> Iterator[None]:

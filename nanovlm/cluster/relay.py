@@ -68,7 +68,7 @@ def run_to_end(
 
     Args:
         next_jobs: returns all jobs that may run now; called at the start, again whenever one has
-            ended and `on_event` has taken that in, and when there are more slots. Those that it
+            ended and `on_events` has taken that in, and when there are more slots. Those that it
             returned before are left out.
         num_slots: returns how many jobs can run at the same time; no more are submitted, so that
             the first of `next_jobs` is always the next one.
@@ -133,6 +133,9 @@ class TrialRelay(tune.Trainable):
     starts again; it continues at the first report that has no decision.
     """
 
+    _num_reports: int | None
+    """That have a decision; None before the trial is submitted."""
+
     def setup(  # type: ignore[override]  # tune.with_parameters gives what follows `config`
         self,
         config: dict[str, Any],
@@ -146,17 +149,21 @@ class TrialRelay(tune.Trainable):
         self._space = space
         self._milestones = milestones
         self._folder = folder
-        self._submit(config)
+        self._begin(config)
 
     def __repr__(self) -> str:  # seen in Ray's dashboard
         return f"trials of {identifier(self._folder.name)}"
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._submit(new_config)
+        self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        answer = ray.get(self._broker.next_report.remote(self._job.trial_id, self._num_reports))
+        if self._num_reports is None:
+            submitted = self._broker.first_report.remote(self._job)
+            self._num_reports, answer = ray.get(submitted)
+        else:
+            answer = ray.get(self._broker.next_report.remote(self._job.trial_id, self._num_reports))
         if isinstance(answer, TrialRecord):  # the trial has ended without another report
             return ending_of(self._space, answer)
         self._num_reports += 1
@@ -168,8 +175,8 @@ class TrialRelay(tune.Trainable):
     def load_checkpoint(self, checkpoint: Any) -> None:
         """See `save_checkpoint`."""
 
-    def _submit(self, config: dict[str, Any]) -> None:
+    def _begin(self, config: dict[str, Any]) -> None:
         self._job = trial_job(
             self._space, self._milestones, self._folder, config[NUMBER], config[VALUES]
         )
-        self._num_reports = ray.get(self._broker.submit.remote(self._job))
+        self._num_reports = None

@@ -167,7 +167,7 @@ def _worker_pool(
         folder=folder,
         switch=StopSwitch(),
         on_start=recorder.begin,
-        on_event=recorder.take,
+        on_events=recorder.take,
         check=NodeCheck.of(plan.config, plan.data),
     )
 

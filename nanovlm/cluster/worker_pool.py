@@ -7,7 +7,7 @@ trials end at their next optimizer step, and the worker groups leave.
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,10 @@ _HEAD_SILENCE_SECONDS = 40.0
 OnStart = Callable[[Cluster, int], None]
 """Called before any trial with the cluster and the number of trials that run at the same time."""
 
-OnEvent = Callable[[Event], None]
-"""Called in another thread with a trial's record whenever it changes, with its progress updates and
-with notices. The search hears of a record after this returns."""
+OnEvents = Callable[[Sequence[Event]], None]
+"""Called in another thread with all that has happened since the last call, in its order: records of
+trials that have changed, progress updates and notices. The search hears of a record after this
+returns."""
 
 
 class StopSwitch:
@@ -110,7 +111,7 @@ class WorkerPool:
     num_slots: Callable[[], int]
     """Returns how many trials can run at the same time now."""
     flush_events: Callable[[], None]
-    """Returns when `on_event` has taken in all events up to now."""
+    """Returns when `on_events` has taken in all events up to now."""
 
 
 @contextlib.contextmanager
@@ -122,7 +123,7 @@ def worker_pool(
     folder: Path,
     switch: StopSwitch,
     on_start: OnStart,
-    on_event: OnEvent,
+    on_events: OnEvents,
     start_workers: StartWorkers = worker_groups,
     check: NodeCheck | None = None,
 ) -> Iterator[WorkerPool]:
@@ -157,7 +158,7 @@ def worker_pool(
         on_start(cluster, max(1, first))
         with (
             opened_broker(folder.name, stall_seconds) as broker,
-            _events_passed_on(broker, on_event, switch) as flush_events,
+            _events_passed_on(broker, on_events, switch) as flush_events,
             start_workers(first, most, broker, setup) as groups,
             _broker_closed_on_stop(broker, switch),
             _groups_watched(broker, groups, switch),
@@ -207,7 +208,7 @@ def _in_thread(
 
 @contextlib.contextmanager
 def _events_passed_on(
-    broker: Any, on_event: OnEvent, switch: StopSwitch
+    broker: Any, on_events: OnEvents, switch: StopSwitch
 ) -> Iterator[Callable[[], None]]:
     """Pass every event on until the last worker has gone home; yield `WorkerPool.flush_events`."""
     errors: list[Exception] = []
@@ -215,11 +216,10 @@ def _events_passed_on(
     def follow() -> None:
         try:
             while events := ray.get(broker.next_events.remote()):
-                for event in events:
-                    if isinstance(event, Notice) and event.ends_run:
-                        switch.fail(RunFailed(event.text))
-                    else:
-                        on_event(event)
+                ends = [e for e in events if isinstance(e, Notice) and e.ends_run]
+                on_events([event for event in events if event not in ends])
+                for notice in ends:
+                    switch.fail(RunFailed(notice.text))
         except RayActorError:
             errors.append(RunFailed(LOST_BROKER))
             switch.stop(LOST_BROKER)
@@ -230,7 +230,7 @@ def _events_passed_on(
     def flush_events() -> None:
         flushed = broker.flush_events.remote()
         while thread.is_alive() and not ray.wait([flushed], timeout=1)[0]:
-            pass  # an error of `on_event` ends the thread
+            pass  # an error of `on_events` ends the thread
 
     try:
         with _in_thread("events", follow, lambda: ray.get(broker.finish.remote())) as thread:

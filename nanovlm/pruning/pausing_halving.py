@@ -14,7 +14,7 @@ from nanovlm.config.space import SearchSpace
 from nanovlm.pruning.successive_halving import StoppingHalving, SuccessiveHalving
 from nanovlm.results.decisions import PruningDecision
 from nanovlm.results.pareto import Ranking, describe_values
-from nanovlm.results.statistics import rank_correlation
+from nanovlm.results.statistics import RankCorrelation
 
 _MARGIN = 2
 """A paused trial is given up when its rank is beyond so many times the number that go on: trials
@@ -109,8 +109,7 @@ class PausingHalving(SuccessiveHalving):
             if len(rung) > _MARGIN * reach:
                 ended += [
                     self._decide(self._paused[number], num_all=num_all)
-                    for number in rung.numbers(_MARGIN * reach)
-                    if number in self._waiting[milestone]
+                    for number in rung.among(self._waiting[milestone], _MARGIN * reach)
                     if arrived is None or number in arrived
                 ]
         return ended
@@ -146,17 +145,8 @@ class PausingHalving(SuccessiveHalving):
     def rank_correlation(self, milestone: int) -> float | None:
         """Return how much a milestone's values say of those at the next one, from -1 to 1
         (Spearman); None while too few trials have both, and at the last milestone."""
-        if milestone not in self._correlations:
-            pairs = [
-                (self._decisions[number, milestone].value, self._decisions[number, later].value)
-                for later in self._milestones[self._milestones.index(milestone) + 1 :][:1]
-                for number in self._rungs[later].numbers()
-                if (number, milestone) in self._decisions
-            ]
-            is_enough = len(pairs) >= _ENOUGH_PAIRS
-            found = rank_correlation(*zip(*pairs, strict=True)) if is_enough else None
-            self._correlations[milestone] = found
-        return self._correlations[milestone]
+        found = self._correlations.get(milestone)
+        return found.value() if found and found.num_pairs >= _ENOUGH_PAIRS else None
 
     def silent_milestones(self) -> dict[int, float]:
         """Return the milestones that do not decide, with their rank correlations."""
@@ -167,10 +157,10 @@ class PausingHalving(SuccessiveHalving):
 
     def _make_rungs(self) -> None:
         self._rungs = {milestone: Ranking(self.objective) for milestone in self._milestones}
-        self._correlations: dict[int, float | None] = {}  # those that still hold, by milestone
+        self._correlations = {milestone: RankCorrelation() for milestone in self._milestones[:-1]}
         self._paused: dict[int, PruningDecision] = {}
-        self._waiting = {milestone: set[int]() for milestone in self._milestones}
-        """The numbers of the paused trials, by the milestone at which each waits."""
+        self._waiting = {milestone: Ranking(self.objective) for milestone in self._milestones}
+        """The paused trials, by the milestone at which each waits."""
 
     def _compare(self, report: PruningDecision) -> PruningDecision:
         """Let a trial go on if it is the one that a free slot would take; else it waits."""
@@ -193,10 +183,9 @@ class PausingHalving(SuccessiveHalving):
         rounded = math.ceil if is_last else math.floor
         for milestone, rung in reversed(self._rungs.items()):
             if is_last or milestone not in self.silent_milestones():
-                waiting = self._waiting[milestone]
-                for number in rung.numbers(0, rounded(len(rung) / self._factor)):
-                    if number in waiting:
-                        return number
+                may_go_on = rounded(len(rung) / self._factor)
+                for number in rung.among(self._waiting[milestone], 0, may_go_on):
+                    return number
         return None
 
     def _decide(
@@ -236,7 +225,7 @@ class PausingHalving(SuccessiveHalving):
         self._end_wait(decision.number)
         if decision.is_paused:
             self._paused[decision.number] = decision
-            self._waiting[decision.milestone].add(decision.number)
+            self._waiting[decision.milestone].add(decision.number, decision.values)
 
     def _end_wait(self, number: int) -> None:
         decision = self._paused.pop(number, None)
@@ -245,10 +234,18 @@ class PausingHalving(SuccessiveHalving):
 
     def _enter(self, decision: PruningDecision) -> None:
         self._rungs[decision.milestone].add(decision.number, decision.values)
-        before = self._milestones.index(decision.milestone) - 1
-        self._correlations.pop(self._milestones[before], None)
+        self._correlate(decision)
 
     def _leave(self, decision: PruningDecision) -> None:
         self._rungs[decision.milestone].remove(decision.number)
         self._end_wait(decision.number)
-        self._correlations.clear()
+        self._correlations = {milestone: RankCorrelation() for milestone in self._correlations}
+        for other in self._decisions.values():
+            self._correlate(other)
+
+    def _correlate(self, decision: PruningDecision) -> None:
+        """Pair a trial's value at a milestone with that at the one before, if there is one."""
+        index = self._milestones.index(decision.milestone)
+        before = self._milestones[index - 1] if index else None
+        if before is not None and (earlier := self._decisions.get((decision.number, before))):
+            self._correlations[before].add(earlier.value, decision.value)

@@ -30,8 +30,9 @@ _SOFT_RANKING_PERCENTILE = 90
 class SuccessiveHalving(ABC):
     """Decides on the reports of a search's trials.
 
-    Each decision is written to the log before anyone acts on it, so after a kill the rungs are as
-    they were, and a report that is made again gets the decision that it got.
+    Each decision is written to the log when it is made, so after a kill the rungs are as they were,
+    and a report that is made again gets the decision that it got. Whoever acts on a decision syncs
+    the log first.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class SuccessiveHalving(ABC):
 
     def _write(self, line: PruningDecision | Withdrawal) -> None:
         if self._log is not None:
-            append(self._log, decision_line(line))
+            append(self._log, decision_line(line), is_synced=isinstance(line, Withdrawal))
 
     def _restore(self) -> None:
         """Remember the lines of the log; a last one that was cut was not acted upon."""

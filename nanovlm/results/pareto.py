@@ -73,6 +73,9 @@ class Ranking:
     def __len__(self) -> int:
         return len(self._values)
 
+    def __contains__(self, number: int) -> bool:
+        return number in self._values
+
     def add(self, number: int, values: Sequence[float]) -> None:
         """Take in a trial with its value of each objective."""
         self._values[number] = tuple(values)
@@ -82,12 +85,15 @@ class Ranking:
             self._order = []
 
     def remove(self, number: int) -> None:
+        if self._is_single:
+            del self._order[self.index(number)]
+        else:
+            self._order = []
         del self._values[number]
-        self._order = [other for other in self._order if self._is_single and other != number]
 
     def index(self, number: int) -> int:
         """Return how many trials are better."""
-        return self.numbers().index(number)
+        return self._place(self._key(number)) if self._is_single else self.numbers().index(number)
 
     def numbers(self, first: int = 0, last: int | None = None) -> list[int]:
         """Return the trials from one index to before another one."""
@@ -96,6 +102,20 @@ class Ranking:
             rows = [self._values[number] for number in numbers]
             self._order = [numbers[index] for index in order(self._objective, rows)]
         return self._order[first:last]
+
+    def among(self, some: "Ranking", first: int = 0, last: int | None = None) -> list[int]:
+        """Return those of `numbers(first, last)` that are in a ranking of some of these trials."""
+        if not self._is_single:
+            return [number for number in self.numbers(first, last) if number in some]
+
+        def place(index: int) -> int:
+            whole = index >= len(self)
+            return len(some) if whole else some._place(self._key(self._order[index]))
+
+        return some._order[place(first) : place(len(self) if last is None else last)]
+
+    def _place(self, key: tuple[float, int]) -> int:
+        return bisect.bisect_left(self._order, key, key=self._key)
 
     def _key(self, number: int) -> tuple[float, int]:
         return self._objective.loss(self._values[number][0]), number

@@ -5,8 +5,8 @@ what the comparison question by question measures. Another seed would have train
 that is what the spread between seeds measures.
 """
 
-import functools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +18,8 @@ Answers = Mapping[int, bool]
 
 LEVEL = 0.95
 """Of an interval whose level is not named."""
+
+_NORMAL_95 = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 NUM_ITEMS = "mmstar_num_items"
 """The metric that tells on how many questions the accuracies stand."""
@@ -143,12 +145,41 @@ def rank_correlation(ones: Sequence[float], others: Sequence[float]) -> float:
     return float(scipy.stats.spearmanr(ones, others).statistic)
 
 
-@functools.cache  # scipy takes a millisecond, and tables are drawn again and again
+class RankCorrelation:
+    """Spearman's correlation of pairs that come one after another; a pair costs one pass over those
+    before it, where `rank_correlation` orders them all again."""
+
+    def __init__(self) -> None:
+        self._values = np.empty((2, 16))  # float[sides, room for pairs]
+        self._ranks = np.empty((2, 16))  # of equal values the mean of theirs
+        self.num_pairs = 0
+        self._found: float | None = None
+
+    def add(self, one: float, other: float) -> None:
+        n = self.num_pairs
+        if n == self._values.shape[1]:
+            self._values, self._ranks = (np.hstack([a, a]) for a in (self._values, self._ranks))
+        for values, ranks, value in zip(self._values, self._ranks, (one, other), strict=True):
+            greater, equal = values[:n] > value, values[:n] == value
+            ranks[:n] += greater + 0.5 * equal
+            values[n], ranks[n] = value, n - greater.sum() - 0.5 * equal.sum()
+        self.num_pairs, self._found = n + 1, None
+
+    def value(self) -> float:
+        """Return it, from -1 to 1; 0 where one side has a single value. Its sign is exact."""
+        if self._found is None:
+            ones, others = self._ranks[:, : self.num_pairs] - (self.num_pairs - 1) / 2
+            scale = math.sqrt((ones @ ones) * (others @ others))
+            self._found = float(ones @ others) / scale if scale else 0.0
+        return self._found
+
+
 def wilson_interval(proportion: float, num_items: int) -> tuple[float, float]:
     """Return the 95 % interval of a proportion (Wilson 1927, without continuity correction)."""
-    test = scipy.stats.binomtest(round(proportion * num_items), num_items)
-    interval = test.proportion_ci(LEVEL, method="wilson")
-    return float(interval.low), float(interval.high)
+    squared = _NORMAL_95**2 / num_items
+    middle = proportion + squared / 2
+    half = math.sqrt(squared * (proportion * (1 - proportion) + squared / 4))
+    return (middle - half) / (1 + squared), (middle + half) / (1 + squared)
 
 
 def interval_95(metrics: Mapping[str, float], metric: str) -> tuple[float, float] | None:

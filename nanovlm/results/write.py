@@ -12,7 +12,7 @@ import re
 import shlex
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,34 +169,56 @@ class ResultsStore:
         """Write the file `name` of the folder as a whole."""
         replace_json(self.folder / name, content)
 
-    def add(self, record: TrialRecord) -> None:
-        """Append an ended trial or an ended confirming run; then all that follows from it: what is
-        best, and whose models are kept."""
-        assert record.end is not None, f"{record.trial_id} has not ended"
-        ended = self.confirmed if record.confirms else self.records
-        assert record.trial_id not in self._ended_ids, f"{record.trial_id} twice"
-        name = CONFIRM_FILE if record.confirms else TRIALS_FILE
-        append(self.folder / name, record_line(record))
-        ended.append(record)
-        self._ended_ids.add(record.trial_id)
-        if record.confirms:
-            self._show_best(self._find_best())
-            remove_folder(state_dir(self.folder, record.trial_id))
-            return
-        self.paused.pop(record.number, None)
-        if not self.confirmed:  # after a confirming run only the next one changes what is best
-            self._show_best(self._best_with(record))
-        self._models.settle(record)
+    def take(self, *records: TrialRecord) -> None:
+        """Append what has ended, has paused or goes on after a pause; then do all that follows from
+        it: what is best, and whose models are kept.
 
-    def note_pause(self, record: TrialRecord) -> None:
-        """Append an open trial if it has paused, or goes on after a pause; the last line counts."""
-        before = self.paused.get(record.number)
-        if record.is_paused and record != before:
-            append(self.folder / PAUSED_FILE, record_line(record))
-            self.paused[record.number] = record
-        elif before is not None and not record.is_paused:
-            append(self.folder / PAUSED_FILE, record_line(record), is_synced=False)
-            del self.paused[record.number]
+        Each file is synced once, however many records there are. Of a trial in `paused.jsonl` the
+        last line counts, and it counts no more when the trial has ended.
+        """
+        ended = [record for record in records if record.end is not None]
+        self._note_pauses([record for record in records if record.end is None])
+        self._append(CONFIRM_FILE, [record for record in ended if record.confirms])
+        self._append(TRIALS_FILE, [record for record in ended if not record.confirms])
+        for record in ended:
+            assert record.trial_id not in self._ended_ids, f"{record.trial_id} twice"
+            (self.confirmed if record.confirms else self.records).append(record)
+            self._ended_ids.add(record.trial_id)
+            if not record.confirms:
+                self.paused.pop(record.number, None)
+        if ended:
+            self._settle(ended)
+
+    def _append(self, name: str, records: Sequence[TrialRecord], is_synced: bool = True) -> None:
+        if records:
+            append(self.folder / name, "".join(map(record_line, records)), is_synced)
+
+    def _note_pauses(self, records: Sequence[TrialRecord]) -> None:
+        """Append open trials that have paused, or go on after a pause."""
+        lines = []
+        for record in records:
+            before = self.paused.get(record.number)
+            if record.is_paused and record != before:
+                lines.append(record)
+                self.paused[record.number] = record
+            elif before is not None and not record.is_paused:
+                lines.append(record)
+                del self.paused[record.number]
+        is_synced = any(record.is_paused for record in lines)
+        self._append(PAUSED_FILE, lines, is_synced)
+
+    def _settle(self, ended: Sequence[TrialRecord]) -> None:
+        """Do what follows from the end of these runs, which are in the folder."""
+        trials = [record for record in ended if not record.confirms]
+        if len(trials) < len(ended):
+            self._show_best(self._find_best())
+        elif not self.confirmed:  # after a confirming run only the next one changes what is best
+            self._show_best(self._best_with(trials))
+        for record in ended:
+            if record.confirms:
+                remove_folder(state_dir(self.folder, record.trial_id))
+            else:
+                self._models.settle(record)
 
     def confirmation(self) -> dict[str, Any] | None:
         """Return what the confirming runs show; None if there are none."""
@@ -206,13 +228,12 @@ class ResultsStore:
         self.notes += [problem for problem in problems if problem not in self.notes]
         return content
 
-    def _best_with(self, record: TrialRecord) -> TrialRecord | None:
-        """Return the best trial now that `record` is one of them; of one objective without looking
+    def _best_with(self, records: Sequence[TrialRecord]) -> TrialRecord | None:
+        """Return the best trial now that `records` are among them; of one objective without looking
         at all the others again."""
         if len(self.objective.all) > 1:
             return best_record(self.records, self.objective)
-        candidates = [record] if self.best is None else [self.best, record]
-        return best_record(candidates, self.objective)
+        return best_record([*filter(None, [self.best]), *records], self.objective)
 
     def _find_best(self) -> TrialRecord | None:
         return final_best(self.records, self.objective, self.confirmed, self.confirmation())

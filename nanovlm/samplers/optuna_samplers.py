@@ -4,6 +4,7 @@ A sampler of its own for each trial, seeded by the trial's number, makes a searc
 interrupted suggest what the undisturbed one would have.
 """
 
+import functools
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +97,7 @@ def build_sampler(
         inner = _build(space, STARTUP_TRIALS + concurrency, seed, milestones)
     guarded = _Guarded(
         inner,
-        fallback=RandomSampler(seed=seed),
+        seed,
         relative=relative if learns else None,
         history=history,
         # A Gaussian process learns it from the worst values, and the others do not look back.
@@ -234,7 +235,8 @@ class _Guarded(BaseSampler):
     """A sampler whose errors do not end the search: the trial is drawn at random instead."""
 
     inner: BaseSampler
-    fallback: BaseSampler
+    seed: int
+    """Of what is drawn at random instead."""
     relative: dict[str, BaseDistribution] | None
     """The parameters that are drawn together; None lets the sampler find them out."""
     history: History | None
@@ -242,6 +244,10 @@ class _Guarded(BaseSampler):
     avoids_infeasible: bool
     """Whether to draw again what looks infeasible."""
     on_failure: OnFailure
+
+    @functools.cached_property
+    def _fallback(self) -> BaseSampler:  # rarely wanted, and not made for nothing
+        return RandomSampler(seed=self.seed)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict:
         if self.relative is not None:
@@ -270,7 +276,7 @@ class _Guarded(BaseSampler):
         arguments = (trial, param_name, param_distribution)
         return self._try(
             lambda: self.inner.sample_independent(self._view(study), *arguments),
-            lambda: self.fallback.sample_independent(study, *arguments),
+            lambda: self._fallback.sample_independent(study, *arguments),
         )
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:

@@ -117,7 +117,7 @@ def run_plan(
             plan,
             store.folder,
             on_start=recorder.begin,
-            on_event=recorder.take,
+            on_events=recorder.take,
             earlier=ResumeState(
                 tuple(store.records), tuple(store.confirmed), store.paused, store.earlier_seconds
             ),

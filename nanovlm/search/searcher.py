@@ -40,7 +40,7 @@ from nanovlm.search.study import open_study
 from nanovlm.search.study_recorder import IMPORTED, OpenTrial, StudyRecorder
 
 OnDecision = Callable[[PruningDecision], None]
-"""Called with each decision when it is safe in the folder."""
+"""Called with each decision when it is written to the folder."""
 
 _COMPARED = (TrialState.COMPLETE, TrialState.PRUNED)
 

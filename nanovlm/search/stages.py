@@ -22,7 +22,7 @@ from nanovlm.cluster.relay import TrialRelay, job_in, run_to_end, trial_id_of, t
 from nanovlm.cluster.worker_groups import StartWorkers, worker_groups
 from nanovlm.cluster.worker_pool import (
     INTERRUPTED,
-    OnEvent,
+    OnEvents,
     OnStart,
     StopSwitch,
     WorkerPool,
@@ -37,10 +37,11 @@ from nanovlm.pruning.successive_halving import SuccessiveHalving
 from nanovlm.results.decisions import PruningDecision
 from nanovlm.results.read import LOGS_DIR, RUNGS_FILE
 from nanovlm.results.retention import state_dir
+from nanovlm.search.commits import DecisionCommits
 from nanovlm.search.confirm import ConfirmRun, plan_confirmation
 from nanovlm.search.limits import Limits, RunConfigurations, hours_reason
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.searcher import Pauses, RungScheduler, StudySearch
+from nanovlm.search.searcher import OnDecision, Pauses, RungScheduler, StudySearch
 from nanovlm.search.study import StudyLocation, open_study
 from nanovlm.search.study_recorder import patiently
 from nanovlm.search.warm_start import learn_from
@@ -75,7 +76,7 @@ class Search:
     folder: Path
     on_start: OnStart
     """Called each time that worker groups start."""
-    on_event: OnEvent
+    on_events: OnEvents
     """Called with every change of a trial or of a run of the second stage, with progress updates,
     and with notices for the user."""
     earlier: ResumeState = field(default_factory=ResumeState)
@@ -146,7 +147,7 @@ class Search:
             folder=self.folder,
             switch=switch,
             on_start=self.on_start,
-            on_event=self._take,
+            on_events=self._take,
             start_workers=self.start_workers,
             check=NodeCheck.of(self.plan.space.base, self.plan.data),
         )
@@ -178,16 +179,18 @@ class Search:
         """Run the first stage; returns when the budget is used up or the switch is thrown."""
         space, folder = self.plan.space, self.folder
         rungs = build_rungs(space, self.plan.milestones, folder / RUNGS_FILE)
-        on_decision = functools.partial(self._take_decision, pool.broker, rungs)
-        pauses = None
-        if isinstance(rungs, PausingHalving):
-            self._resume_paused(pool, rungs)
-            pauses = Pauses(rungs, on_decision, self.max_states, self._drop_state)
-        searcher = self._open_searcher(pool, study, pauses)
-        if searcher is None:
-            return  # the storage was away, and something has ended the search
-        if searcher.reason_to_end() is None:
-            self._tune(pool, searcher, RungScheduler(rungs, on_decision, self._switch.fail))
+        answer = functools.partial(_answer, pool.broker)
+        with DecisionCommits(folder / RUNGS_FILE, answer, self._switch.fail) as commits:
+            on_decision = functools.partial(self._take_decision, commits.put, rungs)
+            pauses = None
+            if isinstance(rungs, PausingHalving):
+                self._resume_paused(pool, rungs)
+                pauses = Pauses(rungs, on_decision, self.max_states, self._drop_state)
+            searcher = self._open_searcher(pool, study, pauses)
+            if searcher is None:
+                return  # the storage was away, and something has ended the search
+            if searcher.reason_to_end() is None:
+                self._tune(pool, searcher, RungScheduler(rungs, on_decision, self._switch.fail))
         pool.flush_events()  # Tune may have heard of the last trials first
         searcher.end_recorded(self._ended)
         self._space_used_up = searcher.reason_to_end()
@@ -224,7 +227,7 @@ class Search:
         )
 
     def _notify(self, text: str) -> None:
-        self.on_event(Notice(text=text))
+        self.on_events([Notice(text=text)])
 
     def _notify_of_correlations(self, searcher: StudySearch) -> None:
         """Notify the user how well earlier searches of other lengths predicted this one."""
@@ -249,14 +252,10 @@ class Search:
             ray.get(pool.broker.take_up.remote(job, record))
 
     def _take_decision(
-        self, broker: Any, rungs: SuccessiveHalving, decision: PruningDecision
+        self, commit: OnDecision, rungs: SuccessiveHalving, decision: PruningDecision
     ) -> None:
-        """Send a decision to the trial, and notify the user if a milestone stops deciding."""
-        answer = Decision.PAUSE if decision.is_paused else Decision.STOP
-        if decision.goes_on:
-            answer = Decision.CONTINUE
-        reason = None if decision.goes_on else decision.reason
-        broker.decide.remote(trial_id_of(decision.number), decision.samples_seen, answer, reason)
+        """Have a decision answered, and notify the user if a milestone stops deciding."""
+        commit(decision)
         silent = rungs.silent_milestones() if isinstance(rungs, PausingHalving) else {}
         for milestone in silent.keys() - self._silent:
             self._silent.add(milestone)
@@ -294,21 +293,27 @@ class Search:
             milestones=self.plan.milestones,
         )
 
-    def _take(self, event: Event) -> None:
-        """Record an event, pass it on and check the limits."""
+    def _take(self, events: Sequence[Event]) -> None:
+        """Record events, pass them on and check the limits."""
+        taken = [event for event in events if self._is_right(event)]
+        records = [event for event in taken if isinstance(event, TrialRecord)]
+        for record in records:
+            if record.end is not None:
+                (self._confirmed if record.confirms else self._ended).append(record)
+        self.on_events(taken)
+        for record in records:
+            if not record.confirms:
+                self._limits.check(record)
+
+    def _is_right(self, event: Event) -> bool:
+        """Return False if the event is of a trial whose reports show a mistake of the user, and end
+        the search."""
         if not isinstance(event, TrialRecord) or event.confirms:
-            if isinstance(event, TrialRecord) and event.end is not None:
-                self._confirmed.append(event)
-            self.on_event(event)
-            return
+            return True
         self._problem = self._problem or _wrong_objective(self.plan.space.objective, event)
         if self._problem is not None:
             self._switch.stop(str(self._problem))
-            return
-        if event.end is not None:
-            self._ended.append(event)
-        self.on_event(event)
-        self._limits.check(event)
+        return self._problem is None
 
     def _tune(self, pool: WorkerPool, searcher: StudySearch, scheduler: RungScheduler) -> None:
         """Let Ray Tune run the trials; returns after them or when the switch is thrown."""
@@ -342,6 +347,18 @@ class Search:
         if not self._switch.is_thrown():
             given_up = f"Ray Tune has lost its actor {_MAX_LOST_RELAYS} times; see {self._logs}"
             ray.get(broker.give_up.remote(given_up))
+
+
+def _answer(broker: Any, decisions: Sequence[PruningDecision]) -> None:
+    """Send decisions to their trials."""
+    answers = []
+    for decision in decisions:
+        answer = Decision.PAUSE if decision.is_paused else Decision.STOP
+        if decision.goes_on:
+            answer = Decision.CONTINUE
+        reason = None if decision.goes_on else decision.reason
+        answers.append((trial_id_of(decision.number), decision.samples_seen, answer, reason))
+    broker.decide_all.remote(answers)
 
 
 class _SwitchStopper(tune.Stopper):

@@ -7,9 +7,11 @@ so a study of another space under the same name is refused. `show_study` opens i
 import contextlib
 import copy
 import json
-import os
+import math
 import re
+import time
 import uuid
+from collections import deque
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,7 @@ from nanovlm.config.search_settings import NO_SQLITE, Study
 from nanovlm.config.sources import config_values, flat_values
 from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
-from nanovlm.files import append, drop_cut_line, identifier, replace_text
+from nanovlm.files import append, drop_cut_line, identifier, replace_text, sync
 from nanovlm.results.read import SEARCH_ID_FILE, STUDY_FILE, TRIALS_FILE, read_text
 from nanovlm.samplers.configurations import choices
 from nanovlm.samplers.history import OTHERS, STORAGE_ERRORS
@@ -42,6 +44,7 @@ SPACE = "space"
 _SEARCH_ID = re.compile("[0-9a-f]{32}")
 _CONNECT_SECONDS = 10
 _CONNECT_TIMEOUT = {"postgresql": "connect_timeout", "mysql": "connect_timeout"}
+_SECONDS_BETWEEN_SYNCS = 1.0
 _SHOWN_DIFFERENCES = 5
 _DIRECTIONS = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
 
@@ -68,7 +71,8 @@ class StudyLocation:
 
 class StudyFile(JournalFileBackend):
     """Optuna's journal for one writer: the results folder is locked, so the journal needs no lock,
-    and no lock is left behind when the program is killed.
+    no lock is left behind when the program is killed, and what was written here need not be read
+    again.
 
     Writing is left to the operating system, which keeps it if the program is killed. `sync` makes
     it survive a power loss; the journal of a trial in between can be made again from
@@ -78,15 +82,34 @@ class StudyFile(JournalFileBackend):
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         self._path = path
+        self._num_read: int | None = None  # logs that the storage knows; None before it reads them
+        self._new = deque[str]()  # the lines after those
+        self._synced_at = -math.inf  # by time.monotonic
         drop_cut_line(path)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        lines = "".join(f"{json.dumps(log, separators=(',', ':'))}\n" for log in logs)
-        append(self._path, lines, is_synced=False)
+        lines = [json.dumps(log, separators=(",", ":")) for log in logs]
+        append(self._path, "".join(f"{line}\n" for line in lines), is_synced=False)
+        self._new += lines
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """Yield the logs from a number on; each is asked for once, in order."""
+        if self._num_read is None:
+            self._num_read = 0
+            for log in super().read_logs(0):
+                self._num_read += 1
+                yield log
+        assert self._num_read >= log_number_from, f"{self._path}: a log was passed over"
+        while self._new:
+            self._num_read += 1
+            yield json.loads(self._new.popleft())
 
     def sync(self) -> None:
-        with self._path.open("ab") as file:
-            os.fsync(file.fileno())
+        """Make the journal safe on the disk, unless that was done less than a second ago."""
+        now = time.monotonic()
+        if now - self._synced_at >= _SECONDS_BETWEEN_SYNCS:
+            sync(self._path)
+            self._synced_at = now
 
 
 class OwnJournal(JournalStorage):

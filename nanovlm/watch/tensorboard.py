@@ -6,10 +6,14 @@ Always there, since it costs next to nothing. The curves are against samples see
 page compares the trials by their configurations.
 """
 
+import socket
+import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import google_crc32c
 
 from nanovlm.config.sources import flat_values
 from nanovlm.files import remove_folder
@@ -18,7 +22,7 @@ from nanovlm.watch.curves import Background, report_values, update_values
 from nanovlm.watch.observer import Observer, RunStart
 
 if TYPE_CHECKING:
-    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.summary_pb2 import Summary
 
 FOLDER = "tensorboard"
@@ -91,6 +95,7 @@ class _Curves:
     """The event files of one trial: a new one after each pause, in which none is held open.
 
     Not a `SummaryWriter`: it writes in a thread of its own, from which an error never comes back.
+    Nor an `EventsWriter`: it syncs with each flush, for which other files would have to wait.
     """
 
     def __init__(self, folder: Path, record: TrialRecord, metric: str) -> None:
@@ -100,7 +105,7 @@ class _Curves:
 
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._file: EventsWriter | None = None
+        self._file: BinaryIO | None = None
         self._num_files = 0
         self._sent = -1.0
         # TensorBoard takes no lists and no null.
@@ -119,8 +124,8 @@ class _Curves:
                 self._sent = report.samples_seen
                 self.add(report_values(report), report.samples_seen).flush()
 
-    def add(self, values: Mapping[str, float], samples_seen: int) -> "EventsWriter":
-        """Write points of curves; they reach the disk with the next report."""
+    def add(self, values: Mapping[str, float], samples_seen: int) -> BinaryIO:
+        """Write points of curves; they reach the file with the next report."""
         from tensorboardX.proto.summary_pb2 import Summary
 
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
@@ -141,14 +146,30 @@ class _Curves:
             self._file.close()
             self._file = None
 
-    def _write(self, summary: "Summary", samples_seen: int) -> "EventsWriter":
-        from tensorboardX.event_file_writer import EventsWriter
+    def _write(self, summary: "Summary", samples_seen: int) -> BinaryIO:
         from tensorboardX.proto.event_pb2 import Event
 
         if self._file is None:
-            # Its own name has the time in whole seconds.
+            # Beside the time in whole seconds; TensorBoard reads the files in the order of names.
             suffix = f".{self._num_files}" if self._num_files else ""
-            self._file = EventsWriter(str(self._folder / "events"), filename_suffix=suffix)
+            name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}{suffix}"
+            self._file = (self._folder / name).open("wb")
             self._num_files += 1
-        self._file.write_event(Event(wall_time=time.time(), step=samples_seen, summary=summary))
+            self._file.write(_framed(Event(wall_time=time.time(), file_version="brain.Event:2")))
+        event = Event(wall_time=time.time(), step=samples_seen, summary=summary)
+        self._file.write(_framed(event))
         return self._file
+
+
+def _framed(event: "Event") -> bytes:
+    """Return an event as a record of an event file: its length and its bytes, each with a masked
+    checksum (TFRecord's format)."""
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    return length + _masked_checksum(length) + data + _masked_checksum(data)
+
+
+def _masked_checksum(data: bytes) -> bytes:
+    # tensorboardX computes it byte by byte, in Python: half of what a record costs.
+    found = google_crc32c.value(data)
+    return struct.pack("<I", ((found >> 15 | found << 17) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -16,6 +16,7 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
@@ -118,12 +119,13 @@ def test_the_controller_calls_the_hook_and_workers_take_their_class_from_the_gro
     assert repr(object.__new__(shown)) == "digits-group-0"
 
 
-def test_a_trainer_starts_no_actor_to_clean_up() -> None:
-    """Else the head has a process more for each group, and groups end 12 s later."""
+def test_a_trainer_starts_no_actors_for_datasets_or_to_clean_up() -> None:
+    """Else the head has two processes more for each group, and groups end 12 s later."""
     trainers: list[Any] = [TorchTrainer(print), ray_compat.GroupTrainer(print)]
     stock, ours = ([type(c) for c in each._create_default_callbacks()] for each in trainers)
-    assert [each for each in stock if each is not PlacementGroupCleanerCallback] == ours
-    assert len(ours) == len(stock) - 1
+    left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
+    assert [each for each in stock if each not in left_out] == ours
+    assert len(ours) == len(stock) - 2
 
 
 @pytest.mark.parametrize(

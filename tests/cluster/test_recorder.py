@@ -108,7 +108,7 @@ def record_run(
             Cluster("http://127.0.0.1:8265", True, "own Ray cluster"), 3
         )  # for the runs that confirm
         for event in events:
-            recorder.take(event)
+            recorder.take([event])
         recorder.end(ended_by)
         witness.found = recorder.notes()
     return witness

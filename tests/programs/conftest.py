@@ -23,7 +23,7 @@ SPACE = ("--space", "search_spaces/digits.yaml")
 """The space that ships; of all that it says the tests only change how long it takes."""
 
 SMALL = (
-    *("data_cutoff_idx=300", "epochs=1", "lr_mp=1e-3", "lr_backbones=1e-3"),
+    *("data_cutoff_idx=150", "epochs=1", "lr_mp=1e-3", "lr_backbones=1e-3"),
     *("search.batch_size={choice: [16, 32]}", "scheduler.reduction_factor=3"),
     *("budget.trials=6", "confirm.runs=2"),
 )

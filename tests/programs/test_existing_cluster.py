@@ -28,7 +28,7 @@ search:
 sampler: {name: random, seed: 0}
 scheduler: {rungs: 3, reduction_factor: 3}
 confirm: {top: 0}
-resources: {stall_minutes: 0.4}
+resources: {stall_minutes: 0.25}
 """
 NUM_TRIALS = 30
 
@@ -89,7 +89,7 @@ def test_a_search_goes_on_whatever_of_it_is_lost_and_leaves_the_cluster_as_it_wa
     assert program.code() == 0, output
     assert "\njoined Ray cluster" in output
     assert "(raylet)" not in output, "what Ray prints is in driver.log"
-    for said in ("no sign of life for 0.4 min", "a worker has ended", "its controller has ended"):
+    for said in ("no sign of life for 0.25 min", "a worker has ended", "its controller has ended"):
         assert re.search(rf"^note: group-\d+: {said}", output, re.MULTILINE), output
     assert list(problems_in(program.results, NUM_TRIALS)) == []
     check_states(Finished(0, output, program.results))

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 SPACE = """
 preset: here.yaml
-base: {lr_backbones: 1.0e-3, data_cutoff_idx: 300, epochs: 1}
+base: {lr_backbones: 1.0e-3, data_cutoff_idx: 100, epochs: 1}
 search: {lr_mp: {log_uniform: [1.0e-4, 1.0e-2]}}
 scheduler: {name: none}
 budget: {trials: 500}

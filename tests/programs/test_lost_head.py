@@ -20,7 +20,7 @@ PROGRAM = """
 from nanovlm import process
 process.listen()
 from nanovlm.cluster import worker_pool
-worker_pool._HEAD_SILENCE_SECONDS = 6.0
+worker_pool._HEAD_SILENCE_SECONDS, worker_pool._SECONDS_BETWEEN_PINGS = 3.0, 1.0
 import run_search
 from nanovlm import cli
 cli.run_program(run_search.main)
@@ -28,7 +28,7 @@ cli.run_program(run_search.main)
 
 SPACE = """
 preset: digits
-base: {data_cutoff_idx: 300, epochs: 5, batch_size: 16}
+base: {data_cutoff_idx: 300, epochs: 4, batch_size: 16}
 search: {lr_mp: {log_uniform: [1.0e-4, 1.0e-2]}}
 scheduler: {rungs: 3}
 budget: {trials: 1}
@@ -50,7 +50,7 @@ def test_the_program_ends_in_order_and_goes_on_with_another_cluster(tmp_path: Pa
     (tmp_path / "space.yaml").write_text(SPACE)
     (tmp_path / "search.py").write_text(PROGRAM)
     results = tmp_path / "results" / "demo"
-    with Raylets(num_cpus=1) as cluster:
+    with Raylets(num_cpus=1, PYTHONPATH=str(REPOSITORY)) as cluster:
         program = run(cluster, tmp_path)
         assert wait_until(lambda: any(results.glob("checkpoints/*/*")), seconds=90)
         ((_, head),) = cluster.processes("gcs_server")
@@ -64,7 +64,7 @@ def test_the_program_ends_in_order_and_goes_on_with_another_cluster(tmp_path: Pa
     assert "search.py --space space.yaml" in command
     assert read_records(results) == [], "the first trial had more to do"
 
-    with Raylets(num_cpus=1) as cluster:
+    with Raylets(num_cpus=1, PYTHONPATH=str(REPOSITORY)) as cluster:
         program = run(cluster, tmp_path, "--resume")
         output = output_of(program, timeout=120)
     assert program.returncode == 0, output

@@ -33,7 +33,7 @@ def results(tmp_path: Path) -> Path:
         config=config_values(config),
     )
     store.begin()
-    store.add(record)
+    store.take(record)
     store.write_summary(wall_seconds=1.0)
     return tmp_path / "results"
 

@@ -77,14 +77,14 @@ def make_results(
         store.write_text(SPACE_FILE, search.space.to_yaml())
         store.write_json(DATA_FILE, DATA)
         for record in sorted(search.records, key=lambda r: r.ended_at or 0.0):
-            store.add(record)
+            store.take(record)
         running = [] if ended_by else [_verdict(num_trials, 1000, 0.61, True, None)]
         lines = [json.dumps(verdict) for verdict in [*search.verdicts, *running]]
         store.write_text("rungs.jsonl", "".join(f"{line}\n" for line in lines))
         for run in search.confirming_runs() if confirms else []:
             _write_answers(folder, run)
             model_dir(folder, run.trial_id).mkdir(parents=True)
-            store.add(run)
+            store.take(run)
         if ended_by is None:
             store.write_summary(600.0)
         else:
@@ -123,7 +123,7 @@ def add_paused(folder: Path, numbers: Sequence[int]) -> None:
             rungs.writelines(
                 f"{json.dumps(line | {'is_paused': not line['goes_on']})}\n" for line in lines
             )
-            store.note_pause(record)
+            store.take(record)
             begin += 5
         store.close(700.0, "interrupted")
 
@@ -136,7 +136,7 @@ def make_single(folder: Path) -> Path:
     with store.opened(resume=False):
         store.begin()
         store.write_json(DATA_FILE, DATA)
-        store.add(record)
+        store.take(record)
         store.close(60.0, "completed")
     return folder
 

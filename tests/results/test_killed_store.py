@@ -78,7 +78,7 @@ def let_end(store: ResultsStore, trials: list[TrialRecord]) -> None:
         folder, killer.folder = killer.folder, None
         train(store.folder, trial)
         killer.folder = folder
-        store.add(trial)
+        store.take(trial)
         store.write_summary(1.0)
     store.close(2.0, "budget.trials", is_settled=True)
 

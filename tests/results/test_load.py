@@ -83,9 +83,9 @@ def folder(tmp_path: Path) -> Path:
         store.begin()
         store.write_text("space.yaml", load_space(SPACE).to_yaml())
         for trial in (record(2, 0.8), record(0, 0.5), failed(3), record(1, 0.6, "stopped")):
-            store.add(trial)
+            store.take(trial)
         for number, accuracy in ((2, 0.7), (0, 0.5)):
-            store.add(confirming(number, 1, accuracy))
+            store.take(confirming(number, 1, accuracy))
         for number in range(2):
             answers = {7: True, 3: number == 0}
             write_answers(answers_file(store.folder, f"trial-{number:04d}"), answers)

@@ -12,11 +12,14 @@ from nanovlm.errors import UserError
 from nanovlm.evaluation.mmstar_result import MMStarResult
 from nanovlm.results.read import read_answers
 from nanovlm.results.statistics import (
+    RankCorrelation,
     compare_answers,
     mcnemar_exact,
     paired_interval,
     paired_p_value,
     pooled_spread,
+    rank_correlation,
+    wilson_interval,
 )
 from tests.results.answers import write_answers
 
@@ -171,3 +174,29 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, bad: str) -> None:
     path.write_text(path.read_text() + bad)
     with pytest.raises(UserError, match=r"a\.jsonl: line 2: is not an answer"):
         read_answers(path)
+
+
+@pytest.mark.parametrize("num_values", [1, 2, 5, 10_000])
+def test_a_rank_correlation_that_grows_is_that_of_all_pairs(num_values: int) -> None:
+    rng, grows = random.Random(num_values), RankCorrelation()
+    pairs = [(rng.randrange(num_values) / 7, -rng.randrange(num_values) / 3) for _ in range(100)]
+    for number, pair in enumerate(pairs, start=1):
+        grows.add(*pair)
+        if number > 1:
+            ones, others = zip(*pairs[:number], strict=True)
+            assert grows.num_pairs == number
+            assert grows.value() == pytest.approx(rank_correlation(ones, others), abs=1e-12)
+
+
+def test_the_sign_of_a_rank_correlation_is_exact() -> None:
+    grows = RankCorrelation()
+    for one, other in zip((1, 2, 3, 4), (2, 4, 1, 3), strict=True):  # none, which is not positive
+        grows.add(one / 10, other / 10)
+    assert grows.value() == 0.0
+
+
+@pytest.mark.parametrize(("num_right", "num_items"), [(0, 400), (13, 400), (1500, 1500), (1, 2)])
+def test_the_interval_of_a_proportion_is_wilsons(num_right: int, num_items: int) -> None:
+    expected = stats.binomtest(num_right, num_items).proportion_ci(0.95, method="wilson")
+    interval = wilson_interval(num_right / num_items, num_items)
+    assert interval == pytest.approx((expected.low, expected.high), abs=1e-12)

@@ -116,7 +116,7 @@ def test_a_trial_may_make_another_one_the_best(tmp_path: Path) -> None:
         records = [trial(0, 0.9, 0.010), trial(1, 0.8, 0.0072), trial(2, 0.3, 0.004)]
         chosen = []
         for record in records:
-            store.add(record)
+            store.take(record)
             assert store.best is not None
             chosen.append(store.best.number)
     assert chosen == [0, 0, 1]
@@ -153,7 +153,7 @@ def test_without_the_space_file_the_objectives_are_known(tmp_path: Path) -> None
     store = ResultsStore(tmp_path / "x", objective_of(at_most=0.011), 0.0)
     with store.opened(resume=False):
         store.begin()
-        store.add(TRIALS[0])
+        store.take(TRIALS[0])
         store.close(1.0, "over")
     assert FolderReader(tmp_path / "x").objective() == objective_of(at_most=0.011)
 
@@ -163,7 +163,7 @@ def test_the_report_draws_the_front(tmp_path: Path) -> None:
     with store.opened(resume=False):
         store.begin()
         for record in TRIALS:
-            store.add(record)
+            store.take(record)
         store.close(1.0, "over")
     search = read_search(tmp_path / "x")
     text = render(search)
@@ -187,7 +187,7 @@ def test_a_report_on_one_objective_has_no_front(tmp_path: Path) -> None:
     store = ResultsStore(tmp_path / "x", Objective(), 0.0)
     with store.opened(resume=False):
         store.begin()
-        store.add(TRIALS[0])
+        store.take(TRIALS[0])
         store.close(1.0, "over")
     text = render(read_search(tmp_path / "x"))
     assert 'id="tradeoff"' not in text and "front-table" not in text

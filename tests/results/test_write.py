@@ -1,6 +1,7 @@
 """The results folder and the summary, from made-up records."""
 
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,8 +90,8 @@ def fill(store: ResultsStore) -> None:
     for number, accuracy in enumerate([0.5, 0.8, 0.7]):
         trial = record(number, accuracy)
         with_model(store.folder, trial)
-        store.add(trial)
-    store.add(record(3, 0.9, "stopped", reason="below the cutoff"))
+        store.take(trial)
+    store.take(record(3, 0.9, "stopped", reason="below the cutoff"))
     store.write_summary(wall_seconds=50.0)
 
 
@@ -136,16 +137,16 @@ def test_paused_trials_are_kept_until_they_go_on_or_end(tmp_path: Path) -> None:
     with store.opened(resume=False):
         store.begin()
         for number in range(5):
-            store.note_pause(record(number, 0.5, "running"))  # the first time: nothing to say
-            store.note_pause(record(number, 0.5, "paused"))
+            store.take(record(number, 0.5, "running"))  # the first time: nothing to say
+            store.take(record(number, 0.5, "paused"))
             replace_text(answers_file(store.folder, f"trial-{number:04d}"), "{}\n")
-        store.note_pause(record(1, 0.5, "running", worker_group=None))
-        store.note_pause(record(1, 0.5, "running"))
-        store.note_pause(record(2, 0.5, "running"))
-        store.note_pause(record(2, 0.6, "paused"))
-        store.add(record(3, 0.5, "stopped"))
+        store.take(record(1, 0.5, "running", worker_group=None))
+        store.take(record(1, 0.5, "running"))
+        store.take(record(2, 0.5, "running"))
+        store.take(record(2, 0.6, "paused"))
+        store.take(record(3, 0.5, "stopped"))
         again = record(4, 0.5, "paused")
-        store.note_pause(again)  # taken up, in a later run of the program
+        store.take(again)  # taken up, in a later run of the program
         summary = store.close(9.0, "interrupted")
     assert summary["trials"]["total"] == 1 and summary["trials"]["paused"] == 3
     assert summary["training_seconds"] == 8.0
@@ -161,11 +162,45 @@ def test_paused_trials_are_kept_until_they_go_on_or_end(tmp_path: Path) -> None:
     with resumed.opened(resume=True):
         assert resumed.paused == expected and not resumed.notes
         assert len((store.folder / "paused.jsonl").read_text().splitlines()) == 3
-        resumed.add(record(2, 0.7))
+        resumed.take(record(2, 0.7))
         assert [*resumed.paused] == [0, 4]
 
 
 WAITING = ((0, 0.5), (2, 0.6), (4, 0.5))
+
+
+def test_records_that_come_together_share_their_syncs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leave the folder as if they had come one by one."""
+    records = [record(0, 0.5, "running"), record(0, 0.5, "paused"), record(1, 0.7)]
+    records += [record(2, 0.6, "paused"), record(0, 0.5, "running"), record(2, 0.6, "stopped")]
+    records += [record(3, 0.8), record(4, 0.1, "paused"), record(5, 0.75)]
+    files, num_syncs = {}, []
+    fsync = os.fsync
+    for name, batches in (("one by one", [[r] for r in records]), ("together", [records])):
+        num_syncs.append(0)
+
+        def count(file: int) -> None:
+            num_syncs[-1] += 1
+            fsync(file)
+
+        monkeypatch.setattr(os, "fsync", count)
+        store = ResultsStore(tmp_path / name, OBJECTIVE, gpus_per_trial=0)
+        with store.opened(resume=False):
+            store.begin()
+            for batch in batches:
+                store.take(*batch)
+        head, *lines = (store.folder / "best.yaml").read_text().splitlines()
+        assert name in head
+        files[name] = (
+            lines,
+            *((store.folder / n).read_bytes() for n in ("paused.jsonl", "trials.jsonl")),
+        )
+        assert [r.number for r in store.records] == [1, 2, 3, 5] and [*store.paused] == [4]
+        assert store.best is not None and store.best.number == 3
+    assert files["one by one"] == files["together"]
+    assert num_syncs == [3 + 4 + 2 * 2, 1 + 1 + 2]  # of pauses, ends, and the two of each best.yaml
 
 
 def test_a_line_of_a_paused_trial_that_is_lost_is_told_and_no_more(tmp_path: Path) -> None:
@@ -173,14 +208,14 @@ def test_a_line_of_a_paused_trial_that_is_lost_is_told_and_no_more(tmp_path: Pat
     with store.opened(resume=False):
         store.begin()
         for number in range(3):
-            store.note_pause(record(number, 0.5, "paused"))
+            store.take(record(number, 0.5, "paused"))
         store.close(9.0, "interrupted")
     path = store.folder / "paused.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + "{}\n" + lines[2][:-9])
     with (resumed := ResultsStore(store.folder, OBJECTIVE, gpus_per_trial=0)).opened(resume=True):
         assert [*resumed.paused] == [0]
-        resumed.note_pause(record(1, 0.5, "paused"))
+        resumed.take(record(1, 0.5, "paused"))
     cut, damaged, lost = resumed.notes
     assert cut.endswith("paused.jsonl: the last line was cut, and is left out")
     assert "paused.jsonl: line 2: is not a trial that pauses: " in damaged
@@ -197,7 +232,7 @@ def test_the_summary_is_not_written_for_every_trial(tmp_path: Path) -> None:
     path = store.folder / "summary.json"
     with store.opened(resume=False):
         fill(store)
-        store.add(record(4, 0.6))
+        store.take(record(4, 0.6))
         store.write_summary(wall_seconds=51.0)
         assert json.loads(path.read_text())["trials"]["total"] == 4
         store.close(52.0, "budget.trials")
@@ -210,9 +245,9 @@ def test_a_search_that_goes_on_knows_its_best(tmp_path: Path) -> None:
         fill(store)
     again = ResultsStore(store.folder, OBJECTIVE, gpus_per_trial=0)
     with again.opened(resume=True):
-        again.add(record(4, 0.79))
+        again.take(record(4, 0.79))
         assert "trial 1:" in (store.folder / "best.yaml").read_text()
-        again.add(record(5, 0.81))
+        again.take(record(5, 0.81))
     assert "trial 5:" in (store.folder / "best.yaml").read_text()
 
 
@@ -359,7 +394,7 @@ def test_a_search_of_before_the_speed_was_measured_goes_on(tmp_path: Path) -> No
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     again = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=0)
     with again.opened(resume=True):
-        again.add(record(4, 0.9))
+        again.take(record(4, 0.9))
         again.close(wall_seconds=60.0, ended_by="budget.trials")
     read = read_records(store.folder)
     assert [trial.reports[-1].speed is not None for trial in read] == [False] * 4 + [True]
@@ -377,7 +412,7 @@ def test_a_line_that_was_cut_is_dropped_and_another_bad_line_is_told(tmp_path: P
     assert len(read_records(store.folder)) == 4
     again = ResultsStore(tmp_path / "demo", OBJECTIVE, gpus_per_trial=0)
     with again.opened(resume=True):
-        again.add(record(4, 0.6))
+        again.take(record(4, 0.6))
     assert [r.number for r in read_records(store.folder)] == [0, 1, 2, 3, 4]
     path.write_text("half a line\n" + whole)
     with pytest.raises(UserError, match=r"trials\.jsonl: line 1: is not a trial"):
@@ -406,7 +441,7 @@ def test_models_of_confirming_runs_stay_until_the_winner_is_known(
             more: dict[str, Any] = {"config": {"seed": seed}, "kind": Kind.CONFIRM}
             run = record(1, accuracy, trial_id=f"confirm-1-seed-{seed}", **more)
             with_model(store.folder, run)
-            store.add(run)
+            store.take(run)
         store.close(1.0, "budget.trials", is_settled)
     models = {path.name for path in (store.folder / "checkpoints").iterdir()}
     assert models == {"trial-0001", "confirm-1-seed-1", *["confirm-1-seed-2"][is_settled:]}

@@ -55,7 +55,7 @@ def make_whole_search(folder: Path) -> Path:
         searcher = StudySearch(space, folder, 1, StopSwitch(), MILESTONES, store.records)
         searcher.suggest("tune-id")
         _write_state(folder, f"trial-{NUM_TRIALS:04d}")
-        store.note_pause(make_record(NUM_TRIALS, "paused", reports=REPORTS))
+        store.take(make_record(NUM_TRIALS, "paused", reports=REPORTS))
         for record in (*store.records, *store.confirmed):
             right = round(record.metrics.get("mmstar_accuracy", 0.0) * NUM_ITEMS)
             if record.state == "completed":

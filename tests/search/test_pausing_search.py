@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -320,7 +319,7 @@ def test_a_person_is_told_how_well_an_earlier_search_foresaw_the_trials(tmp_path
     program, _ = undisturbed(tmp_path / "a", earlier=(shorter_search(),))
     events: list[Any] = []
     plan = SearchPlan(space_of(tmp_path), MILESTONES, ENDS[-1], data={})
-    search = Search(plan, tmp_path, lambda *_: None, events.append)
+    search = Search(plan, tmp_path, lambda *_: None, events.extend)
     search._notify_of_correlations(program.searcher)
     (told,) = [event.text for event in events]
     (correlation,) = program.searcher.correlations().values()
@@ -332,17 +331,17 @@ def test_a_person_is_told_how_well_an_earlier_search_foresaw_the_trials(tmp_path
 def test_a_person_is_told_of_a_milestone_that_ceases_to_decide(tmp_path: Path) -> None:
     events: list[Any] = []
     plan = SearchPlan(space_of(tmp_path), MILESTONES, ENDS[-1], data={})
-    search = Search(plan, tmp_path, on_start=lambda *_: None, on_event=events.append)
+    search = Search(plan, tmp_path, on_start=lambda *_: None, on_events=events.extend)
     rungs = build_rungs(plan.space, MILESTONES)
     assert isinstance(rungs, PausingHalving)
-    broker: Any = SimpleNamespace(decide=SimpleNamespace(remote=lambda *_: None))
+    committed: list[PruningDecision] = []
     for number in range(60):
         decision = rungs.decide(number, 100, 0.5 + (number * 7 % 60) / 200)
-        search._take_decision(broker, rungs, decision)
+        search._take_decision(committed.append, rungs, decision)
         promoted = decision if decision.goes_on else rungs.promote()
         if promoted is not None:
             decision = rungs.decide(promoted.number, 300, 1 - promoted.value)
-            search._take_decision(broker, rungs, decision)
+            search._take_decision(committed.append, rungs, decision)
     assert [event.text for event in events] == [
         "mmstar_accuracy at 100 samples says nothing of what trials come to later (rank "
         "correlation -1.00), so trials pass that milestone without a comparison"

@@ -137,7 +137,7 @@ def test_a_search_that_is_over_chooses_again_by_another_bound(tmp_path: Path) ->
             speed = make_speed(samples_per_second=rate)
             report = make_report(900, {"mmstar_accuracy": accuracy}, speed=speed, is_final=True)
             values = {"lr_mp": 0.002 * (number + 1)}
-            store.add(
+            store.take(
                 make_record(
                     number,
                     reports=[report],

@@ -133,6 +133,14 @@ def test_an_objective_that_is_always_the_same_orders_nothing(seed: int) -> None:
         known.append(number)
         assert one.numbers() == both.numbers() and len(one) == len(both)
         assert [one.index(n) for n in known] == [both.index(n) for n in known]
+        some = [Ranking(Objective()), Ranking(BOTH)]
+        for member in draw.sample(known, len(known) // 2):
+            some[0].add(member, one._values[member])
+            some[1].add(member, both._values[member])
+        first, last = sorted((draw.randrange(70), draw.randrange(70)))
+        for limits in ((), (first,), (0, last), (first, last)):
+            wanted = [n for n in one.numbers(*limits) if n in some[0]]
+            assert one.among(some[0], *limits) == both.among(some[1], *limits) == wanted
 
 
 def decide(rungs: PausingHalving, number: int, *values: float) -> PruningDecision:

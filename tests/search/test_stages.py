@@ -1,6 +1,7 @@
 """The two stages of a search on real Ray, with trials that only pretend to train."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,18 @@ class Run:
             self.plan,
             self.folder,
             on_start=on_start,
-            on_event=self._take,
+            on_events=self._take,
             earlier=earlier or ResumeState(),
             concurrency=concurrency,
             start_workers=functools.partial(worker_threads, run_trial=run_trial),
         ).run()
 
-    def _take(self, event: Event) -> None:
-        if isinstance(event, TrialRecord) and event.end is not None:
-            (self.confirmed if event.confirms else self.ended).append(event)
-        elif isinstance(event, Notice):
-            self.notices.append(event.text)
+    def _take(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, TrialRecord) and event.end is not None:
+                (self.confirmed if event.confirms else self.ended).append(event)
+            elif isinstance(event, Notice):
+                self.notices.append(event.text)
 
 
 def test_a_limit_ends_the_first_stage_and_the_second_one_follows(tmp_path: Path) -> None:

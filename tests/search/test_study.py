@@ -6,6 +6,7 @@ from unittest import mock
 
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileBackend
 
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
@@ -57,6 +58,25 @@ def test_a_new_trial_is_asked_for_without_a_look_at_all_others(
     look.assert_not_called()
     study.get_trials(deepcopy=False)
     look.assert_called_once()
+
+
+def test_what_was_written_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = ask(space(tmp_path), tmp_path)
+    read = mock.Mock(side_effect=AssertionError("the file is read"))
+    with monkeypatch.context() as patched:
+        patched.setattr(JournalFileBackend, "read_logs", read)
+        trial = study.ask({"lr_mp": optuna.distributions.FloatDistribution(0, 1)})
+        trial.set_user_attr("values", {"lr_mp": (1, None), "steps": {3: 0.5}})
+        trial.report(0.5, step=300)
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+            trial.set_user_attr("late", 1)
+        study.ask()
+    place = open_study(space(tmp_path), tmp_path)
+    again = optuna.load_study(study_name=place.name, storage=place.storage)
+    assert again.trials == study.trials and len(study.trials) == 3
 
 
 def test_a_results_folder_keeps_its_id(tmp_path: Path) -> None:

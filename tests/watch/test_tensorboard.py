@@ -1,6 +1,7 @@
 """Event files of TensorBoard, read back record by record."""
 
 import shutil
+import struct
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+from tensorboardX.record_writer import masked_crc32c
 
 from nanovlm.messages import TrialRecord
 from nanovlm.watch.tensorboard import TensorBoardLogs
@@ -20,9 +22,15 @@ def events(folder: Path) -> list[Any]:
     data, found = b"".join(path.read_bytes() for path in sorted(folder.iterdir())), []
     while data:
         length = int.from_bytes(data[:8], "little")
+        assert checksum(data[:8]) == data[8:12]
+        assert checksum(data[12 : 12 + length]) == data[12 + length : 16 + length]
         found.append(Event.FromString(data[12 : 12 + length]))
         data = data[16 + length :]
     return found
+
+
+def checksum(data: bytes) -> bytes:
+    return struct.pack("<I", masked_crc32c(data))
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
