@@ -75,7 +75,7 @@ STAGES = (
         ("collected: {} tests", "passed: {} passed", "failed: {} failed", "skipped: {} skipped"),
     ),
     Stage(
-        "training", 100, 50, "train_step.py", f"{LARGE} --rounds 3 --warmup-steps 6",
+        "training", 95, 50, "train_step.py", f"{LARGE} --rounds 3 --warmup-steps 6",
         f"{TINY} --config tiny --batch-size 8 --warmup-steps 2 --rounds 1 --steps 1",
         ("*.samples_per_second: {:.4g} samples/s", "*.peer_samples_per_second: peer {:.4g}",
          "*.ratio: ratio {:.2f}", "*.model_flops_utilization: MFU {:.1%}",
@@ -86,7 +86,7 @@ STAGES = (
         is_compiled=True, takes_ceiling=True,
     ),
     Stage(
-        "profile", 50, 15, "profiles.py", f"{LARGE} --steps 3",
+        "profile", 40, 15, "profiles.py", f"{LARGE} --steps 3",
         f"{TINY} --config tiny --batch-size 8 --steps 1 --warmup-steps 1",
         ("plain_seconds_a_step: {:.4f} s a step", "host_seconds_a_step: host {:.4f} s",
          "kernels_a_step: {:.0f} kernels",
@@ -94,7 +94,7 @@ STAGES = (
         is_compiled=True,
     ),
     Stage(
-        "mmstar", 55, 30, "mmstar.py", f"{LARGE} --rounds 1 --peer-items 128 --no-compile",
+        "mmstar", 50, 30, "mmstar.py", f"{LARGE} --rounds 1 --peer-items 128 --no-compile",
         f"{TINY} --config tiny --items 32 --rounds 1 --no-compile",
         ("*.questions: {} questions", "*.never_stops.items_per_second: never stops {:.4g}/s",
          "*.never_stops.ratio: {:.1f} times the peer",
@@ -102,7 +102,7 @@ STAGES = (
          "*.stops.ratio: {:.1f} times the peer", "*.stops.least_equal: {:.2%} equal"),
     ),
     Stage(
-        "search", 105, 40, "whole_search.py",
+        "search", 100, 40, "whole_search.py",
         "--config 222m --gpus 0.5 --concurrency 2 --trials 5 --halve --break",
         "--concurrency 2 --trials 5 --halve --break",
         ("seconds: {:.0f} s", "turnaround_seconds: turnaround {:.3f} s",
@@ -114,7 +114,22 @@ STAGES = (
         is_compiled=True,
     ),
     Stage(
-        "modes", 110, 40, "training_modes.py", f"{LARGE} --rounds 2",
+        "tiles", 60, 30, "tiled_step.py", "--device cuda --config 460m --rounds 3 --steps 2",
+        f"{TINY} --batch-size 4 --rounds 1 --steps 1",
+        ("useful_tokens_per_second: {:,.0f} useful tokens/s", "ratio: {:.2f} times a padded peer",
+         "useful_share_of_peer: of whose tokens {:.0%} are useful",
+         "peak_memory_gb: {:.1f} GB, both sides"),
+    ),
+    Stage(
+        "frozen", 35, 20, "frozen_features.py", f"{LARGE} --rounds 3",
+        f"{TINY} --config tiny --batch-size 4 --rounds 1 --steps 1 --no-compile",
+        ("*.median: {:.2f} times with features from the disk",
+         "*.images_per_second: {:.0f} images/s encoded",
+         "*.largest_difference: losses within {:.1e}"),
+        is_compiled=True,
+    ),
+    Stage(
+        "modes", 55, 40, "training_modes.py", f"{LARGE} --rounds 2",
         f"{TINY} --config tiny --batch-sizes 8 --warmup-steps 1 --rounds 1 --steps 1 --no-compile",
         ("*.default: {:.4g} samples/s", "*.any_order: in any order {:.4g}",
          "*.single_launches: launched one by one {:.4g}",
@@ -122,7 +137,7 @@ STAGES = (
         is_compiled=True,
     ),
     Stage(
-        "start", 50, 25, "trial_start.py", f"{LARGE} --trials 2",
+        "start", 35, 25, "trial_start.py", f"{LARGE} --trials 2",
         f"{TINY} --config digits --trials 2 --compile",
         ("first_seconds: first trial {:.2f} s", "first_graphs: {} graphs",
          "later_seconds: later ones {:.3f} s", "later_graphs: {} graphs"),

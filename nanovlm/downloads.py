@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from nanovlm.errors import WITHOUT_HUB, UserError
@@ -73,6 +73,21 @@ def _downloaded(name: str, patterns: tuple[str, ...], revision: str | None, kind
     if kind == "model" and not any(path for p in patterns for path in folder.glob(p)):
         raise FileNotFoundError(f"{folder} holds none of these files")
     return folder
+
+
+def hub_files(setting: str, repository: str, revision: str) -> list[str]:
+    """Return the paths of all files of a data set on the hub.
+
+    Raises:
+        UserError: the hub cannot be reached.
+    """
+    try:
+        return HfApi().list_repo_files(repository, repo_type="dataset", revision=revision)
+    except HUB_ERRORS as error:
+        raise UserError(
+            f"{setting}: the hub does not list the files of {repository}: {first_reason(error)}; "
+            "with stream_dataset=false the hub's cache serves without network"
+        ) from error
 
 
 def forget_downloads() -> None:

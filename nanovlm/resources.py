@@ -9,10 +9,11 @@ import dataclasses
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.data.benchmark import PreparedBenchmark, select_part
@@ -20,11 +21,13 @@ from nanovlm.data.build import OnProgress, log_progress
 from nanovlm.data.prepared import (
     check_batch_size,
     describe_data,
+    images_keys,
     prepare_benchmark,
     prepare_training,
 )
 from nanovlm.data.samples import PreparedSamples
 from nanovlm.data.tokenizer import model_tokenizer
+from nanovlm.evaluation.benchmarks import MAIN, for_each
 from nanovlm.evaluation.mmstar import check_room, letter_tokens
 from nanovlm.models.checkpoint import Snapshot
 from nanovlm.models.compiled import find_compile_obstacle
@@ -32,6 +35,7 @@ from nanovlm.models.pretrained import load_backbone_weights
 from nanovlm.models.vision_language_model import PARTS, VisionLanguageModel
 from nanovlm.training.flops import trained_parts
 from nanovlm.training.forward import has_bfloat16
+from nanovlm.training.frozen_features import encoder_digest, frozen_features
 from nanovlm.training.passes import MicroBatchSize
 from nanovlm.training.start import architecture, load_checkpoint
 
@@ -42,8 +46,19 @@ V = TypeVar("V")
 NUM_KEPT = 2
 """Entries of each kind that are kept."""
 
+_TRAINING = "training data"
+"""Beside the names of benchmarks."""
+
 PROJECTOR = ("MP",)
 BACKBONES = tuple(part for part in PARTS if part not in PROJECTOR)
+
+
+class TrialData(NamedTuple):
+    """What a trial reads."""
+
+    train: PreparedSamples
+    val: PreparedSamples
+    benchmarks: dict[str, PreparedBenchmark]
 
 
 class Resources:
@@ -62,10 +77,11 @@ class Resources:
         self._on_progress = on_progress
         self._tokenizers = _Recent[Tokenizer]()
         self._training_data = _Recent[tuple[PreparedSamples, PreparedSamples]]()
-        self._benchmarks = _Recent[PreparedBenchmark]()
+        self._benchmarks = _Recent[dict[str, PreparedBenchmark]]()
         self._models = _Recent[VisionLanguageModel]()
         self._micro_batch_sizes = _Recent[MicroBatchSize]()
         self._weights = _Recent[Snapshot]()
+        self._features = _Recent[dict[str, Tensor]]()
         self._notes = dict[str, None]()  # in the order in which they were made
         self._logged = set[str]()
 
@@ -110,21 +126,31 @@ class Resources:
         return train, val
 
     def benchmark(self, config: TrainConfig) -> PreparedBenchmark:
-        """Return the questions of the benchmark that `config` asks; its parts share their images.
+        """Return the questions of the main benchmark. Raises UserError as `benchmarks`."""
+        return self.benchmarks(config)[MAIN]
+
+    def benchmarks(self, config: TrainConfig) -> dict[str, PreparedBenchmark]:
+        """Return the questions of all benchmarks that `config` asks, by their names; the parts of
+        one share their images.
 
         Raises UserError if it cannot be read, its answers are not letters that can be told apart,
         the model has no room for a question, or the part has no question.
         """
         tokenizer = self.tokenizer(config.vlm)
 
-        def prepare() -> PreparedBenchmark:
+        def prepare(config: TrainConfig) -> PreparedBenchmark:
             benchmark = prepare_benchmark(config, tokenizer, self._on_progress)
             letter_tokens(benchmark, tokenizer)  # fails before the training, not after
             return benchmark
 
-        whole = self._benchmarks.get(benchmark_key(config), prepare)
-        check_room(whole, config.vlm, tokenizer)  # for which the key does not stand
-        return select_part(whole, config.mmstar_holdout, config.mmstar_part)
+        whole = self._benchmarks.get(benchmarks_key(config), lambda: for_each(config, prepare))
+
+        for benchmark in whole.values():
+            check_room(benchmark, config.vlm, tokenizer)  # for which the key does not stand
+        return {
+            name: select_part(benchmark, config.mmstar_holdout, config.mmstar_part)
+            for name, benchmark in whole.items()
+        }
 
     def describe_data(self, config: TrainConfig) -> dict[str, Any]:
         """Return what the data was made from and what was left out of it, once it is prepared."""
@@ -156,14 +182,56 @@ class Resources:
             load_checkpoint(model, checkpoint)
         elif config.resume_from_vlm_checkpoint:
             name = config.vlm.vlm_checkpoint_path
-            self._set_weights(model, (name,), PARTS, lambda: load_checkpoint(model, name))
+            self._set_weights(model, config, PARTS, lambda: load_checkpoint(model, name))
         elif config.vlm.vlm_load_backbone_weights:
-            names = (config.vlm.vit_model_type, config.vlm.lm_model_type)
-            self._set_weights(model, names, BACKBONES, lambda: load_backbone_weights(model))
+            self._set_weights(model, config, BACKBONES, lambda: load_backbone_weights(model))
             model.initialize(config.seed, PROJECTOR)
         else:
             model.initialize(config.seed)
         return model
+
+    def data(
+        self, config: TrainConfig, model: VisionLanguageModel, checkpoint: str | None = None
+    ) -> TrialData:
+        """Return the data of a trial that starts with `model`, as `model()` returned it.
+
+        With `config.cache_vision_features` and a frozen vision encoder, what that makes of each
+        image stands in the place of the images.
+
+        Raises UserError as `training_data` and `benchmark`, or if the disk is too full.
+        """
+        train, val = self.training_data(config)
+        benchmarks = self.benchmarks(config)
+        if not config.cache_vision_features or config.peak_learning_rates["vision_backbone"]:
+            return TrialData(train, val, benchmarks)
+        if config.vlm.vit_dropout:
+            self.note(
+                f"cache_vision_features: vlm.vit_dropout={config.vlm.vit_dropout} makes other "
+                "features at each pass, so they are computed each time"
+            )
+            return TrialData(train, val, benchmarks)
+
+        def compute() -> dict[str, Tensor]:
+            tokenizer = self.tokenizer(config.vlm)
+            keys = for_each(config, lambda own: images_keys(own, tokenizer))
+            images = {name: (benchmarks[name].images, own) for name, (_, own) in keys.items()}
+            images[_TRAINING] = (train.images, keys[MAIN][0])
+            return {
+                name: frozen_features(model, pixels, key, self.device, self._on_progress)
+                for name, (pixels, key) in images.items()
+            }
+
+        encoder = _weights_key(config) if checkpoint is None else encoder_digest(model)
+        key = (encoder, training_data_key(config), benchmarks_key(config))
+        features = self._features.get(key, compute)
+        return TrialData(
+            dataclasses.replace(train, images=features[_TRAINING]),
+            dataclasses.replace(val, images=features[_TRAINING]),
+            {
+                name: dataclasses.replace(benchmark, images=features[name])
+                for name, benchmark in benchmarks.items()
+            },
+        )
 
     def micro_batch_size(self, config: TrainConfig) -> MicroBatchSize:
         """Return what earlier trials of such a model have found to fit into the memory.
@@ -180,11 +248,11 @@ class Resources:
     def _set_weights(
         self,
         model: VisionLanguageModel,
-        names: Sequence[str],
+        config: TrainConfig,
         parts: Sequence[str],
         load: Callable[[], None],
     ) -> None:
-        """Copy the weights that `names` stand for into `parts` of `model`.
+        """Copy the weights that `config` starts with into `parts` of `model`.
 
         Args:
             load: reads them into the model, if they are not kept from an earlier trial.
@@ -194,9 +262,7 @@ class Resources:
             load()
             return Snapshot(model, parts)
 
-        # Another dropout or prompt length makes another model, with the same weights.
-        key = (*names, *architecture(model.config).items())
-        self._weights.get(key, read).restore(model)
+        self._weights.get(_weights_key(config), read).restore(model)
 
     def _can_compile(self) -> bool:
         """Return whether models can be compiled here, and note why not."""
@@ -210,11 +276,28 @@ class Resources:
             return VisionLanguageModel(config.vlm, compiled=compiled)
 
 
+def _weights_key(config: TrainConfig) -> Hashable:
+    """Return the values that the weights depend on with which a vision encoder starts.
+
+    Another dropout or prompt length makes another model, with the same weights.
+    """
+    vlm, names = config.vlm, tuple[str | int, ...]()
+    if config.resume_from_vlm_checkpoint:
+        names = (vlm.vlm_checkpoint_path,)
+    elif vlm.vlm_load_backbone_weights:
+        names = (vlm.vit_model_type, vlm.lm_model_type)
+    else:
+        names = ("seed", config.seed)
+    return (*names, *architecture(vlm).items())
+
+
 def training_data_key(config: TrainConfig) -> Hashable:
     """Return the values that the prepared training data depends on."""
     return (
         config.train_dataset_path,
         config.train_dataset_name,
+        config.train_dataset_weights,
+        config.stream_dataset,
         config.data_cutoff_idx,
         config.val_ratio,
         config.turns,
@@ -230,6 +313,11 @@ def training_data_key(config: TrainConfig) -> Hashable:
         config.max_images_per_example if config.vlm.traits.is_tiled else None,
         *_tiling_key(config.vlm),
     )
+
+
+def benchmarks_key(config: TrainConfig) -> Hashable:
+    """Return the values that all prepared benchmarks depend on."""
+    return (benchmark_key(config), config.more_benchmarks)
 
 
 def benchmark_key(config: TrainConfig) -> Hashable:

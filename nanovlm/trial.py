@@ -26,6 +26,7 @@ from nanovlm.config.sources import config_values
 from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.data.samples import PreparedSamples
 from nanovlm.errors import ErrorCollector, UserError
+from nanovlm.evaluation.benchmarks import MAIN, joint_metrics
 from nanovlm.evaluation.mmstar import evaluate_mmstar
 from nanovlm.evaluation.mmstar_result import ItemAnswer, MMStarResult
 from nanovlm.evaluation.validation import validation_loss
@@ -74,8 +75,7 @@ def run_trial(
     problems = ErrorCollector()
     with problems:
         model = resources.model(config, job.checkpoint)
-        train_samples, val_samples = resources.training_data(config)
-        benchmark = resources.benchmark(config)
+        data = resources.data(config, model, job.checkpoint)
     _raise_together(problems.messages)
     saved = _find_state(job, resources)
     reports = [] if saved is None else list(saved.reports)
@@ -83,12 +83,12 @@ def run_trial(
         started -= reports[-1].seconds
         logger.info("trial %s goes on after %d samples", job.trial_id, reports[-1].samples_seen)
     yield from reports
-    total_steps = num_steps(config, len(train_samples))
+    total_steps = num_steps(config, data.train.epoch_size)
     updates = UpdateTimer(job.trial_id, config.batch_size, total_steps, on_update)
-    trial = _Trial(job, resources, model, val_samples, benchmark, updates, started, reports)
+    trial = _Trial(job, resources, model, data.val, data.benchmarks, updates, started, reports)
     training = train(
         model,
-        train_samples,
+        data.train,
         config,
         job.milestones,
         device=resources.device,
@@ -115,7 +115,7 @@ class _Trial:
     resources: Resources
     model: VisionLanguageModel
     val_samples: PreparedSamples
-    benchmark: PreparedBenchmark
+    benchmarks: Mapping[str, PreparedBenchmark]
     updates: UpdateTimer
     started: float
     """On the clock of `time.perf_counter`."""
@@ -127,21 +127,24 @@ class _Trial:
         job, resources, device = self.job, self.resources, self.resources.device
         trained_at = time.perf_counter()
         self.updates.evaluation_begins()
-        result = evaluate_mmstar(
-            self.model,
-            self.benchmark,
-            resources.tokenizer(job.config.vlm),
-            job.config.mmstar_batch_size,
-            device,
-            job.config.mmstar_rules,
-        )
-        metrics = result.metrics()
+        results = {
+            name: evaluate_mmstar(
+                self.model,
+                benchmark,
+                resources.tokenizer(job.config.vlm),
+                job.config.mmstar_batch_size,
+                device,
+                job.config.mmstar_rules,
+            )
+            for name, benchmark in self.benchmarks.items()
+        }
+        metrics = joint_metrics(job.config, results)
         if len(self.val_samples):
             metrics["val_loss"] = validation_loss(self.model, self.val_samples, device)
         evaluated_at = time.perf_counter()
         _check_finite(progress.step, metrics)
         if rank() == 0 and job.answers_file is not None:
-            replace_text(Path(job.answers_file), result.json_lines())
+            replace_text(Path(job.answers_file), results[MAIN].json_lines())
         if rank() == 0 and job.output_dir is not None and progress.is_final:
             self.model.save_pretrained(job.output_dir)
         report = Report(
@@ -217,10 +220,13 @@ def check_backbones(config: TrainConfig) -> None:
 
 def metric_names(config: TrainConfig, resources: Resources) -> tuple[str, ...]:
     """Return the names of the metrics that every report of a trial will carry."""
-    benchmark = resources.benchmark(config)
-    unanswered = MMStarResult.of(benchmark, [ItemAnswer("", "A", 0.0)] * len(benchmark))
+    unanswered = {
+        name: MMStarResult.of(benchmark, [ItemAnswer("", "A", 0.0)] * len(benchmark))
+        for name, benchmark in resources.benchmarks(config).items()
+    }
     _, val_samples = resources.training_data(config)
-    return (*unanswered.metrics(), *(["val_loss"] if len(val_samples) else []), "train_loss")
+    answers = joint_metrics(config, unanswered)
+    return (*answers, *(["val_loss"] if len(val_samples) else []), "train_loss")
 
 
 def _set_up_worker(config: TrainConfig, device: torch.device) -> None:

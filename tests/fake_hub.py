@@ -131,6 +131,8 @@ class FakeHub:
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.requests: list[str] = []
+        self.ranges: list[tuple[str, int, int]] = []
+        """Parts of files that were asked for: path, first and last byte."""
         """Method and path of each request, in their order."""
         self._uploaded: dict[str, bytes] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -268,6 +270,11 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             hub.requests.append(f"{self.command} {self.path}")
             has_token = self.headers.get("Authorization") is not None
             status, body, headers = hub.answer(self.command, self.path, self._body(), has_token)
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+            if wanted and status == 200:
+                first, last = map(int, wanted.groups())
+                status, body = 206, body[first : last + 1]
+                hub.ranges.append((self.path, first, last))
             self.send_response(status)
             for name, value in headers:
                 self.send_header(name, value)

@@ -40,6 +40,7 @@ WHERE_RUN = {
     "configuration",
     r"python run_single.py --config results/digits/best.yaml( .+)?": "programs/test_single_program",
     r"python run_single.py --preset nanovlm-(222m|450m|460m-8k|230m-8k)( .+)?": "hub and GPU",
+    r"python run_single.py 'train_dataset_name=.+": "hub; data/test_mixture",
     r"python run_single.py train_dataset_path=HuggingFaceM4/FineVision .+": "hub; data/"
     "test_prepared.py has its columns",
     r"python run_single.py resume_from_vlm_checkpoint=true .+": "hub; tests/models/test_v02.py",

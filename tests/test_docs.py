@@ -32,7 +32,7 @@ DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 
 
 def shown(value: Any) -> str:
-    if isinstance(value, tuple) and isinstance(value[0], str):
+    if isinstance(value, tuple) and value and isinstance(value[0], str):
         return f"{len(value)} names"
     return value if isinstance(value, str) else json.dumps(value)
 

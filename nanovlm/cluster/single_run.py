@@ -80,8 +80,8 @@ def plan_single(config: TrainConfig, on_progress: OnProgress = log_progress) -> 
     config = pin_data(config)
     train_samples, _ = resources.training_data(config)
     metric_names(config, resources)  # fails now, if the benchmark cannot be scored
-    milestones = _milestones(config, len(train_samples)) if config.eval_in_epochs else ()
-    total = num_steps(config, len(train_samples)) * config.batch_size
+    milestones = _milestones(config, train_samples.epoch_size) if config.eval_in_epochs else ()
+    total = num_steps(config, train_samples.epoch_size) * config.batch_size
     return SinglePlan(config, milestones, total, resources.describe_data(config))
 
 

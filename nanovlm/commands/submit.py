@@ -148,6 +148,7 @@ def check_job(
             check_name(arguments.name)
     values = flat_values(config_values(config))
     named = [(key, values[key]) for key in cli.FOLDER_KEYS]
+    named += [("more_benchmarks", path) for path in config.more_benchmarks]
     for key, value in [*named, *(("warm_start", path) for path in warm_start)]:
         if value and not Path(value).is_absolute() and Path(value).exists():
             problems.messages.append(

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
-from nanovlm.config.schema import STAND_INS, STRICT, Scalar, TrainConfig, Tunable, VLMConfig
+from nanovlm.config.fields import STRICT, Scalar, Tunable
+from nanovlm.config.schema import STAND_INS, TrainConfig, VLMConfig
 from nanovlm.errors import UserError, did_you_mean
 
 Kind = Literal["uniform", "log_uniform", "int", "log_int", "choice"]

@@ -1,18 +1,25 @@
 """The configuration of a model and of its training; the template of every search space.
 
-`VLMConfig` describes the model, `TrainConfig` one training run of it. A field that can be searched
-carries its natural range in its metadata (`tunable`); that is what `NAME: default` in a space
-file means. Types and bounds are checked on construction, wherever the values come from.
+`VLMConfig` describes the model, `TrainConfig` one training run of it. Types and bounds are checked
+on construction, wherever the values come from.
 """
 
-import dataclasses
-import json
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
+from nanovlm.config.fields import (
+    STRICT,
+    Channels,
+    NameList,
+    PathList,
+    PositiveChannels,
+    Ratio,
+    Weights,
+    tunable,
+)
 from nanovlm.config.generations import (
     GENERATIONS,
     MAX_TILES_A_SIDE,
@@ -21,24 +28,6 @@ from nanovlm.config.generations import (
     GenerationName,
 )
 
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-def _all_different(names: tuple[str, ...]) -> tuple[str, ...]:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"must name each once, but has several times {', '.join(twice)}")
-    return names
-
-
-Ratio = Annotated[float, Field(ge=0, lt=1)]
-NameList = Annotated[
-    tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(_all_different)
-]
-Scalar = bool | int | float | str | None
-_THREE = Field(strict=False, min_length=3, max_length=3)
-Channels = Annotated[tuple[float, ...], _THREE]
-PositiveChannels = Annotated[tuple[PositiveFloat, ...], _THREE]
 LearningRateSchedule = Literal["cosine", "linear", "constant"]
 Rating = Annotated[int, Field(ge=1, le=5)]
 MIN_RATING_KEYS = {
@@ -49,23 +38,6 @@ MIN_RATING_KEYS = {
 Freeze = Literal["none", "vision_encoder", "backbones"]
 BenchmarkPart = Literal["all", "search", "holdout"]
 MMStarRules = Literal["lmms-eval-0.7.2", "lmms-eval-0.7.1"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tunable:
-    """The natural search range of a field: a kind of the space file and its argument."""
-
-    kind: Literal["uniform", "log_uniform", "int", "log_int", "choice"]
-    values: tuple[Scalar, ...]
-    """`(low, high)` of a range, or the choices."""
-
-    def __str__(self) -> str:
-        return f"{self.kind} {json.dumps(self.values)}"
-
-
-def tunable(default: Any, kind: Any, *values: Scalar) -> Any:
-    """Return a dataclass field that can be searched over `kind` of `values`."""
-    return field(default=default, metadata={"tunable": Tunable(kind, values)})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
@@ -282,6 +254,9 @@ class TrainConfig:
     freeze: Freeze = tunable("none", "choice", "none", "vision_encoder", "backbones")
     """What keeps its initial weights whatever the learning rates are: gradients neither reach it
     nor, in the vision encoder, are computed at all. `backbones` trains the projector alone."""
+    cache_vision_features: bool = False
+    """Compute the output of a frozen vision encoder for each image once and keep it on the disk for
+    all epochs, trials and evaluations with this encoder (docs/performance.md: how large)."""
     batch_size: PositiveInt = tunable(256, "choice", 64, 128, 256, 512)
     """Samples of one optimizer step, however many workers or micro-batches share it."""
     micro_batch_size: PositiveInt | Literal["auto"] = "auto"
@@ -309,6 +284,12 @@ class TrainConfig:
     train_dataset_path: str = "HuggingFaceM4/the_cauldron"
     """Hub id, folder of parquet files, or `builtin:digits`."""
     train_dataset_name: NameList = CAULDRON_NAMES
+    stream_dataset: bool = False
+    """Read the training data of a hub id over the network in parts, instead of downloading it: the
+    disk holds only what is prepared."""
+    train_dataset_weights: Weights | None = None
+    """How often an epoch has each sample of each sub-set, in the order of `train_dataset_name`: 2
+    is twice, 0.5 another random half in each epoch; None has all once."""
     turns: Literal["first", "all"] = "all"
     """Which question-answer turns of a row are samples; one image serves them all. In 8k they are
     one sample together."""
@@ -326,6 +307,11 @@ class TrainConfig:
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Rows that cannot be read are left out and listed; a larger share of them is an error."""
     test_dataset_path: str = "Lin-Chen/MMStar"
+    more_benchmarks: PathList = ()
+    """Further benchmarks, each as `test_dataset_path`; reports have the accuracy of each as
+    `NAME_accuracy`, after its folder or repository, and the mean of all as `mean_accuracy`."""
+    benchmark_weights: Weights | None = None
+    """In `mean_accuracy`: of `test_dataset_path`, then of `more_benchmarks`; None: all alike."""
     mmstar_batch_size: PositiveInt | Literal["auto"] = "auto"
     """Questions answered at a time; `auto` takes 32 on CPU, and 256 on a GPU or the largest half,
     quarter, ... of it for which it has the memory."""
@@ -365,6 +351,18 @@ class TrainConfig:
         return {kind: rating for kind, rating in least.items() if rating > 1}
 
     def __post_init__(self) -> None:
+        num_names, weights = len(self.train_dataset_name), self.train_dataset_weights
+        if weights is not None and len(weights) != num_names:
+            raise ValueError(
+                "train_dataset_weights must have a weight for each of the "
+                f"{num_names} names of train_dataset_name, got {len(weights)}"
+            )
+        num_benchmarks = 1 + len(self.more_benchmarks)
+        if self.benchmark_weights is not None and len(self.benchmark_weights) != num_benchmarks:
+            raise ValueError(
+                "benchmark_weights must have a weight for test_dataset_path and for each of "
+                f"more_benchmarks, which makes {num_benchmarks}, got {len(self.benchmark_weights)}"
+            )
         if self.mmstar_part == "holdout" and not self.mmstar_holdout:
             raise ValueError(
                 "mmstar_part='holdout' asks the questions that mmstar_holdout keeps apart; "

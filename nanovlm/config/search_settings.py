@@ -20,8 +20,8 @@ from pydantic import (
 )
 
 from nanovlm.config.database_url import PLACEHOLDER, hide_password
+from nanovlm.config.fields import STRICT
 from nanovlm.config.metrics import COSTS, Mode, natural_mode
-from nanovlm.config.schema import STRICT
 
 NO_SQLITE = (
     "must not be SQLite, which loses trials when several processes write; leave it out for a file "

@@ -3,6 +3,7 @@
     HF_HOME/assets/nanovlm/prepared/<key>/        (HF_ASSETS_CACHE moves it)
       about.json       what it was made from
       images.bin       uint8[R, 3, S, S]
+      features.bin     in a folder of its own: a vision encoder's output for each image
       *.npy            tokens and where each sample's lie
       manifest.json    written last: counts, unreadable rows
       parts-*/         parts that an interrupted build has done
@@ -29,6 +30,7 @@ from nanovlm.files import remove_folder, remove_parts, replace_json, replacing
 ABOUT_FILE = "about.json"
 MANIFEST_FILE = "manifest.json"
 IMAGES_FILE = "images.bin"
+FEATURES_FILE = "features.bin"
 KEY_LENGTH = 16
 
 
@@ -75,8 +77,10 @@ class PreparedFolder:
             array: np.ndarray = np.load(path, mmap_mode="r")
             return array
 
-    def images(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the pixels, uint8 of `shape`, memory-mapped, not to be written to.
+    def mapped(
+        self, name: str, shape: tuple[int, ...], dtype: type[np.generic] = np.uint8
+    ) -> np.ndarray:
+        """Return a file of numbers of `shape`, memory-mapped, not to be written to.
 
         A mapping that could be written to, even a private one, would count as memory that is
         promised, and the system would refuse it for files larger than what it has.
@@ -84,13 +88,14 @@ class PreparedFolder:
         Raises:
             UserError: the file has another size: someone has changed it.
         """
-        with self._readable(IMAGES_FILE) as path:
-            size, expected = path.stat().st_size, math.prod(shape)
+        with self._readable(name) as path:
+            size = path.stat().st_size
+            expected = math.prod(shape) * np.dtype(dtype).itemsize
             if size != expected:
                 raise ValueError(f"must have {expected} bytes, has {size}")
             if not expected:  # nothing can be mapped
-                return np.empty(shape, np.uint8)
-            return np.memmap(path, np.uint8, mode="r", shape=shape)
+                return np.empty(shape, dtype)
+            return np.memmap(path, dtype, mode="r", shape=shape)
 
     @contextmanager
     def _readable(self, name: str) -> Iterator[Path]:
@@ -166,7 +171,8 @@ def _remove(folder: Path) -> None:
     if folder.is_symlink():
         raise UserError(f"{folder}: is a link, and what it leads to stays; remove it by hand")
     (folder / MANIFEST_FILE).unlink(missing_ok=True)  # first, so half is never whole
-    for path in [*folder.glob("*.npy"), folder / IMAGES_FILE, folder / ABOUT_FILE]:
+    files = [folder / name for name in (IMAGES_FILE, FEATURES_FILE, ABOUT_FILE)]
+    for path in [*folder.glob("*.npy"), *files]:
         path.unlink(missing_ok=True)
     for parts in folder.glob("parts-*"):
         remove_folder(parts)

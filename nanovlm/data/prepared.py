@@ -16,8 +16,10 @@ from tokenizers import Tokenizer
 from nanovlm.config.schema import TrainConfig
 from nanovlm.data.benchmark import PreparedBenchmark
 from nanovlm.data.build import OnProgress, Recipe, build, log_progress
+from nanovlm.data.cache import IMAGES_FILE
 from nanovlm.data.recipes import benchmark_recipe, training_recipe
-from nanovlm.data.samples import ImageSlots, PreparedSamples
+from nanovlm.data.rows import num_rows
+from nanovlm.data.samples import ImageSlots, Mixture, PreparedSamples
 from nanovlm.data.tokenizer import check_tokens
 from nanovlm.errors import UserError
 
@@ -54,8 +56,20 @@ def prepare_training(
             f"and {over_long} turns exceed vlm.lm_max_length={config.vlm.lm_max_length} tokens"
             f"{with_image}"
         )
+    if config.train_dataset_weights is not None:
+        index = _subset_index(recipe)[:num_train]
+        names = range(len(config.train_dataset_name))
+        members = tuple(np.flatnonzero(index == number) for number in names)
+        train = replace(train, mixture=Mixture(members, config.train_dataset_weights))
     check_batch_size(config.batch_size, train)
     return train, val
+
+
+def _subset_index(recipe: Recipe) -> np.ndarray:
+    """Return the number of each sample's sub-set, int64[N]."""
+    sizes = [num_rows(groups) for groups in recipe.load().values()]
+    rows = recipe.order(sum(sizes))[recipe.folder.array("places")]
+    return np.searchsorted(np.cumsum(sizes), rows, side="right")
 
 
 def prepare_benchmark(
@@ -82,6 +96,13 @@ def prepare_benchmark(
     )
 
 
+def images_keys(config: TrainConfig, tokenizer: Tokenizer) -> tuple[str, str]:
+    """Return what tells the images of training data and benchmark from all others."""
+    recipes = training_recipe(config, tokenizer), benchmark_recipe(config, tokenizer)
+    training, benchmark = (recipe.folder.path.name for recipe in recipes)
+    return training, benchmark
+
+
 def describe_data(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what the prepared data of `config` was made from and what was left out; JSON."""
     recipes = {
@@ -98,10 +119,10 @@ def describe_data(config: TrainConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def check_batch_size(batch_size: int, samples: PreparedSamples) -> None:
     """Raise UserError if there are fewer training samples than one optimizer step takes."""
-    if batch_size > len(samples):
+    if batch_size > samples.epoch_size:
         raise UserError(
             f"batch_size must be at most the number of training samples, "
-            f"got {batch_size} and {len(samples)}"
+            f"got {batch_size} and {samples.epoch_size}"
         )
 
 
@@ -109,7 +130,7 @@ def _fields(recipe: Recipe, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `PreparedSamples`, memory-mapped."""
     folder, size = recipe.folder, recipe.images.size
     num_images = manifest["tiles" if recipe.is_tiled else "images"]
-    fields = {"images": _tensor(folder.images((num_images, 3, size, size)))}
+    fields = {"images": _tensor(folder.mapped(IMAGES_FILE, (num_images, 3, size, size)))}
     for name in ("tokens", "offsets", "prompt_lengths"):
         fields[name] = _tensor(folder.array(name))
     if not recipe.is_tiled:

@@ -52,7 +52,9 @@ def training_recipe(config: TrainConfig, tokenizer: Tokenizer) -> Recipe:
     Raises UserError if a sub-set is not there.
     """
     path, vlm = config.train_dataset_path, config.vlm
-    source = training_source(path, config.train_dataset_name, config.min_ratings)
+    source = training_source(
+        path, config.train_dataset_name, config.min_ratings, stream=config.stream_dataset
+    )
     about = _about("training data", source, config, tokenizer) | {
         "data_cutoff_idx": config.data_cutoff_idx,
         "turns": config.turns,

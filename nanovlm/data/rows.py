@@ -5,19 +5,25 @@ disk again as the download.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import HfFileSystem
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
+from nanovlm.downloads import first_reason
 from nanovlm.errors import UserError
 
 _BATCH_ROWS = 64
 _BATCH_BYTES = 32 * 2**20
+_REQUEST_BYTES = 8 * 2**20
+"""That are asked of the hub at a time."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +34,50 @@ class BadValue:
 
 
 @dataclass(frozen=True)
+class HubFile:
+    """A file of a data set on the hub that is read there in parts: nothing is kept on the disk."""
+
+    repository: str
+    commit: str
+    path: str
+    """Inside the repository."""
+
+    def __str__(self) -> str:
+        return f"{self.repository}/{self.path}"
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.path).name
+
+    @property
+    def parent(self) -> PurePosixPath:
+        return PurePosixPath(self.path).parent
+
+    def open(self) -> BinaryIO:
+        """Return it as a file. Raises one of HUB_ERRORS, as reading it does."""
+        whole = f"datasets/{self.repository}@{self.commit}/{self.path}"
+        file: BinaryIO = HfFileSystem().open(whole, "rb", block_size=_REQUEST_BYTES)
+        return file
+
+
+@contextmanager
+def opened_parquet(source: Path | HubFile | bytes) -> Iterator[pq.ParquetFile]:
+    """Open a parquet file, or its content. Raises pyarrow's errors or one of HUB_ERRORS."""
+    if isinstance(source, HubFile):
+        # Unbuffered, pyarrow would read a whole column of a row group at once.
+        with source.open() as file, pq.ParquetFile(file, buffer_size=_REQUEST_BYTES) as parquet:
+            yield parquet
+        return
+    local = pa.BufferReader(source) if isinstance(source, bytes) else source
+    with pq.ParquetFile(local, memory_map=True, page_checksum_verification=True) as parquet:
+        yield parquet
+
+
+@dataclass(frozen=True)
 class RowGroup:
     """A row group of a parquet file; picklable."""
 
-    source: Path | bytes
+    source: Path | HubFile | bytes
     """The file, or its content."""
     index: int
     num_rows: int
@@ -44,14 +90,18 @@ class RowGroup:
         A null is None, and text that is no text a `BadValue`.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: the file is damaged, or the hub does not give it.
         """
-        source = pa.BufferReader(self.source) if isinstance(self.source, bytes) else self.source
         try:
-            with pq.ParquetFile(source, memory_map=True, page_checksum_verification=True) as file:
+            with opened_parquet(self.source) as file:
                 size = _batch_size(file.metadata.row_group(self.index), column)
                 batches = file.iter_batches(size, row_groups=[self.index], columns=[column])
                 yield from _values_at(batches, rows)
+        except (HTTPError, HfHubHTTPError) as error:
+            raise UserError(
+                f"{self.source!s}: the hub does not give it any more: {first_reason(error)}; "
+                "started again, the work continues after what is done"
+            ) from error
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 f"{self.source!s}: column {column} of row group {self.index} cannot be read: "
@@ -63,9 +113,10 @@ Subsets = Mapping[str, Sequence[RowGroup]]
 """The rows of a data set: the row groups of each sub-set, by its name."""
 
 
-def row_groups(source: Path | bytes) -> list[RowGroup]:
-    """Return the row groups of a file that have rows. Raises pyarrow's errors if it is broken."""
-    metadata = pq.read_metadata(pa.BufferReader(source) if isinstance(source, bytes) else source)
+def row_groups(source: Path | HubFile | bytes) -> list[RowGroup]:
+    """Return the row groups of a file that have rows. Raises as `opened_parquet`."""
+    with opened_parquet(source) as file:
+        metadata = file.metadata
     sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
     return [
         RowGroup(source, index, size, sum(sizes[:index]))
@@ -88,7 +139,7 @@ def locate(subsets: Subsets, row: int) -> dict[str, Any]:
         for group in groups:
             if row < group.num_rows:
                 path = group.source
-                file = f"{path.parent.name}/{path.name}" if isinstance(path, Path) else None
+                file = None if isinstance(path, bytes) else f"{path.parent.name}/{path.name}"
                 return {"subset": name, "file": file, "row": group.first_row + row}
             row -= group.num_rows
     raise AssertionError(f"row {row} is after the last one")

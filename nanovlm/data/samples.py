@@ -1,5 +1,7 @@
 """Training samples as tensors, their order, and batches of them."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple, Self
@@ -55,6 +57,40 @@ class ImageSlots:
 
 
 @dataclass(frozen=True, eq=False)
+class Mixture:
+    """How often an epoch has each sample: by sub-set, so many times."""
+
+    members: tuple[np.ndarray, ...]
+    """int64[any], the samples of each sub-set."""
+    weights: tuple[float, ...]
+    """Of each sub-set; what is left of a whole number goes to another random part in each epoch."""
+
+    @cached_property
+    def epoch_size(self) -> int:
+        """The samples of an epoch, the same in all epochs."""
+        return sum(
+            math.floor(weight) * len(own) + self._num_drawn(own, weight) for own, weight in self
+        )
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, float]]:
+        return zip(self.members, self.weights, strict=True)
+
+    def epoch(self, rng: np.random.Generator) -> np.ndarray:
+        """Return the samples of an epoch, ascending: int64[epoch_size]."""
+        parts = [np.repeat(own, math.floor(weight)) for own, weight in self]
+        parts += [
+            rng.permutation(own)[: self._num_drawn(own, weight)]
+            for own, weight in self
+            if weight % 1
+        ]
+        return np.sort(np.concatenate(parts))
+
+    @staticmethod
+    def _num_drawn(own: np.ndarray, weight: float) -> int:
+        return round(weight % 1 * len(own))
+
+
+@dataclass(frozen=True, eq=False)
 class PreparedSamples:
     """N samples: texts with some of R images in them.
 
@@ -63,7 +99,7 @@ class PreparedSamples:
     """
 
     images: Tensor
-    """uint8[R, 3, S, S]"""
+    """uint8[R, 3, S, S], or what a frozen vision encoder makes of them, float[R, N, D]."""
     slots: ImageSlots
     tokens: Tensor
     """int32[all tokens], one sample after the other."""
@@ -73,9 +109,16 @@ class PreparedSamples:
     """int64[N], tokens of each prompt, before the first that is learnt."""
     is_learnt: Tensor | None = None
     """bool[all tokens], which tokens are learnt; None where it is all after the prompt."""
+    mixture: Mixture | None = None
+    """None has each sample once in an epoch."""
 
     def __len__(self) -> int:
         return len(self.slots)
+
+    @property
+    def epoch_size(self) -> int:
+        """The samples of an epoch."""
+        return len(self) if self.mixture is None else self.mixture.epoch_size
 
     @cached_property
     def text_lengths(self) -> Tensor:
@@ -108,34 +151,41 @@ class Batch(NamedTuple):
     """Of the B samples."""
 
 
-def samples_in_order(num_samples: int, seed: int, start: int, stop: int) -> np.ndarray:
+def samples_in_order(
+    num_samples: int, seed: int, start: int, stop: int, mixture: Mixture | None = None
+) -> np.ndarray:
     """Return the samples at the positions start..stop of the endless training stream.
 
-    The stream is one permutation of all samples after the other. An epoch's permutation depends on
-    the seed and the epoch alone, so the order is the same for every batch size.
+    The stream is one permutation of an epoch's samples after the other. It depends on the seed and
+    the epoch alone, so the order is the same for every batch size.
+
+    Args:
+        num_samples: in all, each once in an epoch if there is no mixture.
 
     Returns:
         int64[stop - start]
     """
-    epochs = range(start // num_samples, -(-stop // num_samples))
-    orders = [_epoch_order(num_samples, seed, epoch) for epoch in epochs]
-    first = start - epochs.start * num_samples
+    size = num_samples if mixture is None else mixture.epoch_size
+    epochs = range(start // size, -(-stop // size))
+    orders = [_epoch_order(num_samples, seed, epoch, mixture) for epoch in epochs]
+    first = start - epochs.start * size
     return np.concatenate(orders)[first : first + stop - start]
 
 
 @lru_cache(maxsize=2)  # a batch lies in two epochs at most, unless it is larger than the data
-def _epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+def _epoch_order(num_samples: int, seed: int, epoch: int, mixture: Mixture | None) -> np.ndarray:
+    rng = np.random.default_rng([seed, epoch])
+    return rng.permutation(num_samples if mixture is None else mixture.epoch(rng))
 
 
 def image_buffer(samples: PreparedSamples, num_images: int, pin_memory: bool = False) -> Tensor:
-    """Return the memory for the images of a batch, uint8[num_images, 3, S, S]; see `collate`.
+    """Return the memory for the images of a batch, as many of them; see `collate`.
 
     Args:
         pin_memory: for copies by the GPU itself.
     """
     shape = (num_images, *samples.images.shape[1:])
-    return torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
+    return torch.empty(shape, dtype=samples.images.dtype, pin_memory=pin_memory)
 
 
 def collate(

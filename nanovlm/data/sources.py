@@ -28,8 +28,8 @@ from huggingface_hub import DatasetCard
 from nanovlm.config.schema import TrainConfig
 from nanovlm.data.digits import BUILTIN_DIGITS, digits_benchmark_rows, digits_training_rows
 from nanovlm.data.digits_tiles import BUILTIN_DIGITS_TILES, digits_tiles_training_rows
-from nanovlm.data.rows import Subsets, row_groups
-from nanovlm.downloads import download, split_revision
+from nanovlm.data.rows import HubFile, Subsets, opened_parquet, row_groups
+from nanovlm.downloads import HUB_ERRORS, download, hub_files, split_revision
 from nanovlm.errors import WITHOUT_HUB, ErrorCollector, UserError, did_you_mean
 from nanovlm.files import check_whole, find_local_folder, fingerprint
 
@@ -61,7 +61,7 @@ _BUILTIN_TRAINING: Builtin = {
 }
 _BUILTIN_BENCHMARKS: Builtin = {BUILTIN_DIGITS: digits_benchmark_rows}
 
-Files = Mapping[str, Sequence[Path]]
+Files = Mapping[str, Sequence[Path | HubFile]]
 """The parquet files of each sub-set."""
 
 _SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\b.*")
@@ -78,13 +78,20 @@ class Source:
 
 
 def training_source(
-    path: str, names: tuple[str, ...], min_ratings: Mapping[str, int] | None = None
+    path: str,
+    names: tuple[str, ...],
+    min_ratings: Mapping[str, int] | None = None,
+    *,
+    stream: bool = False,
 ) -> Source:
     """Return the source of all sub-sets `names`.
 
     Columns: `images`, a list of images, and `texts`, a list of turns {user, assistant}; for each
     kind in `min_ratings` also `KIND_ratings`, a list of an integer for each turn. Others stay
     unread.
+
+    Args:
+        stream: reads files of the hub where they lie, instead of downloading them first.
 
     Raises:
         UserError: a sub-set does not exist, here or on the hub. `load` raises it if files
@@ -101,7 +108,7 @@ def training_source(
         raise UserError(f"{settings}: {path} has no ratings, so this must be 1")
     setting = f"train_dataset_path={path!r}"
     columns = {**_TRAINING_COLUMNS, **rated}
-    return _source(setting, path, names, "train", columns, _BUILTIN_TRAINING)
+    return _source(setting, path, names, "train", columns, _BUILTIN_TRAINING, stream)
 
 
 def benchmark_source(path: str) -> Source:
@@ -122,6 +129,7 @@ def pin_data(config: TrainConfig) -> TrainConfig:
         config,
         train_dataset_path=_pinned("train_dataset_path", config.train_dataset_path),
         test_dataset_path=_pinned("test_dataset_path", config.test_dataset_path),
+        more_benchmarks=tuple(_pinned("more_benchmarks", path) for path in config.more_benchmarks),
     )
 
 
@@ -139,6 +147,7 @@ def _source(
     split: str,
     columns: Columns,
     builtin: Builtin,
+    stream: bool = False,
 ) -> Source:
     if path in builtin:
         return Source({"builtin": path}, lambda: _in_memory(builtin[path]()))
@@ -150,7 +159,9 @@ def _source(
     repository, _ = split_revision(path)
     return Source(
         {"hub": repository, "commit": cached.name, "names": list(names), "split": split},
-        lambda: _subsets(setting, _files_of_hub(setting, path, cached, names, split), columns),
+        lambda: _subsets(
+            setting, _files_of_hub(setting, path, cached, names, split, stream), columns
+        ),
     )
 
 
@@ -160,7 +171,9 @@ def _in_memory(rows: datasets.Dataset) -> Subsets:
     return {DEFAULT_NAME: row_groups(content.getvalue())}
 
 
-def _files_of_folder(setting: str, path: Path, names: Sequence[str]) -> Files:
+def _files_of_folder(
+    setting: str, path: Path, names: Sequence[str]
+) -> Mapping[str, Sequence[Path]]:
     problems = ErrorCollector()
     result: dict[str, list[Path]] = {}
     for name in names:
@@ -180,7 +193,7 @@ def _files_of_folder(setting: str, path: Path, names: Sequence[str]) -> Files:
     return result
 
 
-def _state(folder: Path, files: Files) -> list[Any]:
+def _state(folder: Path, files: Mapping[str, Sequence[Path]]) -> list[Any]:
     """Return what tells local files from others: other bytes show in size, time or fingerprint."""
 
     def state(file: Path) -> list[Any]:
@@ -197,8 +210,11 @@ def _card_folder(setting: str, path: str) -> Path:
     return download(setting, repository, (CARD_FILE,), revision, "dataset")
 
 
-def _files_of_hub(setting: str, path: str, folder: Path, names: Sequence[str], split: str) -> Files:
-    """Return the parquet files of each sub-set, downloaded if they are not in the hub's cache.
+def _files_of_hub(
+    setting: str, path: str, folder: Path, names: Sequence[str], split: str, stream: bool
+) -> Files:
+    """Return the parquet files of each sub-set, downloaded if they are not in the hub's cache, or
+    to be streamed.
 
     Args:
         folder: of the version to use, from `_card_folder`.
@@ -207,9 +223,15 @@ def _files_of_hub(setting: str, path: str, folder: Path, names: Sequence[str], s
         UserError: a sub-set is not in the card, or its files are missing.
     """
     patterns = {name: _patterns(setting, folder / CARD_FILE, name, split) for name in names}
-    wanted = tuple(sorted({pattern for listed in patterns.values() for pattern in listed}))
-    download(setting, split_revision(path)[0], wanted, folder.name, "dataset")
-    there = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*.parquet"))}
+    repository, _ = split_revision(path)
+    there: dict[str, Path | HubFile]
+    if stream:
+        found = sorted(hub_files(setting, repository, folder.name))
+        there = {key: HubFile(repository, folder.name, key) for key in found}
+    else:
+        wanted = tuple(sorted({pattern for listed in patterns.values() for pattern in listed}))
+        download(setting, repository, wanted, folder.name, "dataset")
+        there = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*.parquet"))}
     files = {
         name: [there[key] for pattern in listed for key in fnmatch.filter(there, pattern)]
         for name, listed in patterns.items()
@@ -270,20 +292,21 @@ def _subsets(setting: str, files: Files, columns: Columns) -> Subsets:
 
 def _check_all_different(setting: str, files: Files) -> None:
     """Raise UserError if a file would be read more than once, under whatever names."""
-    read: dict[Path, tuple[str, Path]] = {}
+    read: dict[Path | HubFile, tuple[str, Path | HubFile]] = {}
     for name, listed in files.items():
         for file in listed:
-            if file.resolve() in read:
-                first, path = read[file.resolve()]
+            real = file.resolve() if isinstance(file, Path) else file
+            if real in read:
+                first, path = read[real]
                 also = f", which is {file}" if file != path else ""
                 raise UserError(
                     f"{setting}, train_dataset_name: {first!r} and {name!r} read the same file, so "
                     f"its rows would count twice: {path}{also}"
                 )
-            read[file.resolve()] = name, file
+            read[real] = name, file
 
 
-def _check_all_shards(setting: str, files: Sequence[Path]) -> None:
+def _check_all_shards(setting: str, files: Sequence[Path | HubFile]) -> None:
     """Raise UserError if files named `x-00001-of-00043` are fewer than they say."""
     shards = [(match[1], int(match[2])) for file in files if (match := _SHARD.match(file.name))]
     for stem, number in set(shards):
@@ -294,11 +317,13 @@ def _check_all_shards(setting: str, files: Sequence[Path]) -> None:
             )
 
 
-def _check_columns(setting: str, file: Path, columns: Columns) -> None:
-    check_whole(setting, file)
+def _check_columns(setting: str, file: Path | HubFile, columns: Columns) -> None:
+    if isinstance(file, Path):
+        check_whole(setting, file)
     try:
-        schema = pq.read_schema(file)
-    except (OSError, pa.ArrowException) as error:
+        with opened_parquet(file) as parquet:
+            schema = parquet.schema_arrow
+    except (*HUB_ERRORS, pa.ArrowException) as error:
         raise UserError(f"{setting}: {file} is not a parquet file: {error}") from error
     wrong = [
         f"{name} must be {words}, " + ("is missing" if index < 0 else f"is {schema[index].type}")

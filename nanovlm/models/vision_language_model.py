@@ -135,11 +135,15 @@ class VisionLanguageModel(nn.Module):
         """Return the row of all image tokens and then all text tokens.
 
         int[M], float[K, 3, S, S] -> float[K * I + M, D]
+
+        Args:
+            image: or float[K, N, vit_hidden_dim], the vision encoder's output for images.
         """
         text = self.decoder.token_embedding(token_ids)
         if not len(image):
             return text
-        return torch.cat((self.MP(self.vision_encoder(image)).flatten(0, 1), text))
+        patches = image if image.ndim == 3 else self.vision_encoder(image)
+        return torch.cat((self.MP(patches).flatten(0, 1), text))
 
     def hidden_states(self, token_ids: Tensor, image: Tensor, packing: Packing) -> Tensor:
         """Return the decoder's output at the text's tokens, ready for `decoder.head`.

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from nanovlm.config.fields import Scalar
 from nanovlm.config.parameter import Parameter
-from nanovlm.config.schema import STAND_INS, Scalar, TrainConfig, VLMConfig
+from nanovlm.config.schema import STAND_INS, TrainConfig, VLMConfig
 from nanovlm.config.search_settings import Scheduler
 from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError

@@ -26,6 +26,7 @@ from nanovlm.results.read import SUMMARY_FILE, TRIALS_FILE, FolderReader
 from nanovlm.search.confirm import Race, most_batches
 from nanovlm.search.disk import disk_peak, image_bytes, max_paused_states
 from nanovlm.search.plan import SearchPlan
+from nanovlm.training.frozen_features import feature_bytes
 
 UNKNOWN_TRIALS = 100
 """Trials of the forecast where nothing known limits their number."""
@@ -36,7 +37,7 @@ _MAX_SIMULATED_TRIALS = 4000
 _SAME_WORK = (
     "train_dataset_path", "train_dataset_name", "turns", "max_images_per_example", "compile",
     "cpu_threads", "vlm",
-    "test_dataset_path", "mmstar_batch_size", "mmstar_holdout", "mmstar_part",
+    "test_dataset_path", "more_benchmarks", "mmstar_batch_size", "mmstar_holdout", "mmstar_part",
 )  # fmt: skip
 """Keys of the configuration that the time of a sample or of an evaluation depends on, and that all
 trials share."""
@@ -271,10 +272,16 @@ class Forecast:
         vlm, data = self._space.base.vlm, self.plan.data
         what = "tiles" if vlm.traits.is_tiled else "images"
         train, benchmark = (data[part]["images"] for part in ("training", "benchmark"))
-        return (
-            f"{train:,} {what} to train on and {benchmark:,} of the benchmark take "
-            f"{gib((train + benchmark) * image_bytes(vlm))}, once for all searches"
+        num_bytes = gib((train + benchmark) * image_bytes(vlm))
+        text = (
+            f"{train:,} {what} to train on and {benchmark:,} of the benchmark take {num_bytes}, "
+            "once for all searches"
         )
+        if not self._space.base.cache_vision_features:
+            return text
+        on_gpu = bool(self._space.resources.gpus_per_worker)
+        features = gib((train + benchmark) * feature_bytes(vlm, on_gpu))
+        return f"{text}; the output of each frozen vision encoder takes {features}"
 
 
 def local_slots(resources: TrialResources) -> int:

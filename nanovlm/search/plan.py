@@ -70,7 +70,7 @@ def plan_search(space: SearchSpace, on_progress: OnProgress = log_progress) -> S
     config = replace(space.base, batch_size=space.batch_sizes()[1])
     train_samples, _ = resources.training_data(config)
     _check_objective(space.objective, metric_names(config, resources))
-    budget, data = full_budget(config, len(train_samples)), resources.describe_data(config)
+    budget, data = full_budget(config, train_samples.epoch_size), resources.describe_data(config)
     return SearchPlan(
         space,
         plan_milestones(space, budget),

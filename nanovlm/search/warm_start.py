@@ -31,6 +31,7 @@ batch size."""
 
 _DATA_KEYS = (
     *("train_dataset_path", "train_dataset_name", "turns", "test_dataset_path"),
+    *("more_benchmarks", "benchmark_weights"),
     *MIN_RATING_KEYS.values(),
 )
 """What must be the same where the lengths differ."""

@@ -87,8 +87,11 @@ def has_bfloat16(device: torch.device) -> bool:
 def image_input(images: Tensor, config: VLMConfig) -> Tensor:
     """Return uint8[K,3,S,S] as what the vision encoder reads, float32[K,3,S,S].
 
-    Values from 0 to 1, less the mean, divided by the standard deviation of each channel.
+    Values from 0 to 1, less the mean, divided by the standard deviation of each channel. What is no
+    image but the output of a frozen encoder stays as it is.
     """
+    if images.is_floating_point():
+        return images
     pixels = images.float().div_(255)
     # Python numbers travel with the kernel; a tensor of them would be one more copy each step.
     for channel, mean, std in zip(

@@ -63,7 +63,7 @@ def unwatched(step: int, train_loss: float, waited_seconds: float) -> None:
 
 
 def num_steps(config: TrainConfig, num_samples: int) -> int:
-    """Return the optimizer steps of the full budget for `num_samples` training samples."""
+    """Return the optimizer steps of the full budget for epochs of `num_samples`."""
     return max(1, full_budget(config, num_samples) // config.batch_size)
 
 
@@ -100,9 +100,10 @@ def train(
             again.
     """
     _check_shares(config.batch_size)
-    total_steps = num_steps(config, len(samples))
+    total_steps = num_steps(config, samples.epoch_size)
     report_steps = _report_steps(milestones, config.batch_size, total_steps)
-    meter = Meter(config, device)
+    encodes_images = not samples.images.is_floating_point()
+    meter = Meter(config, device, encodes_images=encodes_images)
     steps = Steps(model, samples, config, total_steps, device, meter, micro_batch_size)
     train_loss = SmoothedLoss(start)
     if start is not None:

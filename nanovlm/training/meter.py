@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -106,12 +106,23 @@ class Meter:
     """
 
     def __init__(
-        self, config: TrainConfig, device: torch.device, clock: Clock | None = None
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        clock: Clock | None = None,
+        encodes_images: bool = True,
     ) -> None:
+        """Begin.
+
+        Args:
+            encodes_images: whether the vision encoder works in each pass, or has done so before.
+        """
         on_gpu = device.type == "cuda"
         self._device = device
         self._clock = clock or (StreamClock(device) if on_gpu else HostClock())
         self._flops = model_flops(config.vlm, trained_parts(config))
+        if not encodes_images:
+            self._flops = replace(self._flops, vision_encoder=0)
         self._peak = peak_flops_per_second(torch.cuda.get_device_name(device)) if on_gpu else None
         self._first_step: _Window | None = None
         self._num_steps = 0

@@ -260,7 +260,9 @@ class Steps:
         """
         stop = step * self._config.batch_size
         start = stop - self._config.batch_size
-        indices = samples_in_order(len(self._samples), self._config.seed, start, stop)
+        indices = samples_in_order(
+            len(self._samples), self._config.seed, start, stop, self._samples.mixture
+        )
         if self._costs is None:
             return indices
         return indices[np.argsort(-self._costs[indices], kind="stable")]

@@ -3,6 +3,7 @@
 Everything is asked for a second time offline, and then comes from the caches.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ import pytest
 from huggingface_hub import constants
 
 from nanovlm.config.schema import TrainConfig
+from nanovlm.data import rows
 from nanovlm.data.digits import digits_benchmark_rows, digits_tokenizer, digits_training_rows
+from nanovlm.data.prepared import prepare_training
+from nanovlm.data.recipes import training_recipe
 from nanovlm.data.sources import Source, benchmark_source, pin_data, training_source
 from nanovlm.data.tokenizer import load_tokenizer
 from nanovlm.downloads import forget_downloads
 from nanovlm.errors import UserError
+from nanovlm.messages import BuildProgress
 from tests.fake_hub import FakeHub
+from tests.tiny import digits_config
 
 CARD = """---
 configs:
@@ -67,6 +73,77 @@ def test_training_rows(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert [images[0]["bytes"] for images in values(source, "images")] == stored
         go_offline(hub, monkeypatch)
     assert hub.requests == []
+
+
+def test_streamed_rows_are_those_of_a_download(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts, and no parquet file comes to the hub's cache."""
+    monkeypatch.setattr(rows, "_REQUEST_BYTES", 2**14)
+    folder = tmp_path / "data" / "ones"
+    folder.mkdir(parents=True)
+    file = folder / "train-00000-of-00001.parquet"
+    digits_training_rows().to_parquet(file, batch_size=300)
+    (tmp_path / "data" / "README.md").write_text(CARD)
+    hub.add("dataset", "some/streamed", tmp_path / "data")
+    streamed = training_source("some/streamed", ("ones",), stream=True)
+    texts = values(streamed, "texts")
+    assert len(streamed.load()["ones"]) == 5
+    asked = [last - first for _, first, last in hub.ranges]
+    assert max(asked) < file.stat().st_size // 3
+    images = values(streamed, "images")
+    cache = Path(constants.HF_HUB_CACHE) / "datasets--some--streamed"
+    assert [*cache.rglob("README.md")] and not [*cache.rglob("*.parquet")]
+    downloaded = training_source("some/streamed", ("ones",))
+    assert downloaded.identity == streamed.identity
+    assert values(downloaded, "texts") == texts and values(downloaded, "images") == images
+
+
+def test_a_stream_that_breaks_off_goes_on(hub: FakeHub, tmp_path: Path) -> None:
+    """After what is done, and prepares what a download prepares."""
+    add_training_data(hub, tmp_path / "data", "some/broken")
+    config = dataclasses.replace(
+        digits_config(),
+        train_dataset_path="some/broken",
+        train_dataset_name=("ones", "twos"),
+        stream_dataset=True,
+        batch_size=2,
+    )
+    tokenizer = digits_tokenizer()
+
+    def vanish(progress: BuildProgress) -> None:
+        if progress.stage == "text" and progress.done == progress.total:
+            repository.commits[commit] = {
+                path: content for path, content in files.items() if "twos" not in path
+            }
+
+    repository = hub.repositories["dataset", "some/broken"]
+    [(commit, files)] = repository.commits.items()
+    with pytest.raises(UserError, match=r"some/broken/twos/train.*the hub does not give it"):
+        prepare_training(config, tokenizer, vanish)
+    repository.commits[commit] = files
+    train, _ = prepare_training(config, tokenizer)
+    downloaded = dataclasses.replace(config, stream_dataset=False)
+    folders = {training_recipe(c, tokenizer).folder.path for c in (config, downloaded)}
+    assert len(folders) == 1
+    rows_of_both = digits_training_rows().select(range(7))
+    assert len(train) < sum(len(turns) for turns in rows_of_both["texts"])
+    assert len(train.images) == 7 and train.images.float().mean() > 0
+
+
+def test_what_is_wrong_with_streamed_files(hub: FakeHub, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    add_training_data(hub, folder, "some/wrong")
+    (folder / "twos" / "train-00000-of-00001.parquet").write_bytes(b"no parquet")
+    hub.add("dataset", "some/wrong", folder)
+    forget_downloads()
+    with pytest.raises(UserError, match=r"some/wrong/twos/train.*is not a parquet file"):
+        training_source("some/wrong", ("twos",), stream=True).load()
+    (folder / "README.md").write_text(CARD.replace("ones/train-*", "twos/train*"))
+    hub.add("dataset", "some/wrong", folder)
+    forget_downloads()
+    with pytest.raises(UserError, match=r"read the same file.*twos/train"):
+        training_source("some/wrong", ("ones", "twos"), stream=True).load()
 
 
 def test_data_is_pinned_to_the_version_that_it_has(hub: FakeHub, tmp_path: Path) -> None:

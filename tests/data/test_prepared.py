@@ -428,7 +428,7 @@ def test_images_may_be_larger_than_the_memory(own_prepared_data: Path) -> None:
     folder = PreparedFolder(own_prepared_data, {})
     with (own_prepared_data / "images.bin").open("wb") as file:
         file.truncate(number * image_bytes)  # sparse: it takes no disk
-    images = folder.images((number, 3, 224, 224))
+    images = folder.mapped("images.bin", (number, 3, 224, 224))
     assert len(images) == number
     assert not images[-1].any()
 

@@ -60,11 +60,15 @@ def test_hours_at_a_given_rate(tmp_path: Path) -> None:
 
 def test_what_is_prepared_is_told_in_bytes(tmp_path: Path) -> None:
     text = full_length(tmp_path, 1.0).describe()
+    assert "frozen" not in text
     assert "1,048,576 images to train on and 1,024 of the benchmark take 3 GiB, once" in text
     tiled = {"generation": "8k", "lm_vocab_size": 100, "max_img_size": 64, "vit_img_size": 16}
     changes: dict[str, Any] = {f"vlm.{key}": value for key, value in tiled.items()}
     text = full_length(tmp_path, 1.0, **changes).describe()
     assert "1,048,576 tiles to train on and 1,024 of the benchmark take 769 MiB, once" in text
+    text = full_length(tmp_path, 1.0, cache_vision_features=True).describe()
+    # 16 patches of 48 numbers, each of 4 bytes on CPU
+    assert "once for all searches; the output of each frozen vision encoder takes 3 GiB" in text
 
 
 def test_unknown_hours(tmp_path: Path) -> None:
