@@ -1,6 +1,6 @@
 """The mailbox between the search and the worker groups: jobs and decisions down, reports up.
 
-    relay ──submit, next_report──▶           ◀──next_job──────── rank 0 of a worker group
+    relay ─first_, next_report───▶           ◀──next_job──────── rank 0 of a worker group
                                    Broker   ◀──report, fail────
     scheduler ──decide_all───────▶    │
                           next_events ▼
