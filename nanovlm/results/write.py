@@ -177,11 +177,12 @@ class ResultsStore:
         last line counts, and it counts no more when the trial has ended.
         """
         ended = [record for record in records if record.end is not None]
+        twice = [record.trial_id for record in ended if record.trial_id in self._ended_ids]
+        assert not twice, f"{twice} twice"
         self._note_pauses([record for record in records if record.end is None])
         self._append(CONFIRM_FILE, [record for record in ended if record.confirms])
         self._append(TRIALS_FILE, [record for record in ended if not record.confirms])
         for record in ended:
-            assert record.trial_id not in self._ended_ids, f"{record.trial_id} twice"
             (self.confirmed if record.confirms else self.records).append(record)
             self._ended_ids.add(record.trial_id)
             if not record.confirms:
