@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 
 import torch
 
-from benchmarks.command_line import model_parser_of
+from benchmarks.command_line import model_parser_of, model_runs
 from benchmarks.figures import Figures
 from benchmarks.setups import VLM_CONFIGS, make_texts
 from nanovlm.config.schema import TrainConfig
@@ -33,14 +33,8 @@ from nanovlm.training.loop import train
 
 def main() -> None:
     arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
-    on_gpu = device.type == "cuda"
-    where = torch.cuda.get_device_name() if on_gpu else f"CPU, {arguments.threads} threads"
-    print(f"{where}; torch {torch.__version__}")
-    figures = Figures(arguments.json, device=where, torch=torch.__version__)
-    for name in arguments.config or (["222m"] if on_gpu else ["tiny", "small"]):
-        measure(name, arguments, device, figures.part(name))
+    for name, device, figures in model_runs(arguments):
+        measure(name, arguments, device, figures)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -34,7 +34,7 @@ import transformers
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 
-from benchmarks.command_line import model_parser_of
+from benchmarks.command_line import model_parser_of, model_runs
 from benchmarks.figures import Figures
 from benchmarks.peer import Peer
 from benchmarks.questions import make_benchmark, make_tokenizer, stopping_model
@@ -55,14 +55,8 @@ bfloat16, on GPUs, that decides so often that nothing is asked of random weights
 
 def main() -> None:
     arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
-    on_gpu = device.type == "cuda"
-    where = torch.cuda.get_device_name() if on_gpu else f"CPU, {arguments.threads} threads"
-    print(f"{where}; torch {torch.__version__}, transformers {transformers.__version__}")
-    figures = Figures(arguments.json, device=where, torch=torch.__version__)
-    for name in arguments.config or (["222m"] if on_gpu else ["tiny", "small"]):
-        measure(name, arguments, device, figures.part(name))
+    for name, device, figures in model_runs(arguments, transformers):
+        measure(name, arguments, device, figures)
 
 
 def parse_arguments() -> argparse.Namespace:

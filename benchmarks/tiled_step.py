@@ -27,6 +27,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,31 +42,21 @@ from benchmarks.command_line import device_parser_of
 from benchmarks.figures import Figures
 from benchmarks.padded import NO_LABEL, peer_optimizer
 from benchmarks.peer import Peer
-from benchmarks.setups import TEXT_LENGTHS, offsets_of, random_images, random_tokens
+from benchmarks.setups import TEXT_LENGTHS, VLM_CONFIGS, offsets_of, random_images, random_tokens
 from nanovlm.config.schema import TrainConfig, VLMConfig
 from nanovlm.config.sources import build_config, preset_layer
 from nanovlm.data.samples import ImageSlots, PreparedSamples, samples_in_order
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.training.loop import train
 
-TINY = VLMConfig(
+TINY = replace(
+    VLM_CONFIGS["tiny"],
     generation="8k",
-    vit_hidden_dim=128,
-    vit_n_heads=2,
-    vit_n_blocks=4,
     vit_img_size=64,
     vit_patch_size=8,  # 64 patches a tile, which become 4 tokens: a sixteenth, as published
     mp_pixel_shuffle_factor=4,
     max_img_size=256,
-    lm_hidden_dim=128,
-    lm_inter_dim=344,
-    lm_vocab_size=3072,
-    lm_n_heads=4,
-    lm_n_kv_heads=2,
-    lm_n_blocks=6,
     lm_max_length=1024,
-    lm_re_base=10_000,
-    vlm_load_backbone_weights=False,
 )
 PRESETS = {"230m": "nanovlm-230m-8k", "460m": "nanovlm-460m-8k"}
 NUM_TILES = ((1,), (1,), (5,), (5,), (7,), (13,), (5, 5), ())
