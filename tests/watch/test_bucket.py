@@ -3,7 +3,7 @@
 import functools
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -13,22 +13,24 @@ from moto.server import ThreadedMotoServer
 from pyarrow.fs import S3FileSystem
 
 from nanovlm.__main__ import main
+from nanovlm.cluster.worker import RunTrial
 from nanovlm.commands import dashboard
 from nanovlm.config.space import load_space
 from nanovlm.errors import RunFailed, UserError
 from nanovlm.files import shown
-from nanovlm.messages import TrialRecord
+from nanovlm.messages import Job, Report
+from nanovlm.resources import Resources
 from nanovlm.results.folder import choose_folder
 from nanovlm.results.load import load_results
-from nanovlm.results.mirror import Mirror
+from nanovlm.results.mirror import ORDER, Mirror
 from nanovlm.results.read import read_records
 from nanovlm.results.remote import RemoteFolder, open_remote
 from nanovlm.search.plan import SearchPlan
 from nanovlm.search.run import run_plan
 from nanovlm.search.study import ReadOnlyStudy
+from nanovlm.training.meter import OnUpdate
 from nanovlm.watch import bucket
 from nanovlm.watch.bucket import results_in
-from nanovlm.watch.observer import Observer
 from tests.fake_hub import FakeHub
 from tests.processes import output_of, wait_until
 from tests.programs.conftest import start_program
@@ -39,12 +41,14 @@ from tests.worker_threads import worker_threads
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
-SPACE = """
+NUM_TRIALS = 6
+
+SPACE = f"""
 preset: digits
-search: {lr_mp: {log_uniform: [1.0e-4, 1.0e-1]}}
-scheduler: {name: asha, rungs: 3, reduction_factor: 3}
-budget: {trials: 6}
-confirm: {top: 0}
+search: {{lr_mp: {{log_uniform: [1.0e-4, 1.0e-1]}}}}
+scheduler: {{name: asha, rungs: 3, reduction_factor: 3}}
+budget: {{trials: {NUM_TRIALS}}}
+confirm: {{top: 0}}
 """
 
 
@@ -84,26 +88,28 @@ def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     server.leave()
 
 
-class Killer(Observer):
-    """Keeps what is in the bucket when the second trial has ended, as if the program were killed.
-
-    Once the bucket knows of the first one; the program and the bucket go on.
-    """
+class Killed:
+    """Trials; when the last one begins, what is in the bucket is kept, as if the program were
+    killed then. The copying goes on meanwhile, the search after it."""
 
     def __init__(self, running: RemoteFolder, killed: RemoteFolder) -> None:
         self._running, self._killed = running, killed
-        self.num_ended = 0
 
-    def trial_changed(self, record: TrialRecord) -> None:
-        self.num_ended += record.end is not None
-        if record.end is None or self.num_ended != 2:
-            return
-        assert wait_until(lambda: "trials.jsonl" in self._running.files(), seconds=20)
-        for name in self._running.files():
-            self._killed.put(name, self._running.read(name))
+    def __call__(
+        self, job: Job, resources: Resources, interrupted: Callable[[], bool], on_update: OnUpdate
+    ) -> Generator[Report, None, None]:
+        if job.number == NUM_TRIALS - 1 and not self._killed.files():
+            assert wait_until(lambda: "trials.jsonl" in self._running.files(), seconds=20)
+            # In the order in which nothing is newer than what it depends on, as `Mirror` reads.
+            names = self._running.files()
+            for name in sorted(names, key=lambda name: ORDER.index(name.split("/")[0]))[::-1]:
+                self._killed.put(name, self._running.read(name))
+        yield from pretend(job, resources, interrupted)
 
 
-def search(uri: str, tmp_path: Path, is_resumed: bool, *observers: Observer) -> Mapping[str, Any]:
+def search(
+    uri: str, tmp_path: Path, is_resumed: bool, run_trial: RunTrial = pretend
+) -> Mapping[str, Any]:
     """Run the search in a folder of the bucket; return the summary."""
     (tmp_path / "space.yaml").write_text(SPACE)
     data = {part: {**DATA[part], "folder": part} for part in DATA}
@@ -114,8 +120,8 @@ def search(uri: str, tmp_path: Path, is_resumed: bool, *observers: Observer) -> 
             folder / "demo",
             resume=is_resumed,
             concurrency=1,
-            observers=[*copiers, *observers],
-            start_workers=functools.partial(worker_threads, run_trial=pretend),
+            observers=copiers,
+            start_workers=functools.partial(worker_threads, run_trial=run_trial),
         ).summary
 
 
@@ -124,9 +130,9 @@ def search(uri: str, tmp_path: Path, is_resumed: bool, *observers: Observer) -> 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_search_goes_on_from_what_is_in_the_bucket(s3: Server, tmp_path: Path) -> None:
     whole, killed = (open_remote("x", s3.uri(f"{name}/demo")) for name in ("whole", "killed"))
-    summary = search(s3.uri("whole"), tmp_path, False, Killer(whole, killed))
+    summary = search(s3.uri("whole"), tmp_path, False, Killed(whole, killed))
     records = {}
-    assert len(killed.read("trials.jsonl").splitlines()) in (1, 2), "it was cut off on its way"
+    assert 0 < len(killed.read("trials.jsonl").splitlines()) < NUM_TRIALS, "it was cut off"
     resumed = search(s3.uri("killed"), tmp_path, True)
     for remote in (whole, killed):
         folder = tmp_path / remote.path.replace("/", "-")
@@ -137,7 +143,7 @@ def test_a_search_goes_on_from_what_is_in_the_bucket(s3: Server, tmp_path: Path)
         ]
         address = remote.address("best.yaml").replace("'", "")
         assert f"--config '{address}'" in (folder / "best.yaml").read_text()
-    assert len(records["bucket/whole/demo"]) == 6
+    assert len(records["bucket/whole/demo"]) == NUM_TRIALS
     assert records["bucket/whole/demo"] == records["bucket/killed/demo"]
     assert resumed["best"]["config"] == summary["best"]["config"]
     assert not [*(tmp_path / "tmp").glob("nanovlm-*")], "the local folders are gone"
