@@ -34,9 +34,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.chaos_checks import IdleMeter, logged, problems_of
+from benchmarks.chaos_checks import IdleMeter, has_begun_a_trial, logged, problems_of
 from benchmarks.chaos_faults import FAULTS, MOST_NODES, Faults, Program, parts_left
 from benchmarks.command_line import parser_of
+from nanovlm.cluster.stalls import LEAST_START_SECONDS
 from nanovlm.files import replace_json
 from tests.postgres import Database, started_database
 from tests.processes import wait_until
@@ -240,8 +241,9 @@ class Run:
         print(f"  {self.seconds:4.0f} s, {num_begun} trials: {kind}, {what}", flush=True)
         self.done.append({"at": round(self.seconds, 1), "kind": kind, "what": what})
         if kind == "stop":  # until the search may take the worker for lost
-            node, _ = self._faults.stopped[-1]
-            self.meter.excuse(node, STALL_SECONDS + _CHECK_SECONDS)
+            node, process = self._faults.stopped[-1]
+            least = 0.0 if has_begun_a_trial(process) else LEAST_START_SECONDS
+            self.meter.excuse(node, max(STALL_SECONDS, least) + _CHECK_SECONDS)
 
     def _is_over(self) -> bool:
         """Return whether the program has ended in order; one that has not is resumed."""

@@ -57,8 +57,8 @@ class GroupParts:
     """Process ids, with the times at which the processes began: ids are used again."""
     nodes: set[str] = field(default_factory=set)
     """Ids of the nodes of the workers."""
-    placement_groups: dict[Any, Any] = field(default_factory=dict)
-    """By id."""
+    placement_groups: list[Any] = field(default_factory=list)
+    """What it has reserved, or is about to."""
 
 
 class Broker:
@@ -195,9 +195,13 @@ class Broker:
     async def notify(self, text: str) -> None:
         self._change(lambda: self._state.notify(text))
 
-    async def placed_groups(self) -> list[str]:
-        """Return the worker groups that occupy what they have reserved on the cluster."""
-        return [group for group, parts in self._parts.items() if parts.workers]
+    async def expect(self, group: str) -> None:
+        """Take in that a worker group starts; it is lost if it does not ask for a job in time."""
+        self._state.stalls.expect(group, time.monotonic())
+
+    async def begun_groups(self) -> set[str]:
+        """Return the worker groups that have ever asked for a job."""
+        return set(self._have_asked)
 
     async def wait_until_idle(self) -> None:
         """Wait, after `close`, until no worker group is at work any more."""
@@ -216,14 +220,13 @@ class Broker:
     async def add_controller(self, group: str, controller: Any) -> None:
         (await self.parts_of(group)).controllers.append(controller)
 
-    async def add_worker(
-        self, group: str, node: str, pid: int, began_at: float, placement_group: Any = None
-    ) -> None:
+    async def add_reservation(self, group: str, placement_group: Any) -> None:
+        (await self.parts_of(group)).placement_groups.append(placement_group)
+
+    async def add_worker(self, group: str, node: str, pid: int, began_at: float) -> None:
         parts = await self.parts_of(group)
         parts.nodes.add(node)
         parts.workers.append((pid, began_at))
-        if placement_group is not None:
-            parts.placement_groups[placement_group.id] = placement_group
 
     async def next_job(
         self, group: str, patience_seconds: float = PATIENCE_SECONDS

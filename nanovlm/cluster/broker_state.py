@@ -232,7 +232,8 @@ class BrokerState:
         return Assignment(job=trial.job, lease=trial.lease)
 
     def come_back(self, group: str) -> None:
-        """Take in that the group works on no trial any more."""
+        """Take in that the group has started, or works on no trial any more."""
+        self.stalls.arrive(group)
         if trial := self._serving.get(group):
             self._requeue(trial, f"{group}: a worker has ended")
 
@@ -303,6 +304,7 @@ class BrokerState:
             return
         self._lost.add(group)
         self._newly_lost.append(group)
+        self.stalls.arrive(group)
         trial = self._serving.get(group)
         if trial is not None:
             self._requeue(trial, f"{group}: {reason}")
@@ -312,10 +314,10 @@ class BrokerState:
     def take_lost(self, now: float) -> list[str]:
         """Lose the groups that have been silent for too long; return all that were lost since the
         last call."""
-        for group in self.stalls.silent_groups(now):
-            if not self._serving[group].awaits_decision:
-                minutes = self.stalls.limit_seconds() / 60
-                self.lose(group, f"no sign of life for {minutes:.3g} minutes")
+        for group, limit_seconds in self.stalls.silent_groups(now).items():
+            trial = self._serving.get(group)
+            if trial is None or not trial.awaits_decision:
+                self.lose(group, f"no sign of life for {limit_seconds / 60:.3g} minutes")
         lost, self._newly_lost = self._newly_lost, []
         return lost
 

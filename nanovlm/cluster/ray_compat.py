@@ -200,33 +200,53 @@ class GroupTrainer(TorchTrainer):
 
 
 class ControllerHook(ControllerCallback):
-    """Passes on the handle of a TorchTrainer's controller, by which it can be ended, and why it is
-    about to end.
+    """Passes on the handle of a TorchTrainer's controller, by which it can be ended, what it
+    reserves on the cluster, and why it is about to end.
 
     In the controller's process, which serves this one trainer, it also has the workers bear the
     run's name in Ray's dashboard.
     """
 
     def __init__(
-        self, run_name: str, on_start: Callable[[Any], object], on_error: Callable[[str], object]
+        self,
+        run_name: str,
+        on_start: Callable[[Any], object],
+        on_reserve: Callable[[Any], object],
+        on_error: Callable[[str], object],
     ) -> None:
         """
         Args:
             on_start: called in the controller's process with its handle; can be pickled.
+            on_reserve: called there with the placement group, before it is on the cluster; can be
+                pickled.
             on_error: called there with the reason when the workers have failed; can be pickled.
         """
         self._run_name = run_name
         self._on_start = on_start
+        self._on_reserve = on_reserve
         self._on_error = on_error
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self._on_start(ray.get_runtime_context().current_actor)
         WorkerGroup._worker_cls = shown_as(self._run_name, WorkerGroup._worker_cls)
+        _tell_reservations(self._on_reserve)
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         next_state = getattr(current_state, "next_state", None)
         if isinstance(next_state, ErroredState):
             self._on_error(describe_failure(next_state.training_failed_error))
+
+
+def _tell_reservations(on_reserve: Callable[[Any], object]) -> None:
+    """Have the worker groups of this process tell what they reserve; no callback of Ray does."""
+    reserve = WorkerGroup._create_placement_group
+
+    def reserve_and_tell(worker_group: WorkerGroup, *arguments: Any) -> Any:
+        handle = reserve(worker_group, *arguments)
+        on_reserve(handle.placement_group)
+        return handle
+
+    WorkerGroup._create_placement_group = reserve_and_tell  # type: ignore[method-assign,assignment]
 
 
 def describe_failure(error: Exception) -> str:

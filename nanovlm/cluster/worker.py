@@ -20,7 +20,6 @@ import ray
 import ray.train.torch
 import torch
 from ray.exceptions import ActorDiedError, ActorUnavailableError
-from ray.util import get_current_placement_group
 
 from nanovlm import parallel
 from nanovlm.cluster.file_server import FileAccess
@@ -65,9 +64,8 @@ def serve_trials(settings: WorkerSettings) -> None:
     """Run the broker's jobs until there are no more. The training function of a TorchTrainer."""
     with node_files(settings.files) as files, _logged(settings, files):
         began_at = psutil.Process().create_time()
-        node, reservation = ray.get_runtime_context().get_node_id(), get_current_placement_group()
-        parts = node, os.getpid(), began_at, reservation
-        ray.get(settings.broker.add_worker.remote(settings.group, *parts))
+        node = ray.get_runtime_context().get_node_id()
+        ray.get(settings.broker.add_worker.remote(settings.group, node, os.getpid(), began_at))
         serve_broker(settings, ray.train.torch.get_device(), files)
 
 

@@ -75,6 +75,7 @@ def make_trainer(
     hook = ControllerHook(
         run_name,
         on_start=lambda handle: broker.add_controller.remote(group, handle),
+        on_reserve=lambda reserved: broker.add_reservation.remote(group, reserved),
         on_error=lambda reason: broker.lose.remote(group, reason),
     )
     return GroupTrainer(
@@ -108,7 +109,16 @@ def end_parts(groups: Sequence[GroupParts], is_own_cluster: bool, frees: bool) -
             for pid, began_at in parts.workers:
                 _kill_worker(pid, began_at)
     if frees:
-        _free([group for parts in groups for group in parts.placement_groups.values()])
+        _free([reserved for parts in groups for reserved in parts.placement_groups])
+
+
+def is_placed(parts: GroupParts) -> bool:
+    """Return whether a group occupies what it has reserved on the cluster."""
+    return any(_state_of(reserved) == "CREATED" for reserved in parts.placement_groups)
+
+
+def _state_of(placement_group: PlacementGroup) -> str:
+    return str(placement_group_table(placement_group)["state"])
 
 
 def _kill_worker(pid: int, began_at: float) -> None:
@@ -125,7 +135,7 @@ def _free(reserved: list[PlacementGroup]) -> None:
         remove_placement_group(placement_group)
     deadline = time.monotonic() + _FREE_SECONDS
     while time.monotonic() < deadline and any(
-        placement_group_table(placement_group)["state"] != "REMOVED" for placement_group in reserved
+        _state_of(placement_group) != "REMOVED" for placement_group in reserved
     ):
         time.sleep(0.1)
     if reserved:

@@ -19,7 +19,7 @@ from nanovlm.cluster.node_requests import NodeRequests
 from nanovlm.cluster.ray_cluster import describe_shortage, num_fitting
 from nanovlm.cluster.ray_compat import NO_ROOM, describe_failure, start_run_records
 from nanovlm.cluster.worker import RunTrial, WorkerSettings
-from nanovlm.cluster.worker_group import ClusterSetup, end_parts, make_trainer
+from nanovlm.cluster.worker_group import ClusterSetup, end_parts, is_placed, make_trainer
 from nanovlm.errors import RunFailed
 from nanovlm.trial import run_trial
 
@@ -88,6 +88,10 @@ class RayWorkerGroups:
         self._numbers = itertools.count()
         self._groups: dict[str, threading.Thread] = {}  # those that have not ended
         self._lost: set[str] = set()
+        self._begun: set[str] = set()
+        """Groups that have asked for a job."""
+        self._placed: set[str] = set()
+        """Groups that occupy what they have reserved."""
         self._false_starts = 0
         self._error: Exception | None = None
         """Why the last group has ended before it asked for a job."""
@@ -103,13 +107,11 @@ class RayWorkerGroups:
         return max(1, len(self._groups))
 
     def follow_cluster(self) -> None:
+        num_unplaced = self._look_at_starts()
         if self._is_over or self._false_starts >= _MAX_FALSE_STARTS:
             self._check_groups()
             return
-        placed = set(ray.get(self._broker.placed_groups.remote()))
-        with self._lock:
-            num_starting = len(self._groups.keys() - placed)
-        room = num_fitting(self._setup.resources, self._unfit) - num_starting
+        room = num_fitting(self._setup.resources, self._unfit) - num_unplaced
         if self._most is not None:
             room = min(room, self._most - len(self._groups))
         started = [self._start_group() for _ in range(room)]
@@ -119,6 +121,20 @@ class RayWorkerGroups:
         if self._setup.asks_for_nodes and self._most is not None and not self._unfit:
             self._requests.update(self._most - len(self._groups))
         self._check_groups()
+
+    def _look_at_starts(self) -> int:
+        """Note what has become of the groups that start; return how many of them may not occupy
+        yet what they need, so that it still counts as free."""
+        begun = ray.get(self._broker.begun_groups.remote())
+        if begun - self._begun:
+            self._false_starts = 0
+        self._begun = begun
+        with self._lock:
+            unplaced = sorted(self._groups.keys() - begun - self._placed)
+        parts: list[GroupParts] = ray.get([self._broker.parts_of.remote(n) for n in unplaced])
+        # They count once more: Ray publishes a little later what has been taken.
+        self._placed.update(n for n, each in zip(unplaced, parts, strict=True) if is_placed(each))
+        return len(unplaced)
 
     def _check_groups(self) -> None:
         """Raise RunFailed if there is no group, and waiting does not help."""
@@ -171,6 +187,7 @@ class RayWorkerGroups:
         thread = threading.Thread(target=self._serve, args=(name,), name=name, daemon=True)
         with self._lock:
             self._groups[name] = thread
+        self._broker.expect.remote(name)
         thread.start()
         return name
 
@@ -191,15 +208,15 @@ class RayWorkerGroups:
     def _take_loss(self, name: str, error: Exception) -> None:
         reason = describe_failure(error)
         had_asked = ray.get(self._broker.lose.remote(name, reason))
-        if had_asked:
-            self._false_starts = 0
-        elif reason != NO_ROOM:
-            parts: GroupParts = ray.get(self._broker.parts_of.remote(name))
-            self._error = error
-            if len(parts.nodes) == 1:
-                self._unfit |= parts.nodes  # others may do
-            else:
-                self._false_starts += 1
+        if had_asked or reason == NO_ROOM:
+            return
+        parts: GroupParts = ray.get(self._broker.parts_of.remote(name))
+        self._error = error
+        was_ended = isinstance(error, RayActorError)  # it was silent, or somebody killed it
+        if len(parts.nodes) == 1 and not was_ended:
+            self._unfit |= parts.nodes  # others may do
+        else:
+            self._false_starts += 1
 
 
 @contextlib.contextmanager

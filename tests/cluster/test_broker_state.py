@@ -1,7 +1,12 @@
 """Which group works on which trial: single rules of the state."""
 
 from nanovlm.cluster.broker_state import MAX_STARTS, BrokerState
-from nanovlm.cluster.stalls import FIRST_STALL_SECONDS, LEAST_STALL_SECONDS, STALL_FACTOR
+from nanovlm.cluster.stalls import (
+    FIRST_STALL_SECONDS,
+    LEAST_STALL_SECONDS,
+    LEAST_START_SECONDS,
+    STALL_FACTOR,
+)
 from nanovlm.messages import Assignment, Decision, End, Leg, Notice, TrialRecord
 from tests.cluster.short_trials import ENDS, job, report, update
 from tests.records import make_record
@@ -92,6 +97,21 @@ def test_the_least_silence_and_a_given_one() -> None:
         one.report(take(one, "group-0").lease, report(0), 1.0, 2.0, now=1.0)
     assert state.stalls.limit_seconds() == LEAST_STALL_SECONDS
     assert given.stalls.limit_seconds() == 7.0
+
+
+def test_a_group_that_never_asks_for_a_job_is_lost() -> None:
+    state, given = BrokerState(), BrokerState(stall_seconds=7.0)
+    for one in (state, given):
+        for group in ("late", "waits", "has ended"):
+            one.stalls.expect(group, 100.0)
+        assert one.next_job("waits", 101.0) is None  # there is none, and it waits for one
+        one.lose("has ended", "a node has no package 'torch'")
+        assert one.take_lost(101.0) == ["has ended"]
+    for one, limit in ((state, FIRST_STALL_SECONDS), (given, LEAST_START_SECONDS)):
+        assert one.take_lost(100.0 + limit) == []
+        assert one.take_lost(100.1 + limit) == ["late"]
+        assert one.take_lost(1e9) == [] and one.is_lost("late")
+    assert texts(given)[1:] == ["late: no sign of life for 2 minutes"]
 
 
 def test_a_trial_that_the_search_gives_up_has_failed() -> None:

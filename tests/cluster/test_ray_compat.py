@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -14,7 +15,7 @@ from ray._private import services
 from ray._private import worker as ray_driver
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import ActorDiedError
-from ray.train import ControllerError, WorkerGroupError
+from ray.train import ControllerError, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
@@ -119,6 +120,26 @@ def test_the_controller_calls_the_hook_and_workers_take_their_class_from_the_gro
     assert repr(object.__new__(shown)) == "digits-group-0"
 
 
+def test_the_hook_hears_of_what_a_worker_group_reserves(
+    ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a group that hangs at its start keeps others from free nodes."""
+    monkeypatch.setattr(WorkerGroup, "_create_placement_group", WorkerGroup._create_placement_group)
+    assert "_create_placement_group" in WorkerGroup._start_impl.__code__.co_names
+    told = list[Any]()
+    ray_compat._tell_reservations(told.append)
+    wanted: Any = SimpleNamespace(
+        resources_per_worker={"CPU": 0.01}, num_workers=2, placement_strategy="PACK",
+        label_selector=None,
+    )  # fmt: skip
+    scaling: Any = ScalingConfig()
+    handle = WorkerGroup._create_placement_group(Mock(), scaling, wanted)
+    try:
+        assert told == [handle.placement_group] and handle.placement_group.bundle_count == 2
+    finally:
+        handle.shutdown()
+
+
 def test_a_trainer_starts_no_actors_for_datasets_or_to_clean_up() -> None:
     """Else the head has two processes more for each group, and groups end 12 s later."""
     trainers: list[Any] = [TorchTrainer(print), ray_compat.GroupTrainer(print)]
@@ -149,7 +170,7 @@ def test_a_trainer_starts_no_actors_for_datasets_or_to_clean_up() -> None:
 def test_why_a_group_ends(error: Any, reason: str) -> None:
     """Else the terminal shows pages of Ray's logs, or blames a node that was lost."""
     said = list[str]()
-    hook = ray_compat.ControllerHook("run", print, said.append)
+    hook = ray_compat.ControllerHook("run", print, print, said.append)
     hook.after_controller_state_update(RunningState(), ShuttingDownState(FinishedState()))
     hook.after_controller_state_update(RunningState(), ShuttingDownState(ErroredState(error)))
     assert said == [reason]

@@ -1,19 +1,24 @@
-"""The end of worker groups that are still starting, with real actors in place of Ray Train's."""
+"""Worker groups that are still starting: they may hang, or the search may end."""
 
+import contextlib
+import signal
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
-from nanovlm.cluster.broker import opened_broker
-from nanovlm.cluster.ray_cluster import Cluster
-from nanovlm.cluster.worker_group import ClusterSetup
-from nanovlm.cluster.worker_groups import RayWorkerGroups
+from nanovlm.cluster.broker import GroupParts, opened_broker
+from nanovlm.cluster.ray_cluster import Cluster, num_fitting
+from nanovlm.cluster.worker_group import ClusterSetup, end_parts
+from nanovlm.cluster.worker_groups import RayWorkerGroups, WorkerGroups, worker_groups
 from nanovlm.config.search_settings import TrialResources
+from tests.processes import wait_until
+from tests.raylets import WORKER, send
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
 
@@ -49,3 +54,56 @@ def test_a_group_that_comes_up_while_the_search_ends_is_ended_too(
         is_ending.set()
         groups.leave()
         assert has_come_up.is_set() and not thread.is_alive()
+
+
+def workers() -> set[psutil.Process]:
+    """Return the processes of all worker groups of this program's cluster."""
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ends
+            if f"ray::{WORKER}" in "".join(child.cmdline()):
+                found.add(child)
+    return found
+
+
+@contextlib.contextmanager
+def started_groups(
+    num_groups: int, most: int, broker: Any, setup: ClusterSetup
+) -> Iterator[WorkerGroups]:
+    """Yield worker groups that free at the end what they have reserved: tests share the cluster."""
+    try:
+        with worker_groups(num_groups, most, broker, setup) as groups:
+            yield groups
+    finally:
+        names = [f"group-{number}" for number in range(num_groups + most)]
+        parts = ray.get([broker.parts_of.remote(name) for name in names])
+        end_parts(parts, is_own_cluster=True, frees=True)
+
+
+def test_a_group_that_hangs_at_its_start_holds_up_no_other(
+    ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    """Ray waits without end for a worker that has begun and does not answer."""
+    half = TrialResources(cpus_per_worker=ray.cluster_resources()["CPU"] / 2)
+    setup = ClusterSetup(half, tmp_path / "logs", is_own_cluster=True)
+    setup.log_dir.mkdir()
+    assert wait_until(lambda: num_fitting(half) == 2, seconds=30), "all is free"
+    before = workers()
+
+    def begun() -> set[str]:
+        groups.follow_cluster()
+        found: set[str] = ray.get(broker.begun_groups.remote())
+        return found
+
+    with opened_broker("hangs") as broker, started_groups(1, 2, broker, setup) as groups:
+        assert wait_until(lambda: bool(workers() - before), seconds=30)
+        (hanging,) = workers() - before
+        send(hanging, signal.SIGSTOP)
+        assert wait_until(lambda: begun() == {"group-1"}, seconds=60), "there is room for it"
+        parts: GroupParts = ray.get(broker.parts_of.remote("group-0"))
+        assert parts.workers == [], "it hangs before it says that it is there"
+
+        ray.get(broker.lose.remote("group-0", "no sign of life"))
+        groups.end_groups(ray.get(broker.take_lost.remote()))
+        assert wait_until(lambda: not hanging.is_running(), seconds=10)
+        assert wait_until(lambda: begun() == {"group-1", "group-2"}, seconds=60), "in its place"
