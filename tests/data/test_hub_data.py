@@ -12,14 +12,17 @@ import pytest
 from huggingface_hub import constants
 
 from nanovlm.config.schema import TrainConfig
+from nanovlm.config.sources import build_config, preset_layer
 from nanovlm.data import rows
 from nanovlm.data.digits import digits_benchmark_rows, digits_tokenizer, digits_training_rows
+from nanovlm.data.digits_tiles import digits_tiles_training_rows
 from nanovlm.data.prepared import prepare_training
 from nanovlm.data.recipes import training_recipe
 from nanovlm.data.sources import Source, benchmark_source, pin_data, training_source
-from nanovlm.data.tokenizer import load_tokenizer
+from nanovlm.data.tokenizer import load_tokenizer, model_tokenizer
 from nanovlm.downloads import forget_downloads
 from nanovlm.errors import UserError
+from nanovlm.files import remove_folder
 from nanovlm.messages import BuildProgress
 from tests.fake_hub import FakeHub
 from tests.tiny import digits_config
@@ -129,6 +132,37 @@ def test_a_stream_that_breaks_off_goes_on(hub: FakeHub, tmp_path: Path) -> None:
     rows_of_both = digits_training_rows().select(range(7))
     assert len(train) < sum(len(turns) for turns in rows_of_both["texts"])
     assert len(train.images) == 7 and train.images.float().mean() > 0
+
+
+def test_streamed_conversations_are_prepared_as_downloaded_ones(
+    hub: FakeHub, tmp_path: Path, own_prepared_data: Path
+) -> None:
+    """The sizes of images come with the text, their tiles later: all rows are read twice."""
+    folder = tmp_path / "data" / "ones"
+    folder.mkdir(parents=True)
+    conversations = digits_tiles_training_rows()
+    last = len(conversations) - 1  # about two images
+    conversations = conversations.select([0, 1, 5, 6, last - 1, last])
+    conversations.to_parquet(folder / "train-00000-of-00001.parquet", batch_size=4)
+    (tmp_path / "data" / "README.md").write_text(CARD)
+    hub.add("dataset", "some/conversations", tmp_path / "data")
+    config = dataclasses.replace(
+        build_config(preset_layer("digits-tiles")),
+        train_dataset_path="some/conversations",
+        train_dataset_name=("ones",),
+        val_ratio=0.0,
+        batch_size=2,
+    )
+    tokenizer = model_tokenizer(config.vlm)
+    contents = []
+    for is_streamed in (True, False):
+        made = dataclasses.replace(config, stream_dataset=is_streamed)
+        train, _ = prepare_training(made, tokenizer)
+        assert len(train) == 6 and len(train.images) > 5 * 6
+        path = training_recipe(made, tokenizer).folder.path
+        contents.append({file.name: file.read_bytes() for file in path.iterdir()})
+        remove_folder(path)
+    assert contents[0] == contents[1]
 
 
 def test_what_is_wrong_with_streamed_files(hub: FakeHub, tmp_path: Path) -> None:
