@@ -15,15 +15,19 @@ from lmms_eval import models
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 
-from nanovlm.data.digits import digits_benchmark_rows, digits_tokenizer
+from nanovlm.config.schema import TrainConfig
+from nanovlm.config.sources import build_config, preset_layer
+from nanovlm.data.digits import digits_benchmark_rows
+from nanovlm.data.tokenizer import model_tokenizer
 from nanovlm.evaluation.lmms_eval import MODEL_ID, LmmsEvalModel, manifest
 from nanovlm.evaluation.mmstar import evaluate_mmstar, num_new_tokens
 from nanovlm.models.vision_language_model import VisionLanguageModel
 from nanovlm.resources import Resources
 from tests.devices import CPU
-from tests.tiny import VLM, digits_config
+from tests.tiny import digits_config
 
-TOKENIZER = digits_tokenizer()
+ONE_IMAGE = digits_config()
+TILED = build_config(preset_layer("digits-tiles"))
 COMMON = {"output_type": "generate_until", "dataset_path": "parquet", "test_split": "val"}
 
 
@@ -31,7 +35,8 @@ COMMON = {"output_type": "generate_until", "dataset_path": "parquet", "test_spli
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a saved model, the digits' benchmark and tasks about it."""
     path = tmp_path_factory.mktemp("lmms_eval")
-    VisionLanguageModel(VLM, seed=1).save_pretrained(path / "model")
+    for config in (ONE_IMAGE, TILED):
+        model_of(config).save_pretrained(path / config.vlm.generation)
     rows = digits_benchmark_rows()
     rows.to_parquet(path / "digits.parquet")
     data: dict[str, Any] = {"dataset_kwargs": {"data_files": {"val": str(path / "digits.parquet")}}}
@@ -51,8 +56,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def evaluate(folder: Path, task: str, **changes: Any) -> dict[str, Any]:
-    arguments = {"pretrained": str(folder / "model"), "prompt": "mmstar"} | changes
+def model_of(config: TrainConfig) -> VisionLanguageModel:
+    return VisionLanguageModel(config.vlm, seed=1).eval()
+
+
+def evaluate(
+    folder: Path, task: str, config: TrainConfig = ONE_IMAGE, **changes: Any
+) -> dict[str, Any]:
+    pretrained = str(folder / config.vlm.generation)
+    arguments = {"pretrained": pretrained, "prompt": "mmstar"} | changes
+    num_tokens = num_new_tokens(model_tokenizer(config.vlm), "ABCD")
     results: dict[str, Any] = simple_evaluate(
         model=MODEL_ID,
         model_args=",".join(f"{name}={value}" for name, value in arguments.items()),
@@ -60,7 +73,7 @@ def evaluate(folder: Path, task: str, **changes: Any) -> dict[str, Any]:
         task_manager=TaskManager(include_path=str(folder), include_defaults=False),
         batch_size="32",
         device="cpu",
-        gen_kwargs=f"max_new_tokens={num_new_tokens(TOKENIZER, 'ABCD')},do_sample=False",
+        gen_kwargs=f"max_new_tokens={num_tokens},do_sample=False",
     )
     return results
 
@@ -71,20 +84,22 @@ def test_lmms_eval_registers_the_model() -> None:
     assert models.get_model_manifest("nanovlm").chat_class_path.startswith("lmms_eval.")
 
 
-def test_answers_are_those_of_the_projects_own_evaluation(folder: Path) -> None:
-    model = VisionLanguageModel(VLM, seed=1).eval()
-    benchmark = Resources(CPU).benchmark(digits_config())
-    expected = evaluate_mmstar(model, benchmark, TOKENIZER, 32, CPU).outputs
-    samples = evaluate(folder, "digits_asked")["samples"]["digits_asked"]
+@pytest.mark.parametrize("config", [ONE_IMAGE, TILED], ids=["one image", "tiles"])
+def test_answers_are_those_of_the_projects_own_evaluation(
+    folder: Path, config: TrainConfig
+) -> None:
+    benchmark, tokenizer = Resources(CPU).benchmark(config), model_tokenizer(config.vlm)
+    expected = evaluate_mmstar(model_of(config), benchmark, tokenizer, 32, CPU).outputs
+    samples = evaluate(folder, "digits_asked", config)["samples"]["digits_asked"]
     assert [sample["filtered_resps"][0] for sample in samples] == [s.strip() for s in expected]
 
 
-def test_choices_are_weighed(folder: Path) -> None:
+@pytest.mark.parametrize("config", [ONE_IMAGE, TILED], ids=["one image", "tiles"])
+def test_choices_are_weighed(folder: Path, config: TrainConfig) -> None:
     """The choice with the lowest loss is the likeliest of the letters."""
-    model = VisionLanguageModel(VLM, seed=1).eval()
-    benchmark = Resources(CPU).benchmark(digits_config())
-    expected = evaluate_mmstar(model, benchmark, TOKENIZER, 32, CPU).letter_accuracy
-    results = evaluate(folder, "digits_chosen")["results"]["digits_chosen"]
+    benchmark, tokenizer = Resources(CPU).benchmark(config), model_tokenizer(config.vlm)
+    expected = evaluate_mmstar(model_of(config), benchmark, tokenizer, 32, CPU).letter_accuracy
+    results = evaluate(folder, "digits_chosen", config)["results"]["digits_chosen"]
     assert results["acc,none"] == pytest.approx(expected)
 
 
