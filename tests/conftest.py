@@ -62,7 +62,9 @@ def ray_cluster() -> "Iterator[Cluster]":
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
+        before = os.umask(0o077)  # Ray may write its token, and programs tell of one that is open
         with connect(None) as cluster:
+            os.umask(before)
             yield cluster
 
 

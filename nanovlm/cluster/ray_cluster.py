@@ -301,9 +301,14 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class AuthTokenGuard(Observer):
-    """Takes the file of Ray's token from other users, for whom Ray leaves it readable."""
+    """Takes the file of Ray's token from other users, for whom Ray leaves it readable.
+
+    One that was there before is worth a note: somebody may have read it.
+    """
 
     def __init__(self) -> None:
+        """Made before Ray starts, which writes the file if there is none."""
+        self._was_there = token_file().is_file()
         self._notes: list[str] = []
 
     @property
@@ -317,7 +322,8 @@ class AuthTokenGuard(Observer):
         status = path.stat()
         if status.st_uid == os.getuid() and status.st_mode & _OTHERS:
             path.chmod(stat.S_IMODE(status.st_mode) & ~_OTHERS)
-            self._notes.append(
-                f"{path}, the token of Ray's clusters, was readable for other users of this machine"
-                "; it no longer is"
-            )
+            if self._was_there:
+                self._notes.append(
+                    f"{path}, the token of Ray's clusters, was readable for other users of this "
+                    "machine; it no longer is"
+                )

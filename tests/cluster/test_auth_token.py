@@ -1,5 +1,6 @@
 """Ray's token is for its user alone."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,11 @@ def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "auth_token"
 
 
-def guard(is_own_cluster: bool = True) -> AuthTokenGuard:
+def guard(
+    is_own_cluster: bool = True, start_ray: Callable[[], object] = lambda: None
+) -> AuthTokenGuard:
     guard = AuthTokenGuard()
+    start_ray()
     guard.begin(
         RunStart(
             folder=Path("results"),
@@ -43,3 +47,12 @@ def test_a_token_that_others_can_read_is_taken_from_them_and_that_is_said_once(t
     assert token.stat().st_mode & 0o777 == 0o600
     assert guard().notes == []
     assert token.read_text() == "secret"
+
+
+def test_a_token_that_ray_has_just_made_is_worth_no_note(token: Path) -> None:
+    def start_ray() -> None:
+        token.write_text("secret")
+        token.chmod(0o644)
+
+    assert guard(start_ray=start_ray).notes == []
+    assert token.stat().st_mode & 0o777 == 0o600

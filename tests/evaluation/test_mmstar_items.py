@@ -142,8 +142,9 @@ def test_the_score_of_an_item_is_its_own(results: dict[str, MMStarResult]) -> No
         assert differing == set(), name
         assert len(result.indices) == NUM_ITEMS
         found = torch.tensor(result.letter_nlls)
-        torch.testing.assert_close(  # 1e-5, and for values of 8 the rounding of float32
-            found, torch.tensor([nlls[i] for i in result.indices]), atol=1e-5, rtol=1.3e-6
+        # The large weights amplify rounding, to 1e-5 or 3e-5 by the kind of CPU.
+        torch.testing.assert_close(
+            found, torch.tensor([nlls[i] for i in result.indices]), atol=1e-4, rtol=0
         )
 
 
