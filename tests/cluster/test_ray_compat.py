@@ -33,6 +33,7 @@ from ray.train.v2._internal.execution.controller.state import (
     RunningState,
     ShuttingDownState,
 )
+from ray.train.v2._internal.execution.scaling_policy import create_scaling_policy
 from ray.train.v2._internal.execution.worker_group import RayTrainWorker, WorkerGroup
 from ray.train.v2._internal.state.state_actor import get_state_actor
 
@@ -147,6 +148,28 @@ def test_a_trainer_starts_no_actors_for_datasets_or_to_clean_up() -> None:
     left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
     assert [each for each in stock if each not in left_out] == ours
     assert len(ours) == len(stock) - 2
+
+
+def test_a_trainer_tells_no_autoscaler_what_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an actor that outlives the run starts, and each group waits for it."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        TorchTrainer, "_initialize_and_run_controller", lambda _, **k: given.update(k)
+    )
+    scaling: Any = ScalingConfig(num_workers=3)
+    trainer: Any = ray_compat.GroupTrainer(print, scaling_config=scaling)
+    trainer._initialize_and_run_controller(scaling_policy=create_scaling_policy(scaling), other=1)
+    policy = given.pop("scaling_policy")
+    assert given == {"other": 1}
+    stock: Any = create_scaling_policy(scaling)
+    assert type(policy).__bases__ == (type(stock),)
+    for each in (stock, policy):
+        monkeypatch.setattr(each, "_send_resource_request", Mock())
+        each.after_controller_start(SimpleNamespace(run_id="1"))
+    assert stock._send_resource_request.called and not policy._send_resource_request.called
+    assert policy.make_decision_for_non_running_worker_group().num_workers == 3
+    policy._cancel_resource_request()
+    assert policy._coordinator_client is None
 
 
 @pytest.mark.parametrize(
