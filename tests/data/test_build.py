@@ -102,7 +102,7 @@ def test_builds_killed_at_several_moments_give_the_bytes_of_one_that_was_not(
     whole, killed = tmp_path / "whole-assets", tmp_path / "killed-assets"
     assert start(data, whole).wait() == 0
     moments, stages, num_kills = random.Random(0), set[str](), 0
-    while num_kills < 5 or stages != {"text", "images"}:
+    while num_kills < 3 or stages != {"text", "images"}:
         before = notes(killed)
         process = start(data, killed)
         while notes(killed) <= before and process.poll() is None:

@@ -31,6 +31,8 @@ confirm: {top: 0}
 resources: {stall_minutes: 0.25}
 """
 NUM_TRIALS = 30
+RUN_RECORDS = "train_v2_state_actor"
+"""Ray's actor that shows the runs in the dashboard, also when they are over."""
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +45,21 @@ def cluster() -> Iterator[Raylets]:
         yield cluster
 
 
-def free_cpus(cluster: Raylets) -> float:
-    """Ask the cluster, from a process of its own, how many CPUs nobody holds."""
+def left_on(cluster: Raylets) -> tuple[float, list[str]]:
+    """Ask the cluster, from a process of its own, how many CPUs nobody holds, and which actors have
+    names: those may outlive their program."""
     code = (
-        "import logging, ray\n"
+        "import json, logging, ray\n"
         f"ray.init({cluster.address!r}, logging_level=logging.ERROR, log_to_driver=False)\n"
-        "print('free', ray.available_resources().get('CPU', 0))"
+        "cpus = ray.available_resources().get('CPU', 0)\n"
+        "names = [each['name'] for each in ray.util.list_named_actors(all_namespaces=True)]\n"
+        "print('left', json.dumps([cpus, names]))"
     )
     environment = {**os.environ, **cluster.environment}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return float(done.stdout.split("free ")[1])
+    cpus, names = json.loads(done.stdout.split("left ")[1])
+    return cpus, names
 
 
 def wait_for_work(faults: Faults, *nodes: Node) -> None:
@@ -93,7 +99,8 @@ def test_a_search_goes_on_whatever_of_it_is_lost_and_leaves_the_cluster_as_it_wa
         assert re.search(rf"^note: group-\d+: {said}", output, re.MULTILINE), output
     assert list(problems_in(program.results, NUM_TRIALS)) == []
     check_states(Finished(0, output, program.results))
-    assert wait_until(lambda: free_cpus(cluster) == 2.0, seconds=30)
+    expected = (2.0, [RUN_RECORDS])
+    assert wait_until(lambda: left_on(cluster) == expected, seconds=30), left_on(cluster)
     assert parts_left(cluster) == []
 
 
