@@ -32,6 +32,10 @@ from nanovlm.data.text import mmstar_message
 BUILTIN_DIGITS_TILES = "builtin:digits-tiles"
 MESSAGE_START, MESSAGE_END = "<|im_start|>", "<|im_end|>"
 
+_SCANS_A_PAIR = 4
+"""Of so many scans two stand in a row together: few, since the benchmark has no question about two
+images, and such a row has twice the tiles."""
+
 _LARGER = ("first", "second", "both", "none")
 """Options of which scan shows the larger digit."""
 
@@ -39,8 +43,8 @@ _LARGER = ("first", "second", "both", "none")
 def digits_tiles_training_rows() -> datasets.Dataset:
     """Return rows in FineVision's columns `images` and `texts`.
 
-    Of each scan five rows, which together ask a question of each kind, the shuffled one under
-    several orders, and for the digit itself; of each two scans a row that compares them.
+    Of each scan six rows, which together ask a question of each kind, the shuffled one under
+    several orders, and for the digit itself; of two scans in four a row that compares them.
     """
     scans, _ = split_scans()
     return datasets.Dataset.from_list([*_rows(scans)], features=TRAINING_FEATURES)
@@ -59,14 +63,15 @@ def _rows(scans: list[Scan]) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng(3)
     recognition, *others = KINDS
     for number, scan in enumerate(scans):
-        choices = [_choice(recognition, scan, rng) for _ in range(NUM_ORDERS)]
-        for choice in choices[1:]:
-            yield _row([scan], choice)
-        yield _row([scan], _open(recognition.question, scan), choices[0])
+        # A model learns last to look an answer up among shuffled options. How early decides what
+        # it reaches, and that takes rows in which no turn before tells the digit.
+        for _ in range(NUM_ORDERS):
+            yield _row([scan], _choice(recognition, scan, rng))
+        yield _row([scan], _open(recognition.question, scan), _choice(recognition, scan, rng))
         first, second, third = np.roll(np.arange(len(others)), number)
         yield _row([scan], _choice(others[first], scan, rng))
         yield _row([scan], *(_choice(others[i], scan, rng) for i in (second, third)))
-    for one, another in zip(scans[::2], scans[1::2], strict=False):
+    for one, another in zip(scans[::_SCANS_A_PAIR], scans[1::_SCANS_A_PAIR], strict=False):
         asked = "Which digit does the second scan show?"
         yield _row([one, another], _larger(one, another, rng), _open(asked, another))
 

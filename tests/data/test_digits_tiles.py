@@ -3,7 +3,13 @@
 from collections import Counter
 
 from nanovlm.config.sources import build_config, preset_layer
-from nanovlm.data.digits import KINDS, LETTERS, digits_benchmark_rows
+from nanovlm.data.digits import (
+    KINDS,
+    LETTERS,
+    NUM_ORDERS,
+    digits_benchmark_rows,
+    split_scans,
+)
 from nanovlm.data.digits_tiles import digits_tiles_tokenizer, digits_tiles_training_rows
 from nanovlm.data.text import mmstar_message
 from nanovlm.data.tokenizer import check_tokens, model_tokenizer
@@ -37,6 +43,15 @@ def test_every_answer_is_right_and_no_scan_is_the_benchmarks() -> None:
                 answer = options[LETTERS.index(answer)]
             assert answer == right_answer(question, [DIGIT_OF_SCAN[scan] for scan in scans])
     assert set(seen) == {(1, 1), (1, 2), (2, 2)}
+
+
+def test_as_many_orders_as_in_digits_are_asked_where_no_turn_before_tells_the_digit() -> None:
+    num_asked = Counter[bytes]()
+    for row in digits_tiles_training_rows():
+        if row["texts"][0]["user"].startswith(f"{KINDS[0].question}\nOptions"):
+            num_asked[scan_of(row["images"][0])] += 1
+    scans, _ = split_scans()
+    assert num_asked == {scan.pixels.tobytes(): NUM_ORDERS for scan in scans}
 
 
 def test_the_tokenizer_knows_every_word_and_the_preset_fits_it() -> None:
