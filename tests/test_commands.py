@@ -28,6 +28,7 @@ COMMANDS = shown_commands()
 WHERE_RUN = {
     r"python run_search.py --space search_spaces/digits.yaml": "programs/conftest.py, smaller",
     r"python run_search.py --space search_spaces/digits.yaml .+": "the same, with other options",
+    r"python run_search.py --space search_spaces/digits-tiles.yaml": "the same, another preset",
     r"python run_(search|single).py (--space|--preset) .+ --submit .+": "programs/test_jobs.py",
     r"python run_search.py --space (my_space.yaml|FILE)( (?!.*--submit).+)?": "tests/programs/ has "
     "such",
