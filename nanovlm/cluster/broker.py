@@ -76,6 +76,7 @@ class Broker:
         self._sleepers: dict[_Concern, list[asyncio.Future[None]]] = {}  # all other calls
         self._taken: list[str] = []  # ids of the trials whose records were last passed on
         self._parts: dict[str, GroupParts] = {}  # by worker group
+        self._expected: dict[str, int] = {}  # workers of each group
         self._passing_on: asyncio.TimerHandle | None = None  # progress updates, to the driver
         self._finished = False
         self._is_followed = False  # the driver waits in next_events, done with all before it
@@ -195,8 +196,9 @@ class Broker:
     async def notify(self, text: str) -> None:
         self._change(lambda: self._state.notify(text))
 
-    async def expect(self, group: str) -> None:
-        """Take in that a worker group starts; it is lost if it does not ask for a job in time."""
+    async def expect(self, group: str, num_workers: int) -> None:
+        """Take in that a worker group starts; it is lost if not all workers are there in time."""
+        self._expected[group] = num_workers
         self._state.stalls.expect(group, time.monotonic())
 
     async def begun_groups(self) -> set[str]:
@@ -227,6 +229,9 @@ class Broker:
         parts = await self.parts_of(group)
         parts.nodes.add(node)
         parts.workers.append((pid, began_at))
+        if len(parts.workers) == self._expected.get(group):
+            # What comes before its first job has no limit: data that is not there is prepared.
+            self._state.stalls.arrive(group)
 
     async def next_job(
         self, group: str, patience_seconds: float = PATIENCE_SECONDS

@@ -1,6 +1,6 @@
 """Which worker groups have been silent for too long, so that they count as lost.
 
-A group that starts is silent until it asks for its first trial.
+A group that starts is silent until its workers are there.
 """
 
 STALL_FACTOR = 10
@@ -24,7 +24,7 @@ class StallDetector:
         """
         self._given = limit_seconds
         self._heard_at: dict[str, float] = {}  # by group at work
-        self._started_at: dict[str, float] = {}  # by group that has not asked for a trial yet
+        self._started_at: dict[str, float] = {}  # by group whose workers are not there yet
         self._longest_silence = 0.0
         self.has_report = False
         """Whether any trial has reported."""
@@ -37,11 +37,11 @@ class StallDetector:
         return max(least, STALL_FACTOR * self._longest_silence)
 
     def expect(self, group: str, now: float) -> None:
-        """A group starts, and will ask for a trial."""
+        """A group starts, and will say that it is there."""
         self._started_at[group] = now
 
     def arrive(self, group: str) -> None:
-        """A group has asked for a trial, or need not be waited for any more."""
+        """The workers of a group are there, or need not be waited for any more."""
         self._started_at.pop(group, None)
 
     def reset(self, group: str, now: float) -> None:

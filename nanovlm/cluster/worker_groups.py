@@ -187,7 +187,7 @@ class RayWorkerGroups:
         thread = threading.Thread(target=self._serve, args=(name,), name=name, daemon=True)
         with self._lock:
             self._groups[name] = thread
-        self._broker.expect.remote(name)
+        self._broker.expect.remote(name, self._setup.resources.workers)
         thread.start()
         return name
 

@@ -1,6 +1,7 @@
 """The broker between search and workers, driven without Ray: it is plain asyncio."""
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -366,5 +367,21 @@ def test_a_trial_is_told_before_a_group_takes_it_up() -> None:
         await broker.next_job("group-0")
         (taken,) = await records(broker)
         assert (taken.state, taken.worker_group) == ("running", "group-0")
+
+    run(scenario())
+
+
+def test_a_group_has_started_when_all_its_workers_are_there() -> None:
+    """From then on they may prepare data, for hours."""
+
+    async def scenario() -> None:
+        broker = Broker()
+        for group in ("whole", "half"):
+            await broker.expect(group, num_workers=2)
+            await broker.add_worker(group, "node", pid=1, began_at=0.0)
+        await broker.add_worker("whole", "node", pid=2, began_at=0.0)
+        assert await broker.take_lost() == []
+        assert broker._state.take_lost(time.monotonic() + 1e6) == ["half"]
+        assert await broker.begun_groups() == set()
 
     run(scenario())
