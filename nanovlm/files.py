@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from nanovlm.errors import UserError
 
@@ -186,18 +186,23 @@ def append(path: Path, text: str, is_synced: bool = True) -> None:
     Raises:
         OSError: it could not be written.
     """
-    with path.open("ab", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
+    with path.open("ab", buffering=0) as file, or_cut_back(file, os.fstat(file.fileno()).st_size):
         rest = memoryview(text.encode("utf-8"))
-        try:
-            while rest:
-                rest = rest[file.write(rest) :]  # a disk that is nearly full takes a part
-            if is_synced:
-                os.fsync(file.fileno())
-        except OSError:
-            with contextlib.suppress(OSError):
-                file.truncate(size)
-            raise
+        while rest:
+            rest = rest[file.write(rest) :]  # a disk that is nearly full takes a part
+        if is_synced:
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def or_cut_back(file: IO[bytes], size: int) -> Iterator[None]:
+    """Cut an open file back to `size` bytes if what is done meanwhile raises OSError."""
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.truncate(size)
+        raise
 
 
 def find_full_disk(error: BaseException) -> str | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from nanovlm.files import or_cut_back
 from nanovlm.results.decisions import PruningDecision
 
 
@@ -79,10 +80,6 @@ class DecisionCommits:
         """Make the log safe; lines that cannot be are cut off, as if they had not been written."""
         with self._log.open("ab") as file:
             size = os.fstat(file.fileno()).st_size
-            try:
+            with or_cut_back(file, self._safe_size):
                 os.fsync(file.fileno())
-            except OSError:
-                with contextlib.suppress(OSError):
-                    file.truncate(self._safe_size)
-                raise
         self._safe_size = size
