@@ -57,6 +57,8 @@ class GroupParts:
     """Process ids, with the times at which the processes began: ids are used again."""
     nodes: set[str] = field(default_factory=set)
     """Ids of the nodes of the workers."""
+    num_workers: int | None = None
+    """That it has when it has started; None: unknown."""
     placement_groups: list[Any] = field(default_factory=list)
     """What it has reserved, or is about to."""
 
@@ -76,7 +78,6 @@ class Broker:
         self._sleepers: dict[_Concern, list[asyncio.Future[None]]] = {}  # all other calls
         self._taken: list[str] = []  # ids of the trials whose records were last passed on
         self._parts: dict[str, GroupParts] = {}  # by worker group
-        self._expected: dict[str, int] = {}  # workers of each group
         self._passing_on: asyncio.TimerHandle | None = None  # progress updates, to the driver
         self._finished = False
         self._is_followed = False  # the driver waits in next_events, done with all before it
@@ -198,7 +199,7 @@ class Broker:
 
     async def expect(self, group: str, num_workers: int) -> None:
         """Take in that a worker group starts; it is lost if not all workers are there in time."""
-        self._expected[group] = num_workers
+        (await self.parts_of(group)).num_workers = num_workers
         self._state.stalls.expect(group, time.monotonic())
 
     async def begun_groups(self) -> set[str]:
@@ -229,7 +230,7 @@ class Broker:
         parts = await self.parts_of(group)
         parts.nodes.add(node)
         parts.workers.append((pid, began_at))
-        if len(parts.workers) == self._expected.get(group):
+        if len(parts.workers) == parts.num_workers:
             # What comes before its first job has no limit: data that is not there is prepared.
             self._state.stalls.arrive(group)
 
