@@ -39,13 +39,22 @@ def model_parser_of(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def models_parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser for what runs one model after another there; see `model_runs`."""
+    from benchmarks.setups import VLM_CONFIGS  # imports torch
+
+    parser = model_parser_of(doc)
+    parser.add_argument("--config", nargs="+", choices=VLM_CONFIGS, help="tiny small, or 222m")
+    return parser
+
+
 def model_runs(
     arguments: argparse.Namespace, *packages: ModuleType
 ) -> "Iterator[tuple[str, torch.device, Figures]]":
     """Say where the models run; yield the name of each, the device, and where its figures go.
 
     Args:
-        arguments: of `model_parser_of`; `config` are names, None takes those for the device.
+        arguments: of `models_parser_of`; `config` are names, None takes those for the device.
         packages: whose versions are said beside torch's.
     """
     import torch

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs without be
 
 import torch
 
-from benchmarks.command_line import model_parser_of, model_runs
+from benchmarks.command_line import model_runs, models_parser_of
 from benchmarks.figures import Figures
 from benchmarks.setups import VLM_CONFIGS, make_texts
 from nanovlm.config.schema import TrainConfig
@@ -38,8 +38,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = model_parser_of(__doc__)
-    parser.add_argument("--config", nargs="+", choices=VLM_CONFIGS, help="tiny small, or 222m")
+    parser = models_parser_of(__doc__)
     parser.add_argument("--batch-size", type=int, help="32; 256 on a GPU")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="of a round")

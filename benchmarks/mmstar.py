@@ -34,7 +34,7 @@ import transformers
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 
-from benchmarks.command_line import model_parser_of, model_runs
+from benchmarks.command_line import model_runs, models_parser_of
 from benchmarks.figures import Figures
 from benchmarks.peer import Peer
 from benchmarks.questions import make_benchmark, make_tokenizer, stopping_model
@@ -60,8 +60,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = model_parser_of(__doc__)
-    parser.add_argument("--config", nargs="+", choices=VLM_CONFIGS, help="tiny small, or 222m")
+    parser = models_parser_of(__doc__)
     parser.add_argument("--items", type=int, help="questions; 1500 for 222m, fewer for the others")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(

@@ -42,7 +42,7 @@ import torch
 import transformers
 
 from benchmarks.agreement import check_agreement
-from benchmarks.command_line import model_parser_of, model_runs
+from benchmarks.command_line import model_runs, models_parser_of
 from benchmarks.figures import Figures
 from benchmarks.peer import Peer
 from benchmarks.setups import VLM_CONFIGS, Texts, make_texts
@@ -65,8 +65,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = model_parser_of(__doc__)
-    parser.add_argument("--config", nargs="+", choices=VLM_CONFIGS, help="tiny small, or 222m")
+    parser = models_parser_of(__doc__)
     parser.add_argument("--batch-size", type=int, help="32; 256 on a GPU")
     parser.add_argument("--micro-batch-size", type=int, help="of our side; auto as a user has it")
     parser.add_argument("--rounds", type=int, default=5)
