@@ -26,7 +26,7 @@ def ask(cluster: Raylets, address: str) -> tuple[dict[str, float], str]:
     environment = {**os.environ, **cluster.environment}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    alive, landed = json.loads(done.stdout.split("said ")[1])
+    alive, landed = json.loads(done.stdout.split("said ")[1].splitlines()[0])
     return alive, landed
 
 
