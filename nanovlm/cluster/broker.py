@@ -49,18 +49,14 @@ _ANY, _CLOSED = "anything", "the close"
 
 @dataclass
 class GroupParts:
-    """The processes and reservations of a worker group, by which it is ended."""
+    """The processes of a worker group."""
 
-    controllers: list[Any] = field(default_factory=list)
-    """Handles of actors."""
     workers: list[tuple[int, float]] = field(default_factory=list)
     """Process ids, with the times at which the processes began: ids are used again."""
     nodes: set[str] = field(default_factory=set)
     """Ids of the nodes of the workers."""
     num_workers: int | None = None
     """That it has when it has started; None: unknown."""
-    placement_groups: list[Any] = field(default_factory=list)
-    """What it has reserved, or is about to."""
 
 
 class Broker:
@@ -219,12 +215,6 @@ class Broker:
         self._wake(_ANY)
 
     # ------------------------------------------------------------------ the workers' side
-
-    async def add_controller(self, group: str, controller: Any) -> None:
-        (await self.parts_of(group)).controllers.append(controller)
-
-    async def add_reservation(self, group: str, placement_group: Any) -> None:
-        (await self.parts_of(group)).placement_groups.append(placement_group)
 
     async def add_worker(self, group: str, node: str, pid: int, began_at: float) -> None:
         parts = await self.parts_of(group)

@@ -23,6 +23,7 @@ def logged_to(folder: Path) -> Iterator[None]:
     Handlers that the program has set for its own use keep what they get.
     """
     handler = LogFile(folder / DRIVER_LOG)
+    handler.setFormatter(_FORMAT_OF_THREADS)
     root = logging.getLogger()
     talkative = [logging.getLogger(name) for name in _TALKATIVE]
     before = [(logger.handlers, logger.propagate) for logger in talkative]
@@ -44,6 +45,10 @@ def logged_to(folder: Path) -> Iterator[None]:
 _CLOSE_SECONDS = 10.0
 
 _FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+_FORMAT_OF_THREADS = logging.Formatter(
+    "%(asctime)s %(levelname)s %(threadName)s %(name)s: %(message)s"
+)
+"""Each worker group has a thread in the driver, which bears its name."""
 
 
 class LogFile(logging.FileHandler):

@@ -46,6 +46,7 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches the workers through the broker
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",  # short trials are meant
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for each worker group
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # controllers log to the driver's log
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # worker groups in Ray's dashboard, by name
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune prints nothing of its own then
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns of a change to come

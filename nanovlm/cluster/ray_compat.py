@@ -6,9 +6,8 @@ For each, a test in `tests/cluster/test_ray_compat.py` names what breaks when Ra
 import contextlib
 import logging
 import os
-import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,29 +24,11 @@ from ray._private.utils import read_ray_address
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import AuthenticationError, RpcError
-from ray.train import ControllerError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 from ray.train.torch.config import _setup_torch_process_group, _TorchBackend
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import (
-    PlacementGroupCleanerCallback,
-)
-from ray.train.v2._internal.exceptions import (
-    WorkerGroupStartupTimeoutError,
-    WorkerHealthCheckFailedError,
-    WorkerHealthCheckTimeoutError,
-)
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import ErroredState
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.state.state_actor import get_or_create_state_actor
 
 from nanovlm.errors import UserError
-
-_MISSING_PACKAGE = re.compile(r"No module named '([\w.]+)'")
-
-NO_ROOM = "its place on the cluster was taken meanwhile"
 
 
 def temporary_folder() -> Path:
@@ -184,117 +165,10 @@ def prints_logged(logger: logging.Logger) -> Iterator[None]:
         ray_driver.print_to_stdstream = before
 
 
-_STARTING_ACTORS = (DatasetsCallback, PlacementGroupCleanerCallback)
-
-
-class GroupTrainer(TorchTrainer):
-    """A TorchTrainer that starts no actors for what it is not used for.
-
-    One would hand out the shards of Ray's datasets, of which there are none. Another would free
-    what a lost controller had reserved, which the program does. Each is a process of 150 MB on the
-    head for each trainer, and a second until it is there; to part from the second one takes 12 s.
-    A third, of 190 MB, would tell an autoscaler what trainers want; see `_ReservedSize`.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        made = super()._create_default_callbacks()  # type: ignore[misc]  # of Ray's older class
-        return [each for each in made if not isinstance(each, _STARTING_ACTORS)]
-
-    def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        scaling: Any = self.scaling_config
-        parts["scaling_policy"] = _ReservedSize(scaling)
-        return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
-
-
-class _ReservedSize(FixedScalingPolicy):
-    """A fixed number of workers, of which nobody is told: an autoscaler sees their reservation, and
-    what the run wants besides (`NodeRequests`). Ray's own policy holds up each start for it."""
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        pass
-
-    def _maybe_send_resource_request(self) -> None:
-        pass
-
-
-class ControllerHook(ControllerCallback):
-    """Passes on the handle of a TorchTrainer's controller, by which it can be ended, what it
-    reserves on the cluster, and why it is about to end.
-
-    In the controller's process, which serves this one trainer, it also has the workers bear the
-    run's name in Ray's dashboard.
-    """
-
-    def __init__(
-        self,
-        run_name: str,
-        on_start: Callable[[Any], object],
-        on_reserve: Callable[[Any], object],
-        on_error: Callable[[str], object],
-    ) -> None:
-        """
-        Args:
-            on_start: called in the controller's process with its handle; can be pickled.
-            on_reserve: called there with the placement group, before it is on the cluster; can be
-                pickled.
-            on_error: called there with the reason when the workers have failed; can be pickled.
-        """
-        self._run_name = run_name
-        self._on_start = on_start
-        self._on_reserve = on_reserve
-        self._on_error = on_error
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        self._on_start(ray.get_runtime_context().current_actor)
-        WorkerGroup._worker_cls = shown_as(self._run_name, WorkerGroup._worker_cls)
-        _tell_reservations(self._on_reserve)
-
-    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        next_state = getattr(current_state, "next_state", None)
-        if isinstance(next_state, ErroredState):
-            self._on_error(describe_failure(next_state.training_failed_error))
-
-
-def _tell_reservations(on_reserve: Callable[[Any], object]) -> None:
-    """Have the worker groups of this process tell what they reserve; no callback of Ray does."""
-    reserve = WorkerGroup._create_placement_group
-
-    def reserve_and_tell(worker_group: WorkerGroup, *arguments: Any) -> Any:
-        handle = reserve(worker_group, *arguments)
-        on_reserve(handle.placement_group)
-        return handle
-
-    WorkerGroup._create_placement_group = reserve_and_tell  # type: ignore[method-assign,assignment]
-
-
-def describe_failure(error: Exception) -> str:
-    """Return in one line why a TorchTrainer has failed."""
-    if isinstance(error, ray.exceptions.RayActorError):
-        return f"its controller has ended ({first_line(error)})"
-    if missing := _MISSING_PACKAGE.search(str(error)):
-        return (
-            f"a node has no package {missing[1]!r}: all machines need those of requirements.lock "
-            "and nanovlm itself"
-        )
-    if isinstance(error, ControllerError):
-        if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
-            return NO_ROOM
-        return f"its workers could not start ({first_line(error.controller_failure)})"
-    failures = list(getattr(error, "worker_failures", {}).values())
-    is_lost = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError, ray.exceptions.RayError)
-    raised = next((each for each in failures if not isinstance(each, is_lost)), None)
-    return "a worker has ended" if raised is None else first_line(raised)
-
-
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; Ray appends whole logs."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(" .:") if lines else type(error).__name__
-
-
-def shown_as(name: str, actor_class: type[Any]) -> Any:
-    """Return the class of an actor that Ray's dashboard shows under a name."""
-    return type(actor_class.__name__, (actor_class,), {"__repr__": lambda self: name})
 
 
 class OneMachine(TorchConfig):
@@ -346,7 +220,7 @@ def _talk_on_loopback() -> None:
 def start_run_records() -> None:
     """Start the actor that keeps Ray Train's records of runs, unless the user has it off.
 
-    Each controller starts it and waits for it: so it starts beside them.
+    Each controller starts it if it is not there: so it starts before them, and once.
     """
     if os.environ.get("RAY_TRAIN_ENABLE_STATE_TRACKING") == "1":
         get_or_create_state_actor()

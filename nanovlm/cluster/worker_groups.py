@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
@@ -15,11 +16,12 @@ from ray.exceptions import RayActorError
 
 from nanovlm.cluster.broker import GroupParts
 from nanovlm.cluster.file_server import FileAccess, served_files
+from nanovlm.cluster.group_trainer import NO_ROOM, GroupTrainer, describe_failure
 from nanovlm.cluster.node_requests import NodeRequests
 from nanovlm.cluster.ray_cluster import describe_shortage, num_fitting
-from nanovlm.cluster.ray_compat import NO_ROOM, describe_failure, start_run_records
+from nanovlm.cluster.ray_compat import start_run_records
 from nanovlm.cluster.worker import RunTrial, WorkerSettings
-from nanovlm.cluster.worker_group import ClusterSetup, end_parts, is_placed, make_trainer
+from nanovlm.cluster.worker_group import ClusterSetup, end_groups, is_placed, make_trainer
 from nanovlm.errors import RunFailed
 from nanovlm.trial import run_trial
 
@@ -58,11 +60,18 @@ StartWorkers = Callable[[int, int | None, Any, ClusterSetup], AbstractContextMan
 """The signature of `worker_groups`."""
 
 
+@dataclass(frozen=True)
+class _Group:
+    trainer: GroupTrainer
+    thread: threading.Thread
+    """It runs the trainer."""
+
+
 class RayWorkerGroups:
     """Worker groups that follow the cluster: each runs until it is lost or there is no more work.
 
-    A group that has lost a worker, its controller or its node ends. A new one starts wherever there
-    is room: on what the lost one has freed, or on a node that has joined.
+    A group that has lost a worker or its node ends. A new one starts wherever there is room: on
+    what the lost one has freed, or on a node that has joined.
     """
 
     def __init__(
@@ -71,22 +80,22 @@ class RayWorkerGroups:
         most: int | None,
         broker: Any,
         setup: ClusterSetup,
-        run_group: Callable[[str, Collection[str]], object],
+        make_group: Callable[[str, Collection[str]], GroupTrainer],
     ) -> None:
         """Start `num_groups` worker groups.
 
         Args:
             most: so many groups run at most; None sets no limit but the cluster's.
-            run_group: runs the group of a name to its end, on none of the nodes with the given ids;
-                raises if there was still work.
+            make_group: returns what runs the group of a name, on none of the nodes with the given
+                ids.
         """
         self._most = most
         self._broker = broker
         self._setup = setup
         self._requests = NodeRequests(setup.resources)
-        self._run_group = run_group
+        self._make_group = make_group
         self._numbers = itertools.count()
-        self._groups: dict[str, threading.Thread] = {}  # those that have not ended
+        self._groups: dict[str, _Group] = {}  # those that have not ended
         self._lost: set[str] = set()
         self._begun: set[str] = set()
         """Groups that have asked for a job."""
@@ -130,10 +139,10 @@ class RayWorkerGroups:
             self._false_starts = 0
         self._begun = begun
         with self._lock:
-            unplaced = sorted(self._groups.keys() - begun - self._placed)
-        parts: list[GroupParts] = ray.get([self._broker.parts_of.remote(n) for n in unplaced])
+            groups = dict(self._groups)
+        unplaced = groups.keys() - begun - self._placed
         # They count once more: Ray publishes a little later what has been taken.
-        self._placed.update(n for n, each in zip(unplaced, parts, strict=True) if is_placed(each))
+        self._placed.update(name for name in unplaced if is_placed(groups[name].trainer))
         return len(unplaced)
 
     def _check_groups(self) -> None:
@@ -157,44 +166,45 @@ class RayWorkerGroups:
         ray.get(self._broker.notify.remote(text))
 
     def end_groups(self, names: Sequence[str]) -> None:
-        """End controllers and workers, and free what they had reserved on the cluster."""
         self._lost.update(names)
-        try:
-            groups: list[GroupParts] = ray.get([self._broker.parts_of.remote(n) for n in names])
-        except RayActorError:
-            return  # the cluster ends them with the driver
+        with self._lock:
+            trainers = [self._groups[name].trainer for name in names if name in self._groups]
+        workers = list[tuple[int, float]]()
+        with contextlib.suppress(RayActorError):  # then they end with what they have reserved
+            parts: list[GroupParts] = ray.get([self._broker.parts_of.remote(n) for n in names])
+            workers = [worker for each in parts for worker in each.workers]
         is_own = self._setup.is_own_cluster
-        end_parts(groups, is_own, frees=not (is_own and self._is_over))  # else all ends with it
+        end_groups(trainers, workers, is_own, waits=not (is_own and self._is_over))
 
     def leave(self) -> None:
         try:
             ray.get(self._broker.close.remote())
             ray.wait([self._broker.wait_until_idle.remote()], timeout=_GOODBYE_SECONDS)
         except RayActorError:
-            return  # only the broker knows the groups' processes; they end with the driver
-        finally:
-            self._is_over = True
+            logger.warning("the broker is gone: trials at work are not waited for")
+        self._is_over = True
         self._requests.update(0)
-        # Again and again, for a group may be about to start. A thread that is in Ray when Ray is
-        # shut down would end this process.
+        # Again and again, for a group may be about to reserve something. A thread that is in Ray
+        # when Ray is shut down would end this process.
         deadline = time.monotonic() + _GOODBYE_SECONDS
         while (groups := dict(self._groups)) and time.monotonic() < deadline:
             self.end_groups(sorted(groups))
-            next(iter(groups.values())).join(1.0)
+            next(iter(groups.values())).thread.join(1.0)
 
     def _start_group(self) -> str:
         name = f"group-{next(self._numbers)}"
-        thread = threading.Thread(target=self._serve, args=(name,), name=name, daemon=True)
+        trainer = self._make_group(name, frozenset(self._unfit))
+        thread = threading.Thread(target=self._serve, args=(name, trainer), name=name, daemon=True)
         with self._lock:
-            self._groups[name] = thread
+            self._groups[name] = _Group(trainer, thread)
         self._broker.expect.remote(name, self._setup.resources.workers)
         thread.start()
         return name
 
-    def _serve(self, name: str) -> None:
+    def _serve(self, name: str, trainer: GroupTrainer) -> None:
         """Run a group to its end; it leaves by itself only when there is no more work."""
         try:
-            self._run_group(name, frozenset(self._unfit))
+            trainer.fit()
             self._is_over = self._is_over or name not in self._lost
         except Exception as error:
             if not self._is_over:
@@ -212,8 +222,7 @@ class RayWorkerGroups:
             return
         parts: GroupParts = ray.get(self._broker.parts_of.remote(name))
         self._error = error
-        was_ended = isinstance(error, RayActorError)  # it was silent, or somebody killed it
-        if len(parts.nodes) == 1 and not was_ended:
+        if len(parts.nodes) == 1 and name not in self._lost:  # else it was silent
             self._unfit |= parts.nodes  # others may do
         else:
             self._false_starts += 1
@@ -229,9 +238,6 @@ def worker_groups(
 ) -> Iterator[WorkerGroups]:
     """Run worker groups on the connected cluster; at the end close the broker and end the groups.
 
-    Controllers are killed as soon as the work is done, since they take seconds to end by
-    themselves, and what they had reserved on the cluster is freed here.
-
     Args:
         num_groups: so many start.
         most: so many run at most, where the cluster has room for them; None: as many as fit.
@@ -239,13 +245,13 @@ def worker_groups(
     """
     start_run_records()
 
-    def run_group(name: str, unfit: Collection[str], files: FileAccess | None) -> None:
+    def make_group(name: str, unfit: Collection[str], files: FileAccess | None) -> GroupTrainer:
         settings = WorkerSettings(name, broker, str(setup.log_dir), run_trial, files, setup.check)
-        make_trainer(settings, setup, unfit).fit()
+        return make_trainer(settings, setup, unfit, most or num_groups)
 
     with served_files(setup.log_dir.parent, setup.is_own_cluster) as files:
-        run = functools.partial(run_group, files=files)
-        groups = RayWorkerGroups(num_groups, most, broker, setup, run)
+        make = functools.partial(make_group, files=files)
+        groups = RayWorkerGroups(num_groups, most, broker, setup, make)
         try:
             yield groups
         finally:

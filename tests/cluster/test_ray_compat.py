@@ -7,42 +7,17 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import ray
 from ray._private import services
 from ray._private import worker as ray_driver
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray.exceptions import ActorDiedError
-from ray.train import ControllerError, ScalingConfig, WorkerGroupError
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import (
-    PlacementGroupCleanerCallback,
-)
-from ray.train.v2._internal.exceptions import (
-    WorkerGroupStartupTimeoutError,
-    WorkerHealthCheckFailedError,
-    WorkerHealthCheckTimeoutError,
-)
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import (
-    ErroredState,
-    FinishedState,
-    RunningState,
-    ShuttingDownState,
-)
-from ray.train.v2._internal.execution.scaling_policy import create_scaling_policy
-from ray.train.v2._internal.execution.worker_group import RayTrainWorker, WorkerGroup
 from ray.train.v2._internal.state.state_actor import get_state_actor
 
 from nanovlm.cluster import ray_compat
 from nanovlm.cluster.ray_cluster import Cluster
-from nanovlm.errors import UserError
 from nanovlm.results import folder
-
-LOST = "a worker has ended"
 
 
 def test_where_ray_makes_its_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,96 +82,6 @@ def test_what_ray_prints_is_logged(
     assert ("test", logging.WARNING, "raylet: a worker died\nof old age") in caplog.record_tuples
     assert "died" not in "".join(capsys.readouterr())
     assert ray_driver.print_to_stdstream is before
-
-
-def test_the_controller_calls_the_hook_and_workers_take_their_class_from_the_group() -> None:
-    """Else groups that hang are never ended, and workers have no name in the dashboard."""
-    methods = {name for name in vars(ray_compat.ControllerHook) if not name.startswith("_")}
-    assert methods == {"after_controller_start", "after_controller_state_update"}
-    assert methods <= vars(ControllerCallback).keys()
-    assert WorkerGroup._worker_cls is RayTrainWorker
-    assert "_worker_cls" in WorkerGroup._create_workers.__code__.co_names
-    shown = ray_compat.shown_as("digits-group-0", RayTrainWorker)
-    assert issubclass(shown, RayTrainWorker) and shown.__name__ == "RayTrainWorker"
-    assert repr(object.__new__(shown)) == "digits-group-0"
-
-
-def test_the_hook_hears_of_what_a_worker_group_reserves(
-    ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else a group that hangs at its start keeps others from free nodes."""
-    monkeypatch.setattr(WorkerGroup, "_create_placement_group", WorkerGroup._create_placement_group)
-    assert "_create_placement_group" in WorkerGroup._start_impl.__code__.co_names
-    told = list[Any]()
-    ray_compat._tell_reservations(told.append)
-    wanted: Any = SimpleNamespace(
-        resources_per_worker={"CPU": 0.01}, num_workers=2, placement_strategy="PACK",
-        label_selector=None,
-    )  # fmt: skip
-    scaling: Any = ScalingConfig()
-    handle = WorkerGroup._create_placement_group(Mock(), scaling, wanted)
-    try:
-        assert told == [handle.placement_group] and handle.placement_group.bundle_count == 2
-    finally:
-        handle.shutdown()
-
-
-def test_a_trainer_starts_no_actors_for_datasets_or_to_clean_up() -> None:
-    """Else the head has two processes more for each group, and groups end 12 s later."""
-    trainers: list[Any] = [TorchTrainer(print), ray_compat.GroupTrainer(print)]
-    stock, ours = ([type(c) for c in each._create_default_callbacks()] for each in trainers)
-    left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
-    assert [each for each in stock if each not in left_out] == ours
-    assert len(ours) == len(stock) - 2
-
-
-def test_a_trainer_tells_no_autoscaler_what_it_wants(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else an actor that outlives the run starts, and each group waits for it."""
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(
-        TorchTrainer, "_initialize_and_run_controller", lambda _, **k: given.update(k)
-    )
-    scaling: Any = ScalingConfig(num_workers=3)
-    trainer: Any = ray_compat.GroupTrainer(print, scaling_config=scaling)
-    trainer._initialize_and_run_controller(scaling_policy=create_scaling_policy(scaling), other=1)
-    policy = given.pop("scaling_policy")
-    assert given == {"other": 1}
-    stock: Any = create_scaling_policy(scaling)
-    assert type(policy).__bases__ == (type(stock),)
-    for each in (stock, policy):
-        monkeypatch.setattr(each, "_send_resource_request", Mock())
-        each.after_controller_start(SimpleNamespace(run_id="1"))
-    assert stock._send_resource_request.called and not policy._send_resource_request.called
-    assert policy.make_decision_for_non_running_worker_group().num_workers == 3
-    policy._cancel_resource_request()
-    assert policy._coordinator_client is None
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (WorkerGroupError("", {0: WorkerHealthCheckFailedError("", ActorDiedError())}), LOST),
-        (WorkerGroupError("", {0: WorkerHealthCheckTimeoutError("")}), LOST),
-        (
-            WorkerGroupError("", {0: WorkerHealthCheckTimeoutError(""), 1: UserError("no data")}),
-            "no data",
-        ),
-        (ControllerError(WorkerGroupStartupTimeoutError(1)), ray_compat.NO_ROOM),
-        (
-            ControllerError(RuntimeError("failed\nModuleNotFoundError: No module named 'nanovlm'")),
-            "a node has no package 'nanovlm': all machines need those of requirements.lock and "
-            "nanovlm itself",
-        ),
-        (ControllerError(OSError("x\ny")), "its workers could not start (x)"),
-    ],
-)
-def test_why_a_group_ends(error: Any, reason: str) -> None:
-    """Else the terminal shows pages of Ray's logs, or blames a node that was lost."""
-    said = list[str]()
-    hook = ray_compat.ControllerHook("run", print, print, said.append)
-    hook.after_controller_state_update(RunningState(), ShuttingDownState(FinishedState()))
-    hook.after_controller_state_update(RunningState(), ShuttingDownState(ErroredState(error)))
-    assert said == [reason]
 
 
 def test_how_a_program_knows_that_it_is_a_job() -> None:

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import pytest
 import ray
 
 from nanovlm.cluster.broker import GroupParts, opened_broker
+from nanovlm.cluster.group_trainer import GroupTrainer
 from nanovlm.cluster.ray_cluster import Cluster, num_fitting
-from nanovlm.cluster.worker_group import ClusterSetup, end_parts
-from nanovlm.cluster.worker_groups import RayWorkerGroups, WorkerGroups, worker_groups
+from nanovlm.cluster.worker_group import ClusterSetup
+from nanovlm.cluster.worker_groups import RayWorkerGroups, worker_groups
 from nanovlm.config.search_settings import TrialResources
 from tests.processes import wait_until
 from tests.raylets import WORKER, send
@@ -26,34 +27,33 @@ LATE_SECONDS = 1.5
 """More than one round of ending takes."""
 
 
-class Controller:
-    """Serves until it is killed, as the controller of a trainer that has work."""
+class LateTrainer(GroupTrainer):
+    """Comes up a while after the search has begun to end."""
 
-    def serve(self) -> None:
-        time.sleep(600)
+    is_ending, has_come_up = threading.Event(), threading.Event()
+
+    def _create_default_callbacks(self) -> list[Any]:  # Ray's last step before the controller
+        assert self.is_ending.wait(60)
+        time.sleep(LATE_SECONDS)
+        self.has_come_up.set()
+        return super()._create_default_callbacks()
 
 
 def test_a_group_that_comes_up_while_the_search_ends_is_ended_too(
     ray_cluster: Cluster, tmp_path: Path
 ) -> None:
-    is_ending, has_come_up = threading.Event(), threading.Event()
     with opened_broker("late") as broker:
 
-        def run_group(name: str, unfit: Collection[str]) -> None:
-            assert is_ending.wait(60)
-            time.sleep(LATE_SECONDS)
-            controller: Any = ray.remote(Controller).options(num_cpus=0).remote()
-            served = controller.serve.remote()
-            ray.get(broker.add_controller.remote(name, controller))
-            has_come_up.set()
-            ray.get(served)
+        def make_group(name: str, unfit: Collection[str]) -> GroupTrainer:
+            return LateTrainer(print, owner=broker, on_failure=print)
 
         setup = ClusterSetup(TrialResources(), tmp_path, is_own_cluster=True)
-        groups = RayWorkerGroups(1, 1, broker, setup, run_group)
-        (thread,) = groups._groups.values()
-        is_ending.set()
+        groups = RayWorkerGroups(1, 1, broker, setup, make_group)
+        (group,) = groups._groups.values()
+        LateTrainer.is_ending.set()
         groups.leave()
-        assert has_come_up.is_set() and not thread.is_alive()
+        assert LateTrainer.has_come_up.is_set() and not group.thread.is_alive()
+        assert group.trainer.reserved == []
 
 
 def workers() -> set[psutil.Process]:
@@ -64,20 +64,6 @@ def workers() -> set[psutil.Process]:
             if f"ray::{WORKER}" in "".join(child.cmdline()):
                 found.add(child)
     return found
-
-
-@contextlib.contextmanager
-def started_groups(
-    num_groups: int, most: int, broker: Any, setup: ClusterSetup
-) -> Iterator[WorkerGroups]:
-    """Yield worker groups that free at the end what they have reserved: tests share the cluster."""
-    try:
-        with worker_groups(num_groups, most, broker, setup) as groups:
-            yield groups
-    finally:
-        names = [f"group-{number}" for number in range(num_groups + most)]
-        parts = ray.get([broker.parts_of.remote(name) for name in names])
-        end_parts(parts, is_own_cluster=True, frees=True)
 
 
 def test_a_group_that_hangs_at_its_start_holds_up_no_other(
@@ -95,7 +81,7 @@ def test_a_group_that_hangs_at_its_start_holds_up_no_other(
         found: set[str] = ray.get(broker.begun_groups.remote())
         return found
 
-    with opened_broker("hangs") as broker, started_groups(1, 2, broker, setup) as groups:
+    with opened_broker("hangs") as broker, worker_groups(1, 2, broker, setup) as groups:
         assert wait_until(lambda: bool(workers() - before), seconds=30)
         (hanging,) = workers() - before
         send(hanging, signal.SIGSTOP)

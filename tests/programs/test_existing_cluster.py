@@ -58,7 +58,7 @@ def left_on(cluster: Raylets) -> tuple[float, list[str]]:
     environment = {**os.environ, **cluster.environment}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    cpus, names = json.loads(done.stdout.split("left ")[1])
+    cpus, names = json.loads(done.stdout.split("left ")[1].splitlines()[0])
     return cpus, names
 
 
@@ -76,7 +76,7 @@ def wait_for_work(faults: Faults, *nodes: Node) -> None:
 def test_a_search_goes_on_whatever_of_it_is_lost_and_leaves_the_cluster_as_it_was(
     cluster: Raylets, tmp_path: Path
 ) -> None:
-    """A worker hangs and a Tune actor is lost; then a node and a worker; then a controller."""
+    """A worker hangs and a Tune actor is lost; then a node and a worker."""
     (tmp_path / "space.yaml").write_text(SPACE)
     arguments = ("--space", "space.yaml", "--trials", str(NUM_TRIALS))
     program = Program(cluster, tmp_path, "demo", *arguments)
@@ -87,15 +87,13 @@ def test_a_search_goes_on_whatever_of_it_is_lost_and_leaves_the_cluster_as_it_wa
     wait_for_work(faults, added)
     added.kill()
     assert faults.kill_worker()
-    assert wait_until(lambda: faults.answering_workers() != [], seconds=240)
-    assert faults.kill_controller()
     assert wait_until(lambda: program.code() is not None, 240), program.output.read_text()
 
     output = program.output.read_text()
     assert program.code() == 0, output
     assert "\njoined Ray cluster" in output
     assert "(raylet)" not in output, "what Ray prints is in driver.log"
-    for said in ("no sign of life for 0.25 min", "a worker has ended", "its controller has ended"):
+    for said in ("no sign of life for 0.25 min", "a worker has ended"):
         assert re.search(rf"^note: group-\d+: {said}", output, re.MULTILINE), output
     assert list(problems_in(program.results, NUM_TRIALS)) == []
     check_states(Finished(0, output, program.results))
