@@ -8,12 +8,12 @@ Runs `run_search.py` undisturbed with one slot, then on a cluster of a head and 
 CPU each (raylets on this machine, `tests/raylets.py`), with the study in a real PostgreSQL. Every
 `--interval` seconds one of these happens, drawn from the seed:
 
-    worker, tune   a process of this kind is killed (SIGKILL)
-    stop           a worker stops answering (SIGSTOP)
-    node           a node is lost for good, with all that runs on it; one is always left
-    add            a node is added, up to four
-    database       PostgreSQL is stopped at once and starts again
-    driver         the program is killed (SIGKILL) and resumed
+    worker     a worker is killed (SIGKILL)
+    stop       a worker stops answering (SIGSTOP)
+    node       a node is lost for good, with all that runs on it; one is always left
+    add        a node is added, up to four
+    database   PostgreSQL is stopped at once and starts again
+    driver     the program is killed (SIGKILL) and resumed
 
 Says what was done, and then every rule that does not hold: each trial has ended, once, in the
 results folder and in the study; it has the configuration that it has in the undisturbed search and

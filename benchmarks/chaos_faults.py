@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from tests.postgres import Database
-from tests.raylets import TUNE_ACTOR, WORKER, Node, Raylets, send
+from tests.raylets import WORKER, Node, Raylets, send
 
 REPOSITORY = Path(__file__).parents[1]
 MOST_NODES = 4
@@ -95,9 +95,6 @@ class Faults:
     def kill_worker(self) -> str | None:
         return self._kill(self.answering_workers())
 
-    def kill_tune_actor(self) -> str | None:
-        return self._kill(self._found(TUNE_ACTOR))
-
     def kill_node(self) -> str | None:
         """Lose a node for good; at least one is left to run trials."""
         if len(nodes := self.workers()) < 2:
@@ -151,7 +148,6 @@ class Faults:
 
 FAULTS: dict[str, Callable[[Faults], str | None]] = {
     "worker": Faults.kill_worker,
-    "tune": Faults.kill_tune_actor,
     "node": Faults.kill_node,
     "add": Faults.add_node,
     "stop": Faults.stop_worker,
@@ -164,6 +160,6 @@ FAULTS: dict[str, Callable[[Faults], str | None]] = {
 def parts_left(cluster: Raylets) -> list[str]:
     """Return what processes of a search there are on the cluster."""
     left: list[Any] = []
-    for title in (WORKER, TUNE_ACTOR, "Broker"):
+    for title in (WORKER, "Broker"):
         left += [f"{title} on {node.address}" for node, _ in cluster.processes(f"ray::{title}")]
     return left

@@ -27,7 +27,6 @@ import psutil
 from tests.processes import output_of, session_processes, start_command, wait_until
 
 WORKER = "RayTrainWorker"
-TUNE_ACTOR = "ResourceTrainable"
 BROKER = "Broker"
 
 # Worker nodes share a machine here, so that none may take its usual ports.

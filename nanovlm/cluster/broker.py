@@ -152,9 +152,6 @@ class Broker:
 
         self._change(decide)
 
-    async def give_up(self, reason: str) -> None:
-        self._change(lambda: self._state.give_up(reason))
-
     async def close(self, reason: str | None = None) -> None:
         self._change(lambda: self._state.close(reason))
 

@@ -161,11 +161,6 @@ class BrokerState:
         elif is_paused:
             self._go_on(trial)
 
-    def give_up(self, reason: str) -> None:
-        """End the open trials as failed: the search has given them up."""
-        for trial in self._open_trials():
-            self._end(trial, End.ERROR, reason, at=trial.record.ended_at)
-
     def notify(self, text: str) -> None:
         """Tell the user something about the worker groups, unless the run is over."""
         if not self.is_closed:

@@ -8,7 +8,6 @@ import ray
 from ray import tune
 
 from nanovlm.config.space import SearchSpace
-from nanovlm.files import identifier
 from nanovlm.messages import Decision, Job, Report, TrialRecord, measured
 from nanovlm.results.read import answers_file
 from nanovlm.results.retention import model_dir, state_dir
@@ -128,9 +127,8 @@ class TrialRelay(tune.Trainable):
     """Passes the trials of one slot from Tune to the broker; one step is one report.
 
     It does no training: it submits the trial and waits for one report after another; the scheduler
-    tells the broker its decisions. Tune reuses the actor for the next trial. For Tune a trial is
-    one *leg*: from a start or a pause to the next pause or the end. An actor that is lost, Tune
-    starts again; it continues at the first report that has no decision.
+    tells the broker its decisions. Tune reuses it for the next trial. For Tune a trial is one
+    *leg*: from a start or a pause to the next pause or the end.
     """
 
     _num_reports: int | None
@@ -150,9 +148,6 @@ class TrialRelay(tune.Trainable):
         self._milestones = milestones
         self._folder = folder
         self._begin(config)
-
-    def __repr__(self) -> str:  # seen in Ray's dashboard
-        return f"trials of {identifier(self._folder.name)}"
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._begin(new_config)

@@ -44,14 +44,12 @@ from nanovlm.search.plan import SearchPlan
 from nanovlm.search.searcher import OnDecision, Pauses, RungScheduler, StudySearch
 from nanovlm.search.study import StudyLocation, open_study
 from nanovlm.search.study_recorder import patiently
+from nanovlm.search.tune_threads import trials_in_threads
 from nanovlm.search.warm_start import learn_from
 
 _UNLIMITED_TRIALS = -1
 """Tune sets no limit: the searcher counts the trials, since Tune would count one that pauses and
 goes on twice. It also counts the concurrent ones, whose number follows the cluster."""
-
-_MAX_LOST_RELAYS = 20
-"""Tune restarts a trial whose actor was lost at most so often."""
 
 
 @dataclass(frozen=True)
@@ -338,15 +336,12 @@ class Search:
                 name="tune",
                 storage_path=str(self._logs / "ray"),
                 storage_filesystem=LocalFileSystem(),
-                failure_config=tune.FailureConfig(max_failures=_MAX_LOST_RELAYS),
                 stop=_SwitchStopper(self._switch),
                 verbose=0,
             ),
         )
-        tuner.fit()
-        if not self._switch.is_thrown():
-            given_up = f"Ray Tune has lost its actor {_MAX_LOST_RELAYS} times; see {self._logs}"
-            ray.get(broker.give_up.remote(given_up))
+        with trials_in_threads():
+            tuner.fit()
 
 
 def _answer(broker: Any, decisions: Sequence[PruningDecision]) -> None:

@@ -114,21 +114,6 @@ def test_a_group_that_never_asks_for_a_job_is_lost() -> None:
     assert texts(given)[1:] == ["late: no sign of life for 2 minutes"]
 
 
-def test_a_trial_that_the_search_gives_up_has_failed() -> None:
-    state = BrokerState()
-    for number in range(2):
-        state.submit(job(number), 0.0)
-    lease = take(state, "group-0").lease
-    state.give_up("its actor was lost")
-    assert state.decision(lease, 10, 0.0) is Decision.STOP
-    ended = [record for record in records(state) if record.end is not None]
-    assert [(record.number, record.end, record.reason) for record in ended] == [
-        (0, End.ERROR, "its actor was lost"),
-        (1, End.ERROR, "its actor was lost"),
-    ]
-    assert state.next_job("group-0", 0.0) is None
-
-
 def test_a_metric_that_is_not_finite_ends_the_trial() -> None:
     state = BrokerState()
     state.submit(job(0), 0.0)
