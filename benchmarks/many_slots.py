@@ -286,7 +286,10 @@ _KINDS = {
 
 
 def kind_of(process: psutil.Process) -> str:
-    command = " ".join(process.cmdline()[:1])
+    command = process.cmdline()
+    if any("page_process" in part for part in command):
+        return "pages"
+    command = " ".join(command[:1])
     return next((kind for text, kind in _KINDS.items() if text in command), "other")
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 import torch
 
@@ -134,8 +135,11 @@ def test_many_trials_are_all_recorded(
 def test_groups_that_train_nothing_make_a_whole_search(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--trials", "30", "--slots", "12", "--every", "10", "--load", "60"]
+    options = ["--trials", "30", "--slots", "16", "--every", "10", "--load", "60"]
     monkeypatch.setattr(sys, "argv", ["many_slots.py", *options])
     many_slots.main()  # which asserts that each trial is recorded once
     output = capsys.readouterr().out
     assert "all of them:" in output and "broker" in output and "trials.jsonl" in output
+    assert "  pages      1 processes" in output, "which writes the page of so many slots"
+    commands = [" ".join(process.cmdline()) for process in psutil.Process().children()]
+    assert not [command for command in commands if "page_process" in command], "it has ended"

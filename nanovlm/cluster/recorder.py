@@ -22,7 +22,7 @@ from nanovlm.messages import Notice, ProgressUpdate, TrialRecord
 from nanovlm.results.read import CONFIG_FILE, DATA_FILE, LOGS_DIR, SPACE_FILE
 from nanovlm.results.write import ResultsStore
 from nanovlm.watch.observer import Observer, RunStart
-from nanovlm.watch.report.page import ReportWriter
+from nanovlm.watch.report.writer import ReportWriter
 from nanovlm.watch.tensorboard import TensorBoardLogs
 from nanovlm.watch.wandb_runs import WandbRuns
 

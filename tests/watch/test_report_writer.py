@@ -13,7 +13,7 @@ from nanovlm.config.search_settings import Objective
 from nanovlm.results.read import ENVIRONMENT_FILE
 from nanovlm.watch.observer import RunStart
 from nanovlm.watch.report.folder import read_search
-from nanovlm.watch.report.page import ReportWriter
+from nanovlm.watch.report.writer import ReportWriter
 from tests.records import make_record, make_update
 from tests.results.fake_records import make_results
 

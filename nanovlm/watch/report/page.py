@@ -2,16 +2,14 @@
 
     write_report(Path("results/digits"))        # results/digits/report.html
 
-`ReportWriter` keeps it up to date while a search goes on. The templates in `assets/` escape what
-comes from the results folder, also in the data of the charts.
+The templates in `assets/` escape what comes from the results folder, also in the data of the
+charts.
 """
 
-import logging
 import math
 import shlex
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +19,14 @@ from markupsafe import Markup
 
 from nanovlm.config.search_settings import SETTINGS
 from nanovlm.config.sources import config_values, flat_values
-from nanovlm.files import replace_json, replace_text
-from nanovlm.messages import ProgressUpdate, TrialRecord
+from nanovlm.files import replace_text
 from nanovlm.results.conclusion import left_the_race
-from nanovlm.results.folder import PACKAGES, describe_environment
+from nanovlm.results.folder import PACKAGES
 from nanovlm.results.pareto import choose, values_of
-from nanovlm.results.read import ENVIRONMENT_FILE, REPORT_FILE
+from nanovlm.results.read import REPORT_FILE
 from nanovlm.results.statistics import interval_95
 from nanovlm.results.summary import mmstar_rules
 from nanovlm.results.write import describe_run
-from nanovlm.watch.observer import Observer, RunStart
 from nanovlm.watch.report import result_charts, style
 from nanovlm.watch.report.folder import SearchFolder, read_search
 from nanovlm.watch.report.progress_charts import best_so_far, learning_curves
@@ -38,21 +34,12 @@ from nanovlm.watch.report.space_charts import parallel_coordinates, parameter_im
 from nanovlm.watch.report.worker_time import spent_time, worker_chart
 from nanovlm.watch.terminal.tables import count_left_out, ranked
 
-logger = logging.getLogger(__name__)
-
 RELOAD_SECONDS = 15.0
 """How often the page looks for a newer report while the search runs; a large one less often."""
 RELOAD_SECONDS_PER_TRIAL = 0.06
 
 SILENT_SECONDS = 300.0
 """If a running search has written nothing for so long, the page says that it may be dead."""
-
-LARGEST_SHARE = 0.1
-"""Of the time, that may go into writing reports."""
-
-SIGN_OF_LIFE_SECONDS = 60.0
-"""While trials run the report is written at least so often, so that a dead search differs from one
-with long trials."""
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "assets"),
@@ -149,80 +136,3 @@ def _states(search: SearchFolder) -> dict[str, int]:
     counts = {state: search.summary["trials"][state] for state in states}
     counts["running"] = len(search.running)
     return {state: number for state, number in counts.items() if number}
-
-
-class ReportWriter(Observer):
-    """Writes the report after every change, in a thread of its own.
-
-    The run never waits for it, but at the end, and changes that come while one is written share the
-    next. A report that cannot be written does not end the run: it is logged and kept in `problem`.
-    """
-
-    def __init__(
-        self,
-        write: Callable[[Path], object] = write_report,
-        *,
-        seconds_between: float = 1.0,
-        sign_of_life_seconds: float = SIGN_OF_LIFE_SECONDS,
-    ) -> None:
-        """
-        Args:
-            write: makes the report of a results folder.
-            seconds_between: at least, between the begin of a report and that of the next.
-            sign_of_life_seconds: at most, while trials run.
-        """
-        self._problem: str | None = None
-        self._write = write
-        self._seconds_between = seconds_between
-        self._sign_of_life_seconds = sign_of_life_seconds
-        self._is_due = threading.Event()
-        self._is_over = threading.Event()
-        self._begun_at = time.monotonic()  # the last report
-        self._thread: threading.Thread | None = None
-
-    @property
-    def problem(self) -> str | None:
-        """Why the last report could not be written; None if it was."""
-        return self._problem
-
-    def begin(self, start: RunStart) -> None:
-        self._is_due.set()
-        self._thread = threading.Thread(target=self._work, args=(start.folder,), daemon=True)
-        self._thread.start()
-
-    def progress(self, update: ProgressUpdate) -> None:
-        if time.monotonic() - self._begun_at > self._sign_of_life_seconds:
-            self._is_due.set()
-
-    def trial_changed(self, record: TrialRecord) -> None:
-        self._is_due.set()
-
-    def end(self, summary: Mapping[str, Any]) -> None:
-        """Write the last report and wait for it."""
-        self._is_over.set()
-        self._is_due.set()
-        if self._thread is not None:  # else it is over before it has begun
-            self._thread.join()
-
-    def _work(self, folder: Path) -> None:
-        self._try(lambda: replace_json(folder / ENVIRONMENT_FILE, describe_environment()))
-        while True:
-            self._is_due.wait()
-            self._is_due.clear()  # before all else: what is due from now on is for the next round
-            is_last = self._is_over.is_set()
-            self._begun_at = time.monotonic()
-            self._try(lambda: self._write(folder))
-            if is_last:
-                return
-            took = time.monotonic() - self._begun_at
-            self._is_over.wait(max(self._seconds_between, took / LARGEST_SHARE) - took)
-
-    def _try(self, write: Callable[[], object]) -> None:
-        """Write; whatever goes wrong with a report must not end the run that it is about."""
-        try:
-            write()
-        except Exception as error:
-            self._problem = f"the report could not be written: {type(error).__name__}: {error}"
-            logger.exception("the report could not be written")
-        else:
-            self._problem = None
