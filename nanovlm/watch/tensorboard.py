@@ -6,6 +6,7 @@ Always there, since it costs next to nothing. The curves are against samples see
 page compares the trials by their configurations.
 """
 
+import functools
 import socket
 import struct
 import time
@@ -100,9 +101,6 @@ class _Curves:
 
     def __init__(self, folder: Path, record: TrialRecord, metric: str) -> None:
         """Write the configuration, for the HPARAMS page."""
-        # Imported late: it wants torch, which a program has not loaded before its first run.
-        from tensorboardX.summary import hparams
-
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._file: BinaryIO | None = None
@@ -113,7 +111,7 @@ class _Curves:
             key: value if isinstance(value, bool | int | float | str) else str(value)
             for key, value in flat_values(record.config).items()
         }
-        experiment, session, self._end = hparams(config, {metric: 0.0})
+        experiment, session, self._end = _hparams(config, metric)
         self._write(experiment, 0)
         self._write(session, 0).flush()
 
@@ -159,6 +157,45 @@ class _Curves:
         event = Event(wall_time=time.time(), step=samples_seen, summary=summary)
         self._file.write(_framed(event))
         return self._file
+
+
+def _hparams(
+    config: Mapping[str, bool | float | str], metric: str
+) -> "tuple[Summary, Summary, Summary]":
+    """Return what `tensorboardX.summary.hparams` does, in a quarter of its time: the keys, the
+    values, and that the trial has ended. The keys of all trials of a search are the same."""
+    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionStartInfo
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    experiment, session, end = _hparams_of_kinds(
+        tuple((key, type(value)) for key, value in config.items()), metric
+    )
+    values = SessionStartInfo()
+    for key, value in config.items():
+        if isinstance(value, str):
+            values.hparams[key].string_value = value
+        elif isinstance(value, bool):
+            values.hparams[key].bool_value = value
+        else:
+            values.hparams[key].number_value = value
+    filled = Summary()
+    filled.CopyFrom(session)
+    data = filled.value[0].metadata.plugin_data
+    data.content = HParamsPluginData(session_start_info=values).SerializeToString()
+    return experiment, filled, end
+
+
+@functools.lru_cache(maxsize=1)
+def _hparams_of_kinds(
+    kinds: tuple[tuple[str, type], ...], metric: str
+) -> "tuple[Summary, Summary, Summary]":
+    # Imported late: it wants torch, which a program has not loaded before its first run.
+    from tensorboardX.summary import hparams
+
+    found: tuple[Summary, Summary, Summary] = hparams(
+        {key: kind() for key, kind in kinds}, {metric: 0.0}
+    )
+    return found
 
 
 def _framed(event: "Event") -> bytes:

@@ -10,9 +10,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import hparams
 
 from nanovlm.messages import TrialRecord
-from nanovlm.watch.tensorboard import TensorBoardLogs
+from nanovlm.watch.tensorboard import TensorBoardLogs, _hparams
 from tests.results.starts import search_start
 from tests.watch.example_run import COMPLETED, ENDED, STOPPED, follow_trial, record, start, update
 
@@ -82,6 +83,19 @@ def test_each_trial_has_its_curves_and_hyperparameters(tmp_path: Path) -> None:
     assert (found["freeze"], found["compile"], found["data_cutoff_idx"]) == ("none", True, "None")
     last = events(logs / "trial-0001")[-2].summary.value[0]
     assert last.tensor.string_val[0].decode() == f"stopped: {STOPPED.reason}"
+
+
+def test_hyperparameters_are_written_as_tensorboardx_writes_them() -> None:
+    for number in range(2):  # the second finds what is the same for all trials
+        config: dict[str, bool | float | str] = {
+            "lr": 0.5 + number,
+            "batch": 2,
+            "name": f"a{number}",
+            "on": True,
+            "off": False,
+        }
+        assert _hparams(config, "accuracy") == hparams(config, {"accuracy": 0.0})
+    assert _hparams({"lr": 1}, "loss") == hparams({"lr": 1}, {"loss": 0.0})
 
 
 def test_a_running_trial_can_be_looked_at(tmp_path: Path) -> None:
