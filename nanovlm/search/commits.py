@@ -7,15 +7,21 @@ at once.
 """
 
 import contextlib
+import math
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from nanovlm.files import or_cut_back
 from nanovlm.results.decisions import PruningDecision
+
+SECONDS_BETWEEN_COMMITS = 0.005
+"""At least: those that come sooner after others share a sync and a message. One that comes alone
+does not wait."""
 
 
 class DecisionCommits:
@@ -60,9 +66,10 @@ class DecisionCommits:
         self._waiting.put(decision)
 
     def _work(self) -> None:
-        is_over = False
+        is_over, answered_at = False, -math.inf
         while not is_over:
             batch = [self._waiting.get()]
+            time.sleep(max(0.0, answered_at + SECONDS_BETWEEN_COMMITS - time.monotonic()))
             with contextlib.suppress(queue.Empty):
                 while True:
                     batch.append(self._waiting.get_nowait())
@@ -72,6 +79,7 @@ class DecisionCommits:
                 if decisions:
                     self._sync()
                     self._answer(decisions)
+                    answered_at = time.monotonic()
             except Exception as error:
                 self._on_failure(error)
                 return
