@@ -81,9 +81,10 @@ class FakeGroups:
     async def _make_progress(self, given: Assignment, samples: int) -> None:
         """Take as long as the training up to a report would take."""
         left = self._seconds * (0.5 + self._random.random())
-        while left > 1.0:
-            await asyncio.sleep(1.0)
-            left -= 1.0
+        between = max(1.0, given.seconds_between_updates)
+        while left > between:
+            await asyncio.sleep(between)
+            left -= between
             update = ProgressUpdate(
                 trial_id=given.job.trial_id,
                 stage="training",

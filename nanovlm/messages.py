@@ -72,6 +72,9 @@ class Assignment:
     lease: int
     """The group sends it with each message about the job. It ends when another group gets the job,
     so that messages of a group which was taken for lost are ignored."""
+    seconds_between_updates: float = 0.0
+    """At least, between two progress updates: with many groups they would be most of what the
+    broker has to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

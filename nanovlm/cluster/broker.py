@@ -13,6 +13,7 @@ written it to the results folder, so no decision rests on what a crash could los
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ PATIENCE_SECONDS = 60.0
 _MAX_WAITING_CALLS = 10_000
 """A few for each trial that runs."""
 SECONDS_BETWEEN_UPDATES = 0.2
+SECONDS_BETWEEN_BATCHES = 0.005
+"""Of events that are passed on to the driver. What comes alone is passed on at once."""
 
 _Concern = int | str | None
 """What a call waits for news of: a lease, a trial by its id, or one of these."""
@@ -74,7 +77,9 @@ class Broker:
         self._sleepers: dict[_Concern, list[asyncio.Future[None]]] = {}  # all other calls
         self._taken: list[str] = []  # ids of the trials whose records were last passed on
         self._parts: dict[str, GroupParts] = {}  # by worker group
-        self._passing_on: asyncio.TimerHandle | None = None  # progress updates, to the driver
+        self._passing_on: asyncio.TimerHandle | None = None  # events that nothing waits for
+        self._passed_on_at = -math.inf
+        self._is_due = False  # they are to be passed on
         self._finished = False
         self._is_followed = False  # the driver waits in next_events, done with all before it
 
@@ -85,6 +90,8 @@ class Broker:
             self._answer(group, given)
         self._wake(*self._sleepers if self._state.is_closed else (*self._state.answered, _ANY))
         self._state.answered.clear()
+        if self._state.has_events:
+            self._pass_on_soon()
         return result
 
     def _job_for(self, group: str) -> Assignment | Order | None:
@@ -160,20 +167,25 @@ class Broker:
     async def next_events(self) -> list[Event]:
         """Wait for events; an empty list once finished.
 
-        The next call confirms that they are in the results folder.
+        The next call confirms that they are in the results folder. Events that nothing waits for
+        come with others, or a fifth of a second later.
         """
         self._is_followed = True
-        events = self._state.take_events()
+        self._state.confirm_events()
         self._wake(*self._taken, _ANY)
-        while not events and not self._finished:
+        while not (self._state.has_awaited_events or self._is_due or self._finished):
             await self._sleep(_ANY)
-            events = self._state.take_events()
+        passed_at = self._passed_on_at + SECONDS_BETWEEN_BATCHES
+        await asyncio.sleep(max(0.0, passed_at - time.monotonic()))
+        self._passed_on_at = time.monotonic()
+        events, self._is_due = self._state.take_events(), False
         self._is_followed = False
         self._taken = [event.trial_id for event in events if isinstance(event, TrialRecord)]
         return events
 
     async def flush_events(self) -> None:
         """Wait until all events up to now are in the results folder."""
+        self._pass_on()
         await self._wait_for(
             _ANY, lambda: (self._is_followed and not self._state.has_unsaved_records) or None
         )
@@ -260,12 +272,15 @@ class Broker:
         """Take in a trial's progress, which concerns the driver alone: it gets all updates of a
         fifth of a second together."""
         self._state.progress(lease, update, time.monotonic())
+        self._pass_on_soon()
+
+    def _pass_on_soon(self) -> None:
         if self._passing_on is None:
             loop = asyncio.get_running_loop()
             self._passing_on = loop.call_later(SECONDS_BETWEEN_UPDATES, self._pass_on)
 
     def _pass_on(self) -> None:
-        self._passing_on = None
+        self._passing_on, self._is_due = None, self._state.has_events
         self._wake(_ANY)
 
     async def fail(self, lease: int, end: End, reason: str, at: float) -> None:

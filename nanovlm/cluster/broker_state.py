@@ -18,8 +18,9 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
+from nanovlm.cluster.broker_trial import BrokerTrial
 from nanovlm.cluster.stalls import StallDetector
 from nanovlm.config.sources import config_values
 from nanovlm.messages import (
@@ -27,7 +28,6 @@ from nanovlm.messages import (
     Decision,
     End,
     Job,
-    Leg,
     Notice,
     ProgressUpdate,
     Report,
@@ -37,41 +37,12 @@ from nanovlm.messages import (
 MAX_STARTS = 3
 """A trial fails after so many groups in a row have worked on it without a new report."""
 
+MOST_UPDATES = 50
+"""Progress updates a second of all groups together; each group sends one a second at most."""
+_UPDATES_IN_SILENCE = 10
+"""That come, at least, in the time after which a silent group is lost."""
+
 Event = TrialRecord | ProgressUpdate | Notice
-
-
-@dataclass(eq=False)
-class _Trial:
-    job: Job
-    record: TrialRecord
-    lease: int | None = None
-    """None while it is in the queue or paused, and after its end."""
-    saved: TrialRecord | None = None
-    """The record as it is in the results folder; the search is shown no other."""
-    decisions: dict[int, Decision] = field(default_factory=dict)
-    """On its reports, by the samples seen."""
-    num_starts: int = 0
-    """Since its last report."""
-    num_legs_before: int = 0
-    """Legs of other groups, or of this one before a pause."""
-
-    @property
-    def is_open(self) -> bool:
-        return self.record.end is None
-
-    @property
-    def awaits_decision(self) -> bool:
-        return bool(self.record.reports) and self.record.samples_seen not in self.decisions
-
-    def extend_leg(self, first_step_at: float | None, at: float) -> None:
-        """Record that the trial's group was at work until now."""
-        group, legs = self.record.worker_group, self.record.legs
-        assert group is not None, f"{self.job.trial_id} is in no group"
-        if len(legs) > self.num_legs_before:
-            leg = replace(legs[-1], ended_at=at)
-        else:
-            leg = Leg(worker_group=group, first_step_at=first_step_at, ended_at=at)
-        self.record = replace(self.record, legs=(*legs[: self.num_legs_before], leg))
 
 
 class BrokerState:
@@ -79,9 +50,9 @@ class BrokerState:
 
     def __init__(self, stall_seconds: float | None = None) -> None:
         """Lose a group after a silence of `stall_seconds`; None: see `StallDetector`."""
-        self._trials: dict[str, _Trial] = {}
-        self._queue: deque[_Trial] = deque()
-        self._serving: dict[str, _Trial] = {}  # worker group -> the trial that it works on
+        self._trials: dict[str, BrokerTrial] = {}
+        self._queue: deque[BrokerTrial] = deque()
+        self._serving: dict[str, BrokerTrial] = {}  # worker group -> the trial that it works on
         self._leases: dict[int, str] = {}  # those that hold -> worker group
         self.answered: set[int | None] = set()
         """Leases of which `decision` may say something else; whoever has told them empties it."""
@@ -116,14 +87,14 @@ class BrokerState:
             config=config_values(job.config),
             submitted_at=at,
         )
-        trial = self._trials[job.trial_id] = _Trial(job, record)
+        trial = self._trials[job.trial_id] = BrokerTrial(job, record)
         self._queue.append(trial)
         self._events.append(record)
         return 0
 
     def take_up(self, job: Job, record: TrialRecord) -> None:
         """Add a trial that paused in an earlier run of the program; it is paused again."""
-        trial = self._trials[job.trial_id] = _Trial(job, record)
+        trial = self._trials[job.trial_id] = BrokerTrial(job, record)
         trial.decisions = {report.samples_seen: Decision.CONTINUE for report in record.reports}
         self._events.append(record)
 
@@ -189,14 +160,29 @@ class BrokerState:
     def take_events(self) -> list[Event]:
         """Return the events since the last call: changed records in order, and the latest progress.
 
-        The next call confirms that they are in the results folder.
+        The next call confirms that they are in the results folder, as `confirm_events` does.
         """
-        for record in self._unsaved:
-            self._trials[record.trial_id].saved = record
+        self.confirm_events()
         events, self._events = self._events, []
         updates, self._updates = self._updates, {}
         self._unsaved = [event for event in events if isinstance(event, TrialRecord)]
         return [*events, *updates.values()]
+
+    def confirm_events(self) -> None:
+        """Take in that the events that were taken are in the results folder."""
+        for record in self._unsaved:
+            self._trials[record.trial_id].saved = record
+        self._unsaved = []
+
+    @property
+    def has_events(self) -> bool:
+        return bool(self._events or self._updates)
+
+    @property
+    def has_awaited_events(self) -> bool:
+        """Whether there are events that something waits for: reports, ends and notices. All others,
+        such as that a group has taken up a trial, tell only those who watch."""
+        return any(map(self._is_awaited, self._events))
 
     @property
     def has_unsaved_records(self) -> bool:
@@ -224,7 +210,14 @@ class BrokerState:
         self.stalls.reset(group, now)
         trial.record = replace(trial.record, worker_group=group)
         self._events.append(trial.record)
-        return Assignment(job=trial.job, lease=trial.lease)
+        return Assignment(
+            job=trial.job,
+            lease=trial.lease,
+            seconds_between_updates=min(
+                len(self._serving) / MOST_UPDATES,
+                self.stalls.limit_seconds() / _UPDATES_IN_SILENCE,
+            ),
+        )
 
     def come_back(self, group: str) -> None:
         """Take in that the group has started, or works on no trial any more."""
@@ -322,14 +315,20 @@ class BrokerState:
 
     # ------------------------------------------------------------------ inside
 
-    def _open_trials(self) -> Iterable[_Trial]:
+    def _is_awaited(self, event: TrialRecord | Notice) -> bool:
+        if isinstance(event, Notice) or event.end is not None:
+            return True
+        saved = self._trials[event.trial_id].saved
+        return len(event.reports) > (0 if saved is None else len(saved.reports))
+
+    def _open_trials(self) -> Iterable[BrokerTrial]:
         return [trial for trial in self._trials.values() if trial.is_open]
 
-    def _serving_by(self, lease: int) -> _Trial | None:
+    def _serving_by(self, lease: int) -> BrokerTrial | None:
         group = self._leases.get(lease)
         return None if group is None else self._serving[group]
 
-    def _heard(self, lease: int, now: float) -> _Trial | None:
+    def _heard(self, lease: int, now: float) -> BrokerTrial | None:
         """Return the trial of a lease that holds; note the sign of life of its group."""
         trial = self._serving_by(lease)
         if trial is not None:
@@ -340,7 +339,7 @@ class BrokerState:
                 self.stalls.hear(group, now)
         return trial
 
-    def _release(self, trial: _Trial) -> None:
+    def _release(self, trial: BrokerTrial) -> None:
         assert trial.lease is not None, f"{trial.job.trial_id} is not at work"
         group = self._leases.pop(trial.lease)
         self.answered.add(trial.lease)
@@ -349,7 +348,7 @@ class BrokerState:
         trial.lease = None
         self._updates.pop(trial.job.trial_id, None)
 
-    def _pause(self, trial: _Trial) -> None:
+    def _pause(self, trial: BrokerTrial) -> None:
         """Take the trial from its group, which stops because its lease has ended."""
         if trial.lease is not None:
             self._release(trial)
@@ -358,19 +357,19 @@ class BrokerState:
         trial.record = replace(trial.record, is_paused=True)
         self._events.append(trial.record)
 
-    def _go_on(self, trial: _Trial) -> None:
+    def _go_on(self, trial: BrokerTrial) -> None:
         """Queue a paused trial; starts of earlier groups no longer count."""
         trial.num_starts = 0
         trial.record = replace(trial.record, is_paused=False, worker_group=None)
         self._queue.append(trial)
         self._events.append(trial.record)
 
-    def _end_with_search(self, trial: _Trial) -> None:
+    def _end_with_search(self, trial: BrokerTrial) -> None:
         """End a trial that no group works on when the search is over, if it has a report."""
         if trial.record.reports and self._close_reason:
             self._end(trial, End.SEARCH_ENDED, self._close_reason, trial.record.ended_at)
 
-    def _requeue(self, trial: _Trial, reason: str) -> None:
+    def _requeue(self, trial: BrokerTrial, reason: str) -> None:
         self._release(trial)
         if self.is_closed:
             self._end_with_search(trial)
@@ -383,7 +382,7 @@ class BrokerState:
             text = f"{reason}; {trial.job.trial_id} goes on {begin} in a free group"
             self._events.append(Notice(text=text))
 
-    def _end(self, trial: _Trial, end: End, reason: str | None, at: float | None) -> None:
+    def _end(self, trial: BrokerTrial, end: End, reason: str | None, at: float | None) -> None:
         if trial.lease is not None:
             self._release(trial)
         elif trial in self._queue:

@@ -107,9 +107,10 @@ def _serve(
     """Run one trial. Whatever goes wrong in it is reported and ends this trial alone."""
     broker, job, lease = settings.broker, given.job, given.lease
     started_at, made = time.time(), list[Report]()
+    updates = _Updates(given.seconds_between_updates)
 
     def on_update(update: ProgressUpdate) -> None:
-        if parallel.rank() == 0:
+        if parallel.rank() == 0 and updates.is_wanted(update):
             broker.progress.remote(lease, update)  # best-effort: never blocks training
 
     def begin(job: Job, on_update: OnUpdate) -> Generator[Report, None, None]:
@@ -144,6 +145,25 @@ def _serve(
             raise  # the other ranks may wait for this one: the group has to start again
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
+
+
+class _Updates:
+    """Says which of a trial's progress updates are sent."""
+
+    def __init__(self, seconds_between: float) -> None:
+        self._seconds_between = seconds_between
+        self._stage: str | None = None
+        self._sent_at = 0.0
+
+    def is_wanted(self, update: ProgressUpdate) -> bool:
+        """Return whether an update comes long enough after the last that was sent, or is the first
+        of its stage."""
+        now = time.monotonic()
+        is_new = update.stage != self._stage
+        if not is_new and now - self._sent_at < self._seconds_between:
+            return False
+        self._stage, self._sent_at = update.stage, now
+        return True
 
 
 def _check_gpu() -> None:

@@ -99,6 +99,17 @@ def test_the_least_silence_and_a_given_one() -> None:
     assert given.stalls.limit_seconds() == 7.0
 
 
+def test_many_groups_are_to_send_their_updates_less_often() -> None:
+    for limit_seconds, longest in ((None, 4.0), (10.0, 1.0)):  # no group is lost for it
+        state = BrokerState(limit_seconds)
+        between = []
+        for number in range(200):
+            state.submit(job(number), 0.0)
+            between.append(take(state, f"group-{number}").seconds_between_updates)
+        assert between[0] <= 1.0, "one group sends all that it has, one a second"
+        assert between[-1] == longest, "200 groups send 50 a second"
+
+
 def test_a_group_that_never_asks_for_a_job_is_lost() -> None:
     state, given = BrokerState(), BrokerState(stall_seconds=7.0)
     for one in (state, given):

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
@@ -123,6 +124,40 @@ def test_a_group_whose_worker_died_has_its_trial_back_before_one_that_waits() ->
         assert isinstance(given, Assignment) and given.job == job(0)
         assert not waiting.done()
         waiting.cancel()
+
+    asyncio.run(asyncio.wait_for(scenario(), 5))
+
+
+def test_what_nothing_waits_for_comes_with_what_is_awaited() -> None:
+    async def scenario() -> None:
+        broker = CountingBroker()
+        events = asyncio.create_task(broker.next_events())
+        await broker.submit(job(0))
+        given = await broker.next_job("group-0")
+        assert isinstance(given, Assignment)
+        await settle()
+        assert not events.done(), "that a trial runs is no hurry"
+        began_at = time.monotonic()
+        reported = asyncio.create_task(broker.report(given.lease, report(0), 1.0, 2.0))
+        states = [len(e.reports) for e in await events if isinstance(e, TrialRecord)]
+        assert states == [0, 0, 1] and time.monotonic() - began_at < SECONDS_BETWEEN_UPDATES / 2
+        events = asyncio.create_task(broker.next_events())
+        await broker.decide("trial-0", ENDS[0], Decision.PAUSE)
+        began_at = time.monotonic()
+        (paused,) = await events
+        assert isinstance(paused, TrialRecord) and paused.is_paused
+        waited = time.monotonic() - began_at
+        assert waited < 2 * SECONDS_BETWEEN_UPDATES, "but it comes by itself"
+        assert await reported is Decision.STOP, "its group is free"
+        await broker.next_job("group-1", 0.01)
+        events = asyncio.create_task(broker.next_events())
+        await broker.decide("trial-0", ENDS[0], Decision.CONTINUE)
+        flushed = asyncio.create_task(broker.flush_events())
+        assert len(await events) == 1, "at once, where all events are waited for"
+        events = asyncio.create_task(broker.next_events())
+        await flushed
+        await broker.finish()
+        assert await events == []
 
     asyncio.run(asyncio.wait_for(scenario(), 5))
 

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
+from nanovlm.cluster import worker
 from nanovlm.cluster.worker import seconds_to_first_step
-from tests.records import make_report
+from tests.records import make_report, make_update
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,12 @@ def test_a_gpu_that_has_failed_is_noticed() -> None:
     assert ended.returncode == 1
     *_, last_but_one, _ = [line for line in ended.stderr.splitlines() if line.startswith("  File")]
     assert last_but_one.endswith("in _check_gpu")
+
+
+def test_updates_are_sent_no_more_often_than_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 3.9, 4.0, 4.5, 5.0])
+    monkeypatch.setattr("nanovlm.cluster.worker.time.monotonic", lambda: next(clock))
+    updates, training = worker._Updates(4.0), make_update("trial-0", 32, step=1)
+    assert [updates.is_wanted(training) for _ in range(4)] == [True, False, False, True]
+    evaluating = replace(training, stage="evaluating")
+    assert updates.is_wanted(evaluating) and updates.is_wanted(training), "each new stage is told"
