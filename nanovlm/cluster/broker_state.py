@@ -180,7 +180,7 @@ class BrokerState:
 
     @property
     def has_awaited_events(self) -> bool:
-        """Whether there are events that something waits for: reports, ends and notices. All others,
+        """Whether there are events that something waits for: reports, pauses, ends and notices. Others,
         such as that a group has taken up a trial, tell only those who watch."""
         return any(map(self._is_awaited, self._events))
 
@@ -316,7 +316,7 @@ class BrokerState:
     # ------------------------------------------------------------------ inside
 
     def _is_awaited(self, event: TrialRecord | Notice) -> bool:
-        if isinstance(event, Notice) or event.end is not None:
+        if isinstance(event, Notice) or event.end is not None or event.is_paused:
             return True
         saved = self._trials[event.trial_id].saved
         return len(event.reports) > (0 if saved is None else len(saved.reports))
