@@ -180,8 +180,10 @@ class BrokerState:
 
     @property
     def has_awaited_events(self) -> bool:
-        """Whether there are events that something waits for: reports, pauses, ends and notices. Others,
-        such as that a group has taken up a trial, tell only those who watch."""
+        """Whether there are events that something waits for: reports, pauses, ends and notices.
+
+        Others, such as that a group has taken up a trial, tell only those who watch.
+        """
         return any(map(self._is_awaited, self._events))
 
     @property
