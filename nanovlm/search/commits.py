@@ -7,21 +7,15 @@ at once.
 """
 
 import contextlib
-import math
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from nanovlm.files import or_cut_back
 from nanovlm.results.decisions import PruningDecision
-
-SECONDS_BETWEEN_COMMITS = 0.005
-"""At least: those that come sooner after others share a sync and a message. One that comes alone
-does not wait."""
 
 
 class DecisionCommits:
@@ -37,7 +31,8 @@ class DecisionCommits:
         """
         Args:
             log: the file that decisions are written to before they are put here.
-            answer: called in another thread with decisions that are safe, in their order.
+            answer: called in another thread with decisions that are safe, in their order; returns
+                when they are known. Those that are made meanwhile come together in its next call.
             on_failure: called with why decisions could not be made safe or answered; they and all
                 that follow are not answered then.
         """
@@ -66,10 +61,9 @@ class DecisionCommits:
         self._waiting.put(decision)
 
     def _work(self) -> None:
-        is_over, answered_at = False, -math.inf
+        is_over = False
         while not is_over:
             batch = [self._waiting.get()]
-            time.sleep(max(0.0, answered_at + SECONDS_BETWEEN_COMMITS - time.monotonic()))
             with contextlib.suppress(queue.Empty):
                 while True:
                     batch.append(self._waiting.get_nowait())
@@ -79,7 +73,6 @@ class DecisionCommits:
                 if decisions:
                     self._sync()
                     self._answer(decisions)
-                    answered_at = time.monotonic()
             except Exception as error:
                 self._on_failure(error)
                 return

@@ -5,6 +5,7 @@ configurations and the default one race each other on fresh seeds, which decides
 can be interrupted and resumed.
 """
 
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +16,7 @@ from typing import Any
 import ray
 from pyarrow.fs import LocalFileSystem
 from ray import tune
+from ray.exceptions import RayActorError
 
 from nanovlm.cluster.broker_state import Event
 from nanovlm.cluster.node_check import NodeCheck
@@ -345,7 +347,7 @@ class Search:
 
 
 def _answer(broker: Any, decisions: Sequence[PruningDecision]) -> None:
-    """Send decisions to their trials."""
+    """Tell the broker decisions. Calls that did not wait for it could overtake each other."""
     answers = []
     for decision in decisions:
         answer = Decision.PAUSE if decision.is_paused else Decision.STOP
@@ -353,7 +355,8 @@ def _answer(broker: Any, decisions: Sequence[PruningDecision]) -> None:
             answer = Decision.CONTINUE
         reason = None if decision.goes_on else decision.reason
         answers.append((trial_id_of(decision.number), decision.samples_seen, answer, reason))
-    broker.decide_all.remote(answers)
+    with contextlib.suppress(RayActorError):  # the broker is lost, which ends the run elsewhere
+        ray.get(broker.decide_all.remote(answers))
 
 
 class _SwitchStopper(tune.Stopper):

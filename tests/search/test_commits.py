@@ -12,7 +12,6 @@ import pytest
 
 from nanovlm.files import append
 from nanovlm.results.decisions import PruningDecision, decision_line
-from nanovlm.search import commits as commits_module
 from nanovlm.search.commits import DecisionCommits
 from tests.processes import wait_until
 
@@ -70,18 +69,6 @@ def test_decisions_that_come_during_a_sync_share_the_next(disk: Disk) -> None:
         assert disk.answered == []
         disk.may_sync.set()
     assert disk.answered == [[0], [1, 2, 3, 4]] and not disk.failures
-
-
-def test_one_that_comes_soon_after_another_waits_for_those_that_follow(
-    disk: Disk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(commits_module, "SECONDS_BETWEEN_COMMITS", 0.5)
-    with disk.commits() as commits:
-        disk.decide(commits, 0)
-        assert wait_until(lambda: disk.answered == [[0]], seconds=0.4), "alone: at once"
-        for number in (1, 2, 3):
-            disk.decide(commits, number)
-    assert disk.answered == [[0], [1, 2, 3]]
 
 
 def test_all_are_answered_at_the_end(disk: Disk) -> None:
