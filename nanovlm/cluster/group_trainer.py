@@ -42,7 +42,8 @@ from ray.util.placement_group import PlacementGroup
 from nanovlm.cluster.ray_compat import first_line
 
 NO_ROOM = "its place on the cluster was taken meanwhile"
-ENDED = "it was ended"
+ENDED = "its workers gave no sign of life"
+"""Why a run that goes on ends a group."""
 
 _MISSING_PACKAGE = re.compile(r"No module named '([\w.]+)'")
 
@@ -81,13 +82,14 @@ class GroupTrainer(TorchTrainer):
         """What the workers occupy on the cluster, or are about to."""
         self._owner = owner
         self._on_failure = on_failure
+        self._failure: Exception | None = None
         self._seconds_between_polls = seconds_between_polls
         self._lock = threading.Lock()
         self._is_ended = False
         self._cancel: Callable[[], object] | None = None
 
     def end(self) -> None:
-        """Have `fit` raise GroupEnded at its next step, or whatever else it fails with before.
+        """Have `fit` raise GroupEnded at its next step, or what its workers have failed with.
 
         It may wait for workers until then: who ends these and frees `reserved` wakes it up.
         """
@@ -99,7 +101,11 @@ class GroupTrainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         made = super()._create_default_callbacks()  # type: ignore[misc]  # of Ray's older class
         kept = [each for each in made if not isinstance(each, _STARTING_ACTORS)]
-        return [self._in_this_process(each) for each in kept] + [_FailureTeller(self._on_failure)]
+        return [self._in_this_process(each) for each in kept] + [_FailureTeller(self._take_failure)]
+
+    def _take_failure(self, error: Exception) -> None:
+        self._failure = error
+        self._on_failure(describe_failure(error))
 
     def _in_this_process(self, callback: Any) -> Any:
         if isinstance(callback, StateManagerCallback):
@@ -113,7 +119,7 @@ class GroupTrainer(TorchTrainer):
         try:
             return asyncio.run(self._control(controller_class, parts))
         except asyncio.CancelledError:
-            raise GroupEnded(ENDED) from None
+            raise self._failure or GroupEnded(ENDED) from None
 
     async def _control(self, controller_class: Any, parts: dict[str, Any]) -> Any:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -243,13 +249,13 @@ class _ReservedSize(FixedScalingPolicy):
 
 
 class _FailureTeller(ControllerCallback):
-    def __init__(self, on_failure: Callable[[str], object]) -> None:
+    def __init__(self, on_failure: Callable[[Exception], object]) -> None:
         self._on_failure = on_failure
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         next_state = getattr(current_state, "next_state", None)
         if isinstance(next_state, ErroredState):
-            self._on_failure(describe_failure(next_state.training_failed_error))
+            self._on_failure(next_state.training_failed_error)
 
 
 def describe_failure(error: Exception) -> str:

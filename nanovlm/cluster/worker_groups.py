@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError
 
 from nanovlm.cluster.broker import GroupParts
 from nanovlm.cluster.file_server import FileAccess, served_files
-from nanovlm.cluster.group_trainer import NO_ROOM, GroupTrainer, describe_failure
+from nanovlm.cluster.group_trainer import NO_ROOM, GroupEnded, GroupTrainer, describe_failure
 from nanovlm.cluster.node_requests import NodeRequests
 from nanovlm.cluster.ray_cluster import describe_shortage, num_fitting
 from nanovlm.cluster.ray_compat import start_run_records
@@ -222,7 +222,7 @@ class RayWorkerGroups:
             return
         parts: GroupParts = ray.get(self._broker.parts_of.remote(name))
         self._error = error
-        if len(parts.nodes) == 1 and name not in self._lost:  # else it was silent
+        if len(parts.nodes) == 1 and not isinstance(error, GroupEnded):
             self._unfit |= parts.nodes  # others may do
         else:
             self._false_starts += 1

@@ -1,6 +1,7 @@
 """The private parts of Ray Train that the program uses: each test names what breaks when Ray
 changes."""
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -223,13 +224,38 @@ def test_a_trainer_tells_no_autoscaler_what_it_wants(monkeypatch: pytest.MonkeyP
             "nanovlm itself",
         ),
         (ControllerError(OSError("x\ny")), "its workers could not start (x)"),
-        (GroupEnded(group_trainer.ENDED), "it was ended"),
+        (GroupEnded(group_trainer.ENDED), "its workers gave no sign of life"),
     ],
 )
 def test_why_a_group_ends(error: Any, reason: str) -> None:
     """Else the terminal shows pages of Ray's logs, or blames a node that was lost."""
-    said = list[str]()
+    said = list[Exception]()
     teller = group_trainer._FailureTeller(said.append)
     teller.after_controller_state_update(RunningState(), ShuttingDownState(FinishedState()))
     teller.after_controller_state_update(RunningState(), ShuttingDownState(ErroredState(error)))
-    assert said == [reason]
+    assert [group_trainer.describe_failure(each) for each in said] == [reason]
+
+
+def test_a_trainer_that_is_ended_after_its_workers_have_failed_says_why_they_did(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a node that lacks the data gets one group after another."""
+    error, said = WorkerGroupError("", {0: UserError("no data")}), list[str]()
+    trainer: Any = GroupTrainer(print, owner=None, on_failure=said.append)
+
+    class Failing:
+        _health_check_interval_s = 1.0
+
+        def __init__(self, callbacks: list[Any], **_: Any) -> None:
+            self.teller = callbacks[-1]
+
+        async def run(self) -> None:
+            failed = ShuttingDownState(ErroredState(error))
+            self.teller.after_controller_state_update(RunningState(), failed)
+            trainer.end()
+            await asyncio.sleep(10)
+
+    monkeypatch.setattr(group_trainer, "_controller_class", lambda *_: Failing)
+    with pytest.raises(WorkerGroupError):
+        trainer._initialize_and_run_controller(callbacks=trainer._create_default_callbacks())
+    assert said == ["no data"]
