@@ -66,6 +66,8 @@ class _Thread:
         self._to_do = queue.SimpleQueue[_Task | None]()
         self.awaited = set[_Task]()
         """Tasks of which Tune wants the results."""
+        self.is_ready = False
+        """Whether Tune has been told that it is made."""
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def call(self, on_result: Callable[[Any], object], do: Callable[[Any], Any]) -> _Task:
@@ -133,6 +135,7 @@ class TrialThreads:
         self._live_actors_to_ray_actors_resources[actor] = None, None
 
         def begin(_: Any) -> None:
+            thread.is_ready = True
             if actor._on_start is not None:
                 actor._on_start(actor)
 
@@ -165,10 +168,17 @@ class TrialThreads:
     def remove_actor(
         self, tracked_actor: TrackedActor, kill: bool = False, stop_future: _Task | None = None
     ) -> bool:
-        """Forget a trainable once its method `stop` has run, or at once (`kill`)."""
+        """Forget a trainable once its method `stop` has run, or at once (`kill`).
+
+        Tune hears no more of one of which it has not heard that it is made: its trial runs in
+        another, which has become free meanwhile.
+        """
         if tracked_actor not in self._threads:
             return False
         thread = self._threads[tracked_actor]
+        if not thread.is_ready:
+            tracked_actor.set_on_start(None)
+            tracked_actor.set_on_stop(None)
 
         def forget(_: Any) -> None:
             del self._threads[tracked_actor]

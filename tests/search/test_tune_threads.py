@@ -93,6 +93,7 @@ def test_a_trial_stops_after_what_it_does_and_its_thread_ends(has_future: bool) 
     before, seen = threading.active_count(), list[Any]()
     threads = TrialThreads()
     actor = threads.add_actor(Steps, {"name": "made"}, None, on_stop=seen.append)
+    assert events(threads) == 1
     threads.schedule_actor_task(actor, "wait")
     future = None
     if has_future:
@@ -103,6 +104,18 @@ def test_a_trial_stops_after_what_it_does_and_its_thread_ends(has_future: bool) 
     assert seen == [actor] and threads.num_total_actors == 0
     assert threading.active_count() == before
     assert not threads.remove_actor(actor)
+
+
+def test_tune_hears_nothing_of_a_trial_that_it_removes_before_it_has_begun() -> None:
+    """Else Tune looks for the trial of an actor that it has replaced by another, and fails."""
+    threads, seen = TrialThreads(), list[Any]()
+    actor = threads.add_actor(
+        Steps, {"name": "made"}, None, on_start=seen.append, on_stop=seen.append
+    )
+    future = threads.schedule_actor_task(actor, "stop", _return_future=True)
+    assert threads.remove_actor(actor, stop_future=future)
+    assert events(threads) == 2 and threads.num_total_actors == 0
+    assert seen == []
 
 
 def test_a_trial_is_forgotten_at_once_when_it_is_killed_and_at_the_end() -> None:
