@@ -10,12 +10,15 @@ share with nobody. What a run starts once, such as the actor that keeps Ray's re
 """
 
 import contextlib
+import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,9 @@ from nanovlm.files import replace_json
 
 WORKER = "ray::RayTrainWorker"
 MIB = 2**20
+SIDES = ("TorchTrainer", "GroupTrainer")
+SECONDS_TO_SETTLE = 5.0
+"""Until what a run starts once is there."""
 
 MakeTrainer = Callable[[str, Path], Any]
 
@@ -48,7 +54,7 @@ def begin(file: str) -> None:
 def options(name: str, folder: Path, groups: int) -> dict[str, Any]:
     cpus = ray.cluster_resources()["CPU"] / groups
     return {
-        "train_loop_per_worker": lambda: begin(str(folder / name)),
+        "train_loop_per_worker": lambda: begin(f"{folder}/{name}.begun"),
         "scaling_config": ScalingConfig(resources_per_worker={"CPU": cpus}),
         "run_config": RunConfig(
             name=name, storage_path=str(folder), failure_config=FailureConfig(max_failures=0)
@@ -71,40 +77,46 @@ def cpu_seconds(of: dict[int, psutil.Process]) -> dict[int, float]:
     return found
 
 
-@contextlib.contextmanager
-def started(make: MakeTrainer, groups: int) -> Iterator[dict[str, float]]:
-    """Yield what the start of so many groups took; they end with the context."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        trainers = [make(f"group-{number}", folder) for number in range(groups)]
-        before = cpu_seconds(processes())
-        began_at = time.perf_counter()
-        threads = [threading.Thread(target=_fit, args=(each,), daemon=True) for each in trainers]
-        for thread in threads:
-            thread.start()
-        while not all((folder / f"group-{number}").exists() for number in range(groups)):
-            time.sleep(0.01)
-        seconds = time.perf_counter() - began_at
-        now = processes()
-        new = [process for pid, process in now.items() if pid not in before]
-        besides = [process for process in new if not process.name().startswith(WORKER)]
-        after = cpu_seconds(now)
-        yield {
-            "seconds": seconds,
-            "CPU seconds": sum(after.values()) - sum(before[pid] for pid in after if pid in before),
-            "processes besides": len(besides),
-            "their MiB": sum(each.memory_full_info().uss for each in besides) / MIB,
-        }
-        for process in new:
+def start(make: MakeTrainer, groups: int, folder: Path) -> dict[str, float]:
+    """Return what the start of so many groups takes; they are left at work."""
+    trainers = [make(f"group-{number}", folder) for number in range(groups)]
+    before = cpu_seconds(processes())
+    began_at = time.perf_counter()
+    for trainer in trainers:
+        threading.Thread(target=trainer.fit, daemon=True).start()
+    while len(list(folder.glob("*.begun"))) < groups:
+        time.sleep(0.01)
+    seconds = time.perf_counter() - began_at
+    now = processes()
+    after = cpu_seconds(now)
+    new = [process for pid, process in now.items() if pid not in before]
+    besides = [process for process in new if not process.name().startswith(WORKER)]
+    return {
+        "seconds": seconds,
+        "CPU seconds": sum(used - before.get(pid, 0.0) for pid, used in after.items()),
+        "processes besides": len(besides),
+        "their MiB": sum(each.memory_full_info().uss for each in besides) / MIB,
+    }
+
+
+def measure(side: str, groups: int) -> None:
+    """Print the figures of one side as JSON, and end at once with all that was started."""
+    with tempfile.TemporaryDirectory() as name, connect(None), opened_broker("start") as broker:
+        start_run_records()
+
+        def make(name: str, folder: Path) -> Any:
+            if side == "TorchTrainer":
+                return TorchTrainer(**options(name, folder, groups))
+            return GroupTrainer(
+                owner=broker, on_failure=lambda _: None, **options(name, folder, groups)
+            )
+
+        time.sleep(SECONDS_TO_SETTLE)
+        print(json.dumps(start(make, groups, Path(name))), flush=True)
+        for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        for thread in threads:
-            thread.join(60)
-
-
-def _fit(trainer: Any) -> None:
-    with contextlib.suppress(Exception):  # its processes are killed
-        trainer.fit()
+        os._exit(0)  # trainers cannot be ended in order while they start
 
 
 def main() -> None:
@@ -112,27 +124,19 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=2)
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--out", type=Path, help="file for the figures")
+    parser.add_argument("--side", choices=SIDES, help="measure this one alone, once")
     args = parser.parse_args()
-    with connect(None), opened_broker("group-start") as broker:
-        start_run_records()
-
-        def stock(name: str, folder: Path) -> TorchTrainer:
-            return TorchTrainer(**options(name, folder, args.groups))
-
-        def ours(name: str, folder: Path) -> GroupTrainer:
-            return GroupTrainer(
-                owner=broker, on_failure=lambda _: None, **options(name, folder, args.groups)
+    if args.side:
+        measure(args.side, args.groups)
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for _ in range(args.times):
+        for side in SIDES:
+            command = [sys.executable, __file__, "--side", side, "--groups", str(args.groups)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            found[side].append(json.loads(done.stdout.splitlines()[-1]))
+            print(
+                side, {key: round(value, 2) for key, value in found[side][-1].items()}, flush=True
             )
-
-        sides: dict[str, MakeTrainer] = {"TorchTrainer": stock, "GroupTrainer": ours}
-        found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-        for _ in range(args.times):
-            for side, make in sides.items():
-                with started(make, args.groups) as figures:
-                    print(
-                        side, {key: round(value, 2) for key, value in figures.items()}, flush=True
-                    )
-                    found[side].append(figures)
     for side, runs in found.items():
         medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         print(f"{side}, medians of {args.times}, {args.groups} groups:")

@@ -2,7 +2,7 @@
 
     python benchmarks/many_slots.py                            # 256 slots, as fast as it goes
     python benchmarks/many_slots.py --load 200 --trials 5000   # 200 reports a second are offered
-    python benchmarks/many_slots.py --tune --slots 16 --trials 200 --load 10     # with Ray Tune
+    python benchmarks/many_slots.py --tune --load 100                            # with Ray Tune
 
 Everything is that of a search: Ray, the broker's actor, searcher, scheduler, recorder, store and
 observers. Two things stand in for others:
@@ -10,11 +10,9 @@ observers. Two things stand in for others:
 - The worker groups are coroutines of one process. Each asks for jobs, reports at four milestones,
   waits for the decision and sends its progress once a second, as a real one does. A trial that goes
   on after a pause repeats its reports at once.
-- `without_processes` stands in for Ray Tune, unless --tune is given: one process for each slot is
-  more than one machine has room for. It calls the searcher and the scheduler as Tune's
-  controller does, with one call of the broker for each of Tune's calls of an actor. Left out:
-  the actors themselves (a message more each way), Tune's own lists of trials and their state on
-  disk.
+- `without_tune` stands in for Ray Tune, unless --tune is given: it calls the searcher and the
+  scheduler as Tune's controller does, with one call of the broker for each step of a trial. Left
+  out: the threads of the trials, Tune's own lists of trials and their state on disk.
 
 The time to a decision is that of the group's call, from the report handed in to the decision.
 """
@@ -77,7 +75,7 @@ def main() -> None:
         folder = Path(temporary) / "results"
         tune = contextlib.nullcontext()
         if not arguments.tune:
-            tune = mock.patch.object(Search, "_tune", without_processes)  # type: ignore[assignment]
+            tune = mock.patch.object(Search, "_tune", without_tune)  # type: ignore[assignment]
         with tune:
             run_plan(
                 plan,
@@ -97,7 +95,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=256)
     parser.add_argument("--sampler", default="random")
     parser.add_argument("--load", type=float, help="reports a second that are offered in all")
-    parser.add_argument("--tune", action="store_true", help="with Ray Tune and its processes")
+    parser.add_argument("--tune", action="store_true", help="with Ray Tune")
     parser.add_argument("--every", type=int, default=1000, help="reports between two figures")
     return parser.parse_args()
 
@@ -105,7 +103,7 @@ def parse_arguments() -> argparse.Namespace:
 # ---------------------------------------------------------------------- in place of Ray Tune
 
 
-def without_processes(
+def without_tune(
     search: Search, pool: WorkerPool, searcher: StudySearch, scheduler: RungScheduler
 ) -> None:
     """Do what `Search._tune` does, with the broker called from here."""
@@ -279,7 +277,7 @@ _KINDS = {
     "ray::FakeGroups": "groups",
     "ray::IDLE": "idle",
     "Agent": "agents",
-    "ray::": "relays",  # Ray Tune's actors
+    "ray::": "other actors",
     "raylet": "raylet",
     "gcs_server": "gcs",
 }

@@ -155,7 +155,7 @@ def test_an_observer_that_fails_is_left_out_and_all_else_goes_on(
         f"{type(error).__name__}: {error} (see logs/driver.log)"
     ]
     log = (folder / "logs" / DRIVER_LOG).read_text()
-    assert "ERROR nanovlm.cluster.recorder: Failing has failed\nTraceback" in log
+    assert "ERROR MainThread nanovlm.cluster.recorder: Failing has failed\nTraceback" in log
     assert f"in {where}\n" in log
 
 
@@ -264,7 +264,7 @@ def test_what_libraries_say_goes_to_a_file(
     assert [logging.getLogger(name).handlers for name in ("ray", "optuna")] == before
     text = (tmp_path / DRIVER_LOG).read_text()
     for what in ("ray.tune", "optuna.study", "nanovlm.search"):
-        assert f"ERROR {what}: chatter of {what}" in text
+        assert f"ERROR MainThread {what}: chatter of {what}" in text
     assert "a library is old" in text
     assert capsys.readouterr().err == ""
 
