@@ -72,7 +72,7 @@ class BrokerState:
     def submit(self, job: Job, at: float) -> int:
         """Queue a job; return how many of its reports have a decision.
 
-        A known job goes on as it is: it was paused before, or the actor that submitted it was lost.
+        A known job goes on as it is: it was paused before.
 
         Args:
             at: now, in seconds since the epoch.

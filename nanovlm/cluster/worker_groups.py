@@ -1,7 +1,6 @@
 """The worker groups of a run, which follow the cluster: they join and leave with its nodes."""
 
 import contextlib
-import functools
 import itertools
 import logging
 import threading
@@ -15,7 +14,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from nanovlm.cluster.broker import GroupParts
-from nanovlm.cluster.file_server import FileAccess, served_files
+from nanovlm.cluster.file_server import served_files
 from nanovlm.cluster.group_trainer import NO_ROOM, GroupEnded, GroupTrainer, describe_failure
 from nanovlm.cluster.node_requests import NodeRequests
 from nanovlm.cluster.ray_cluster import describe_shortage, num_fitting
@@ -245,13 +244,14 @@ def worker_groups(
     """
     start_run_records()
 
-    def make_group(name: str, unfit: Collection[str], files: FileAccess | None) -> GroupTrainer:
-        settings = WorkerSettings(name, broker, str(setup.log_dir), run_trial, files, setup.check)
-        return make_trainer(settings, setup, unfit, most or num_groups)
-
     with served_files(setup.log_dir.parent, setup.is_own_cluster) as files:
-        make = functools.partial(make_group, files=files)
-        groups = RayWorkerGroups(num_groups, most, broker, setup, make)
+        log_dir = str(setup.log_dir)
+
+        def make_group(name: str, unfit: Collection[str]) -> GroupTrainer:
+            settings = WorkerSettings(name, broker, log_dir, run_trial, files, setup.check)
+            return make_trainer(settings, setup, unfit, most or num_groups)
+
+        groups = RayWorkerGroups(num_groups, most, broker, setup, make_group)
         try:
             yield groups
         finally:

@@ -326,8 +326,7 @@ class Search:
             folder=folder,
         )
         tuner = tune.Tuner(
-            # Tune wants every trial to ask for something; this takes nothing from the workers.
-            tune.with_resources(trainable, {"node:__internal_head__": 0.001}),
+            trainable,
             tune_config=tune.TuneConfig(
                 num_samples=_UNLIMITED_TRIALS,
                 search_alg=searcher,
