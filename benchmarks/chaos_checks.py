@@ -13,6 +13,7 @@ import optuna
 import psutil
 
 from benchmarks.killed import read_lines
+from nanovlm.cluster.relay import NUMBER, VALUES
 from tests.raylets import WORKER, Node, Raylets
 
 BUSY_SHARE = 0.03
@@ -164,18 +165,19 @@ def _decided_twice(folder: Path) -> Iterator[str]:
 
 
 def _told_wrongly(folder: Path, url: str, num_trials: int) -> Iterator[str]:
-    """The study has each trial once, ended, with the value of trials.jsonl."""
+    """The study has each trial once, ended, with the value of trials.jsonl. What was created and
+    never got its values, since the program or the database went away, has ended too."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     trials = optuna.load_study(study_name=folder.name, storage=url).trials
     told: dict[int, list[optuna.trial.FrozenTrial]] = {}
     for trial in trials:
-        if "number" in trial.user_attrs:
-            told.setdefault(trial.user_attrs["number"], []).append(trial)
+        if VALUES in trial.user_attrs:
+            told.setdefault(trial.user_attrs[NUMBER], []).append(trial)
     if missing := sorted(set(range(num_trials)) - told.keys()):
         yield f"trials that the study lacks: {missing}"
     if twice := sorted(number for number, found in told.items() if len(found) > 1):
         yield f"trials that the study has twice: {twice}"
-    if running := sorted(n for n, (trial, *_) in told.items() if not trial.state.is_finished()):
+    if running := [t.user_attrs.get(NUMBER) for t in trials if not t.state.is_finished()]:
         yield f"trials that have not ended in the study: {running}"
     for number, record in _by_number(folder).items():
         for trial in told.get(number, []):

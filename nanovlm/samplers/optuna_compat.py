@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 METRIC_NAMES = "study:metric_names"
 """System attribute of a study: the names of its objectives."""
@@ -28,10 +28,24 @@ class StudyView(optuna.Study):
         return [trial for trial in self._seen if states is None or trial.state in states]
 
 
+def create_trial(study: optuna.Study, attributes: Mapping[str, Any]) -> optuna.Trial:
+    """Return a new trial, which the storage gets together with its attributes. `Study.ask` writes a
+    trial without any, which nobody can tell from others if the program ends there."""
+    study._thread_local.cached_all_trials = None  # samplers see what other programs wrote
+    template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=dict(attributes))
+    return optuna.Trial(study, study._storage.create_new_trial(study._study_id, template))
+
+
+def running_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
+    """Return a trial of the study that may lack values; the study's sampler suggests those."""
+    study._thread_local.cached_all_trials = None
+    return optuna.Trial(study, trial._trial_id)
+
+
 def reopen_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
     """Return a running trial of the study that can report again; it has all its values."""
     study.sampler = optuna.samplers.RandomSampler()  # Optuna asks it, though nothing is to be drawn
-    return optuna.Trial(study, trial._trial_id)
+    return running_trial(study, trial)
 
 
 def set_system_attr(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:

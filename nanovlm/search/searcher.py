@@ -234,7 +234,7 @@ class StudySearch(Searcher):
             errors.append,
             self._milestones,
         )
-        trial = self.study.ask()
+        trial = self.recorder.create(number)
         values = suggest(self._space.parameters, trial)
         opened = self.recorder.begin(number, values, trial, errors)
         self._next_number += 1

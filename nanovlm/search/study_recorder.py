@@ -26,7 +26,7 @@ from nanovlm.messages import TrialRecord, measured
 from nanovlm.results.decisions import last_milestone
 from nanovlm.samplers.configurations import distributions, encode
 from nanovlm.samplers.history import CURVE, OTHERS, SOURCE, STORAGE_ERRORS
-from nanovlm.samplers.optuna_compat import reopen_trial
+from nanovlm.samplers.optuna_compat import create_trial, reopen_trial, running_trial
 from nanovlm.search.study import StorageAway, StudyLocation
 
 logger = logging.getLogger(__name__)
@@ -120,6 +120,7 @@ class StudyRecorder:
         self.study = self.location.load()
         self._objective = self.space.objective
         self._sampler_failures: list[str | None] = []  # of each trial but the default one
+        self._is_creating = False
 
     def patiently(self, do: Callable[[], T]) -> T | None:
         """Return what `do` returns; try again while the storage is away, None if the search ends.
@@ -145,6 +146,20 @@ class StudyRecorder:
         self._sampler_failures = [t.user_attrs.get(SAMPLER_FAILURE) for n, t in ours.items() if n]
         return ours
 
+    def create(self, number: int) -> optuna.Trial:
+        """Return the trial of a number: a new one, unless an attempt before this one wrote it. Of a
+        database that is lost nobody knows whether it did what it never answered."""
+        written = self._find(number) if self._is_creating else None
+        self._is_creating = True
+        if written is not None:
+            return running_trial(self.study, written)
+        return create_trial(self.study, {SEARCH: self.location.search_id, NUMBER: number})
+
+    def _find(self, number: int) -> FrozenTrial | None:
+        running = self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+        ours = (t for t in running if self._is_ours(t) and t.user_attrs.get(NUMBER) == number)
+        return next(ours, None)
+
     def begin(
         self,
         number: int,
@@ -152,16 +167,15 @@ class StudyRecorder:
         trial: optuna.Trial,
         errors: Sequence[Exception],
     ) -> OpenTrial:
-        """Number a new trial.
+        """Write the values of a trial that was created.
 
         Args:
             errors: of the sampler, each of which made it draw at random.
         """
         if number > 0:  # trial 0 is the default configuration
             self._count_sampler_failure(number, trial, errors)
-        trial.set_user_attr(SEARCH, self.location.search_id)
-        trial.set_user_attr(NUMBER, number)
         trial.set_user_attr(VALUES, values)  # last: a trial that has them is whole
+        self._is_creating = False
         return OpenTrial(number, values, trial)
 
     def _count_sampler_failure(

@@ -5,11 +5,14 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.samplers import CmaEsSampler, GPSampler, TPESampler
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 from nanovlm.samplers.optuna_compat import (
     METRIC_NAMES,
     StudyView,
+    create_trial,
     reopen_trial,
+    running_trial,
     set_system_attr,
     with_objectives,
 )
@@ -45,6 +48,21 @@ def test_a_view_is_a_study_of_its_own() -> None:
     assert view.get_trials(states=[optuna.trial.TrialState.RUNNING]) == []
     assert view.direction == study.direction and view.study_name == study.study_name
     assert len(study.trials) == 4
+
+
+def test_a_trial_is_created_with_its_attributes() -> None:
+    """`Study._storage`, `create_new_trial`, `_study_id`, and the cache that `Study.ask` empties."""
+    study = study_of(6)
+    study.sampler = TPESampler(seed=0, n_startup_trials=3)
+    trial = create_trial(study, {"number": 3})
+    (frozen,) = study.get_trials(states=[TrialState.RUNNING])
+    assert frozen.user_attrs == {"number": 3} and frozen.datetime_start is not None
+    x = trial.suggest_float("x", 0.0, 1.0)
+    again = running_trial(study, frozen)
+    assert again.suggest_float("x", 0.0, 1.0) == x
+    again.suggest_float("y", 0.0, 1.0)
+    (frozen,) = study.get_trials(states=[TrialState.RUNNING])
+    assert frozen.params.keys() == {"x", "y"} and frozen.params["x"] == x
 
 
 def test_a_reopened_trial_reports_and_ends() -> None:

@@ -3,10 +3,13 @@
 import shutil
 import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from nanovlm.cluster.relay import IS_FINAL, NUMBER, SAMPLES_SEEN, VALUES
 from nanovlm.cluster.worker_pool import INTERRUPTED, StopSwitch
@@ -96,6 +99,34 @@ def test_a_database_that_comes_back_is_waited_for(
     finish(searcher, "a", 0.5)
     assert pauses == [1.0]
     assert [trial.value for trial in searcher.study.trials] == [0.5]
+
+
+@pytest.mark.parametrize("lost", range(6))
+def test_a_trial_whose_answer_is_lost_is_not_created_again(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    """The database stops after a commit and before it answers: here at each of a new trial's."""
+    searched = space(tmp_path, database, **{"search.weight_decay": {"uniform": [0, 1]}})
+    searcher = StudySearch(searched, tmp_path, 1, StopSwitch())
+    ask(searcher, "a")
+    commit, commits = Session.commit, count()
+
+    def commit_and_stop(session: Session) -> None:
+        commit(session)
+        if next(commits) == lost:
+            raise OperationalError("COMMIT", None, ConnectionError("lost the database"))
+
+    monkeypatch.setattr(Session, "commit", commit_and_stop)
+    monkeypatch.setattr(StopSwitch, "pause", lambda switch, seconds: None)
+    asked = ask(searcher, "b")
+    assert next(commits) > lost, "it stopped"
+    whole = [t for t in searcher.study.trials if VALUES in t.user_attrs]
+    assert [trial.user_attrs[NUMBER] for trial in whole] == [0, 1]
+    assert whole[1].user_attrs[VALUES] == asked[VALUES]
+    searcher.end_recorded([])
+    assert ["FAIL"] * (len(searcher.study.trials) - 2) == [
+        trial.state.name for trial in searcher.study.trials if trial not in whole
+    ]
 
 
 def test_a_search_that_is_interrupted_while_its_database_is_away_ends_and_goes_on(

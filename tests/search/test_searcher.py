@@ -202,10 +202,7 @@ def test_a_study_is_brought_in_line_with_the_trials_that_have_ended(tmp_path: Pa
     earlier = [record(number, state, values[number]) for number, state in enumerate(states)]
     earlier[3] = record(3, "failed", values[3], end=End.OUT_OF_MEMORY)
     lost = record(7, "stopped", values[0])  # the study was on a disk that lost power
-    whole = searcher.study.ask()
-    whole.set_user_attr(
-        "search", searcher.recorder.location.search_id
-    )  # and here the program was killed
+    searcher.recorder.create(7)  # and here the program was killed
     again = searcher_of(searched, tmp_path, earlier=[*earlier, lost], milestones=(100, 300))
     trials = again.study.trials
     told = ["COMPLETE", "PRUNED", "FAIL", "PRUNED", "RUNNING", "COMPLETE", "RUNNING", "FAIL"]
@@ -292,21 +289,22 @@ def test_a_storage_that_is_away_is_no_failure_of_the_sampler(
     assert ask(searcher, "tune-1")[NUMBER] == 1
     assert told == ["the study's storage fails, trying again: no route to the database"]
     assert searcher.recorder.sampler_note() is None
+    assert [trial.user_attrs[NUMBER] for trial in searcher.study.trials] == [0, 1]
 
 
 def test_a_storage_that_is_away_for_a_while_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searcher = searcher_of(space(tmp_path), tmp_path)
-    whole, failures = searcher.study.ask, iter([OSError("disk full"), OSError("disk full")])
+    whole, failures = searcher.recorder.create, iter([OSError("disk full"), OSError("disk full")])
 
-    def ask_when_it_is_back() -> optuna.Trial:
+    def create_when_it_is_back(number: int) -> optuna.Trial:
         for failure in failures:
             raise failure
-        return whole()
+        return whole(number)
 
     pauses: list[float] = []
-    monkeypatch.setattr(searcher.study, "ask", ask_when_it_is_back)
+    monkeypatch.setattr(searcher.recorder, "create", create_when_it_is_back)
     monkeypatch.setattr(StopSwitch, "pause", lambda switch, seconds: pauses.append(seconds))
     assert ask(searcher, "tune-0")[NUMBER] == 0
     assert pauses == [1.0, 2.0]
@@ -318,10 +316,10 @@ def test_a_storage_that_stays_away_ends_the_search(
     switch = StopSwitch()
     searcher = searcher_of(space(tmp_path), tmp_path, switch=switch)
 
-    def fail() -> optuna.Trial:
+    def fail(number: int) -> optuna.Trial:
         raise OSError("disk full")
 
-    monkeypatch.setattr(searcher.study, "ask", fail)
+    monkeypatch.setattr(searcher.recorder, "create", fail)
     monkeypatch.setattr("nanovlm.search.study_recorder.PATIENCE_SECONDS", 0.0)
     assert searcher.suggest("tune-0") is None
     assert switch.reason == "study.storage: cannot be written: disk full"
