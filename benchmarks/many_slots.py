@@ -11,8 +11,8 @@ observers. Two things stand in for others:
   waits for the decision and sends its progress once a second, as a real one does. A trial that goes
   on after a pause repeats its reports at once.
 - `without_tune` stands in for Ray Tune, unless --tune is given: it calls the searcher and the
-  scheduler as Tune's controller does, with one call of the broker for each step of a trial. Left
-  out: the threads of the trials, Tune's own lists of trials and their state on disk.
+  scheduler as Tune's controller does. Left out: the threads of the trials, Tune's own lists of
+  trials and their state on disk.
 
 The time to a decision is that of the group's call, from the report handed in to the decision.
 """
@@ -106,7 +106,7 @@ def parse_arguments() -> argparse.Namespace:
 def without_tune(
     search: Search, pool: WorkerPool, searcher: StudySearch, scheduler: RungScheduler
 ) -> None:
-    """Do what `Search._tune` does, with the broker called from here."""
+    """Do what `Search._tune` does, with the broker's client called from here."""
     TuneLoop(search, pool, searcher, scheduler).run()
 
 
@@ -117,31 +117,31 @@ class TuneLoop:
     def __init__(
         self, search: Search, pool: WorkerPool, searcher: StudySearch, scheduler: RungScheduler
     ) -> None:
-        self._search, self._broker, self._slots = search, pool.broker, pool.concurrency
+        self._search, self._client, self._slots = search, pool.client, pool.concurrency
         self._searcher, self._scheduler = searcher, scheduler
-        self._waiting: dict[Any, Any] = {}  # the pending call of the broker -> its trial
+        self._running: dict[str, Any] = {}  # by the id of the trial
         self._legs = itertools.count()
         self._is_finished = False
 
     def run(self) -> None:
         while not self._search._switch.is_thrown():
             self._fill_slots()
-            if self._is_finished and not self._waiting:
+            if self._is_finished and not self._running:
                 return
-            calls = list(self._waiting)
-            random.shuffle(calls)  # the first of them that is ready is taken
-            ready, _ = ray.wait(calls, num_returns=1, timeout=0.1)
-            for call in ready:
-                self._take(self._waiting.pop(call), ray.get(call))
+            running = list(self._running)
+            random.shuffle(running)  # the first of them that has a report is taken
+            found = self._client.next_of(running, timeout_seconds=0.1)
+            if found is not None:
+                self._take(self._running.pop(found[0]), found[1])
 
     def _fill_slots(self) -> None:
-        while not self._is_finished and len(self._waiting) < self._slots:
+        while not self._is_finished and len(self._running) < self._slots:
             trial_id = str(next(self._legs))
             config: Any = self._searcher.suggest(trial_id)
             self._is_finished = config == StudySearch.FINISHED
             if self._is_finished or config is None:
                 return
-            trial = SimpleNamespace(trial_id=trial_id, config=config, num_reports=None)
+            trial = SimpleNamespace(trial_id=trial_id, config=config)
             self._scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]  # not looked at
             job = trial_job(
                 self._search.plan.space,
@@ -150,27 +150,21 @@ class TuneLoop:
                 **config,
             )
             trial.job_id = job.trial_id
-            self._waiting[self._broker.first_report.remote(job)] = trial
+            self._client.submit(job)
+            self._running[job.trial_id] = trial
 
     def _take(self, trial: Any, answer: Any) -> None:
-        if trial.num_reports is None:  # the call has submitted it
-            trial.num_reports, answer = answer
         space = self._search.plan.space
         tell = result_of if isinstance(answer, Report) else ending_of
         result = tell(space, answer)
-        trial.num_reports += 1
         tune: Any = None
         is_over = result["done"] or self._scheduler.on_trial_result(tune, trial, result) == "STOP"
         if not is_over:
             self._searcher.on_trial_result(trial.trial_id, result)
-            self._await_report(trial)
+            self._running[trial.job_id] = trial
             return
         self._scheduler.on_trial_complete(tune, trial, result)
         self._searcher.on_trial_complete(trial.trial_id, result)
-
-    def _await_report(self, trial: Any) -> None:
-        call = self._broker.next_report.remote(trial.job_id, trial.num_reports)
-        self._waiting[call] = trial
 
 
 # ---------------------------------------------------------------------- what it takes

@@ -1,10 +1,10 @@
 """The mailbox between the search and the worker groups: jobs and decisions down, reports up.
 
-    relay ─first_, next_report───▶           ◀──next_job──────── rank 0 of a worker group
+    search ──submit, decide_all──▶           ◀──next_job──────── rank 0 of a worker group
                                    Broker   ◀──report, fail────
-    scheduler ──decide_all───────▶    │
+                                      │
                           next_events ▼
-                   driver: results folder, then whoever watches
+       driver: results folder, then `BrokerClient`, which tells the search, and whoever watches
 
 One broker serves a whole search. `BrokerState` has the states of the trials and the rules; the
 broker makes callers wait for what they ask. The search gets a report only after the driver has
@@ -46,7 +46,7 @@ SECONDS_BETWEEN_BATCHES = 0.005
 """Of events that are passed on to the driver. What comes alone is passed on at once."""
 
 _Concern = int | str | None
-"""What a call waits for news of: a lease, a trial by its id, or one of these."""
+"""What a call waits for news of: a lease, or one of these."""
 _ANY, _CLOSED = "anything", "the close"
 
 
@@ -75,7 +75,6 @@ class Broker:
         """Calls of next_job, by worker group, in their order; none waits while a job is queued."""
         self._have_asked: set[str] = set()  # worker groups, for a job
         self._sleepers: dict[_Concern, list[asyncio.Future[None]]] = {}  # all other calls
-        self._taken: list[str] = []  # ids of the trials whose records were last passed on
         self._parts: dict[str, GroupParts] = {}  # by worker group
         self._passing_on: asyncio.TimerHandle | None = None  # events that nothing waits for
         self._passed_on_at = -math.inf
@@ -125,25 +124,11 @@ class Broker:
 
     # ------------------------------------------------------------------ the search's side
 
-    async def submit(self, job: Job) -> int:
-        return self._change(lambda: self._state.submit(job, time.time()))
-
-    async def first_report(self, job: Job) -> tuple[int, Report | TrialRecord]:
-        """Submit a job; return the index of its first report without a decision, and what
-        `next_report` returns for it."""
-        index = await self.submit(job)
-        return index, await self.next_report(job.trial_id, index)
+    async def submit(self, job: Job) -> None:
+        self._change(lambda: self._state.submit(job, time.time()))
 
     async def take_up(self, job: Job, record: TrialRecord) -> None:
         self._change(lambda: self._state.take_up(job, record))
-
-    async def next_report(self, trial_id: str, index: int) -> Report | TrialRecord:
-        """Return the trial's report number `index`, or its record if it ended before that.
-
-        Waits until it is in the results folder. After `close` an unfinished trial returns its
-        record as it is.
-        """
-        return await self._wait_for(trial_id, lambda: self._state.answer(trial_id, index))
 
     async def decide(
         self, trial_id: str, samples_seen: int, decision: Decision, reason: str | None = None
@@ -167,12 +152,11 @@ class Broker:
     async def next_events(self) -> list[Event]:
         """Wait for events; an empty list once finished.
 
-        The next call confirms that they are in the results folder. Events that nothing waits for
-        come with others, or a fifth of a second later.
+        The next call says that they are in the results folder. Events that nothing waits for come
+        with others, or a fifth of a second later.
         """
         self._is_followed = True
-        self._state.confirm_events()
-        self._wake(*self._taken, _ANY)
+        self._wake(_ANY)
         while not (self._state.has_awaited_events or self._is_due or self._finished):
             await self._sleep(_ANY)
         passed_at = self._passed_on_at + SECONDS_BETWEEN_BATCHES
@@ -180,14 +164,13 @@ class Broker:
         self._passed_on_at = time.monotonic()
         events, self._is_due = self._state.take_events(), False
         self._is_followed = False
-        self._taken = [event.trial_id for event in events if isinstance(event, TrialRecord)]
         return events
 
     async def flush_events(self) -> None:
         """Wait until all events up to now are in the results folder."""
         self._pass_on()
         await self._wait_for(
-            _ANY, lambda: (self._is_followed and not self._state.has_unsaved_records) or None
+            _ANY, lambda: (self._is_followed and not self._state.has_changes) or None
         )
 
     async def lose(self, group: str, reason: str) -> bool:

@@ -62,23 +62,18 @@ class BrokerState:
         self._next_lease = itertools.count()
         self._events: list[TrialRecord | Notice] = []
         self._updates: dict[str, ProgressUpdate] = {}  # trial id -> the latest that was not taken
-        self._unsaved: list[TrialRecord] = []  # taken, and perhaps not in the results folder yet
         self.is_closed = False
         self._close_reason: str | None = None
         self._is_aborted = False
 
     # ------------------------------------------------------------------ the search's side
 
-    def submit(self, job: Job, at: float) -> int:
-        """Queue a job; return how many of its reports have a decision.
-
-        A known job goes on as it is: it was paused before.
+    def submit(self, job: Job, at: float) -> None:
+        """Queue a new job.
 
         Args:
             at: now, in seconds since the epoch.
         """
-        if known := self._trials.get(job.trial_id):
-            return sum(report.samples_seen in known.decisions for report in known.record.reports)
         record = TrialRecord(
             trial_id=job.trial_id,
             number=job.number,
@@ -90,24 +85,12 @@ class BrokerState:
         trial = self._trials[job.trial_id] = BrokerTrial(job, record)
         self._queue.append(trial)
         self._events.append(record)
-        return 0
 
     def take_up(self, job: Job, record: TrialRecord) -> None:
         """Add a trial that paused in an earlier run of the program; it is paused again."""
         trial = self._trials[job.trial_id] = BrokerTrial(job, record)
         trial.decisions = {report.samples_seen: Decision.CONTINUE for report in record.reports}
         self._events.append(record)
-
-    def answer(self, trial_id: str, index: int) -> Report | TrialRecord | None:
-        """Return the trial's report number `index`, its record if it has ended before that, None if
-        neither is in the results folder yet. After `close` there is always an answer."""
-        trial = self._trials[trial_id]
-        saved = trial.saved
-        if saved is not None and len(saved.reports) > index:
-            return saved.reports[index]
-        if saved is not None and saved.end is not None:
-            return saved
-        return trial.record if self.is_closed else None
 
     def decide(
         self, trial_id: str, samples_seen: int, decision: Decision, reason: str | None = None
@@ -158,21 +141,13 @@ class BrokerState:
                 self._end_with_search(trial)
 
     def take_events(self) -> list[Event]:
-        """Return the events since the last call: changed records in order, and the latest progress.
-
-        The next call confirms that they are in the results folder, as `confirm_events` does.
-        """
-        self.confirm_events()
+        """Return the events since the last call: changed records in order, then the progress."""
         events, self._events = self._events, []
         updates, self._updates = self._updates, {}
-        self._unsaved = [event for event in events if isinstance(event, TrialRecord)]
+        for event in events:
+            if isinstance(event, TrialRecord):
+                self._trials[event.trial_id].num_reports_taken = len(event.reports)
         return [*events, *updates.values()]
-
-    def confirm_events(self) -> None:
-        """Take in that the events that were taken are in the results folder."""
-        for record in self._unsaved:
-            self._trials[record.trial_id].saved = record
-        self._unsaved = []
 
     @property
     def has_events(self) -> bool:
@@ -187,8 +162,9 @@ class BrokerState:
         return any(map(self._is_awaited, self._events))
 
     @property
-    def has_unsaved_records(self) -> bool:
-        return bool(self._unsaved or self._events)
+    def has_changes(self) -> bool:
+        """Whether there are events other than progress updates."""
+        return bool(self._events)
 
     # ------------------------------------------------------------------ the workers' side
 
@@ -320,8 +296,7 @@ class BrokerState:
     def _is_awaited(self, event: TrialRecord | Notice) -> bool:
         if isinstance(event, Notice) or event.end is not None or event.is_paused:
             return True
-        saved = self._trials[event.trial_id].saved
-        return len(event.reports) > (0 if saved is None else len(saved.reports))
+        return len(event.reports) > self._trials[event.trial_id].num_reports_taken
 
     def _open_trials(self) -> Iterable[BrokerTrial]:
         return [trial for trial in self._trials.values() if trial.is_open]

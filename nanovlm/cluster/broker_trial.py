@@ -13,8 +13,8 @@ class BrokerTrial:
     record: TrialRecord
     lease: int | None = None
     """None while it is in the queue or paused, and after its end."""
-    saved: TrialRecord | None = None
-    """The record as it is in the results folder; the search is shown no other."""
+    num_reports_taken: int = 0
+    """That the driver knows."""
     decisions: dict[int, Decision] = field(default_factory=dict)
     """On its reports, by the samples seen."""
     num_starts: int = 0

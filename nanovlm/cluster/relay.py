@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 
+from nanovlm.cluster.broker_client import BrokerClient
 from nanovlm.config.space import SearchSpace
 from nanovlm.messages import Decision, Job, Report, TrialRecord, measured
 from nanovlm.results.read import answers_file
@@ -59,9 +59,9 @@ _SECONDS_BETWEEN_STARTS = 2.0
 
 
 def run_to_end(
-    broker: Any, next_jobs: Callable[[], Sequence[Job]], num_slots: Callable[[], int]
+    client: BrokerClient, next_jobs: Callable[[], Sequence[Job]], num_slots: Callable[[], int]
 ) -> None:
-    """Run jobs without a scheduler; return when all have ended, or the broker has closed.
+    """Run jobs without a scheduler; return when all have ended, or the run ends.
 
     The outcomes are in the records.
 
@@ -73,28 +73,29 @@ def run_to_end(
             the first of `next_jobs` is always the next one.
     """
     begun = set[str]()
-    waiting = dict[Any, tuple[str, int]]()  # for the report of a job with this index
+    running = set[str]()
 
     def begin() -> None:
         for job in next_jobs():
-            if job.trial_id not in begun and len(waiting) < num_slots():
+            if job.trial_id not in begun and len(running) < num_slots():
                 begun.add(job.trial_id)
-                ray.get(broker.submit.remote(job))
-                waiting[broker.next_report.remote(job.trial_id, 0)] = job.trial_id, 0
+                running.add(job.trial_id)
+                client.submit(job)
 
     begin()
-    while waiting:
-        ready, _ = ray.wait(list(waiting), timeout=_SECONDS_BETWEEN_STARTS)
-        if not ready and len(waiting) < num_slots():
+    while running:
+        found = client.next_of(running, _SECONDS_BETWEEN_STARTS)
+        if found is None:
             begin()
-        for done in ready:
-            trial_id, index = waiting.pop(done)
-            answer = ray.get(done)
-            if isinstance(answer, Report):
-                ray.get(broker.decide.remote(trial_id, answer.samples_seen, Decision.CONTINUE))
-                waiting[broker.next_report.remote(trial_id, index + 1)] = trial_id, index + 1
-            elif answer.end is not None:  # else the broker has closed
-                begin()
+            continue
+        trial_id, answer = found
+        if isinstance(answer, Report):
+            client.decide([(trial_id, answer.samples_seen, Decision.CONTINUE, None)])
+        elif answer is not None:
+            running.remove(trial_id)
+            begin()
+        else:
+            return
 
 
 def result_of(space: SearchSpace, report: Report) -> dict[str, Any]:
@@ -111,16 +112,13 @@ def result_of(space: SearchSpace, report: Report) -> dict[str, Any]:
     }
 
 
-def ending_of(space: SearchSpace, record: TrialRecord) -> dict[str, Any]:
-    """Return what Tune is told of a trial that has ended without another report."""
-    how = FAILURE if record.state == "failed" else UNFINISHED
-    return {
-        "done": True,
-        space.objective.metric: float("nan"),
-        SAMPLES_SEEN: 0,
-        how: record.reason,
-        INFEASIBLE: record.is_infeasible,
-    }
+def ending_of(space: SearchSpace, record: TrialRecord | None) -> dict[str, Any]:
+    """Return what Tune is told of a trial that has ended without another report; None: the run ends
+    before it."""
+    ending = {"done": True, space.objective.metric: float("nan"), SAMPLES_SEEN: 0}
+    if record is None or record.state != "failed":
+        return {**ending, UNFINISHED: None if record is None else record.reason}
+    return {**ending, FAILURE: record.reason, INFEASIBLE: record.is_infeasible}
 
 
 class TrialRelay(tune.Trainable):
@@ -131,22 +129,26 @@ class TrialRelay(tune.Trainable):
     *leg*: from a start or a pause to the next pause or the end.
     """
 
-    _num_reports: int | None
-    """That have a decision; None before the trial is submitted."""
-
-    def setup(  # type: ignore[override]  # tune.with_parameters gives what follows `config`
+    def __init__(
         self,
-        config: dict[str, Any],
-        *,
-        broker: Any,
+        client: BrokerClient,
         space: SearchSpace,
         milestones: tuple[int, ...],
         folder: Path,
+        **of_tune: Any,
     ) -> None:
-        self._broker = broker
+        """
+        Args:
+            folder: the results folder.
+            of_tune: what Tune gives every trainable, number and values of the trial among them.
+        """
+        self._client = client
         self._space = space
         self._milestones = milestones
         self._folder = folder
+        super().__init__(**of_tune)
+
+    def setup(self, config: dict[str, Any]) -> None:
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -154,15 +156,11 @@ class TrialRelay(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        if self._num_reports is None:
-            submitted = self._broker.first_report.remote(self._job)
-            self._num_reports, answer = ray.get(submitted)
-        else:
-            answer = ray.get(self._broker.next_report.remote(self._job.trial_id, self._num_reports))
-        if isinstance(answer, TrialRecord):  # the trial has ended without another report
-            return ending_of(self._space, answer)
-        self._num_reports += 1
-        return result_of(self._space, answer)
+        self._client.submit(self._job)
+        answer = self._client.next_report(self._job.trial_id)
+        if isinstance(answer, Report):
+            return result_of(self._space, answer)
+        return ending_of(self._space, answer)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing of a trial is kept here; its models are in the results folder."""
@@ -174,4 +172,3 @@ class TrialRelay(tune.Trainable):
         self._job = trial_job(
             self._space, self._milestones, self._folder, config[NUMBER], config[VALUES]
         )
-        self._num_reports = None

@@ -145,7 +145,7 @@ def run_single(
             recorder.errors_recorded(),
             _worker_pool(plan, path, resources, address, recorder) as pool,
         ):
-            run_to_end(pool.broker, lambda: [job], pool.num_slots)
+            run_to_end(pool.client, lambda: [job], pool.num_slots)
         ended = store.records
         summary = recorder.end((ended[-1].reason or "completed") if ended else INTERRUPTED)
         notes = (*unchecked, *store.notes, *recorder.notes())

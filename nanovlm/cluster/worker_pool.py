@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError
 
 from nanovlm import process
 from nanovlm.cluster.broker import opened_broker
+from nanovlm.cluster.broker_client import BrokerClient
 from nanovlm.cluster.broker_state import Event
 from nanovlm.cluster.node_check import NodeCheck
 from nanovlm.cluster.ray_cluster import Cluster, connect, num_concurrent_trials
@@ -105,7 +106,7 @@ class StopSwitch:
 class WorkerPool:
     """Worker groups at work."""
 
-    broker: Any  # handle of the Broker actor
+    client: BrokerClient
     concurrency: int
     """Trials that could run at the same time when it started."""
     num_slots: Callable[[], int]
@@ -158,13 +159,13 @@ def worker_pool(
         on_start(cluster, max(1, first))
         with (
             opened_broker(folder.name, stall_seconds) as broker,
-            _events_passed_on(broker, on_events, switch) as flush_events,
+            _events_passed_on(broker, client := BrokerClient(broker), on_events, switch) as flush,
             start_workers(first, most, broker, setup) as groups,
-            _broker_closed_on_stop(broker, switch),
+            _closed_on_stop(broker, client, switch),
             _groups_watched(broker, groups, switch),
             _head_watched(),
         ):
-            yield WorkerPool(broker, max(1, first), groups.num_slots, flush_events)
+            yield WorkerPool(client, max(1, first), groups.num_slots, flush)
         if switch.error is not None:
             raise switch.error
 
@@ -208,7 +209,7 @@ def _in_thread(
 
 @contextlib.contextmanager
 def _events_passed_on(
-    broker: Any, on_events: OnEvents, switch: StopSwitch
+    broker: Any, client: BrokerClient, on_events: OnEvents, switch: StopSwitch
 ) -> Iterator[Callable[[], None]]:
     """Pass every event on until the last worker has gone home; yield `WorkerPool.flush_events`."""
     errors: list[Exception] = []
@@ -218,6 +219,7 @@ def _events_passed_on(
             while events := ray.get(broker.next_events.remote()):
                 ends = [e for e in events if isinstance(e, Notice) and e.ends_run]
                 on_events([event for event in events if event not in ends])
+                client.take(events)
                 for notice in ends:
                     switch.fail(RunFailed(notice.text))
         except RayActorError:
@@ -241,11 +243,12 @@ def _events_passed_on(
 
 
 @contextlib.contextmanager
-def _broker_closed_on_stop(broker: Any, switch: StopSwitch) -> Iterator[None]:
-    """Close the broker as soon as the switch is thrown, or the run is over."""
+def _closed_on_stop(broker: Any, client: BrokerClient, switch: StopSwitch) -> Iterator[None]:
+    """Close broker and client as soon as the switch is thrown, or the run is over."""
 
     def close() -> None:
         switch.wait()
+        client.close()
         # A run that was interrupted or failed is to be resumed; any other has stopped its trials.
         is_over = switch.reason != INTERRUPTED and switch.error is None
         ray.get(broker.close.remote(switch.reason if is_over else None))

@@ -5,7 +5,6 @@ configurations and the default one race each other on fresh seeds, which decides
 can be interrupted and resumed.
 """
 
-import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
 from pyarrow.fs import LocalFileSystem
 from ray import tune
-from ray.exceptions import RayActorError
 
+from nanovlm.cluster.broker_client import BrokerClient, TrialDecision
 from nanovlm.cluster.broker_state import Event
 from nanovlm.cluster.node_check import NodeCheck
 from nanovlm.cluster.relay import TrialRelay, job_in, run_to_end, trial_id_of, trial_job
@@ -179,7 +177,7 @@ class Search:
         """Run the first stage; returns when the budget is used up or the switch is thrown."""
         space, folder = self.plan.space, self.folder
         rungs = build_rungs(space, self.plan.milestones, folder / RUNGS_FILE)
-        answer = functools.partial(_answer, pool.broker)
+        answer = functools.partial(_answer, pool.client)
         with DecisionCommits(folder / RUNGS_FILE, answer, self._switch.fail) as commits:
             on_decision = functools.partial(self._take_decision, commits.put, rungs)
             pauses = None
@@ -249,7 +247,7 @@ class Search:
         plan, folder = self.plan, self.folder
         for number, record in waiting.items():
             job = trial_job(plan.space, plan.milestones, folder, number, record.parameters)
-            ray.get(pool.broker.take_up.remote(job, record))
+            pool.client.take_up(job, record)
 
     def _take_decision(
         self, commit: OnDecision, rungs: SuccessiveHalving, decision: PruningDecision
@@ -277,7 +275,7 @@ class Search:
     def _confirm(self, pool: WorkerPool) -> None:
         """Run the second stage: what has ended decides what follows."""
         run_to_end(
-            pool.broker,
+            pool.client,
             lambda: [self._job(run) for run in self._runs_to_confirm()],
             pool.num_slots,
         )
@@ -317,16 +315,10 @@ class Search:
 
     def _tune(self, pool: WorkerPool, searcher: StudySearch, scheduler: RungScheduler) -> None:
         """Let Ray Tune run the trials; returns after them or when the switch is thrown."""
-        folder, broker = self.folder, pool.broker
-        trainable = tune.with_parameters(
-            TrialRelay,
-            broker=broker,
-            space=self.plan.space,
-            milestones=self.plan.milestones,
-            folder=folder,
-        )
+        plan = self.plan
+        relay = functools.partial(TrialRelay, pool.client, plan.space, plan.milestones, self.folder)
         tuner = tune.Tuner(
-            trainable,
+            TrialRelay,
             tune_config=tune.TuneConfig(
                 num_samples=_UNLIMITED_TRIALS,
                 search_alg=searcher,
@@ -341,21 +333,19 @@ class Search:
                 verbose=0,
             ),
         )
-        with trials_in_threads():
+        with trials_in_threads(relay):
             tuner.fit()
 
 
-def _answer(broker: Any, decisions: Sequence[PruningDecision]) -> None:
-    """Tell the broker decisions. Calls that did not wait for it could overtake each other."""
-    answers = []
+def _answer(client: BrokerClient, decisions: Sequence[PruningDecision]) -> None:
+    answers = list[TrialDecision]()
     for decision in decisions:
         answer = Decision.PAUSE if decision.is_paused else Decision.STOP
         if decision.goes_on:
             answer = Decision.CONTINUE
         reason = None if decision.goes_on else decision.reason
         answers.append((trial_id_of(decision.number), decision.samples_seen, answer, reason))
-    with contextlib.suppress(RayActorError):  # the broker is lost, which ends the run elsewhere
-        ray.get(broker.decide_all.remote(answers))
+    client.decide(answers)
 
 
 class _SwitchStopper(tune.Stopper):

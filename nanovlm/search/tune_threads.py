@@ -7,6 +7,7 @@ of these parts.
 """
 
 import contextlib
+import functools
 import itertools
 import queue
 import threading
@@ -20,10 +21,15 @@ from ray.tune.execution.tune_controller import TuneController
 
 
 @contextlib.contextmanager
-def trials_in_threads() -> Iterator[None]:
-    """Have `Tuner.fit` run trials in threads of this process meanwhile."""
+def trials_in_threads(make: Callable[..., Any]) -> Iterator[None]:
+    """Have `Tuner.fit` run trials in threads of this process meanwhile.
+
+    Args:
+        make: returns a new trainable for the arguments by name that Tune gives its class.
+    """
     before = tune_module.TuneController
-    tune_module.TuneController = _Controller  # type: ignore[misc]
+    controller = functools.partial(_Controller, make)
+    tune_module.TuneController = controller  # type: ignore[misc, assignment]
     try:
         yield
     finally:
@@ -31,18 +37,20 @@ def trials_in_threads() -> Iterator[None]:
 
 
 class _Controller(TuneController):
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, make: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._actor_manager = TrialThreads()  # type: ignore[assignment]
-        self._class_cache = _Classes()  # type: ignore[assignment]
+        self._class_cache = _Classes(make)  # type: ignore[assignment]
 
 
+@dataclass(frozen=True)
 class _Classes:
     """Stands for Tune's cache of actor classes."""
 
-    @staticmethod
-    def get(trainable: type) -> type:
-        return trainable
+    make: Callable[..., Any]
+
+    def get(self, name: str) -> Callable[..., Any]:
+        return self.make
 
 
 @dataclass(eq=False)
@@ -121,7 +129,7 @@ class TrialThreads:
 
     def add_actor(
         self,
-        cls: type,
+        cls: Callable[..., Any],
         kwargs: Mapping[str, Any],
         resource_request: Any,
         on_start: Callable[[TrackedActor], None] | None = None,

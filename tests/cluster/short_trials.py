@@ -1,7 +1,10 @@
 """Trials of three reports, for the tests of the broker."""
 
+import asyncio
+
+from nanovlm.cluster.broker import Broker
 from nanovlm.config.schema import TrainConfig
-from nanovlm.messages import Job, ProgressUpdate, Report
+from nanovlm.messages import Job, ProgressUpdate, Report, TrialRecord
 from tests.records import make_update
 
 ENDS = (10, 20, 30)
@@ -25,3 +28,42 @@ def report(index: int, value: float = 0.5) -> Report:
 
 def update(number: int) -> ProgressUpdate:
     return make_update(f"trial-{number}", 1)
+
+
+class Driver:
+    """Takes in all events at once, as the search's driver does."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.ended: list[TrialRecord] = []
+        self._broker = broker
+        self._records: dict[str, TrialRecord] = {}
+        self._news = asyncio.Condition()
+        self.task = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        while events := await self._broker.next_events():
+            records = [event for event in events if isinstance(event, TrialRecord)]
+            self.ended += [record for record in records if record.end is not None]
+            async with self._news:
+                self._records |= {record.trial_id: record for record in records}
+                self._news.notify_all()
+
+    async def report(self, trial_id: str, index: int) -> Report:
+        """Wait for a report of a trial."""
+
+        def is_there() -> bool:
+            return trial_id in self._records and len(self._records[trial_id].reports) > index
+
+        async with self._news:
+            await self._news.wait_for(is_there)
+        return self._records[trial_id].reports[index]
+
+    async def end(self, trial_id: str) -> TrialRecord:
+        """Wait for the end of a trial."""
+
+        def is_there() -> bool:
+            return trial_id in self._records and self._records[trial_id].end is not None
+
+        async with self._news:
+            await self._news.wait_for(is_there)
+        return self._records[trial_id]

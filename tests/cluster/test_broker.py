@@ -20,6 +20,7 @@ from nanovlm.messages import (
     Report,
     TrialRecord,
 )
+from tests.cluster.short_trials import Driver
 from tests.records import make_record, make_update
 
 
@@ -55,25 +56,10 @@ async def take(broker: Broker, group: str) -> Assignment:
     return given
 
 
-class Follower:
-    """Takes in all events at once, as the driver does."""
-
-    def __init__(self, broker: Broker) -> None:
-        self.ended: list[TrialRecord] = []
-        self._broker = broker
-        self.task = asyncio.create_task(self._follow())
-
-    async def _follow(self) -> None:
-        while events := await self._broker.next_events():
-            for event in events:
-                if isinstance(event, TrialRecord) and event.end is not None:
-                    self.ended.append(event)
-
-
 def test_a_trial_that_is_stopped_at_its_second_report() -> None:
     async def scenario() -> None:
         broker = Broker()
-        follower = Follower(broker)
+        driver = Driver(broker)
         await broker.submit(job(0))
         given = await take(broker, "group-0")
         assert given.job == job(0)
@@ -84,13 +70,13 @@ def test_a_trial_that_is_stopped_at_its_second_report() -> None:
             return [first, second]
 
         decisions = asyncio.create_task(worker())
-        assert await broker.next_report("trial-0", 0) == report(10)
+        assert await driver.report("trial-0", 0) == report(10)
         await broker.decide("trial-0", 10, Decision.CONTINUE)
-        assert await broker.next_report("trial-0", 1) == report(20)
+        assert await driver.report("trial-0", 1) == report(20)
         await broker.decide("trial-0", 20, Decision.STOP, "below the cutoff")
         assert await decisions == [Decision.CONTINUE, Decision.STOP]
         await broker.flush_events()
-        (record,) = follower.ended
+        (record,) = driver.ended
         assert (record.end, record.reason) == (End.PRUNED, "below the cutoff")
         assert (record.samples_seen, record.worker_group) == (20, "group-0")
         assert (record.first_step_at, record.ended_at) == (1.0, 3.0)
@@ -99,20 +85,14 @@ def test_a_trial_that_is_stopped_at_its_second_report() -> None:
     run(scenario())
 
 
-def test_the_search_hears_of_a_report_when_it_is_taken_in() -> None:
+def test_no_decision_on_a_final_report_is_waited_for() -> None:
     async def scenario() -> None:
         broker = Broker()
         await broker.submit(job(0))
         given = await take(broker, "group-0")
-        final = asyncio.create_task(broker.report(given.lease, report(10, True), 1.0, 2.0))
-        heard = asyncio.create_task(broker.next_report("trial-0", 0))
-        assert await final is Decision.STOP
-        (record,) = await ended(broker)  # on its way into the results folder
+        assert await broker.report(given.lease, report(10, True), 1.0, 2.0) is Decision.STOP
+        (record,) = await ended(broker)
         assert (record.end, record.reports) == (End.COMPLETED, (report(10, True),))
-        await asyncio.sleep(0.01)
-        assert not heard.done()
-        Follower(broker)
-        assert await heard == report(10, True)
 
     run(scenario())
 
@@ -120,14 +100,13 @@ def test_the_search_hears_of_a_report_when_it_is_taken_in() -> None:
 def test_a_failed_trial_tells_its_reason_and_frees_the_group() -> None:
     async def scenario() -> None:
         broker = Broker()
-        Follower(broker)
+        driver = Driver(broker)
         await broker.submit(job(0))
         await broker.submit(job(1))
         lease = (await take(broker, "group-0")).lease
         await broker.fail(lease, End.NOT_FINITE, "loss is nan at step 3", at=5.0)
         await broker.fail(lease, End.ERROR, "a later rank's words", at=6.0)
-        answer = await broker.next_report("trial-0", 0)
-        assert isinstance(answer, TrialRecord)
+        answer = await driver.end("trial-0")
         assert (answer.end, answer.reason) == (End.NOT_FINITE, "loss is nan at step 3")
         assert answer.ended_at == 5.0
         assert (await take(broker, "group-0")).job == job(1)
@@ -138,11 +117,11 @@ def test_a_failed_trial_tells_its_reason_and_frees_the_group() -> None:
 def test_a_restarted_group_gets_its_job_again_and_known_decisions_at_once() -> None:
     async def scenario() -> None:
         broker = Broker()
-        follower = Follower(broker)
+        driver = Driver(broker)
         await broker.submit(job(0))
         first = await take(broker, "group-0")
         lost = asyncio.create_task(broker.report(first.lease, report(10), 1.0, 2.0))
-        await broker.next_report("trial-0", 0)
+        await driver.report("trial-0", 0)
         await broker.decide("trial-0", 10, Decision.CONTINUE)
         await lost
         # The worker dies here; its successor starts over.
@@ -151,7 +130,7 @@ def test_a_restarted_group_gets_its_job_again_and_known_decisions_at_once() -> N
         assert await broker.report(again.lease, report(10), 7.0, 8.0) is Decision.CONTINUE
         await broker.report(again.lease, report(20, is_final=True), 7.0, 9.0)
         await broker.flush_events()
-        (record,) = follower.ended
+        (record,) = driver.ended
         assert [entry.samples_seen for entry in record.reports] == [10, 20]
 
     run(scenario())
@@ -204,24 +183,19 @@ def test_two_groups_share_the_queue() -> None:
 def test_closing_frees_everyone(reason: str | None) -> None:
     async def scenario() -> None:
         broker = Broker()
-        follower = Follower(broker)
+        driver = Driver(broker)
         for number in range(2):
             await broker.submit(job(number))
         leases = [(await take(broker, f"group-{number}")).lease for number in range(2)]
         idle = asyncio.create_task(broker.next_job("group-2"))
         asking = asyncio.create_task(broker.report(leases[0], report(10), 1.0, 2.0))
         closed = asyncio.create_task(broker.wait_until_closed())
-        assert await broker.next_report("trial-0", 0) == report(10)
-        reading = asyncio.create_task(broker.next_report("trial-0", 1))
-        await asyncio.sleep(0)
+        assert await driver.report("trial-0", 0) == report(10)
         await broker.close(reason)
         await broker.decide("trial-0", 10, Decision.STOP)  # too late
         await closed
         assert await idle is Order.SHUTDOWN
         assert await asking is Decision.STOP
-        answer = await reading
-        assert isinstance(answer, TrialRecord)
-        assert answer.state == "running"
         home = asyncio.create_task(broker.wait_until_idle())
         await asyncio.sleep(0.01)
         assert not home.done()
@@ -229,8 +203,8 @@ def test_closing_frees_everyone(reason: str | None) -> None:
             assert await broker.next_job(f"group-{number}") is Order.SHUTDOWN
         await home
         await broker.finish()
-        await follower.task
-        told = [(r.number, r.end, r.reason) for r in follower.ended]
+        await driver.task
+        told = [(r.number, r.end, r.reason) for r in driver.ended]
         # Interrupted, or without a report, it stays unfinished, to go on another day.
         assert told == ([] if reason is None else [(0, End.SEARCH_ENDED, reason)])
 
@@ -240,23 +214,21 @@ def test_closing_frees_everyone(reason: str | None) -> None:
 def test_a_pause_frees_the_group_and_the_trial_goes_on_when_it_is_told() -> None:
     async def scenario() -> None:
         broker = Broker()
-        Follower(broker)
-        assert await broker.submit(job(0)) == 0
+        driver = Driver(broker)
+        await broker.submit(job(0))
         lease = (await take(broker, "group-0")).lease
         asking = asyncio.create_task(broker.report(lease, report(10), 1.0, 2.0))
-        assert await broker.next_report("trial-0", 0) == report(10)
+        assert await driver.report("trial-0", 0) == report(10)
         await broker.decide("trial-0", 10, Decision.PAUSE)
         assert await asking is Decision.STOP
         waiting = asyncio.create_task(take(broker, "group-0"))
-        assert await broker.submit(job(0)) == 1  # its next leg, for which it is told to go on
-        following = asyncio.create_task(broker.next_report("trial-0", 1))
         await asyncio.sleep(0.01)
-        assert not waiting.done() and not following.done()
+        assert not waiting.done()
         await broker.decide("trial-0", 10, Decision.CONTINUE)
         lease = (await waiting).lease
         assert await broker.report(lease, report(10), 3.0, 4.0) is Decision.CONTINUE
         await broker.report(lease, report(20, is_final=True), 3.0, 5.0)
-        assert await following == report(20, is_final=True)
+        assert await driver.report("trial-0", 1) == report(20, is_final=True)
 
     run(scenario())
 
@@ -269,7 +241,6 @@ def test_a_trial_that_paused_before_the_program_started_is_taken_up() -> None:
         assert await records(broker) == [before]
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(take(broker, "group-0"), 0.01)
-        assert await broker.submit(job(0)) == 1
         await broker.decide("trial-0", 10, Decision.CONTINUE)
         assert (await take(broker, "group-0")).job == job(0)
 
@@ -282,11 +253,12 @@ def test_a_paused_trial_ends_with_the_search_unless_it_is_interrupted(reason: st
         broker = Broker()
         before = make_record(0, "paused", reports=[report(10)], trial_id="trial-0")
         await broker.take_up(job(0), before)
-        await broker.next_events()
+        assert await records(broker) == [before]
         await broker.close(reason)
-        answer = await broker.next_report("trial-0", 1)
-        assert isinstance(answer, TrialRecord)
-        assert answer.state == ("paused" if reason is None else "stopped")
+        await broker.notify("too late")
+        closing = [] if reason is None else [before.ended(End.SEARCH_ENDED, reason, None)]
+        await broker.finish()
+        assert await broker.next_events() == closing
         await broker.wait_until_idle()
 
     run(scenario())
@@ -342,7 +314,7 @@ def test_only_the_latest_pulse_of_a_running_trial_is_told() -> None:
     run(scenario())
 
 
-def test_records_are_told_when_the_next_events_are_asked_for() -> None:
+def test_events_are_flushed_when_the_next_ones_are_asked_for() -> None:
     async def scenario() -> None:
         broker = Broker()
         await broker.submit(job(0))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from nanovlm.cluster.broker_state import MAX_STARTS, BrokerState
-from nanovlm.messages import Assignment, Decision, End, Report, TrialRecord
+from nanovlm.messages import Assignment, Decision, End, TrialRecord
 from tests.cluster.short_trials import ENDS, job, report
 from tests.records import make_record
 
@@ -51,16 +51,6 @@ class World:
         self.told[f"trial-{number}"] = []
         self.state.submit(job(number), 0.0)
 
-    def submit_again(self) -> None:
-        """The actor that had asked was lost."""
-        if self.told:
-            self.submit_known(self.random.choice(list(self.told)))
-
-    def submit_known(self, name: str) -> None:
-        index = self.state.submit(job(int(name.partition("-")[2])), 0.0)
-        if self.record(name).end is None:
-            assert index == self.heard.get(name, 0), "what is decided is not told again"
-
     def take_up(self) -> None:
         """A trial has paused before the program was started again; its state may be lost."""
         number, count = len(self.told), self.random.choice((1, 2))
@@ -77,11 +67,8 @@ class World:
         if self.paused:
             name = self.random.choice(list(self.paused))
             decision = Decision.CONTINUE if self.random.random() < 0.7 else Decision.STOP
-            if decision is Decision.CONTINUE and self.random.random() < 0.5:
-                self.submit_known(name)  # the actor may come before the decision
             self.state.decide(name, self.paused.pop(name), decision, "not among the best")
             if decision is Decision.CONTINUE:
-                self.submit_known(name)
                 self.deaths[name] = 0
 
     def decide_again(self) -> None:
@@ -178,10 +165,9 @@ class World:
         if not names:
             return
         name = self.random.choice(names)
-        index = self.heard.get(name, 0)
-        answer = self.state.answer(name, index)
-        if isinstance(answer, Report):
-            assert answer in self.told[name][-1].reports, "it is in the results folder"
+        index, saved = self.heard.get(name, 0), self.told[name][-1].reports
+        if index < len(saved):
+            answer = saved[index]
             self.heard[name] = index + 1
             kinds = (Decision.STOP, Decision.PAUSE, Decision.CONTINUE)
             (decision,) = self.random.choices(kinds, (0.2, 0.3, 0.5))
@@ -246,7 +232,7 @@ class World:
 
 
 EVENTS = (
-    World.submit, World.submit_again, World.take_up, World.decide_again, World.add_group,
+    World.submit, World.take_up, World.decide_again, World.add_group,
     World.lose, World.restart, World.stall, *[World.promote] * 2,
     *[World.work] * 12, *[World.search] * 6, *[World.follow] * 6,
 )  # fmt: skip
@@ -278,11 +264,8 @@ def test_after_the_close_everyone_gets_an_answer(reason: str | None) -> None:
                 world.work_in(group)
         for group in world.groups + world.ghosts:
             assert world.state.next_job(group.name, 0.0) is None
-        world.follow()
-        world.follow()
         assert world.state.is_idle
         for name in world.told:
-            assert world.state.answer(name, len(ENDS)) is not None
             record = world.record(name)
             if record.end is None:
                 assert reason is None or not record.reports, "what has a report is not thrown away"

@@ -11,7 +11,7 @@ import pytest
 
 from nanovlm.cluster.broker import SECONDS_BETWEEN_UPDATES, Broker
 from nanovlm.messages import Assignment, Decision, End, Order, ProgressUpdate, TrialRecord
-from tests.cluster.short_trials import ENDS, job, report, update
+from tests.cluster.short_trials import ENDS, Driver, job, report, update
 
 T = TypeVar("T")
 
@@ -66,30 +66,6 @@ def test_a_decision_wakes_the_group_that_waits_for_it_and_no_other() -> None:
         assert broker.asked == {leases[3]: 1, leases[5]: 1}
         await broker.close()
         assert {await call for n, call in enumerate(calls) if n != 3} == {Decision.STOP}
-
-    asyncio.run(asyncio.wait_for(scenario(), 5))
-
-
-def test_a_report_wakes_the_search_that_waits_for_it_once_it_is_taken_in() -> None:
-    async def scenario() -> None:
-        broker = CountingBroker()
-        leases = await working(broker)
-        names = [f"trial-{number}" for number in range(NUM_GROUPS)]
-        calls = [asyncio.create_task(broker.next_report(name, 0)) for name in names]
-        await broker.next_events()
-        reported = asyncio.create_task(broker.report(leases[7], report(0), 1.0, 2.0))
-        await settle()
-        await broker.next_events()
-        await settle()
-        broker.asked.clear()
-        await settle()
-        assert not calls[7].done() and not broker.asked
-        confirmed = asyncio.create_task(broker.next_events())
-        assert await calls[7] == report(0)
-        await settle()
-        assert broker.asked == {"trial-7": 1}
-        for task in (confirmed, reported, *calls):
-            task.cancel()
 
     asyncio.run(asyncio.wait_for(scenario(), 5))
 
@@ -188,29 +164,19 @@ class Life:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.broker = Broker()
-        self.ended: list[int] = []
+        self.driver = Driver(self.broker)
         self.num_trials = 12
 
     async def pause(self) -> None:
         for _ in range(self.random.randrange(4)):
             await asyncio.sleep(0)
 
-    async def follow(self) -> None:
-        while events := await self.broker.next_events():
-            for event in events:
-                if isinstance(event, TrialRecord) and event.end is not None:
-                    self.ended.append(event.number)
-            await self.pause()
-
     async def search(self, number: int) -> None:
-        """Follow one trial to its end; some of its pauses end at once."""
-        name, index = f"trial-{number}", 0
+        """Decide on the reports of one trial; some of its pauses end at once."""
+        name = f"trial-{number}"
         await self.broker.submit(job(number))
-        while True:
-            answer = await self.broker.next_report(name, index)
-            if isinstance(answer, TrialRecord) or answer.is_final:
-                return
-            index += 1
+        for index in range(len(ENDS) - 1):
+            answer = await self.driver.report(name, index)
             await self.pause()
             decision = self.random.choice(list(Decision))
             await self.broker.decide(name, answer.samples_seen, decision, "a comparison")
@@ -218,7 +184,6 @@ class Life:
                 return
             if decision is Decision.PAUSE:
                 await self.pause()
-                await self.broker.submit(job(number))
                 await self.broker.decide(name, answer.samples_seen, Decision.CONTINUE)
 
     async def work(self, group: str) -> None:
@@ -248,20 +213,26 @@ class Life:
         return True
 
     async def run(self) -> None:
-        follower = asyncio.create_task(self.follow())
         groups = [asyncio.create_task(self.work(f"group-{n}")) for n in range(4)]
-        await asyncio.gather(*(self.search(number) for number in range(self.num_trials)))
+        numbers = range(self.num_trials)
+        searches = [asyncio.create_task(self.search(number)) for number in numbers]
+        await asyncio.gather(*(self.driver.end(f"trial-{number}") for number in numbers))
         await self.broker.flush_events()
         await self.broker.close()
         await asyncio.gather(*groups)
         await self.broker.wait_until_idle()
         await self.broker.finish()
-        await follower
+        await self.driver.task
+        for search in searches:  # those of trials that failed
+            search.cancel()
 
 
 @pytest.mark.parametrize("seed", range(150))
 def test_nobody_sleeps_for_ever(seed: int) -> None:
-    life = Life(seed)
-    asyncio.run(asyncio.wait_for(life.run(), timeout=5))
-    assert sorted(life.ended) == list(range(life.num_trials))
-    assert not life.broker._waiting and not any(life.broker._sleepers.values())
+    async def scenario() -> None:
+        life = Life(seed)
+        await life.run()
+        assert sorted(r.number for r in life.driver.ended) == list(range(life.num_trials))
+        assert not life.broker._waiting and not any(life.broker._sleepers.values())
+
+    asyncio.run(asyncio.wait_for(scenario(), timeout=5))

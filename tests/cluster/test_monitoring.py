@@ -16,6 +16,7 @@ import pytest
 import ray
 
 from nanovlm.cluster.broker import opened_broker
+from nanovlm.cluster.broker_client import BrokerClient
 from nanovlm.cluster.gauges import GAUGES, Gauges
 from nanovlm.cluster.ray_cluster import Cluster
 from nanovlm.cluster.relay import run_to_end
@@ -113,8 +114,9 @@ def test_the_dashboard_shows_the_run_under_its_name(ray_cluster: Cluster, tmp_pa
         opened_broker("größe") as broker,
         pretending(1, 1, broker, ClusterSetup(TrialResources(), logs, is_own_cluster=False)),
     ):
-        threading.Thread(target=take_in_all_events, args=(broker,), daemon=True).start()
-        run_to_end(broker, lambda: [Job(trial_id="trial-0000", config=TrainConfig())], lambda: 1)
+        client = BrokerClient(broker)
+        threading.Thread(target=take_in_all_events, args=(broker, client), daemon=True).start()
+        run_to_end(client, lambda: [Job(trial_id="trial-0000", config=TrainConfig())], lambda: 1)
         with chromium() as browser:
             page = browser.new_page()
             sign_in(page, str(ray_cluster.dashboard_url))
@@ -131,11 +133,11 @@ def test_the_dashboard_shows_the_run_under_its_name(ray_cluster: Cluster, tmp_pa
     assert (worker["world_rank"], worker["status"]) == (0, "ALIVE")
 
 
-def take_in_all_events(broker: Any) -> None:
+def take_in_all_events(broker: Any, client: BrokerClient) -> None:
     """Do what the driver does, so that whoever waits for a report hears of it."""
     with contextlib.suppress(ray.exceptions.RayActorError):  # the end of the broker
-        while ray.get(broker.next_events.remote()):
-            pass
+        while events := ray.get(broker.next_events.remote()):
+            client.take(events)
 
 
 def sign_in(page: Any, url: str) -> None:

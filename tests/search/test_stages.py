@@ -1,22 +1,19 @@
 """The two stages of a search on real Ray, with trials that only pretend to train."""
 
-import asyncio
 import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from nanovlm.cluster.broker_state import Event
 from nanovlm.cluster.worker_pool import OnStart
 from nanovlm.config.space import load_space
 from nanovlm.errors import UserError
 from nanovlm.messages import End, Notice, TrialRecord
-from nanovlm.results.decisions import PruningDecision
 from nanovlm.search.plan import SearchPlan
-from nanovlm.search.stages import ResumeState, Search, _answer
+from nanovlm.search.stages import ResumeState, Search
 from tests.results.starts import DATA
 from tests.search.fake_trials import (
     HangOnce,
@@ -172,26 +169,3 @@ def test_an_objective_that_is_not_finite_fails_the_trial(tmp_path: Path) -> None
         f"see {tmp_path / 'logs'}"
     )
     assert all(record.is_infeasible for record in run.ended)
-
-
-def test_decisions_are_known_before_anything_that_follows() -> None:
-    """Else a search looks at its trials before the last of them have ended."""
-
-    class SlowBroker:
-        """An asyncio actor, as the broker is: a later call may be done before an earlier one."""
-
-        def __init__(self) -> None:
-            self.decided = list[str]()
-
-        async def decide_all(self, decisions: list[tuple[Any, ...]]) -> None:
-            await asyncio.sleep(0.5)
-            self.decided += [trial_id for trial_id, *_ in decisions]
-
-        async def all_decided(self) -> list[str]:
-            return self.decided
-
-    broker: Any = ray.remote(SlowBroker).options(num_cpus=0).remote()
-    _answer(broker, [PruningDecision(3, 100, 100, 0.5, True, "first")])
-    assert ray.get(broker.all_decided.remote()) == ["trial-0003"]
-    ray.kill(broker)
-    _answer(broker, [PruningDecision(3, 300, 300, 0.5, True, "first")])  # the run ends elsewhere

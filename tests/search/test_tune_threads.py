@@ -1,5 +1,6 @@
 """Trials of Ray Tune in threads: each test names what breaks when Ray changes."""
 
+import functools
 import inspect
 import os
 import re
@@ -142,6 +143,10 @@ def test_an_error_in_a_trial_is_raised() -> None:
 
 
 class Trial(tune.Trainable):
+    def __init__(self, told: str, **of_tune: Any) -> None:
+        self.told = told
+        super().__init__(**of_tune)
+
     def setup(self, config: dict[str, Any]) -> None:
         self.value = config["value"]
 
@@ -152,6 +157,7 @@ class Trial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         return {
             "value": self.value,
+            "told": self.told,
             "process": os.getpid(),
             "thread": threading.current_thread().name,
             "done": self.iteration == 1,
@@ -179,9 +185,10 @@ def test_tune_runs_trials_in_this_process(ray_cluster: Cluster, tmp_path: Path) 
             verbose=0,
         ),
     )
-    with trials_in_threads():
+    with trials_in_threads(functools.partial(Trial, "told by no pickle")):
         tuner.fit()
     assert sorted(each["value"] for each in seen) == sorted([*range(5)] * 2)
+    assert {each["told"] for each in seen} == {"told by no pickle"}
     assert {each["process"] for each in seen} == {os.getpid()}
     assert {each["thread"] for each in seen} == {"slot-0", "slot-1"}
     new = [c for c in psutil.Process().children(recursive=True) if c.pid not in children]
