@@ -1,9 +1,11 @@
-"""Ray Tune without a process for each trial that runs. It uses Tune's private parts.
+"""Ray Tune in one process and without a state of its own, by means of its private parts.
 
-Tune has an actor for each of them, on the driver's node: a process of 100 MiB that takes 1.5 s of
-CPU time to start. Here all that these do is wait for the broker (`TrialRelay`), for which a thread
-of the driver will do. `tests/search/test_tune_threads.py` names what breaks when Ray changes one
-of these parts.
+Tune has an actor for each trial that runs, on the driver's node: a process of 100 MiB that takes
+1.5 s of CPU time to start. Here all that these do is wait for reports (`TrialRelay`), for which a
+thread of the driver will do. Tune also writes its state to files again and again, which nobody
+reads (what a search needs to go on is in the results folder and in the study), and asks the
+cluster's head three times for the class of each trial. With 256 slots that was four tenths of what
+its thread did. `tests/search/test_tune_threads.py` names what breaks when Ray changes these parts.
 """
 
 import contextlib
@@ -11,13 +13,17 @@ import functools
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from ray.air.execution._internal.tracked_actor import TrackedActor
+from ray.tune import registry
 from ray.tune import tune as tune_module
 from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
+from ray.tune.utils.object_cache import _ObjectCache
 
 
 @contextlib.contextmanager
@@ -27,20 +33,54 @@ def trials_in_threads(make: Callable[..., Any]) -> Iterator[None]:
     Args:
         make: returns a new trainable for the arguments by name that Tune gives its class.
     """
-    before = tune_module.TuneController
     controller = functools.partial(_Controller, make)
-    tune_module.TuneController = controller  # type: ignore[misc, assignment]
+    with (
+        _replaced(tune_module, "TuneController", controller),
+        _replaced(registry, "_internal_kv_initialized", lambda: False),  # classes stay here
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        tune_module.TuneController = before  # type: ignore[misc]
+        setattr(module, name, before)
 
 
 class _Controller(TuneController):
     def __init__(self, make: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._actor_manager = TrialThreads()  # type: ignore[assignment]
+        self._actor_cache = _AllKept()
         self._class_cache = _Classes(make)  # type: ignore[assignment]
+        self._has_state = False
+
+    def checkpoint(self, force: bool = False, wait: bool = False) -> None:
+        """Write Tune's state once, since Tune looks for the file at its end."""
+        if not self._has_state:
+            self._has_state = True
+            super().checkpoint(force=True, wait=True)
+
+    def _mark_trial_to_checkpoint(self, trial: Trial) -> None:
+        """Leave all trials out of that state."""
+
+
+class _AllKept(_ObjectCache):
+    """Trainables that wait for their next trials. Tune's cache drops all but one of those that
+    become free at the same time."""
+
+    def cache_object(self, key: Any, obj: Any) -> bool:
+        self._cached_objects[key].append(obj)
+        self._num_cached_objects += 1
+        return True
+
+    def flush_cached_objects(self, force_all: bool = False) -> Generator[Any, None, None]:
+        if force_all:
+            yield from super().flush_cached_objects(force_all)
 
 
 @dataclass(frozen=True)
@@ -115,17 +155,25 @@ class TrialThreads:
         self._live_actors_to_ray_actors_resources: dict[TrackedActor, tuple[None, None]] = {}
 
     def next(self, timeout: float | None = None) -> bool:
-        """Wait for a result, and pass it on; return False if there is none in time."""
+        """Wait for a result, and pass on all that are there; return False if there is none in time.
+
+        Tune looks for new trials before each call, which takes as long as a result does.
+        """
         try:
-            thread, task, result, error = self._events.get(timeout=timeout)
+            event = self._events.get(timeout=timeout)
         except queue.Empty:
             return False
+        self._pass_on(*event)
+        for _ in range(self._events.qsize()):
+            self._pass_on(*self._events.get_nowait())
+        return True
+
+    def _pass_on(self, thread: _Thread, task: _Task, result: Any, error: Exception | None) -> None:
         if task in thread.awaited:
             if error is not None:
                 raise error
             thread.awaited.remove(task)
             task.on_result(result)
-        return True
 
     def add_actor(
         self,

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import os
 import re
 import threading
@@ -13,11 +14,14 @@ import psutil
 import pytest
 from ray import tune
 from ray.air.execution._internal import RayActorManager
+from ray.tune import registry
 from ray.tune import tune as tune_module
 from ray.tune.execution import tune_controller
+from ray.tune.utils.object_cache import _ObjectCache
 
 from nanovlm.cluster.ray_cluster import Cluster
-from nanovlm.search.tune_threads import TrialThreads, trials_in_threads
+from nanovlm.search.tune_threads import TrialThreads, _AllKept, trials_in_threads
+from tests.processes import wait_until
 
 NEVER_USED = {"_actor_task_events"}
 """For the export of models."""
@@ -57,23 +61,37 @@ class Steps:
         self.said.append(("stop", threading.get_ident()))
 
 
-def events(threads: TrialThreads) -> int:
-    """Pass on all that happens, until nothing does for a moment; return how much that was."""
-    return len([*iter(lambda: threads.next(timeout=0.5), False)])
+def events(threads: TrialThreads) -> None:
+    """Pass on all that happens, until nothing does for a moment."""
+    while threads.next(timeout=0.5):
+        pass
 
 
 def test_the_methods_of_a_trial_run_one_after_another_in_a_thread_of_its_own() -> None:
     threads, seen = TrialThreads(), list[Any]()
     actor = threads.add_actor(Steps, {"name": "made"}, None, on_start=lambda _: seen.append("on"))
     assert threads.is_actor_started(actor) and threads.num_live_actors == 1
-    assert events(threads) == 1 and seen == ["on"]
+    events(threads)
+    assert seen == ["on"]
     for text in ("a", "b"):
         threads.schedule_actor_task(actor, "train", (text,), on_result=lambda *r: seen.append(r))
     threads.schedule_actor_task(actor, "threads", on_result=lambda _, found: seen.append(found))
     assert threads.num_actor_tasks == 3
-    assert events(threads) == 3 and threads.num_actor_tasks == 0
+    events(threads)
+    assert threads.num_actor_tasks == 0
     assert seen[1:3] == [(actor, ["made", "a"]), (actor, ["made", "a", "b"])]
     assert len(seen[3]) == 1 and threading.get_ident() not in seen[3]
+
+
+def test_all_results_that_are_there_are_passed_on_at_once() -> None:
+    """Tune does all that it does between two calls of `next` once for them, and not for each."""
+    threads, seen = TrialThreads(), list[int]()
+    for number in range(5):
+        threads.add_actor(Steps, {"name": "made"}, None, lambda _, n=number: seen.append(n))  # type: ignore[misc]
+    assert wait_until(lambda: threads._events.qsize() == 5, seconds=10)
+    assert threads.next(timeout=0) and sorted(seen) == [*range(5)]
+    assert not threads.next(timeout=0)
+    threads.cleanup()
 
 
 def test_results_that_tune_has_dropped_are_not_passed_on() -> None:
@@ -94,7 +112,7 @@ def test_a_trial_stops_after_what_it_does_and_its_thread_ends(has_future: bool) 
     before, seen = threading.active_count(), list[Any]()
     threads = TrialThreads()
     actor = threads.add_actor(Steps, {"name": "made"}, None, on_stop=seen.append)
-    assert events(threads) == 1
+    events(threads)
     threads.schedule_actor_task(actor, "wait")
     future = None
     if has_future:
@@ -115,8 +133,8 @@ def test_tune_hears_nothing_of_a_trial_that_it_removes_before_it_has_begun() -> 
     )
     future = threads.schedule_actor_task(actor, "stop", _return_future=True)
     assert threads.remove_actor(actor, stop_future=future)
-    assert events(threads) == 2 and threads.num_total_actors == 0
-    assert seen == []
+    events(threads)
+    assert threads.num_total_actors == 0 and seen == []
 
 
 def test_a_trial_is_forgotten_at_once_when_it_is_killed_and_at_the_end() -> None:
@@ -128,8 +146,19 @@ def test_a_trial_is_forgotten_at_once_when_it_is_killed_and_at_the_end() -> None
     assert threads.remove_actor(killed, kill=True) and not threads.is_actor_started(killed)
     threads.cleanup()
     assert threads.num_total_actors == 0
-    assert events(threads) == 4, "of which none is passed on"
+    events(threads)  # of which none is passed on
     assert threading.active_count() == before
+
+
+def test_all_trainables_that_are_free_at_the_same_time_wait_for_their_next_trials() -> None:
+    """Else most threads end after one trial, and others start."""
+    theirs, ours = _ObjectCache(), _AllKept()
+    assert [theirs.cache_object("key", name) for name in "ab"] == [True, False]
+    assert [ours.cache_object("key", name) for name in "ab"] == [True, True]
+    assert ours.num_cached_objects == 2 and [*ours.flush_cached_objects()] == []
+    assert ours.pop_cached_object("key") == "a"
+    assert [*ours.flush_cached_objects(force_all=True)] == ["b"]
+    assert not ours.has_cached_object("key") and ours.num_cached_objects == 0
 
 
 def test_an_error_in_a_trial_is_raised() -> None:
@@ -166,9 +195,13 @@ class Trial(tune.Trainable):
 
 @pytest.mark.ray
 @pytest.mark.timeout(120)
-def test_tune_runs_trials_in_this_process(ray_cluster: Cluster, tmp_path: Path) -> None:
-    """Else each slot costs the driver's node a process."""
-    seen = list[dict[str, Any]]()
+def test_tune_runs_trials_in_this_process(
+    ray_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each slot costs the driver's node a process, and each trial calls of the head, and the
+    state of all trials is written again and again."""
+    seen, calls = list[dict[str, Any]](), list[bytes]()
+    monkeypatch.setattr(registry, "_internal_kv_get", calls.append)
 
     class Seen(tune.Callback):
         def on_trial_result(self, **info: Any) -> None:  # type: ignore[override]
@@ -180,6 +213,7 @@ def test_tune_runs_trials_in_this_process(ray_cluster: Cluster, tmp_path: Path) 
         param_space={"value": tune.grid_search([*range(5)])},
         tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=2),
         run_config=tune.RunConfig(
+            name="trials",
             storage_path=str(tmp_path),
             callbacks=[Seen()],
             verbose=0,
@@ -187,6 +221,9 @@ def test_tune_runs_trials_in_this_process(ray_cluster: Cluster, tmp_path: Path) 
     )
     with trials_in_threads(functools.partial(Trial, "told by no pickle")):
         tuner.fit()
+    assert calls == []
+    (state,) = (tmp_path / "trials").glob("experiment_state-*.json")
+    assert json.loads(state.read_text())["trial_data"] == []
     assert sorted(each["value"] for each in seen) == sorted([*range(5)] * 2)
     assert {each["told"] for each in seen} == {"told by no pickle"}
     assert {each["process"] for each in seen} == {os.getpid()}
