@@ -46,7 +46,7 @@ Event = TrialRecord | ProgressUpdate | Notice
 
 
 class BrokerState:
-    """The trials of a search, each queued, at work in one group, paused, or ended."""
+    """The trials of a search: each is queued, at work in one group, paused, or has just ended."""
 
     def __init__(self, stall_seconds: float | None = None) -> None:
         """Lose a group after a silence of `stall_seconds`; None: see `StallDetector`."""
@@ -141,12 +141,15 @@ class BrokerState:
                 self._end_with_search(trial)
 
     def take_events(self) -> list[Event]:
-        """Return the events since the last call: changed records in order, then the progress."""
+        """Return the events since the last call: changed records in order, then the progress. What
+        has ended is the driver's from then on."""
         events, self._events = self._events, []
         updates, self._updates = self._updates, {}
         for event in events:
             if isinstance(event, TrialRecord):
                 self._trials[event.trial_id].num_reports_taken = len(event.reports)
+                if event.end is not None:
+                    del self._trials[event.trial_id]
         return [*events, *updates.values()]
 
     @property

@@ -186,7 +186,8 @@ class World:
                 before.append(event)
 
     def record(self, name: str) -> TrialRecord:
-        return self.state._trials[name].record
+        trial = self.state._trials.get(name)
+        return self.told[name][-1] if trial is None else trial.record
 
     def is_over(self, name: str) -> bool:
         return bool(self.told[name]) and self.told[name][-1].end is not None
@@ -228,7 +229,7 @@ class World:
                 break
         self.check()
         assert [name for name in self.told if not self.is_over(name)] == []
-        assert self.state.is_idle
+        assert self.state.is_idle and not self.state._trials
 
 
 EVENTS = (
