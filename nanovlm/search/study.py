@@ -112,21 +112,6 @@ class StudyFile(JournalFileBackend):
             self._synced_at = now
 
 
-class OwnJournal(JournalStorage):
-    """The storage over a `StudyFile`."""
-
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
-    ) -> list[FrozenTrial]:
-        """Return the trials in one of the states; none is WAITING, for nobody queues trials here.
-
-        Optuna asks for those before each new trial, and would look at all trials.
-        """
-        if states == (TrialState.WAITING,):
-            return []
-        return super().get_all_trials(study_id, deepcopy, states)
-
-
 def open_study(space: SearchSpace, folder: Path) -> StudyLocation:
     """Return where the study of a results folder is; makes it if it is not there.
 
@@ -138,7 +123,7 @@ def open_study(space: SearchSpace, folder: Path) -> StudyLocation:
     if space.study.storage is None:
         with _readable(folder / STUDY_FILE):
             file = StudyFile(folder / STUDY_FILE)
-            storage: BaseStorage = OwnJournal(file)
+            storage: BaseStorage = JournalStorage(file)
     else:
         storage = open_database(space.study)
     name = _study_name(space, folder)

@@ -11,6 +11,7 @@ from optuna.storages.journal import JournalFileBackend
 from nanovlm.config.space import SearchSpace, load_space
 from nanovlm.errors import UserError
 from nanovlm.results.read import STUDY_FILE
+from nanovlm.samplers.optuna_compat import create_trial
 from nanovlm.search.study import SPACE as SPACE_OF
 from nanovlm.search.study import open_study
 
@@ -54,7 +55,7 @@ def test_a_new_trial_is_asked_for_without_a_look_at_all_others(
     look = mock.Mock(return_value=[])
     replayed = type(place.storage._replay_result)  # type: ignore[attr-defined]
     monkeypatch.setattr(replayed, "get_all_trials", look)
-    study.ask()
+    create_trial(study, {"number": 0})
     look.assert_not_called()
     study.get_trials(deepcopy=False)
     look.assert_called_once()
