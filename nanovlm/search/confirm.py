@@ -10,7 +10,7 @@ from typing import Any
 
 from nanovlm.config.schema import TrainConfig
 from nanovlm.config.search_settings import JUDGED_SEEDS, Confirm, Objective
-from nanovlm.config.sources import Layer, build_config
+from nanovlm.config.sources import Layer, build_config, config_values, earlier_values, flat_values
 from nanovlm.config.space import SearchSpace
 from nanovlm.errors import UserError
 from nanovlm.messages import TrialRecord
@@ -106,25 +106,29 @@ def plan_confirmation(
         if len(space.objective.all) > 1 and best_record(records, space.objective) is not None:
             note = "the chosen configuration is the default one"
         return ConfirmPlan(runs=(), notes=(f"nothing to confirm: {note}",))
-    entries = {r.number: (dict(r.parameters), _config_of(r)) for r in ranked}
     notes = list[str]()
-    if default is None or default.state != "failed":
-        values = space.default_values() if default is None else dict(default.parameters)
-        entries[DEFAULT_NUMBER] = values, default_config
-    else:
+    races_default = default is None or default.state != "failed"
+    if default is not None and not races_default:
         notes.append(
             f"the default configuration (trial {DEFAULT_NUMBER}) failed and is not run again, so "
             f"nothing is compared with it: {default.reason}"
         )
     race = Race.between(
         [r.number for r in ranked],
-        DEFAULT_NUMBER if DEFAULT_NUMBER in entries else None,
+        DEFAULT_NUMBER if races_default else None,
         space.confirm,
         {r.number: _value(r, space.objective) for r in ranked if r.state == "completed"},
     )
+    of_number = {r.number: r for r in ranked}
+
+    def entry(number: int) -> tuple[Mapping[str, Any], TrainConfig]:
+        if number in of_number:
+            return of_number[number].parameters, _config_of(of_number[number])
+        return space.default_values() if default is None else default.parameters, default_config
+
     first_seed = first_confirm_seed(space)
     runs = [
-        _run(space, number, *entries[number], first_seed + seed_round)
+        _run(space, number, *entry(number), first_seed + seed_round)
         for number, seed_round in race.next_runs(_results(done, space.objective, first_seed))
     ]
     return ConfirmPlan(runs=tuple(runs), notes=tuple(notes))
@@ -150,10 +154,15 @@ def rank_configurations(
     measured = [r for r in records if r.state != "failed" and objective.metric in r.metrics]
     if len(objective.all) > 1:
         measured = [r for r in [best_record(records, objective)] if r is not None]
+    defaults = earlier_values({})
+
+    def identity(config: Mapping[str, Any]) -> str:
+        return json.dumps({**defaults, **flat_values(config), "seed": 0}, sort_keys=True)
+
     best: dict[str, TrialRecord] = {}
     for record in sorted(measured, key=rank):
-        best.setdefault(_identity(_config_of(record)), record)
-    best.pop(_identity(default), None)
+        best.setdefault(identity(record.config), record)
+    best.pop(identity(config_values(default)), None)
     return list(best.values())
 
 
@@ -177,11 +186,6 @@ def _value(record: TrialRecord, objective: Objective) -> float:
 
 def _config_of(record: TrialRecord) -> TrainConfig:
     return build_config(Layer(f"trial {record.number}", record.config))
-
-
-def _identity(config: TrainConfig) -> str:
-    """Return a text that two configurations share if they differ in their seed at most."""
-    return json.dumps(dataclasses.asdict(dataclasses.replace(config, seed=0)), sort_keys=True)
 
 
 def _run(
