@@ -69,7 +69,8 @@ class BrokerClient:
 
     def take_up(self, job: Job, record: TrialRecord) -> None:
         """Add a trial that paused in an earlier run of the program."""
-        self._trials[job.trial_id] = _Trial(len(record.reports))
+        with self._lock:
+            self._trials[job.trial_id] = _Trial(len(record.reports))
         ray.get(self._broker.take_up.remote(job, record))
 
     def next_report(self, trial_id: str) -> Answer:

@@ -96,11 +96,11 @@ def plan_confirmation(
         records: the ended trials of the search.
         done: ended runs of the race, however they ended.
     """
+    if not space.confirm.top:
+        return ConfirmPlan(runs=(), notes=())
     default = next((r for r in records if r.number == DEFAULT_NUMBER), None)
     default_config = space.base if default is None else _config_of(default)
     ranked = rank_configurations(records, space.objective, default_config)
-    if not space.confirm.top:
-        return ConfirmPlan(runs=(), notes=())
     if not ranked:
         note = "no configuration but the default one has reported"
         if len(space.objective.all) > 1 and best_record(records, space.objective) is not None:
