@@ -1,10 +1,12 @@
-"""This process: how signals end it, what happens if its output closes, which CPUs it may use.
+"""This process: how signals end it, what happens if its output closes, which CPUs it may use, and
+what its garbage collector looks at.
 
 Ctrl-C, SIGTERM and SIGHUP (a closed terminal) end a program with exit code 130.
 """
 
 import atexit
 import contextlib
+import gc
 import io
 import os
 import select
@@ -290,3 +292,17 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def collecting_new_objects() -> Iterator[None]:
+    """Have the garbage collector look at those objects alone that are made meanwhile.
+
+    What the imports have made, half a million objects, lives as long as the program. Each time that
+    the collector looks at all of it no thread goes on for 0.15 to 0.4 s.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

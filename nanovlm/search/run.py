@@ -107,6 +107,7 @@ def run_plan(
     store = ResultsStore(folder, space.objective, gpus, num_models, default_name)
     with (
         process.in_order(),
+        process.collecting_new_objects(),
         store.opened(resume=resume),
         logged_to(store.folder / LOGS_DIR),
         explain_full_disk(store.folder, most_bytes),

@@ -1,5 +1,6 @@
 """A whole search from Python, and what an observer of it is told."""
 
+import gc
 import json
 import re
 from collections.abc import Mapping
@@ -41,9 +42,12 @@ class Witness(Observer):
         self.records: list[TrialRecord] = []
         self.updates: list[ProgressUpdate] = []
         self.ends: list[Mapping[str, Any]] = []
+        self.num_uncollected = 0
+        """Objects that the garbage collector passes over."""
 
     def begin(self, start: RunStart) -> None:
         self.starts.append(start)
+        self.num_uncollected = gc.get_freeze_count()
 
     def progress(self, update: ProgressUpdate) -> None:
         self.updates.append(update)
@@ -80,6 +84,8 @@ def test_the_example_of_the_document(
     assert not (outcome.is_interrupted or outcome.has_failed)
     assert outcome.summary["ended_by"] == "budget.trials: 2 trials are done"
     check_what_was_told(witness, outcome.folder, outcome.summary)
+    assert witness.num_uncollected > 100_000, "else a collection stops all threads for long"
+    assert gc.get_freeze_count() == 0, "what the caller has is the caller's"
     free = ray.available_resources()["CPU"]
     assert free == ray.cluster_resources()["CPU"], "given back when it returns, for who comes next"
 
