@@ -45,6 +45,7 @@ from nanovlm.search.searcher import OnDecision, Pauses, RungScheduler, StudySear
 from nanovlm.search.study import StudyLocation, open_study
 from nanovlm.search.study_recorder import patiently
 from nanovlm.search.tune_threads import trials_in_threads
+from nanovlm.search.tune_trials import TrialMaker
 from nanovlm.search.warm_start import learn_from
 
 _UNLIMITED_TRIALS = -1
@@ -321,7 +322,7 @@ class Search:
             TrialRelay,
             tune_config=tune.TuneConfig(
                 num_samples=_UNLIMITED_TRIALS,
-                search_alg=searcher,
+                search_alg=TrialMaker(searcher),
                 scheduler=scheduler,
                 reuse_actors=True,
             ),

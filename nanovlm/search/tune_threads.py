@@ -3,9 +3,9 @@
 Tune has an actor for each trial that runs, on the driver's node: a process of 100 MiB that takes
 1.5 s of CPU time to start. Here all that these do is wait for reports (`TrialRelay`), for which a
 thread of the driver will do. Tune also writes its state to files again and again, which nobody
-reads (what a search needs to go on is in the results folder and in the study), and asks the
-cluster's head three times for the class of each trial. With 256 slots that was four tenths of what
-its thread did. `tests/search/test_tune_threads.py` names what breaks when Ray changes these parts.
+reads: what a search needs to go on is in the results folder and in the study. With 256 slots that
+was a sixth of what its thread did. `tests/search/test_tune_threads.py` names what breaks when Ray
+changes these parts.
 """
 
 import contextlib
@@ -15,11 +15,9 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 from ray.air.execution._internal.tracked_actor import TrackedActor
-from ray.tune import registry
 from ray.tune import tune as tune_module
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
@@ -33,22 +31,13 @@ def trials_in_threads(make: Callable[..., Any]) -> Iterator[None]:
     Args:
         make: returns a new trainable for the arguments by name that Tune gives its class.
     """
+    before = tune_module.TuneController
     controller = functools.partial(_Controller, make)
-    with (
-        _replaced(tune_module, "TuneController", controller),
-        _replaced(registry, "_internal_kv_initialized", lambda: False),  # classes stay here
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
+    tune_module.TuneController = controller  # type: ignore[misc, assignment]
     try:
         yield
     finally:
-        setattr(module, name, before)
+        tune_module.TuneController = before  # type: ignore[misc]
 
 
 class _Controller(TuneController):
