@@ -336,10 +336,6 @@ class RungScheduler(FIFOScheduler):
     def __reduce__(self) -> tuple[type[FIFOScheduler], tuple[()]]:
         return FIFOScheduler, ()  # Tune pickles it into a state that nobody reads
 
-    def choose_trial_to_run(self, tune_controller: TuneController) -> None:
-        """Name none: Tune starts all that wait, in their order, and need not look through all
-        trials that there have ever been."""
-
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> str:
