@@ -172,24 +172,21 @@ class StudyRecorder:
         Args:
             errors: of the sampler, each of which made it draw at random.
         """
-        if number > 0:  # trial 0 is the default configuration
-            self._count_sampler_failure(number, trial, errors)
+        for error in errors[:1] if number > 0 else ():  # trial 0 is the default configuration
+            reason = f"{type(error).__name__}: {error}".split("\n")[0][:_LONGEST_REASON]
+            trial.set_user_attr(SAMPLER_FAILURE, reason)
         trial.set_user_attr(VALUES, values)  # last: a trial that has them is whole
-        self._is_creating = False
+        self._is_creating = False  # from here on nothing is tried again
+        if number > 0:
+            self._count_sampler_failure(number, trial.user_attrs.get(SAMPLER_FAILURE))
         return OpenTrial(number, values, trial)
 
-    def _count_sampler_failure(
-        self, number: int, trial: optuna.Trial, errors: Sequence[Exception]
-    ) -> None:
-        reason = None
-        for error in errors[:1]:
-            reason = f"{type(error).__name__}: {error}".split("\n")[0][:_LONGEST_REASON]
-            trial.set_user_attr(SAMPLER_FAILURE, reason)  # may fail: then it is asked for anew
-            if not any(self._sampler_failures):
-                self.notify(
-                    f"the {self.space.sampler.name} sampler failed, and trial {number} is drawn "
-                    f"at random: {reason}; see logs/driver.log"
-                )
+    def _count_sampler_failure(self, number: int, reason: str | None) -> None:
+        if reason is not None and not any(self._sampler_failures):
+            self.notify(
+                f"the {self.space.sampler.name} sampler failed, and trial {number} is drawn at "
+                f"random: {reason}; see logs/driver.log"
+            )
         self._sampler_failures.append(reason)
 
     def sampler_note(self) -> str | None:

@@ -292,6 +292,32 @@ def test_a_storage_that_is_away_is_no_failure_of_the_sampler(
     assert [trial.user_attrs[NUMBER] for trial in searcher.study.trials] == [0, 1]
 
 
+def test_a_failure_of_the_sampler_counts_once_though_the_storage_fails_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise FloatingPointError("a matrix that is singular")
+
+    told: list[str] = []
+    searcher = searcher_of(space(tmp_path, **{"sampler.name": "tpe"}), tmp_path, notify=told.append)
+    ask(searcher, "tune-0")
+    for method in ("sample_relative", "sample_independent"):
+        monkeypatch.setattr(optuna.samplers.TPESampler, method, fail)
+    whole, away = optuna.Trial.set_user_attr, iter([True])
+
+    def write(trial: optuna.Trial, key: str, value: Any) -> None:
+        if key == VALUES and next(away, False):
+            raise OSError("no route to the database")
+        whole(trial, key, value)
+
+    monkeypatch.setattr(optuna.Trial, "set_user_attr", write)
+    monkeypatch.setattr(StopSwitch, "pause", lambda switch, seconds: None)
+    assert ask(searcher, "tune-1")[NUMBER] == 1
+    assert len(told) == 2 and told[0].startswith("the study's storage fails")
+    note = searcher.recorder.sampler_note()
+    assert note is not None and "failed in 1 of 1 suggestions" in note
+
+
 def test_a_storage_that_is_away_for_a_while_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
