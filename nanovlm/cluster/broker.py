@@ -130,13 +130,8 @@ class Broker:
     async def take_up(self, job: Job, record: TrialRecord) -> None:
         self._change(lambda: self._state.take_up(job, record))
 
-    async def decide(
-        self, trial_id: str, samples_seen: int, decision: Decision, reason: str | None = None
-    ) -> None:
-        self._change(lambda: self._state.decide(trial_id, samples_seen, decision, reason))
-
     async def decide_all(self, decisions: Sequence[tuple[str, int, Decision, str | None]]) -> None:
-        """Do what `decide` does with each of these arguments."""
+        """Do what `BrokerState.decide` does with each of these arguments."""
 
         def decide() -> None:
             for decision in decisions:

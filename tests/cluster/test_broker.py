@@ -71,9 +71,9 @@ def test_a_trial_that_is_stopped_at_its_second_report() -> None:
 
         decisions = asyncio.create_task(worker())
         assert await driver.report("trial-0", 0) == report(10)
-        await broker.decide("trial-0", 10, Decision.CONTINUE)
+        await broker.decide_all([("trial-0", 10, Decision.CONTINUE, None)])
         assert await driver.report("trial-0", 1) == report(20)
-        await broker.decide("trial-0", 20, Decision.STOP, "below the cutoff")
+        await broker.decide_all([("trial-0", 20, Decision.STOP, "below the cutoff")])
         assert await decisions == [Decision.CONTINUE, Decision.STOP]
         await broker.flush_events()
         (record,) = driver.ended
@@ -122,7 +122,7 @@ def test_a_restarted_group_gets_its_job_again_and_known_decisions_at_once() -> N
         first = await take(broker, "group-0")
         lost = asyncio.create_task(broker.report(first.lease, report(10), 1.0, 2.0))
         await driver.report("trial-0", 0)
-        await broker.decide("trial-0", 10, Decision.CONTINUE)
+        await broker.decide_all([("trial-0", 10, Decision.CONTINUE, None)])
         await lost
         # The worker dies here; its successor starts over.
         again = await take(broker, "group-0")
@@ -192,7 +192,7 @@ def test_closing_frees_everyone(reason: str | None) -> None:
         closed = asyncio.create_task(broker.wait_until_closed())
         assert await driver.report("trial-0", 0) == report(10)
         await broker.close(reason)
-        await broker.decide("trial-0", 10, Decision.STOP)  # too late
+        await broker.decide_all([("trial-0", 10, Decision.STOP, None)])  # too late
         await closed
         assert await idle is Order.SHUTDOWN
         assert await asking is Decision.STOP
@@ -219,12 +219,12 @@ def test_a_pause_frees_the_group_and_the_trial_goes_on_when_it_is_told() -> None
         lease = (await take(broker, "group-0")).lease
         asking = asyncio.create_task(broker.report(lease, report(10), 1.0, 2.0))
         assert await driver.report("trial-0", 0) == report(10)
-        await broker.decide("trial-0", 10, Decision.PAUSE)
+        await broker.decide_all([("trial-0", 10, Decision.PAUSE, None)])
         assert await asking is Decision.STOP
         waiting = asyncio.create_task(take(broker, "group-0"))
         await asyncio.sleep(0.01)
         assert not waiting.done()
-        await broker.decide("trial-0", 10, Decision.CONTINUE)
+        await broker.decide_all([("trial-0", 10, Decision.CONTINUE, None)])
         lease = (await waiting).lease
         assert await broker.report(lease, report(10), 3.0, 4.0) is Decision.CONTINUE
         await broker.report(lease, report(20, is_final=True), 3.0, 5.0)
@@ -241,7 +241,7 @@ def test_a_trial_that_paused_before_the_program_started_is_taken_up() -> None:
         assert await records(broker) == [before]
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(take(broker, "group-0"), 0.01)
-        await broker.decide("trial-0", 10, Decision.CONTINUE)
+        await broker.decide_all([("trial-0", 10, Decision.CONTINUE, None)])
         assert (await take(broker, "group-0")).job == job(0)
 
     run(scenario())

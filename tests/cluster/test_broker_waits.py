@@ -56,7 +56,7 @@ def test_a_decision_wakes_the_group_that_waits_for_it_and_no_other() -> None:
         calls = [asyncio.create_task(broker.report(x, report(0), 1.0, 2.0)) for x in leases]
         await settle()
         broker.asked.clear()
-        await broker.decide("trial-3", ENDS[0], Decision.CONTINUE)
+        await broker.decide_all([("trial-3", ENDS[0], Decision.CONTINUE, None)])
         await settle()
         assert [call.done() for call in calls] == [n == 3 for n in range(NUM_GROUPS)]
         assert broker.asked == {leases[3]: 1}
@@ -118,14 +118,14 @@ def test_what_nothing_waits_for_comes_with_what_is_awaited() -> None:
         states = [len(e.reports) for e in await events if isinstance(e, TrialRecord)]
         assert states == [0, 0, 1] and time.monotonic() - began_at < SECONDS_BETWEEN_UPDATES / 2
         events = asyncio.create_task(broker.next_events())
-        await broker.decide("trial-0", ENDS[0], Decision.PAUSE)
+        await broker.decide_all([("trial-0", ENDS[0], Decision.PAUSE, None)])
         began_at = time.monotonic()
         (paused,) = await events
         assert isinstance(paused, TrialRecord) and paused.is_paused
         assert time.monotonic() - began_at < SECONDS_BETWEEN_UPDATES / 2, "it is written at once"
         assert await reported is Decision.STOP, "its group is free"
         events = asyncio.create_task(broker.next_events())
-        await broker.decide("trial-0", ENDS[0], Decision.CONTINUE)
+        await broker.decide_all([("trial-0", ENDS[0], Decision.CONTINUE, None)])
         assert len(await events) == 1, "what nothing waits for comes by itself in the end"
         assert time.monotonic() - began_at > SECONDS_BETWEEN_UPDATES / 2
         events = asyncio.create_task(broker.next_events())
@@ -179,12 +179,12 @@ class Life:
             answer = await self.driver.report(name, index)
             await self.pause()
             decision = self.random.choice(list(Decision))
-            await self.broker.decide(name, answer.samples_seen, decision, "a comparison")
+            await self.broker.decide_all([(name, answer.samples_seen, decision, "a comparison")])
             if decision is Decision.STOP:
                 return
             if decision is Decision.PAUSE:
                 await self.pause()
-                await self.broker.decide(name, answer.samples_seen, Decision.CONTINUE)
+                await self.broker.decide_all([(name, answer.samples_seen, Decision.CONTINUE, None)])
 
     async def work(self, group: str) -> None:
         """Take jobs until the broker closes; now and then the group is lost or dies."""
