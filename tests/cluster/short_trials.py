@@ -1,6 +1,7 @@
 """Trials of three reports, for the tests of the broker."""
 
 import asyncio
+from collections.abc import Callable
 
 from nanovlm.cluster.broker import Broker
 from nanovlm.config.schema import TrainConfig
@@ -50,20 +51,16 @@ class Driver:
 
     async def report(self, trial_id: str, index: int) -> Report:
         """Wait for a report of a trial."""
-
-        def is_there() -> bool:
-            return trial_id in self._records and len(self._records[trial_id].reports) > index
-
-        async with self._news:
-            await self._news.wait_for(is_there)
-        return self._records[trial_id].reports[index]
+        record = await self._record(trial_id, lambda record: len(record.reports) > index)
+        return record.reports[index]
 
     async def end(self, trial_id: str) -> TrialRecord:
         """Wait for the end of a trial."""
+        return await self._record(trial_id, lambda record: record.end is not None)
 
-        def is_there() -> bool:
-            return trial_id in self._records and self._records[trial_id].end is not None
-
+    async def _record(self, trial_id: str, fits: Callable[[TrialRecord], bool]) -> TrialRecord:
         async with self._news:
-            await self._news.wait_for(is_there)
+            await self._news.wait_for(
+                lambda: trial_id in self._records and fits(self._records[trial_id])
+            )
         return self._records[trial_id]

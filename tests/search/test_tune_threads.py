@@ -21,6 +21,7 @@ from ray.tune.utils.object_cache import _ObjectCache
 from nanovlm.cluster.ray_cluster import Cluster
 from nanovlm.search.tune_threads import TrialThreads, _AllKept, trials_in_threads
 from tests.processes import wait_until
+from tests.search.trainables import ValueTrainable
 
 NEVER_USED = {"_actor_task_events"}
 """For the export of models."""
@@ -170,17 +171,10 @@ def test_an_error_in_a_trial_is_raised() -> None:
     threads.cleanup()
 
 
-class Trial(tune.Trainable):
+class Trial(ValueTrainable):
     def __init__(self, told: str, **of_tune: Any) -> None:
         self.told = told
         super().__init__(**of_tune)
-
-    def setup(self, config: dict[str, Any]) -> None:
-        self.value = config["value"]
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.value = new_config["value"]
-        return True
 
     def step(self) -> dict[str, Any]:
         return {

@@ -12,6 +12,7 @@ from ray.tune.search import Searcher
 from nanovlm.cluster.ray_cluster import Cluster
 from nanovlm.search.tune_threads import trials_in_threads
 from nanovlm.search.tune_trials import TrialMaker
+from tests.search.trainables import ValueTrainable
 
 NUM_TRIALS = 12
 
@@ -41,14 +42,7 @@ class Values(Searcher):
         self.ended[trial_id] = result["value"]
 
 
-class Trial(tune.Trainable):
-    def setup(self, config: dict[str, Any]) -> None:
-        self.value = config["value"]
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.value = new_config["value"]
-        return True
-
+class Trial(ValueTrainable):
     def step(self) -> dict[str, Any]:
         return {"value": self.value, "done": True}
 
