@@ -43,10 +43,7 @@ class _Trial:
 
 
 class BrokerClient:
-    """Submits trials, waits for their reports and answers them; its methods are for any thread.
-
-    A broker that is lost raises nothing here: it ends the run elsewhere.
-    """
+    """Submits trials, waits for their reports and answers them; its methods are for any thread."""
 
     def __init__(self, broker: Any) -> None:
         """
@@ -102,7 +99,7 @@ class BrokerClient:
     def decide(self, decisions: Sequence[TrialDecision]) -> None:
         """Answer reports; returns when the broker has done it, since calls of several threads may
         overtake each other."""
-        with contextlib.suppress(RayActorError):
+        with contextlib.suppress(RayActorError):  # the broker is lost, which ends the run elsewhere
             ray.get(self._broker.decide_all.remote(decisions))
 
     # ------------------------------------------------------------------ the driver's side

@@ -31,15 +31,18 @@ class StudyView(optuna.Study):
 def create_trial(study: optuna.Study, attributes: Mapping[str, Any]) -> optuna.Trial:
     """Return a new trial, which the storage gets together with its attributes. `Study.ask` writes a
     trial without any, which nobody can tell from others if the program ends there."""
-    study._thread_local.cached_all_trials = None  # samplers see what other programs wrote
     template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=dict(attributes))
-    return optuna.Trial(study, study._storage.create_new_trial(study._study_id, template))
+    return _opened(study, study._storage.create_new_trial(study._study_id, template))
 
 
 def running_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
     """Return a trial of the study that may lack values; the study's sampler suggests those."""
-    study._thread_local.cached_all_trials = None
-    return optuna.Trial(study, trial._trial_id)
+    return _opened(study, trial._trial_id)
+
+
+def _opened(study: optuna.Study, trial_id: int) -> optuna.Trial:
+    study._thread_local.cached_all_trials = None  # samplers see what other programs wrote
+    return optuna.Trial(study, trial_id)
 
 
 def reopen_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:

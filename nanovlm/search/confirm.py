@@ -107,15 +107,15 @@ def plan_confirmation(
             note = "the chosen configuration is the default one"
         return ConfirmPlan(runs=(), notes=(f"nothing to confirm: {note}",))
     notes = list[str]()
-    races_default = default is None or default.state != "failed"
-    if default is not None and not races_default:
+    failed = default if default is not None and default.state == "failed" else None
+    if failed is not None:
         notes.append(
             f"the default configuration (trial {DEFAULT_NUMBER}) failed and is not run again, so "
-            f"nothing is compared with it: {default.reason}"
+            f"nothing is compared with it: {failed.reason}"
         )
     race = Race.between(
         [r.number for r in ranked],
-        DEFAULT_NUMBER if races_default else None,
+        DEFAULT_NUMBER if failed is None else None,
         space.confirm,
         {r.number: _value(r, space.objective) for r in ranked if r.state == "completed"},
     )

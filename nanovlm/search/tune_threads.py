@@ -83,7 +83,7 @@ class _Classes:
 
     make: Callable[..., Any]
 
-    def get(self, name: str) -> Callable[..., Any]:
+    def get(self, trainable: type) -> Callable[..., Any]:
         return self.make
 
 
